@@ -1,0 +1,52 @@
+"""Tensor signatures: the one statement of what a served model takes and gives.
+
+Knows names, dtypes and shapes. Does not import torch, Triton or ONNX.
+A dimension of -1 is free; there is no batch dimension that Triton would join by
+itself: one request is one user, candidates are the first axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+_DTYPES = {"FP32": np.float32, "INT64": np.int64, "INT32": np.int32, "BYTES": np.object_}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    name: str
+    dtype: str  # Triton's name: FP32, INT64, INT32, BYTES
+    shape: tuple[int, ...]
+
+    @property
+    def numpy_dtype(self) -> type:
+        return _DTYPES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Signature:
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def check_inputs(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Raises `BadInput`, naming the tensor, on a missing one, a wrong shape, NaN or infinity."""
+        for spec in self.inputs:
+            if spec.name not in tensors:
+                raise BadInput(f"input {spec.name!r} is missing")
+            _check(spec, tensors[spec.name])
+
+
+class BadInput(ValueError):
+    """The request does not fit the model's signature; the message names the tensor."""
+
+
+def _check(spec: TensorSpec, tensor: np.ndarray) -> None:
+    if tensor.ndim != len(spec.shape) or any(
+        want not in (-1, have) for want, have in zip(spec.shape, tensor.shape, strict=True)
+    ):
+        raise BadInput(f"input {spec.name!r} has shape {tensor.shape}, expected {spec.shape}")
+    if spec.dtype == "FP32" and not np.isfinite(tensor).all():
+        raise BadInput(f"input {spec.name!r} holds NaN or infinity")

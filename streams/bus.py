@@ -1,0 +1,94 @@
+"""The bus contract: records in, records out. Kafka and memory implement it alike.
+
+Knows records, offsets, groups and commits. Does not know what the bytes mean.
+`streams.kafka_bus` is the real one, `streams.memory_bus` ships as the fake for
+users' own tests; one contract suite runs against both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from streams.topics import TopicSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message as it lies in a partition."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    timestamp_ms: int = 0
+
+    def header(self, name: str) -> bytes | None:
+        return next((v for k, v in self.headers if k == name), None)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Stamp:
+    """Where a batch lies: what makes a second fold, append or join of it a no-op."""
+
+    epoch: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message to write. `partition=None` lets the client choose by key."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None = None
+    partition: int | None = None
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Producer(Protocol):
+    def send(self, messages: Sequence[Outgoing]) -> None:
+        """Writes all or raises `BusError`; returns when the broker has acknowledged them."""
+
+    def close(self) -> None: ...
+
+
+class Consumer(Protocol):
+    """Reads committed records only. Offsets move only by `commit`."""
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+        """Up to `max_records` records, in offset order within each partition; [] on timeout."""
+
+    def commit(self, records: Sequence[Record]) -> None:
+        """Marks these records, and all before them in their partitions, as done."""
+
+    def seek(self, topic: str, partition: int, offset: int) -> None: ...
+
+    def lag(self) -> int:
+        """Records between this consumer's position and the ends of its partitions."""
+
+    def close(self) -> None: ...
+
+
+class Bus(Protocol):
+    def ensure_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Creates what is missing; a topic with another partition count raises `BusError`."""
+
+    def epoch(self, topic: str) -> str:
+        """Changes whenever the topic's offsets start again (Kafka's topic id)."""
+
+    def producer(self, transactional_id: str | None = None) -> Producer: ...
+
+    def consumer(
+        self, topics: Sequence[str], group: str, *, from_start: bool = True
+    ) -> Consumer: ...
+
+    def healthy(self, timeout_s: float = 1.0) -> bool: ...
+
+
+class BusError(RuntimeError):
+    """The broker refused or did not answer; the message says what to do."""

@@ -1,0 +1,65 @@
+"""The columnar form of admitted events: one Arrow schema for batches and for the log.
+
+Knows column names, dtypes and units. Does not know where batches travel.
+Version 1. A new optional column is appended with a null default; a reader fills a
+column that an older batch lacks with nulls and drops one that it does not know.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+EVENT_SCHEMA = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("kind", pa.uint8(), nullable=False),  # index into events.KINDS
+        pa.field("event_time_ms", pa.int64(), nullable=False),
+        pa.field("ingested_at_ms", pa.int64(), nullable=False),  # stamped by admission
+        pa.field("surface", pa.string(), nullable=False),
+        pa.field("origin", pa.string(), nullable=False),
+        pa.field("request_id", pa.string()),
+        pa.field("impression", pa.string()),
+        pa.field("video_id", pa.string()),
+        pa.field("author_id", pa.string()),
+        pa.field("provenance", pa.string()),
+        pa.field("query", pa.string()),
+        pa.field("dwell_ms", pa.int32()),
+        pa.field("amount_cents", pa.int64()),
+        pa.field("late", pa.bool_(), nullable=False),  # decided once, by admission
+        pa.field("duplicate", pa.bool_(), nullable=False),  # decided once, in the user's order
+        pa.field("source_partition", pa.int32(), nullable=False),  # of the topic `behaviour`
+        pa.field("source_offset", pa.int64(), nullable=False),
+    ]
+)
+
+
+def to_ipc(batch: pa.RecordBatch) -> bytes:
+    """One Arrow-IPC stream with LZ4 buffers, ready to be a Kafka message."""
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def from_ipc(payload: bytes, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:
+    """Reads `to_ipc`'s bytes and conforms them to `schema` (missing columns null)."""
+    with pa.ipc.open_stream(payload) as reader:
+        table = reader.read_all()
+    return conform(table, schema)
+
+
+def conform(table: pa.Table, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:
+    """Columns in `schema`'s order and dtypes; a missing column becomes nulls."""
+    if table.schema.equals(schema):
+        return table
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,56 @@
+"""Topic names, partition counts and the hash that assigns an entity to a partition.
+
+Knows names and numbers. Does not know how to create a topic (`streams.bus`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import xxhash
+
+BEHAVIOUR = "behaviour"  # JSON, any producer, any key
+BEHAVIOUR_DEAD = "behaviour.dead"  # what admission refused: original bytes, cause and origin
+CATALOGUE = "catalogue"  # JSON, key video_id: items added, changed, taken down
+ADMITTED = "events.admitted"  # Arrow-IPC by user: validated, duplicates not decided yet
+EVENTS_BY_USER = "events.by_user"  # Arrow-IPC by user: the admitted truth, duplicates marked
+EVENTS_BY_VIDEO = "events.by_video"  # Arrow-IPC by video, without duplicates
+EVENTS_BY_AUTHOR = "events.by_author"
+EVENTS_BY_QUERY = "events.by_query"
+FEEDBACK = "feedback"  # JSON upserts by impression, with a revision
+ERASURES = "erasures"  # JSON {user_id, at_ms}: users to forget, key user_id
+REQUESTS = "recommendation.requests"
+RESPONSES = "recommendation.responses"
+MODELS_PUBLISHED = "models.published"  # JSON, one per release that went live
+
+# Entity -> the topic that carries its events in one ordered partition per id.
+ENTITY_TOPIC: dict[str, str] = {
+    "user": EVENTS_BY_USER,
+    "video": EVENTS_BY_VIDEO,
+    "author": EVENTS_BY_AUTHOR,
+    "query": EVENTS_BY_QUERY,
+}
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    name: str
+    partitions: int
+    compacted: bool = False
+
+
+def topic_specs(partitions: int) -> list[TopicSpec]:
+    """Every topic of a stack whose entity topics have `partitions` partitions."""
+    wide = [BEHAVIOUR, ADMITTED, *ENTITY_TOPIC.values(), FEEDBACK]
+    narrow = [BEHAVIOUR_DEAD, CATALOGUE, ERASURES, REQUESTS, RESPONSES, MODELS_PUBLISHED]
+    return [TopicSpec(name, partitions) for name in wide] + [TopicSpec(name, 1) for name in narrow]
+
+
+def entity_hash(entity_id: str) -> int:
+    """xxh3-64 of the id's UTF-8 bytes, seed 0. Part of the wire contract: never change it."""
+    return xxhash.xxh3_64_intdigest(entity_id.encode())
+
+
+def partition_of(entity_id: str, partitions: int) -> int:
+    """The partition that owns an entity, whatever client wrote the message."""
+    return entity_hash(entity_id) % partitions
