@@ -1,0 +1,63 @@
+"""`python -m benchmarks NAME [--quick]`: finds benchmarks/NAME.py and runs its `run`.
+
+A benchmark module has `run(options: Options) -> Report` and a docstring that states,
+before any figure, what is claimed and what the bar is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.report import RESULTS
+
+HERE = Path(__file__).parent
+NOT_BENCHMARKS = {"__init__", "__main__", "report"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """quick: CI's form, a few minutes, not committed. world: a world's TOML file."""
+
+    quick: bool
+    world: Path | None
+    seeds: int
+
+
+def names() -> list[str]:
+    found = {p.stem for p in HERE.glob("*.py")} | {
+        p.parent.name for p in HERE.glob("*/__init__.py")
+    }
+    return sorted(found - NOT_BENCHMARKS)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Runs one benchmark, prints its table and verdicts, writes results/NAME.json.",
+        epilog="example: python -m benchmarks loop --quick",
+    )
+    parser.add_argument("name", choices=names(), help="which benchmark")
+    parser.add_argument("--quick", action="store_true", help="CI's form; writes nothing")
+    parser.add_argument("--world", type=Path, help="a world's TOML file, for world benchmarks")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, where one learns")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if argv is None else argv)
+    module = importlib.import_module(f"benchmarks.{options.name}")
+    report = module.run(Options(options.quick, options.world, options.seeds))
+    report.show(Console())
+    if not options.quick:
+        print(f"wrote {report.save(RESULTS)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
