@@ -7,7 +7,7 @@ itself: one request is one user, candidates are the first axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,23 @@ class Signature:
             if spec.name not in tensors:
                 raise BadInput(f"input {spec.name!r} is missing")
             _check(spec, tensors[spec.name])
+
+
+def byte_list(texts: Sequence[str]) -> np.ndarray:
+    """BYTES tensor of UTF-8 texts [max(1, N)]: an empty list becomes one empty string.
+
+    Servers disagree about BYTES tensors of length 0, so none is ever sent.
+    """
+    encoded = [text.encode("utf-8", "replace") for text in texts] or [b""]
+    return np.array(encoded, dtype=np.object_)
+
+
+def text_list(tensor: np.ndarray) -> list[str]:
+    """The texts of a BYTES tensor, empty ones left out; undecodable bytes are replaced."""
+    texts = (
+        raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw) for raw in tensor
+    )
+    return [text for text in texts if text]
 
 
 class BadInput(ValueError):
