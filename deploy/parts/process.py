@@ -1,0 +1,222 @@
+"""One child process: started, watched, stopped for certain.
+
+Knows processes, ports, log files and patience. Does not know what runs inside.
+A child is the leader of a session of its own, so that Ctrl-C in a terminal
+reaches only the process that started it, and so that whatever the child itself
+started (Triton's stubs) can be ended with it. The kernel kills the child when
+the thread that started it dies: start children from a thread that stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+LOOPBACK = "127.0.0.1"
+LOG_TAIL_BYTES = 65_536
+# Below Linux' ephemeral range, so that no outgoing connection takes a port we promised.
+PORT_RANGE = (20_000, 32_000)
+_PR_SET_PDEATHSIG = 1
+# Loaded before any fork: dlopen in a forked child of a threaded process may deadlock.
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_random = random.SystemRandom()
+_promised: set[int] = set()
+
+
+class PartUnavailable(RuntimeError):
+    """This machine cannot have the part; the message says why and how to get it."""
+
+
+class PartFailed(RuntimeError):
+    """The part was started and did not come up, or died; the message ends with its log."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to execute. `env` is laid over this process's environment."""
+
+    argv: Sequence[str]
+    log_path: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
+
+
+class Part(Protocol):
+    """Anything a supervisor can keep running."""
+
+    @property
+    def name(self) -> str: ...
+
+    def command(self) -> Command:
+        """Prepares what the process needs on disk, then says how to start it."""
+
+    def ready(self) -> bool:
+        """One quick question (well under a second) whether it answers now."""
+
+
+def free_port() -> int:
+    """A loopback TCP port that nobody listens on and that was not promised here before."""
+    for _ in range(200):
+        port = _random.randrange(*PORT_RANGE)
+        if port not in _promised and _can_bind(port):
+            _promised.add(port)
+            return port
+    raise PartUnavailable(f"no free port between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
+
+
+def _can_bind(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def listening(port: int, timeout_s: float = 0.3) -> bool:
+    """Whether something accepts TCP connections on the loopback port."""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=timeout_s):
+            return True
+    except OSError:
+        return False
+
+
+class Child:
+    """One run of a command. A second run is a second Child."""
+
+    def __init__(self, name: str, command: Command) -> None:
+        self.name = name
+        self.command = command
+        command.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with command.log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                list(command.argv),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=command.cwd,
+                env={**os.environ, **command.env},
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._process.poll()
+
+    def alive(self) -> bool:
+        return self.exit_code() is None
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines this run wrote."""
+        return log_tail(self.command.log_path, lines, self._log_start)
+
+    def stop(self, grace_s: float = 10.0) -> int:
+        """SIGTERM, patience, then SIGKILL for the whole session. Returns the exit code.
+
+        Also sweeps what a child that is already gone left in its session.
+        """
+        if self.alive():
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+        self._signal(signal.SIGKILL)
+        return self._process.wait(10)
+
+    def kill(self) -> int:
+        """SIGKILL at once, the session with it."""
+        self._signal(signal.SIGKILL)
+        return self._process.wait(10)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+
+def _die_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def log_tail(path: Path, lines: int = 20, start: int = 0) -> str:
+    """The last lines of a log file, from byte `start` on; "" when there is none."""
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(start, size - LOG_TAIL_BYTES))
+            text = log.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def start(part: Part, timeout_s: float = 60.0) -> Child:
+    """Starts a part and returns when it answers.
+
+    Raises:
+        PartUnavailable: it cannot be had on this machine.
+        PartFailed: it died or did not answer in time; nothing of it is left running.
+    """
+    child = Child(part.name, part.command())
+    try:
+        await_ready(part, child, timeout_s)
+    except BaseException:
+        child.kill()
+        raise
+    return child
+
+
+def await_ready(part: Part, child: Child, timeout_s: float) -> None:
+    """Returns when the part answers; raises PartFailed when it died or time is out."""
+
+    def up() -> bool:
+        if not child.alive():
+            raise PartFailed(
+                f"{part.name} ended with code {child.exit_code()} while starting; "
+                f"last lines of {child.command.log_path}:\n{child.tail()}"
+            )
+        return part.ready()
+
+    if not wait_until(up, timeout_s):
+        raise PartFailed(
+            f"{part.name} did not answer within {timeout_s:g} s; "
+            f"last lines of {child.command.log_path}:\n{child.tail()}"
+        )
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, pause_s: float = 0.05) -> bool:
+    """Polls with growing pauses (to half a second) until true or out of time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.3, 0.5)
+    return True
+
+
+@contextlib.contextmanager
+def running(part: Part, timeout_s: float = 60.0) -> Iterator[Child]:
+    """A part for the length of a with-block."""
+    child = start(part, timeout_s)
+    try:
+        yield child
+    finally:
+        child.stop()

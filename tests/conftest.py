@@ -1,0 +1,64 @@
+"""Real servers for the tests, one of each a session, on loopback ports of their own.
+
+A test asks for a server by fixture. Where the machine cannot have it, the test
+is skipped with the reason that `PartUnavailable` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.parts import process
+from deploy.parts.kafka import Kafka
+from deploy.parts.process import Part, PartUnavailable
+from deploy.parts.tansu import Tansu
+from deploy.parts.valkey import Valkey
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    return process.free_port()
+
+
+def _start(part: Part, timeout_s: float = 60.0) -> process.Child:
+    try:
+        return process.start(part, timeout_s)
+    except PartUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def server_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's servers keep their logs and data."""
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(server_dir: Path) -> Iterator[str]:
+    """Bootstrap servers of an embedded broker (Tansu), shared by the session."""
+    broker = Tansu(server_dir, name="embedded")
+    child = _start(broker)
+    yield broker.bootstrap_servers
+    child.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(server_dir: Path) -> Iterator[str]:
+    """Bootstrap servers of an Apache Kafka 4.4, shared by the session."""
+    broker = Kafka(server_dir, server_dir / "kafka-data", name="kafka")
+    child = _start(broker, 120.0)
+    yield broker.bootstrap_servers
+    child.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey(server_dir: Path) -> Iterator[str]:
+    """host:port of a Valkey, shared by the session: use databases or key prefixes of your own."""
+    store = Valkey(server_dir, name="valkey")
+    child = _start(store)
+    yield store.address
+    child.stop()
