@@ -116,7 +116,7 @@ def test_a_log_tail_is_of_this_run_only(tmp_path: Path) -> None:
     path = tmp_path / "part.log"
     path.write_text("from an earlier run\n")
     child = Child("echo", Command(["echo", "from this run"], path))
-    child.stop()
+    assert process.wait_until(lambda: not child.alive(), 10)
     assert child.tail() == "from this run"
 
 
