@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.parts import process
+from deploy.parts import process, triton
 from deploy.parts.kafka import Kafka
 from deploy.parts.process import Part, PartUnavailable
 from deploy.parts.tansu import Tansu
@@ -62,3 +62,27 @@ def valkey(server_dir: Path) -> Iterator[str]:
     child = _start(store)
     yield store.address
     child.stop()
+
+
+@pytest.fixture(scope="session")
+def triton_overlay() -> Path:
+    """The python of the model backend's own environment (numpy 1.26)."""
+    try:
+        triton.server_dir()
+        return triton.overlay_python()
+    except PartUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def triton_server(server_dir: Path, triton_overlay: Path) -> Iterator[triton.Triton]:
+    """A Triton with an empty repository; write into `.repository`, then load_model by name.
+
+    It has `.grpc_address`, `.http_address`, `.metrics_address`. Use model names of your own.
+    """
+    assert triton_overlay.exists()
+    server = triton.Triton(server_dir, server_dir / "repository")
+    child = _start(server, 120.0)
+    yield server
+    child.stop()
+    server.sweep()
