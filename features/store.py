@@ -32,8 +32,9 @@ class Status(IntEnum):
 class FeatureFrame:
     """N rows of finished features, in the order of the ids that were asked for.
 
-    `columns` maps a feature's name to an array of length N: int64 or float32 for
-    counts, sums and decayed values; object (a list of str, newest first) for last-n.
+    `columns` maps every name in `features.definitions.DEFINITIONS[entity].columns` to
+    an array of length N: int64 for counts and sums; object for last-n, each element a
+    list of str (event times: a list of int), newest first.
     Absent rows hold zeros and empty lists. `last_event_ms` is 0 where absent.
     """
 
@@ -61,11 +62,18 @@ class FeatureStore(Protocol):
     def read(self, entity: EntityName, ids: Sequence[str], now_ms: int) -> FeatureFrame:
         """Finished features at `now_ms`. Raises `StoreDown` when the store does not answer."""
 
-    def erase(self, user_id: str) -> None:
-        """Removes the user's row and leaves a tombstone that later folds respect."""
+    def erase(self, user_id: str, at_ms: int | None = None) -> None:
+        """Removes the user's row and leaves a tombstone that later folds respect.
+
+        Events up to event time `at_ms` are never folded again; None: no event ever is.
+        """
 
     def healthy(self) -> bool: ...
 
 
 class StoreDown(RuntimeError):
     """The online store did not answer in time."""
+
+
+class DefinitionChanged(RuntimeError):
+    """Stored rows were folded by other declarations; the message names the migration."""

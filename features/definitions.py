@@ -1,0 +1,214 @@
+"""What is computed per user, video, author and query: each feature declared once.
+
+Knows names, source kinds, windows and list lengths. Does not know how a value is
+folded (`features.fold`), kept (`features.tiles`) or served (`features.registry`):
+those read these declarations. Column names are a contract with `models`.
+
+A window is a sawtooth over tiles (Chronon's rule): at `now` it counts the tiles from
+the one that holds `now - window` to the one that holds `now`, so it is never shorter
+than declared and at most one tile longer. Tiles are 5 minutes under an hour's window,
+one hour under windows of up to a week, one day above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+import xxhash
+
+from features.store import EntityName
+from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from streams.events import KIND_CODE
+
+
+@dataclass(frozen=True)
+class Window:
+    """A span of event time and the tile that it is counted in (`tile_ms` 0: everything)."""
+
+    name: str
+    span_ms: int
+    tile_ms: int
+
+
+HOUR = Window("1h", HOUR_MS, 5 * MINUTE_MS)
+DAY = Window("1d", DAY_MS, HOUR_MS)
+WEEK = Window("7d", 7 * DAY_MS, HOUR_MS)
+MONTH = Window("30d", 30 * DAY_MS, DAY_MS)
+ALL = Window("all", 0, 0)
+WINDOWS = (HOUR, DAY, WEEK, MONTH, ALL)
+TILE_SIZES_MS = (0, 5 * MINUTE_MS, HOUR_MS, DAY_MS)  # a tile's size is stored as its place here
+
+
+@dataclass(frozen=True)
+class Count:
+    """Events of one kind per window: columns `{kind}_count_{window}`, int64."""
+
+    kind: str
+    windows: tuple[Window, ...] = WINDOWS
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return (self.kind,)
+
+    def column(self, window: Window) -> str:
+        return f"{self.kind}_count_{window.name}"
+
+
+@dataclass(frozen=True)
+class Sum:
+    """An integer event column summed per window: `{source}_sum_{window}`, int64."""
+
+    source: str
+    kinds: tuple[str, ...]
+    windows: tuple[Window, ...]
+
+    def column(self, window: Window) -> str:
+        return f"{self.source}_sum_{window.name}"
+
+
+Counter = Count | Sum
+
+
+@dataclass(frozen=True)
+class LastN:
+    """The newest n values of one event column: a list of str, newest first, with repeats.
+
+    Events at the same time are ordered by the hash of their id, so that the list does
+    not depend on the order of arrival. `kind_column` and `time_column`, where named,
+    give each element's kind and event time (ms) in lists of the same length.
+    """
+
+    column: str
+    source: str
+    kinds: tuple[str, ...]
+    n: int
+    kind_column: str | None = None
+    time_column: str | None = None
+
+
+@dataclass(frozen=True)
+class EntityDefinition:
+    """One entity's row: which event column names it, and what is kept of its events.
+
+    `recent` is how many event ids a row remembers (the newest by event time), so that an
+    event that comes again under another epoch is not counted twice. `ttl_ms`: a row
+    whose newest event is older reads as expired.
+    """
+
+    name: EntityName
+    id_column: str
+    counters: tuple[Counter, ...]
+    lists: tuple[LastN, ...]
+    ttl_ms: int
+    recent: int
+
+    @cached_property
+    def count_columns(self) -> tuple[str, ...]:
+        """int64 columns, in declared order."""
+        return tuple(c.column(w) for c in self.counters for w in c.windows)
+
+    @cached_property
+    def text_list_columns(self) -> tuple[str, ...]:
+        """Columns whose values are lists of str."""
+        return tuple(
+            name
+            for feature in self.lists
+            for name in (feature.column, feature.kind_column)
+            if name is not None
+        )
+
+    @cached_property
+    def time_list_columns(self) -> tuple[str, ...]:
+        """Columns whose values are lists of int: event times in ms."""
+        return tuple(f.time_column for f in self.lists if f.time_column is not None)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.count_columns + self.text_list_columns + self.time_list_columns
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """32 bits that change whenever a stored row would have to be rebuilt."""
+        parts = [self.name, self.id_column, str(self.recent)]
+        parts += [f"{c!r}" for c in (*self.counters, *self.lists)]
+        return xxhash.xxh32_intdigest("|".join(parts).encode())
+
+    def windows(self) -> Iterator[tuple[Window, list[tuple[int, str]]]]:
+        """Each window in use, with (counter's place, column) of those that declare it."""
+        for window in WINDOWS:
+            columns = [
+                (slot, counter.column(window))
+                for slot, counter in enumerate(self.counters)
+                if window in counter.windows
+            ]
+            if columns:
+                yield window, columns
+
+
+ENGAGED_KINDS = ("play", "long_view", "like", "share", "follow", "cart", "order")
+DWELL_KINDS = ("skip", "play", "long_view")
+ROW_TTL_MS = 400 * DAY_MS  # admission's horizon: an older event would have been refused
+
+
+def _counts(*kinds: str) -> tuple[Count, ...]:
+    return tuple(Count(kind) for kind in kinds)
+
+
+USER = EntityDefinition(
+    name="user",
+    id_column="user_id",
+    counters=(
+        *_counts("shown", "skip", "play", "long_view", "like", "share", "follow"),
+        *_counts("query_click", "search", "cart", "order"),
+        Sum("dwell_ms", DWELL_KINDS, (DAY, WEEK, ALL)),
+    ),
+    lists=(
+        LastN("engaged_video_id", "video_id", ENGAGED_KINDS, 50, "engaged_kind", "engaged_time_ms"),
+        LastN("shown_video_id", "video_id", ("shown",), 100),
+        LastN("clicked_query", "query", ("query_click", "search"), 20),
+    ),
+    ttl_ms=ROW_TTL_MS,
+    recent=128,
+)
+
+VIDEO = EntityDefinition(
+    name="video",
+    id_column="video_id",
+    counters=(
+        *_counts("shown", "play", "long_view", "like", "share", "follow", "order", "query_click"),
+        Sum("dwell_ms", DWELL_KINDS, (WEEK, ALL)),
+    ),
+    lists=(LastN("clicked_query", "query", ("query_click",), 50),),
+    ttl_ms=ROW_TTL_MS,
+    recent=128,
+)
+
+AUTHOR = EntityDefinition(
+    name="author",
+    id_column="author_id",
+    counters=_counts("play", "long_view", "like", "follow", "order"),
+    lists=(),
+    ttl_ms=ROW_TTL_MS,
+    recent=128,
+)
+
+QUERY = EntityDefinition(
+    name="query",
+    id_column="query",
+    counters=_counts("query_shown", "query_click", "search"),
+    lists=(),
+    ttl_ms=ROW_TTL_MS,
+    recent=128,
+)
+
+DEFINITIONS: MappingProxyType[EntityName, EntityDefinition] = MappingProxyType(
+    {definition.name: definition for definition in (USER, VIDEO, AUTHOR, QUERY)}
+)
+
+
+def kind_codes(kinds: tuple[str, ...]) -> list[int]:
+    """The wire codes of these kinds (`streams.events.KINDS`)."""
+    return [KIND_CODE[kind] for kind in kinds]
