@@ -1,0 +1,1 @@
+"""Alignment: (policy, feedback) -> a better policy, and the gate it must pass."""

@@ -1,0 +1,1 @@
+"""Ranking: (user, candidates) -> P(action) per task, then the user's own fusion."""
