@@ -1,0 +1,191 @@
+"""Makes `.venv` from the lock: what `make` runs first. Standard library only.
+
+Knows virtual environments, uv and stamp files; it runs before anything of the
+project can be imported. What stands already (same lock, same Python, same
+place) is left alone, so a second run takes milliseconds and no network.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+UV = VENV / "bin" / "uv"
+REQUIREMENTS = ROOT / "requirements.lock"
+INSTALLER = ROOT / "deploy" / "installer.lock"
+HEARTBEAT_S = 15.0
+
+
+def main() -> int:
+    os.chdir(ROOT)
+    with _only_one():
+        try:
+            _install()
+        except subprocess.CalledProcessError as error:
+            _say(f"installation failed (code {error.returncode}): {' '.join(map(str, error.cmd))}")
+            _say("see the lines above; `make` again goes on from where it stopped")
+            return 1
+    return 0
+
+
+def _install() -> None:
+    if not _sound(VENV):
+        _make_environment()
+    if not _stamped("packages", REQUIREMENTS):
+        _get_uv()
+        _say("installing the packages of requirements.lock (about 6 GB with torch, minutes)")
+        _run_shown(_uv("install", *_what_to_install()))
+        _stamp("packages", REQUIREMENTS)
+    if not _stamped("project", ROOT / "pyproject.toml"):
+        _get_uv()
+        _run_shown(_uv("install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)))
+        _stamp("project", ROOT / "pyproject.toml")
+        _say(f"ready: {VENV.name}/bin/tidemill --help")
+
+
+def _what_to_install() -> list[str]:
+    if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
+        return ["--require-hashes", "-r", str(REQUIREMENTS)]
+    _say(f"requirements.lock is for Linux x86_64; resolving anew for {platform.platform()}")
+    return [f"{ROOT}[dev]"]
+
+
+def _sound(venv: Path) -> bool:
+    """Whether the environment runs and is a Python 3.11 (it breaks when its Python goes away)."""
+    check = "import sys; sys.exit(sys.version_info[:2] != (3, 11))"
+    python = venv / "bin" / "python"
+    return python.exists() and subprocess.call([str(python), "-c", check]) == 0
+
+
+def _make_environment() -> None:
+    _say(f"making {VENV.name} with {sys.executable}")
+    has_pip = importlib.util.find_spec("ensurepip") is not None  # Debian ships it apart
+    options = [] if has_pip else ["--without-pip"]
+    _run([sys.executable, "-m", "venv", "--clear", *options, VENV])
+
+
+def _get_uv() -> None:
+    """uv, pinned by hash, into the environment: by pip, else straight from the index."""
+    if UV.exists() and _stamped("uv", INSTALLER):
+        return
+    has_pip = subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True, check=False)
+    if has_pip.returncode == 0:
+        pip = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        _run([*pip, "--no-deps", "--require-hashes", "-r", INSTALLER])
+    else:
+        _unpack_uv()
+    _stamp("uv", INSTALLER)
+
+
+def _unpack_uv() -> None:
+    """Takes uv's wheel from the package index without pip, and checks it against the lock."""
+    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
+    allowed = set(re.findall(r"sha256:([0-9a-f]{64})", INSTALLER.read_text()))
+    request = urllib.request.Request(
+        f"{index}/uv/", headers={"Accept": "application/vnd.pypi.simple.v1+json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        files = json.load(reply)["files"]
+    fits = [f for f in files if f["hashes"].get("sha256") in allowed and _fits(f["filename"])]
+    if not fits:
+        raise SystemExit(f"no uv wheel for {platform.machine()} in {INSTALLER.name}: install pip")
+    with urllib.request.urlopen(fits[0]["url"], timeout=180) as reply:
+        wheel = reply.read()
+    if hashlib.sha256(wheel).hexdigest() not in allowed:
+        raise SystemExit("uv's wheel does not match its hash in deploy/installer.lock")
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        member = next(n for n in archive.namelist() if n.endswith(".data/scripts/uv"))
+        UV.write_bytes(archive.read(member))
+    UV.chmod(0o755)
+
+
+def _fits(filename: str) -> bool:
+    """Whether a wheel's platform tag names this machine (glibc on Linux)."""
+    system = {"Linux": "manylinux", "Darwin": "macosx"}.get(platform.system(), "?")
+    return system in filename and f"{platform.machine()}.whl" in filename
+
+
+def _uv(command: str, *arguments: str) -> list[str]:
+    return [str(UV), "pip", command, "--python", str(PYTHON), *arguments]
+
+
+def _environment() -> dict[str, str]:
+    """uv is pointed at the index and the certificates that pip is configured for."""
+    env = dict(os.environ)
+    env.pop("VIRTUAL_ENV", None)
+    for ours, theirs in (("UV_DEFAULT_INDEX", "PIP_INDEX_URL"), ("SSL_CERT_FILE", "PIP_CERT")):
+        if theirs in env:
+            env.setdefault(ours, env[theirs])
+    env.setdefault("UV_HTTP_TIMEOUT", "180")
+    return env
+
+
+def _run(argv: Sequence[str | Path]) -> None:
+    subprocess.run(list(map(str, argv)), check=True, env=_environment())
+
+
+def _run_shown(argv: Sequence[str]) -> None:
+    """uv draws its own bars on a terminal; elsewhere a line now and then says it lives."""
+    if sys.stderr.isatty():
+        return _run(argv)
+    started = time.monotonic()
+    with subprocess.Popen(argv, env=_environment(), stdin=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            try:
+                process.wait(HEARTBEAT_S)
+            except subprocess.TimeoutExpired:
+                _say(f"still installing, {time.monotonic() - started:.0f} s")
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, argv)
+
+
+def _stamp_text(*paths: Path) -> str:
+    digest = hashlib.sha256(f"{ROOT} {platform.platform()}".encode())
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _stamped(name: str, *paths: Path) -> bool:
+    stamp = VENV / f".{name}.stamp"
+    return stamp.exists() and stamp.read_text() == _stamp_text(*paths)
+
+
+def _stamp(name: str, *paths: Path) -> None:
+    (VENV / f".{name}.stamp").write_text(_stamp_text(*paths))
+
+
+@contextmanager
+def _only_one() -> Iterator[None]:
+    """Two `make` at once: the second waits for the first, then finds everything done."""
+    folder = ROOT / ".cache"
+    folder.mkdir(exist_ok=True)
+    with (folder / "install.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _say(text: str) -> None:
+    bold = ("\033[1m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{bold[0]}tidemill{bold[1]}  {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
