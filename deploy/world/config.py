@@ -1,0 +1,71 @@
+"""The world's constants, read from one TOML file.
+
+Knows names, types and bounds. The values and their reasons stand in `config.toml`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEFAULT_PATH = Path(__file__).with_name("config.toml")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReplayConfig(_Section):
+    gap_ms: int = Field(ge=0)
+    duration_min_ms: int = Field(gt=0)
+    duration_max_ms: int = Field(gt=0)
+    price_base_cents: int = Field(ge=0)
+    price_step_cents: int = Field(ge=0)
+    price_steps: int = Field(ge=1)
+    price_decade_cents: int = Field(ge=0)
+    studio_films: int = Field(ge=1)
+
+
+class HistoryConfig(_Section):
+    watched_share: tuple[float, float, float, float, float]
+    watched_noise: float = Field(ge=0, le=1)
+    long_view_from: int = Field(ge=1, le=6)
+    like_from: int = Field(ge=1, le=6)
+    follow_rate: float = Field(ge=0, le=1)
+    order_rate: float = Field(ge=0, le=1)
+    order_rate_four: float = Field(ge=0, le=1)
+    query_click_rate: float = Field(ge=0, le=1)
+    search_rate: float = Field(ge=0, le=1)
+
+
+class QueriesConfig(_Section):
+    kinds: tuple[str, ...]
+    kind_mix: tuple[float, ...]
+    dialect: float = Field(ge=0, le=1)
+    taste_sharpness: float = Field(ge=0)
+
+
+class TraitsConfig(_Section):
+    follow_shape: float = Field(gt=0)
+    order_shape: float = Field(gt=0)
+    curiosity_shape: float = Field(gt=0)
+
+
+class WorldConfig(_Section):
+    replay: ReplayConfig
+    history: HistoryConfig
+    queries: QueriesConfig
+    traits: TraitsConfig
+
+    @classmethod
+    def load(cls, path: Path = DEFAULT_PATH) -> WorldConfig:
+        """The world of a TOML file.
+
+        Raises:
+            ValueError: a constant is missing, unknown or out of bounds; the message names it.
+            OSError: the file cannot be read.
+        """
+        with path.open("rb") as source:
+            return cls.model_validate(tomllib.load(source))
