@@ -7,16 +7,15 @@ users' own tests; one contract suite runs against both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from streams.topics import TopicSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One message as it lies in a partition."""
+class Record(NamedTuple):
+    """One message as it lies in a partition. A tuple, because a poll makes thousands."""
 
     topic: str
     partition: int
@@ -51,8 +50,12 @@ class Outgoing:
 
 
 class Producer(Protocol):
-    def send(self, messages: Sequence[Outgoing]) -> None:
-        """Writes all or raises `BusError`; returns when the broker has acknowledged them."""
+    def send(self, messages: Sequence[Outgoing], *, consumed: Consumed | None = None) -> None:
+        """Writes all or raises `BusError`; returns when the broker has acknowledged them.
+
+        `consumed` marks the input as done: in one transaction with the messages when
+        the producer has a transactional id, otherwise after all of them are written.
+        """
 
     def close(self) -> None: ...
 
@@ -71,7 +74,18 @@ class Consumer(Protocol):
     def lag(self) -> int:
         """Records between this consumer's position and the ends of its partitions."""
 
+    def generation(self) -> int:
+        """Changes whenever partitions were given to or taken from this consumer."""
+
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Consumed:
+    """Input that a loop has worked off: whose it was, and which records."""
+
+    consumer: Consumer
+    records: Sequence[Record]
 
 
 class Bus(Protocol):
@@ -81,14 +95,41 @@ class Bus(Protocol):
     def epoch(self, topic: str) -> str:
         """Changes whenever the topic's offsets start again (Kafka's topic id)."""
 
+    def ends(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Per partition: the first offset kept and the one after the last committed record."""
+
+    def scan(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
+        """The committed records with start <= offset < stop, without any group.
+
+        Raises `BusError` when the broker stops answering before `stop` is reached.
+        """
+
     def producer(self, transactional_id: str | None = None) -> Producer: ...
 
-    def consumer(
-        self, topics: Sequence[str], group: str, *, from_start: bool = True
-    ) -> Consumer: ...
+    def consumer(self, topics: Sequence[str], group: str, *, from_start: bool = True) -> Consumer:
+        """A member of `group`. With `from_start=False` and no commit yet, it reads what is
+        written after this call returns."""
 
     def healthy(self, timeout_s: float = 1.0) -> bool: ...
 
 
 class BusError(RuntimeError):
     """The broker refused or did not answer; the message says what to do."""
+
+
+def next_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
+    """(topic, partition) -> the offset after the last of `records` there."""
+    done: dict[tuple[str, int], int] = {}
+    for topic, partition, offset, *_ in records:
+        place = (topic, partition)
+        if offset >= done.get(place, 0):
+            done[place] = offset + 1
+    return done
+
+
+def partition_mismatch(spec: TopicSpec, found: int) -> str:
+    """The error's words, the same for every bus."""
+    return (
+        f"topic {spec.name!r} has {found} partitions, the settings say {spec.partitions}: set "
+        f"broker.partitions to {found}, or delete the topic (its events then have a new epoch)"
+    )

@@ -1,0 +1,209 @@
+"""The bus on anything that speaks Kafka's protocol, through librdkafka.
+
+Knows topics, their ids and their ends. Does not know what the bytes mean, nor how one
+message is delivered (`streams.kafka_clients`). Every consumer reads committed records
+only and moves its offsets only by `commit`, or inside a producer's transaction. On a
+broker without real transactions (the embedded one) a plain idempotent producer writes
+first and commits the offsets after it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer as RdConsumer
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition, admin
+from confluent_kafka import TopicCollection as Topics
+
+from streams.bus import BusError, Record, partition_mismatch
+from streams.kafka_clients import (
+    ANSWER_S,
+    JOIN_S,
+    KafkaConsumer,
+    KafkaProducer,
+    client_config,
+    record_of,
+    went_down,
+)
+from streams.topics import TopicSpec
+
+# librdkafka's Python client is typed in part only: what it leaves open is Any here.
+_ADMIN: Any = admin
+_EARLIEST, _LATEST = _ADMIN.OffsetSpec.earliest(), _ADMIN.OffsetSpec.latest()
+
+
+class KafkaBus:
+    """Implements `streams.bus.Bus` on `bootstrap_servers`. Safe to share between threads.
+
+    `session_timeout_ms`: how long a silent member keeps its partitions; brokers bound it
+    (Apache Kafka takes no less than 6 s). The embedded broker answers a join after half of it.
+    """
+
+    def __init__(self, bootstrap_servers: str, *, session_timeout_ms: int = 6_000) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        self._session_ms = session_timeout_ms
+        self._admin_client: Any = None
+        self._lock = threading.Lock()
+
+    def ensure_topics(self, specs: Sequence[TopicSpec]) -> None:
+        known = self._partition_counts()
+        for spec in specs:
+            if spec.name in known and known[spec.name] != spec.partitions:
+                raise BusError(partition_mismatch(spec, known[spec.name]))
+        missing = [_new_topic(spec) for spec in specs if spec.name not in known]
+        if not missing:
+            return
+        for name, future in self._admin().create_topics(missing).items():
+            _settle(f"create topic {name}", future, tolerate=KafkaError.TOPIC_ALREADY_EXISTS)
+        self._await_topics({spec.name for spec in specs})
+
+    def epoch(self, topic: str) -> str:
+        future = self._admin().describe_topics(Topics([topic]))[topic]
+        return str(_settle(f"describe topic {topic!r} (call ensure_topics first)", future).topic_id)
+
+    def ends(self, topic: str) -> dict[int, tuple[int, int]]:
+        count = self._partition_counts().get(topic)
+        if count is None:
+            raise BusError(f"topic {topic!r} does not exist: call ensure_topics first")
+        firsts = self._offsets(topic, count, _EARLIEST)
+        lasts = self._read_ends(topic, self._offsets(topic, count, _LATEST))
+        return {p: (firsts[p], lasts[p]) for p in range(count)}
+
+    def scan(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
+        if start >= stop:
+            return
+        reader = RdConsumer(self._reading("tidemill-scan") | {"enable.partition.eof": True})
+        try:
+            reader.assign([TopicPartition(topic, partition, start)])
+            yield from _until(reader, stop)
+        finally:
+            reader.close()
+
+    def producer(self, transactional_id: str | None = None) -> KafkaProducer:
+        return KafkaProducer(self.bootstrap_servers, transactional_id)
+
+    def consumer(
+        self, topics: Sequence[str], group: str, *, from_start: bool = True
+    ) -> KafkaConsumer:
+        known = self._partition_counts()
+        absent = [topic for topic in topics if topic not in known]
+        if absent:
+            raise BusError(f"topic {absent[0]!r} does not exist: call ensure_topics first")
+        consumer = KafkaConsumer(self._reading(group), topics, None if from_start else self.ends)
+        if not from_start:
+            consumer.await_assignment()
+        return consumer
+
+    def healthy(self, timeout_s: float = 1.0) -> bool:
+        try:
+            self._admin().list_topics(timeout=timeout_s)
+        except (KafkaException, BusError):
+            return False
+        return True
+
+    def _reading(self, group: str) -> dict[str, Any]:
+        return client_config(self.bootstrap_servers) | {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+            "session.timeout.ms": self._session_ms,
+            "heartbeat.interval.ms": self._session_ms // 6,
+            "fetch.wait.max.ms": 100,
+            "fetch.queue.backoff.ms": 5,
+            "queued.max.messages.kbytes": 32_768,
+            "allow.auto.create.topics": False,
+        }
+
+    def _admin(self) -> Any:
+        with self._lock:
+            if self._admin_client is None:
+                config = client_config(self.bootstrap_servers) | {"socket.timeout.ms": 10_000}
+                self._admin_client = _ADMIN.AdminClient(config)
+            return self._admin_client
+
+    def _partition_counts(self) -> dict[str, int]:
+        try:
+            listed = self._admin().list_topics(timeout=ANSWER_S).topics
+        except KafkaException as error:
+            raise went_down("list topics", error, self.bootstrap_servers) from error
+        return {name: len(t.partitions) for name, t in listed.items() if t.error is None}
+
+    def _await_topics(self, names: set[str]) -> None:
+        """A created topic is not at once known to every request: wait for its metadata."""
+        deadline = time.monotonic() + ANSWER_S
+        while names - self._partition_counts().keys():
+            if time.monotonic() > deadline:
+                raise BusError(f"the broker did not make {sorted(names)} known: look at its log")
+            time.sleep(0.05)
+
+    def _read_ends(self, topic: str, at_least: Mapping[int, int]) -> dict[int, int]:
+        """Reads on to where each partition ends.
+
+        The embedded broker names the *first* offset of the last batch plus one, so its
+        answer to the request is only a place to start from.
+        """
+        quick = {"enable.partition.eof": True, "fetch.wait.max.ms": 5}
+        reader = RdConsumer(self._reading("tidemill-ends") | quick)
+        try:
+            reader.assign([TopicPartition(topic, p, at) for p, at in at_least.items()])
+            return _ends(reader, len(at_least))
+        finally:
+            reader.close()
+
+    def _offsets(self, topic: str, count: int, spec: Any) -> dict[int, int]:
+        asked = {TopicPartition(topic, p): spec for p in range(count)}
+        futures = self._admin().list_offsets(
+            asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ANSWER_S
+        )
+        return {
+            place.partition: int(_settle(f"list offsets of {topic}", future).offset)
+            for place, future in futures.items()
+        }
+
+
+def _new_topic(spec: TopicSpec) -> Any:
+    config = {"cleanup.policy": "compact"} if spec.compacted else {}
+    return _ADMIN.NewTopic(spec.name, spec.partitions, config=config)
+
+
+def _ends(reader: Any, count: int) -> dict[int, int]:
+    deadline = time.monotonic() + ANSWER_S
+    ends: dict[int, int] = {}
+    while len(ends) < count:
+        for message in reader.consume(1_000, 0.05):
+            error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                ends[message.partition()] = int(message.offset())
+        if time.monotonic() > deadline:
+            raise BusError(f"the broker did not say where {count} partitions end: look at its log")
+    return ends
+
+
+def _until(reader: Any, stop: int) -> Iterator[Record]:
+    quiet_since = time.monotonic()
+    while True:
+        for message in reader.consume(1_000, 0.05):
+            quiet_since = time.monotonic()
+            error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                return
+            if error is None and message.offset() < stop:
+                yield record_of(message)
+            if error is None and message.offset() >= stop - 1:
+                return
+        if time.monotonic() - quiet_since > JOIN_S:
+            raise BusError(f"the broker stopped answering while reading up to offset {stop}")
+
+
+def _settle(what: str, future: Any, tolerate: int | None = None) -> Any:
+    try:
+        return future.result(timeout=ANSWER_S)
+    except KafkaException as error:
+        if tolerate is not None and error.args[0].code() == tolerate:
+            return None
+        raise BusError(f"could not {what}: {error.args[0].str()}") from error

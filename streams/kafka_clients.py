@@ -1,0 +1,269 @@
+"""librdkafka's producer and consumer in the form that `streams.bus` asks for.
+
+Knows delivery, transactions, groups and which errors end a process. Does not know topics'
+creation, epochs or ends (`streams.kafka_bus`), nor what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer as RdConsumer
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Producer as RdProducer
+
+from streams.bus import BusError, Consumed, Outgoing, Record, next_offsets
+
+_LOG = logging.getLogger(__name__)
+ANSWER_S = 10.0  # how long one request to the broker may take before it counts as down
+JOIN_S = 20.0
+# A transaction left behind by a killed writer holds its readers back this long at most.
+_TRANSACTION_MS = 10_000
+
+
+class KafkaProducer:
+    """Writes in order, each message once. With a transactional id, `send` is a transaction."""
+
+    def __init__(self, bootstrap_servers: str, transactional_id: str | None) -> None:
+        config = client_config(bootstrap_servers) | {
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",  # what Java clients choose for the same key
+            "linger.ms": 2,
+            "batch.size": 1_000_000,
+            "message.max.bytes": 1_000_000,
+            "queue.buffering.max.messages": 500_000,
+            "delivery.timeout.ms": 30_000,
+        }
+        self._transactional = transactional_id is not None
+        self._bootstrap = bootstrap_servers
+        self._lock = threading.Lock()
+        if transactional_id is not None:
+            config["transactional.id"] = transactional_id
+            config["transaction.timeout.ms"] = _TRANSACTION_MS
+            config["delivery.timeout.ms"] = _TRANSACTION_MS
+        self._producer: Any = RdProducer(config)
+        if self._transactional:
+            self._try("begin as a transactional writer", self._producer.init_transactions, JOIN_S)
+
+    def send(self, messages: Sequence[Outgoing], *, consumed: Consumed | None = None) -> None:
+        with self._lock:
+            if self._transactional:
+                self._transact(messages, consumed)
+                return
+            self._write(messages)
+        if consumed is not None:
+            consumed.consumer.commit(consumed.records)
+
+    def close(self) -> None:
+        """Waits for what is under way; a writer that is closed must not be used again."""
+        self._producer.flush(ANSWER_S)
+
+    def _transact(self, messages: Sequence[Outgoing], consumed: Consumed | None) -> None:
+        self._try("begin a transaction", self._producer.begin_transaction)
+        try:
+            self._write(messages)
+            if consumed is not None:
+                self._mark(consumed)
+            self._try("commit", self._producer.commit_transaction, ANSWER_S)
+        except BusError:
+            self._abort()
+            raise
+
+    def _mark(self, consumed: Consumed) -> None:
+        if not isinstance(consumed.consumer, KafkaConsumer):
+            raise TypeError("a Kafka transaction takes the offsets of a Kafka consumer")
+        reader = consumed.consumer.client
+        self._try(
+            "mark the input as done",
+            self._producer.send_offsets_to_transaction,
+            positions_of(consumed.records),
+            reader.consumer_group_metadata(),
+            ANSWER_S,
+        )
+
+    def _write(self, messages: Sequence[Outgoing]) -> None:
+        failures: list[KafkaError] = []
+
+        def delivered(error: KafkaError | None, _message: object) -> None:
+            if error is not None:
+                failures.append(error)
+
+        for message in messages:
+            self._produce(message, delivered)
+        left = self._try("write", self._producer.flush, 40.0)
+        if failures or left:
+            why = failures[0].str() if failures else "it did not answer"
+            raise BusError(
+                f"{self._bootstrap} did not take {len(failures) or left} messages: {why}"
+            )
+
+    def _produce(self, message: Outgoing, delivered: Any) -> None:
+        place = {} if message.partition is None else {"partition": message.partition}
+        headers = list(message.headers.items())
+        while True:
+            try:
+                self._producer.produce(
+                    message.topic,
+                    message.value,
+                    message.key,
+                    headers=headers,
+                    on_delivery=delivered,
+                    **place,
+                )
+                return
+            except BufferError:
+                self._producer.poll(0.05)
+            except KafkaException as error:
+                raise BusError(f"{message.topic!r} did not take a message: {error}") from error
+
+    def _try(self, what: str, call: Any, *args: Any) -> Any:
+        try:
+            return call(*args)
+        except KafkaException as error:
+            raise went_down(what, error, self._bootstrap) from error
+
+    def _abort(self) -> None:
+        """Best effort: a writer that cannot abort is fenced or dead, and its process ends."""
+        try:
+            self._producer.abort_transaction(ANSWER_S)
+        except KafkaException as error:
+            _LOG.warning("could not abort a transaction: %s", error)
+
+
+class KafkaConsumer:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        topics: Sequence[str],
+        ends: Callable[[str], dict[int, tuple[int, int]]] | None = None,
+    ) -> None:
+        """With `ends`, a partition without a commit is read from its end."""
+        self.client: Any = RdConsumer(config)
+        self._bootstrap = str(config["bootstrap.servers"])
+        self._held: list[Any] = []
+        self._generation = 0
+        self._ends = ends
+        self.client.subscribe(
+            list(topics),
+            on_assign=self._given,
+            on_revoke=self._taken,
+            on_lost=self._taken,
+        )
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+        held, self._held = self._held, []
+        # `consume` waits for all it was asked for: so wait for one, then take what is there.
+        messages = held or self._consume(max_records, 0.0) or self._consume(1, timeout_s)
+        if messages and len(messages) < max_records:
+            messages += self._consume(max_records - len(messages), 0.0)
+        return [record_of(m) for m in messages if is_record(m, self._bootstrap)]
+
+    def commit(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        try:
+            done = self.client.commit(offsets=positions_of(records), asynchronous=False)
+        except KafkaException as error:
+            raise went_down("commit offsets", error, self._bootstrap) from error
+        refused = [place for place in done or [] if place.error is not None]
+        if refused:
+            raise BusError(f"{refused[0].topic}/{refused[0].partition}: {refused[0].error.str()}")
+
+    def seek(self, topic: str, partition: int, offset: int) -> None:
+        try:
+            self.client.seek(TopicPartition(topic, partition, offset))
+        except KafkaException as error:
+            raise went_down(f"seek in {topic}/{partition}", error, self._bootstrap) from error
+
+    def lag(self) -> int:
+        return sum(self._lag_of(place) for place in self.client.position(self.client.assignment()))
+
+    def generation(self) -> int:
+        return self._generation
+
+    def close(self) -> None:
+        self.client.close()
+
+    def await_assignment(self) -> None:
+        """Returns when partitions are assigned and their starting offsets are fixed."""
+        deadline = time.monotonic() + JOIN_S
+        while self._generation == 0:
+            self._held += self._consume(1, 0.05)
+            if time.monotonic() > deadline:
+                raise BusError(f"{self._bootstrap} gave no partitions within {JOIN_S:.0f} s")
+
+    def _lag_of(self, place: Any) -> int:
+        low, asked = self.client.get_watermark_offsets(place, timeout=ANSWER_S)
+        # What the last fetch said is fresher than the embedded broker's answer, and may be absent.
+        high = max(asked, self.client.get_watermark_offsets(place, cached=True)[1])
+        at = place.offset
+        if at < 0:
+            stored = self.client.committed([place], timeout=ANSWER_S)[0].offset
+            at = stored if stored >= 0 else low
+        return int(max(0, high - at))
+
+    def _consume(self, count: int, timeout_s: float) -> list[Any]:
+        try:
+            return list(self.client.consume(count, timeout_s))
+        except KafkaException as error:
+            raise went_down("read", error, self._bootstrap) from error
+
+    def _given(self, client: Any, places: list[Any]) -> None:
+        if self._ends is not None:
+            # "The end" becomes an offset here: librdkafka would find it some time later.
+            ends = {topic: self._ends(topic) for topic in {place.topic for place in places}}
+            client.assign([self._begin(client, p, ends[p.topic][p.partition][1]) for p in places])
+        self._generation += 1
+
+    def _begin(self, client: Any, place: Any, end: int) -> Any:
+        stored = client.committed([place], timeout=ANSWER_S)[0].offset
+        return TopicPartition(place.topic, place.partition, stored if stored >= 0 else end)
+
+    def _taken(self, _client: object, _places: object) -> None:
+        self._generation += 1
+
+
+def client_config(bootstrap_servers: str) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1_000,
+        "logger": _LOG,
+    }
+
+
+def record_of(message: Any) -> Record:
+    return Record(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        message.key(),
+        message.value(),
+        tuple(message.headers() or ()),
+        message.timestamp()[1],
+    )
+
+
+def is_record(message: Any, bootstrap: str) -> bool:
+    """Whether this is a record. Errors that librdkafka works on by itself are only logged."""
+    error = message.error()
+    if error is None:
+        return True
+    if error.fatal() or error.code() == KafkaError._MAX_POLL_EXCEEDED:
+        raise BusError(f"{bootstrap}: {error.str()}")
+    if error.code() != KafkaError._PARTITION_EOF:
+        _LOG.warning("%s: %s", bootstrap, error.str())
+    return False
+
+
+def positions_of(records: Sequence[Record]) -> list[Any]:
+    return [TopicPartition(t, p, o) for (t, p), o in next_offsets(records).items()]
+
+
+def went_down(what: str, error: KafkaException, bootstrap: str) -> BusError:
+    reason = error.args[0]
+    return BusError(f"could not {what} at {bootstrap}: {reason.str()} ({reason.name()})")

@@ -1,0 +1,65 @@
+"""The buses that every law of the stream is tried on, and topics that never meet."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from streams.bus import Bus, Consumer, Record
+from streams.kafka_bus import KafkaBus
+from streams.memory_bus import MemoryBus
+
+BUSES = ("memory", "embedded_broker", "kafka_broker")
+
+
+@pytest.fixture(params=BUSES)
+def bus(request: pytest.FixtureRequest) -> Bus:
+    """The same law on the fake, on the embedded broker and on Apache Kafka."""
+    if request.param == "memory":
+        return MemoryBus()
+    servers = request.getfixturevalue(request.param)
+    if request.param == "embedded_broker":
+        return KafkaBus(servers, session_timeout_ms=600)  # it delays a join by half of this
+    return KafkaBus(servers)
+
+
+@pytest.fixture
+def kafka_bus(kafka_broker: str) -> KafkaBus:
+    """Apache Kafka alone, for what only real transactions can promise."""
+    return KafkaBus(kafka_broker)
+
+
+@pytest.fixture
+def unique() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+@pytest.fixture
+def joined() -> Iterator[Callable[..., Consumer]]:
+    """Opens consumers that are closed when the test ends."""
+    opened: list[Consumer] = []
+
+    def join(bus: Bus, topic: str, group: str, *, from_start: bool = True) -> Consumer:
+        opened.append(bus.consumer([topic], group, from_start=from_start))
+        return opened[-1]
+
+    yield join
+    for consumer in opened:
+        consumer.close()
+
+
+@pytest.fixture
+def take() -> Callable[..., list[Record]]:
+    """Polls until `count` records came (or `polls` polls of 0.5 s brought no more)."""
+
+    def _take(consumer: Consumer, count: int, polls: int = 30) -> list[Record]:
+        records: list[Record] = []
+        for _ in range(polls):
+            records += consumer.poll(count - len(records), 0.5)
+            if len(records) >= count:
+                break
+        return records
+
+    return _take

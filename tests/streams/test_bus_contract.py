@@ -1,0 +1,200 @@
+"""What every bus promises, tried on memory, the embedded broker and Apache Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from streams.bus import Bus, BusError, Consumed, Consumer, Outgoing, Record
+from streams.kafka_bus import KafkaBus
+from streams.topics import TopicSpec
+
+Join = Callable[..., Consumer]
+Take = Callable[..., list[Record]]
+
+
+@pytest.fixture
+def topic(bus: Bus, unique: str) -> str:
+    name = f"contract-{unique}"
+    bus.ensure_topics([TopicSpec(name, 2)])
+    return name
+
+
+def _values(records: list[Record]) -> list[bytes | None]:
+    return sorted((r.value for r in records), key=lambda value: value or b"")
+
+
+def _letters(topic: str, text: str, partition: int | None = 0) -> list[Outgoing]:
+    return [Outgoing(topic, letter.encode(), partition=partition) for letter in text]
+
+
+def test_a_record_comes_back_as_it_was_sent(bus: Bus, topic: str, joined: Join, take: Take) -> None:
+    sent = Outgoing(topic, b"\x00v", b"k\xff", partition=1, headers={"a": b"1", "b": b"\x00"})
+    bus.producer().send([sent, Outgoing(topic, None, b"tombstone", partition=1)])
+    first, second = take(joined(bus, topic, f"g-{topic}"), 2)
+    assert (first.topic, first.partition, first.offset) == (topic, 1, 0)
+    assert (first.key, first.value, dict(first.headers)) == (
+        b"k\xff",
+        b"\x00v",
+        {"a": b"1", "b": b"\x00"},
+    )
+    assert first.timestamp_ms > 0
+    assert (second.key, second.value, second.headers) == (b"tombstone", None, ())
+
+
+def test_a_partition_keeps_its_order(bus: Bus, topic: str, joined: Join, take: Take) -> None:
+    messages = [Outgoing(topic, str(i).encode(), partition=i % 2) for i in range(200)]
+    bus.producer().send(messages)
+    got = take(joined(bus, topic, f"g-{topic}"), 200)
+    for partition in (0, 1):
+        mine = [int(r.value or b"") for r in got if r.partition == partition]
+        assert mine == list(range(partition, 200, 2))
+
+
+def test_equal_keys_share_a_partition(bus: Bus, topic: str, joined: Join, take: Take) -> None:
+    bus.producer().send([Outgoing(topic, b"v", f"k{i % 7}".encode()) for i in range(70)])
+    got = take(joined(bus, topic, f"g-{topic}"), 70)
+    assert len({(r.key, r.partition) for r in got}) == 7
+
+
+def test_what_was_not_committed_is_read_again(
+    bus: Bus, topic: str, joined: Join, take: Take
+) -> None:
+    bus.producer().send(_letters(topic, "abcd"))
+    first = joined(bus, topic, f"g-{topic}")
+    got = take(first, 4)
+    first.commit(got[:2])
+    first.close()
+    again = take(joined(bus, topic, f"g-{topic}"), 2)
+    assert [r.value for r in again] == [b"c", b"d"]
+
+
+def test_groups_read_apart_from_each_other(bus: Bus, topic: str, joined: Join, take: Take) -> None:
+    bus.producer().send(_letters(topic, "ab"))
+    one, two = joined(bus, topic, f"one-{topic}"), joined(bus, topic, f"two-{topic}")
+    assert _values(take(one, 2)) == _values(take(two, 2)) == [b"a", b"b"]
+
+
+def test_a_reader_from_the_end_sees_only_what_comes_after(
+    bus: Bus, topic: str, joined: Join, take: Take
+) -> None:
+    writer = bus.producer()
+    writer.send(_letters(topic, "a") + _letters(topic, "b", partition=1))
+    reader = joined(bus, topic, f"g-{topic}", from_start=False)
+    writer.send(_letters(topic, "c") + _letters(topic, "d", partition=1))
+    assert _values(take(reader, 2)) == [b"c", b"d"]
+
+
+def test_an_empty_poll_is_an_empty_list(bus: Bus, topic: str, joined: Join) -> None:
+    assert joined(bus, topic, f"g-{topic}").poll(10, 0.05) == []
+
+
+def test_seek_reads_again_from_there(bus: Bus, topic: str, joined: Join, take: Take) -> None:
+    bus.producer().send(_letters(topic, "abc"))
+    reader = joined(bus, topic, f"g-{topic}")
+    take(reader, 3)
+    reader.seek(topic, 0, 1)
+    assert [r.value for r in take(reader, 2)] == [b"b", b"c"]
+
+
+def test_lag_counts_what_is_left(bus: Bus, topic: str, joined: Join, take: Take) -> None:
+    bus.producer().send(_letters(topic, "abcde"))
+    reader = joined(bus, topic, f"g-{topic}")
+    take(reader, 2)
+    assert reader.lag() == 3
+
+
+def test_two_members_share_the_partitions_and_generation_tells(
+    bus: Bus, topic: str, joined: Join, take: Take
+) -> None:
+    first = joined(bus, topic, f"g-{topic}")
+    bus.producer().send(_letters(topic, "a"))
+    first.commit(take(first, 1))
+    before = first.generation()
+    second = joined(bus, topic, f"g-{topic}")
+    for _ in range(60):
+        rest = first.poll(1, 0.1) + second.poll(1, 0.1)
+        assert rest == []
+        if second.generation() and first.generation() > before:
+            break
+    bus.producer().send(_letters(topic, "b", 0) + _letters(topic, "c", 1))
+    got = [take(first, 1, polls=10), take(second, 1, polls=10)]
+    assert [len(part) for part in got] == [1, 1]
+    assert _values(got[0] + got[1]) == [b"b", b"c"]
+
+
+def test_ends_and_scan_show_a_partition_as_it_lies(bus: Bus, topic: str) -> None:
+    bus.producer().send(_letters(topic, "abcde"))
+    assert bus.ends(topic) == {0: (0, 5), 1: (0, 0)}
+    assert [r.value for r in bus.scan(topic, 0, 1, 4)] == [b"b", b"c", b"d"]
+    assert [r.offset for r in bus.scan(topic, 0, 3, 99)] == [3, 4]
+    assert list(bus.scan(topic, 1, 0, 0)) == []
+
+
+def test_marking_the_input_moves_the_group(bus: Bus, topic: str, joined: Join, take: Take) -> None:
+    writer = bus.producer()
+    writer.send(_letters(topic, "ab"))
+    reader = joined(bus, topic, f"g-{topic}")
+    got = take(reader, 2)
+    writer.send(_letters(topic, "z", partition=1), consumed=Consumed(reader, got[:1]))
+    reader.close()
+    again = take(joined(bus, topic, f"g-{topic}"), 2)
+    assert _values(again) == [b"b", b"z"]
+
+
+def test_another_partition_count_is_refused(bus: Bus, topic: str) -> None:
+    bus.ensure_topics([TopicSpec(topic, 2)])
+    with pytest.raises(BusError, match=r"has 2 partitions.*say 3"):
+        bus.ensure_topics([TopicSpec(topic, 3)])
+
+
+def test_a_missing_topic_is_said_at_once(bus: Bus, unique: str) -> None:
+    for ask in (bus.epoch, bus.ends, lambda topic: bus.consumer([topic], "g")):
+        with pytest.raises(BusError, match="ensure_topics"):
+            ask(f"absent-{unique}")
+
+
+def test_an_epoch_is_the_topics_own_and_stays(bus: Bus, topic: str) -> None:
+    other = f"{topic}-other"
+    bus.ensure_topics([TopicSpec(other, 1)])
+    assert bus.epoch(topic) == bus.epoch(topic) != bus.epoch(other)
+    assert bus.healthy()
+
+
+def test_a_broker_that_is_not_there_is_not_healthy(free_port: int) -> None:
+    bus = KafkaBus(f"127.0.0.1:{free_port}")
+    assert not bus.healthy(0.3)
+
+
+def test_a_transaction_writes_and_marks_together_or_not_at_all(
+    kafka_bus: KafkaBus, unique: str, joined: Join, take: Take
+) -> None:
+    source, target = f"in-{unique}", f"out-{unique}"
+    kafka_bus.ensure_topics([TopicSpec(source, 1), TopicSpec(target, 1)])
+    kafka_bus.producer().send(_letters(source, "ab"))
+    reader = joined(kafka_bus, source, f"g-{unique}")
+    got = take(reader, 2)
+    writer = kafka_bus.producer(f"writer-{unique}")
+    too_large = Outgoing(target, bytes(2_000_000))
+    with pytest.raises(BusError):
+        writer.send([*_letters(target, "x"), too_large], consumed=Consumed(reader, got))
+    writer.send(_letters(target, "y"), consumed=Consumed(reader, got[:1]))
+    reader.close()
+    assert [r.value for r in take(joined(kafka_bus, source, f"g-{unique}"), 1)] == [b"b"]
+    stop = kafka_bus.ends(target)[0][1]
+    assert [r.value for r in kafka_bus.scan(target, 0, 0, stop)] == [b"y"]
+
+
+def test_a_second_writer_of_the_same_name_fences_the_first(
+    kafka_bus: KafkaBus, unique: str
+) -> None:
+    topic = f"fence-{unique}"
+    kafka_bus.ensure_topics([TopicSpec(topic, 1)])
+    zombie = kafka_bus.producer(f"writer-{unique}")
+    zombie.send(_letters(topic, "a"))
+    kafka_bus.producer(f"writer-{unique}").send(_letters(topic, "b"))
+    with pytest.raises(BusError):
+        zombie.send(_letters(topic, "c"))
+    stop = kafka_bus.ends(topic)[0][1]
+    assert [r.value for r in kafka_bus.scan(topic, 0, 0, stop)] == [b"a", b"b"]
