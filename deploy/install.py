@@ -78,7 +78,7 @@ def _make_environment() -> None:
     _say(f"making {VENV.name} with {sys.executable}")
     has_pip = importlib.util.find_spec("ensurepip") is not None  # Debian ships it apart
     options = [] if has_pip else ["--without-pip"]
-    _run([sys.executable, "-m", "venv", "--clear", *options, VENV])
+    _run([sys.executable, "-m", "venv", "--clear", *options, str(VENV)])
 
 
 def _get_uv() -> None:
@@ -87,8 +87,8 @@ def _get_uv() -> None:
         return
     has_pip = subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True, check=False)
     if has_pip.returncode == 0:
-        pip = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        _run([*pip, "--no-deps", "--require-hashes", "-r", INSTALLER])
+        pip = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        _run([*pip, "--no-deps", "--require-hashes", "-r", str(INSTALLER)])
     else:
         _unpack_uv()
     _stamp("uv", INSTALLER)
@@ -137,8 +137,8 @@ def _environment() -> dict[str, str]:
     return env
 
 
-def _run(argv: Sequence[str | Path]) -> None:
-    subprocess.run(list(map(str, argv)), check=True, env=_environment())
+def _run(argv: Sequence[str]) -> None:
+    subprocess.run(argv, check=True, env=_environment())
 
 
 def _run_shown(argv: Sequence[str]) -> None:

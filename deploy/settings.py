@@ -2,17 +2,20 @@
 
 Knows every knob and its default. Does not start anything (`deploy.stack`).
 Nested keys use a double underscore in the environment: TIDEMILL_GATEWAY__PORT=8080.
+A section alone names its kind: TIDEMILL_BROKER=kafka is TIDEMILL_BROKER__KIND=kafka.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -21,31 +24,58 @@ from pydantic_settings import (
 HOME = Path(os.environ.get("TIDEMILL_HOME", ".tidemill"))
 
 
-class BrokerSettings(BaseModel):
+class SettingsError(ValueError):
+    """A setting is wrong; the message names its key and where it can be set."""
+
+
+class Section(BaseModel):
+    """One part's settings. A misspelled key is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class BrokerSettings(Section):
     kind: Literal["embedded", "kafka", "external"] = "embedded"
     bootstrap_servers: str = ""  # filled by the stack unless kind is external
     partitions: int = Field(4, ge=1, le=256)
 
+    @model_validator(mode="after")
+    def _external_has_an_address(self) -> Self:
+        return _addressed(self, self.kind, "bootstrap_servers", self.bootstrap_servers)
 
-class StoreSettings(BaseModel):
+    @property
+    def transactional(self) -> bool:
+        """The embedded broker's transactions leak; consumers there are idempotent instead."""
+        return self.kind != "embedded"
+
+
+class StoreSettings(Section):
     kind: Literal["valkey", "external"] = "valkey"
     address: str = ""  # host:port,  filled by the stack unless kind is external
     db: int = Field(0, ge=0)  # one database a project: a tear-down flushes it
 
+    @model_validator(mode="after")
+    def _external_has_an_address(self) -> Self:
+        return _addressed(self, self.kind, "address", self.address)
 
-class TritonSettings(BaseModel):
+
+class TritonSettings(Section):
     kind: Literal["wheel", "external", "in_process"] = "wheel"
     grpc_address: str = ""
     http_address: str = ""
     metrics_address: str = ""
 
+    @model_validator(mode="after")
+    def _external_has_an_address(self) -> Self:
+        return _addressed(self, self.kind, "grpc_address", self.grpc_address)
 
-class GatewaySettings(BaseModel):
+
+class GatewaySettings(Section):
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)  # 0: a free one is chosen
 
 
-class ClockSettings(BaseModel):
+class ClockSettings(Section):
     """rate 1 from origin 0 is the wall clock."""
 
     origin_wall_ms: int = 0
@@ -53,14 +83,14 @@ class ClockSettings(BaseModel):
     rate: float = Field(1.0, gt=0)
 
 
-class AdmissionSettings(BaseModel):
+class AdmissionSettings(Section):
     lateness_ms: int = 3_600_000  # older than this: admitted, marked late
     horizon_ms: int = 400 * 86_400_000  # older than this: dead letter "ancient"
     future_ms: int = 300_000  # further ahead than this: dead letter "future"
     duplicate_horizon_ms: int = 86_400_000  # the same (user_id, event_id) within it counts once
 
 
-class FeedbackSettings(BaseModel):
+class FeedbackSettings(Section):
     """Attribution window per task, in ms of the stack clock; maturity is their maximum."""
 
     windows_ms: dict[str, int] = {
@@ -73,16 +103,34 @@ class FeedbackSettings(BaseModel):
     }
 
 
-class SecuritySettings(BaseModel):
+class SecuritySettings(Section):
     """Keys come from the environment or are made at first start under the stack's home, never from the repository."""
 
     api_keys: dict[str, list[Literal["events", "recommend", "admin"]]] = {}
     impression_key: str = ""  # hex; made on first start when empty
 
 
-class TelemetrySettings(BaseModel):
+class TelemetrySettings(Section):
     otlp_endpoint: str = ""  # e.g. http://127.0.0.1:4318; empty: no export
     sample_ratio: float = Field(1.0, ge=0, le=1)
+
+
+_S = TypeVar("_S", bound=Section)
+
+
+def _addressed(section: _S, kind: str, key: str, value: str) -> _S:
+    if kind == "external" and not value:
+        raise ValueError(f"kind is external, so {key} must name the server (host:port)")
+    return section
+
+
+class _Environment(EnvSettingsSource):
+    """TIDEMILL_BROKER=kafka: a section that is one word names its kind."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        if isinstance(value, str) and not value.lstrip().startswith(("{", "[")):
+            return {"kind": value}
+        return super().decode_complex_value(field_name, field, value)
 
 
 class Settings(BaseSettings):
@@ -113,7 +161,7 @@ class Settings(BaseSettings):
         toml_file = os.environ.get("TIDEMILL_SETTINGS", "settings.toml")
         return (
             init_settings,
-            env_settings,
+            _Environment(settings_cls),
             TomlConfigSettingsSource(settings_cls, toml_file=toml_file),
         )
 
@@ -139,3 +187,25 @@ class Settings(BaseSettings):
     @property
     def registry_path(self) -> Path:
         return self.home / "registry.db"
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings of this process; errors name the key and every place to set it.
+
+    Raises:
+        SettingsError: a key is unknown or its value does not fit.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(
+            "\n".join(_explain(e["loc"], e["msg"]) for e in error.errors())
+        ) from None
+    except ValueError as error:  # a settings file or a JSON value that does not parse
+        raise SettingsError(str(error)) from error
+
+
+def _explain(location: tuple[int | str, ...], message: str) -> str:
+    keys = [str(key) for key in location]
+    variable = "TIDEMILL_" + "__".join(keys).upper()
+    return f"{'.'.join(keys)} ({variable}, or settings.toml): {message}"
