@@ -134,11 +134,15 @@ class Child:
         Also sweeps what a child that is already gone left in its session.
         """
         if self.alive():
-            self._signal(signal.SIGTERM)
+            self.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
         self._signal(signal.SIGKILL)
         return self._process.wait(10)
+
+    def terminate(self) -> None:
+        """Asks the whole session to end, and does not wait."""
+        self._signal(signal.SIGTERM)
 
     def kill(self) -> int:
         """SIGKILL at once, the session with it."""
