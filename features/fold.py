@@ -87,7 +87,7 @@ def fold(
 ) -> Folded:
     """Folds `batch` into `rows` (one per id of the batch, in that order).
 
-    Rows of an older generation count as empty, but for their erasure. The input rows
+    Rows of another generation count as empty, but for their erasure. The input rows
     are not changed.
     """
     rows = _current(rows, generation)
@@ -114,8 +114,8 @@ def _lane(stamp: Stamp) -> np.ndarray:
 
 
 def _current(rows: Rows, generation: int) -> Rows:
-    """Rows of older generations emptied; only their erasure stays."""
-    old = rows.head["generation"] < generation
+    """Rows of other generations emptied; only their erasure stays."""
+    old = rows.head["generation"] != generation
     if not old.any():
         return rows
     head = rows.head.copy()
@@ -213,7 +213,7 @@ def _add_tiles(definition: EntityDefinition, rows: Rows, row: np.ndarray, batch:
 def _addend(source: str, table: pa.Table, hit: np.ndarray) -> np.ndarray:
     column = pc.fill_null(table.column(source).cast(pa.int64()), 0)
     values: np.ndarray = column.to_numpy()
-    return values[hit]
+    return np.asarray(values[hit])
 
 
 def _merge(

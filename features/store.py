@@ -77,3 +77,7 @@ class StoreDown(RuntimeError):
 
 class DefinitionChanged(RuntimeError):
     """Stored rows were folded by other declarations; the message names the migration."""
+
+
+class GenerationChanged(RuntimeError):
+    """The store was emptied or rebuilt under a fold, which must start again from the start."""

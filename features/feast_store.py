@@ -1,0 +1,334 @@
+"""The online store: one hash per entity row in Feast's format, folded by compare-and-set.
+
+Knows Redis commands, generations and conflicts. Does not import Feast: plain Feast
+clients read the same keys through `features.online_store`. One database serves one
+project.
+
+A generation is one life of the stored rows. It is drawn anew when the store is found
+empty and when a rebuild begins, it is written into every row, and no fold may write
+under another than the one that it started with: so a flushed, failed-over or rebuilt
+store is noticed at the next batch (`GenerationChanged`), never silently half filled.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from features.connection import Connection, Script
+from features.cut import Cut
+from features.definitions import DEFINITIONS
+from features.feast_format import RowFormat, timestamp, unwrap, wrap
+from features.finish import finish_blobs
+from features.fold import Batch, Folded, fold, group
+from features.row_cache import RowCache
+from features.store import (
+    DefinitionChanged,
+    EntityName,
+    FeatureFrame,
+    GenerationChanged,
+    StoreDown,
+)
+from features.tiles import DIGEST_BYTES, FOREVER_MS, Rows, decode, digest, encode, tombstone
+from streams.bus import Stamp
+
+ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
+SCRIPT_ROWS = 256  # rows per script call: bounds how long the server is busy with one
+
+_READ = """
+local rows = {}
+for i = 2, #KEYS do rows[i - 1] = redis.call('HGET', KEYS[i], ARGV[1]) end
+return {redis.call('HGET', KEYS[1], 'generation'), rows}
+"""
+_SWAP = f"""
+local generation = redis.call('HGET', KEYS[1], 'generation')
+if generation ~= ARGV[1] then return {{-1}} end
+local lost = {{}}
+for i = 2, #KEYS do
+  local at = 4 + (i - 2) * 3
+  local now = redis.call('HGET', KEYS[i], ARGV[2])
+  local have = now and string.sub(now, -{DIGEST_BYTES}) or ''
+  if have == ARGV[at] then
+    redis.call('HSET', KEYS[i], ARGV[2], ARGV[at + 1], ARGV[3], ARGV[at + 2])
+  else
+    lost[#lost + 1] = i - 2
+  end
+end
+return lost
+"""
+
+
+class FeastFeatureStore:
+    """`features.store.FeatureStore` on Redis or Valkey, in Feast's key and field format.
+
+    `cached_rows`: how many rows a folding process keeps, to save reading them again; a
+    reader needs none. Every method raises `StoreDown` when the store does not answer.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        db: int,
+        project: str = "tidemill",
+        *,
+        timeout_s: float = 1.0,
+        cached_rows: int = 0,
+    ) -> None:
+        self.project = project
+        self.connection = Connection(address, db, timeout_s)
+        self._formats = {name: RowFormat(d, project) for name, d in DEFINITIONS.items()}
+        self._meta = f"tidemill:{project}".encode()
+        self._read_script = Script(self.connection, _READ)
+        self._swap_script = Script(self.connection, _SWAP)
+        self._cache = RowCache(cached_rows)
+        self._generation = 0
+        self._cut = Cut()
+
+    # ---- the contract
+
+    def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
+        generation = self.generation()
+        batch = self._cut.beyond(entity, group(DEFINITIONS[entity], events), stamp)
+        written = 0
+        for _ in range(ATTEMPTS):
+            stored = self._stored(entity, batch.ids, generation)
+            rows = decode(stored)
+            self._refuse_foreign(entity, rows)
+            folded = fold(DEFINITIONS[entity], rows, batch, stamp, generation)
+            lost = self._swap(entity, batch.ids, stored, folded, generation)
+            written += len(folded.changed) - len(lost)
+            if not lost:
+                return written
+            batch = _only(batch, lost)
+        raise StoreDown(f"{len(batch.ids)} {entity} rows lost every compare-and-set; fold again")
+
+    def read(self, entity: EntityName, ids: Sequence[str], now_ms: int) -> FeatureFrame:
+        blobs, _ = self._fetch(entity, ids)
+        return finish_blobs(DEFINITIONS[entity], ids, blobs, now_ms)
+
+    def erase(self, user_id: str, at_ms: int | None = None) -> None:
+        until = FOREVER_MS if at_ms is None else at_ms
+        blob = tombstone(until, self.generation(), DEFINITIONS["user"].fingerprint)
+        layout = self._formats["user"]
+        fields = {layout.row_field: wrap(blob), layout.time_field: timestamp(0)}
+        with self.connection.failures():
+            self.connection.client.hset(layout.key(user_id), mapping=fields)
+        self._cache.drop("user", [user_id])
+
+    def healthy(self) -> bool:
+        return self.connection.ping()
+
+    # ---- rows as bytes
+
+    def blobs(self, entity: EntityName, ids: Sequence[str]) -> list[bytes | None]:
+        """Stored rows as they lie, in the order of `ids`."""
+        return self._fetch(entity, ids)[0]
+
+    def ids(self, entity: EntityName) -> Iterator[str]:
+        """Every id that has a row, tombstones included, in no order; some may come twice."""
+        layout = self._formats[entity]
+        with self.connection.failures():
+            for key in self.connection.client.scan_iter(layout.pattern(), count=1000):
+                entity_id = layout.entity_id(key)
+                if entity_id is not None:
+                    yield entity_id
+
+    # ---- generations
+
+    def generation(self) -> int:
+        """The generation that this process folds under; draws one if the store has none.
+
+        Raises `DefinitionChanged` when the stored rows follow other declarations.
+        """
+        if self._generation:
+            return self._generation
+        with self.connection.failures():
+            client = self.connection.client
+            client.hsetnx(self._meta, "generation", _new_generation())
+            client.hsetnx(self._meta, "fingerprints", _fingerprints())
+            stored, fingerprints, cut = client.hmget(
+                self._meta, ["generation", "fingerprints", "cut"]
+            )
+        if fingerprints != _fingerprints():
+            raise DefinitionChanged(
+                "the stored rows follow other feature declarations than this code; run "
+                "`tidemill features backfill --rebuild` to fold the log by these"
+            )
+        self._cut = Cut.from_json(cut)
+        self._generation = int(stored)
+        return self._generation
+
+    def stored_generation(self) -> int | None:
+        """The generation in the store now; None for an empty (or flushed) one."""
+        with self.connection.failures():
+            stored = self.connection.client.hget(self._meta, "generation")
+        return None if stored is None else int(stored)
+
+    def begin_generation(self, cut: Cut) -> int:
+        """Starts a rebuild: from now on only folds of the new generation may write.
+
+        Rows of the old one stay readable until they are replaced or swept.
+        """
+        generation = int(_new_generation())
+        fields = {"fingerprints": _fingerprints(), "cut": cut.to_json(), "generation": generation}
+        with self.connection.failures():
+            self.connection.client.hset(self._meta, mapping=fields)
+        self._cache.clear()
+        self._generation, self._cut = generation, cut
+        return generation
+
+    def note(self, name: str, value: bytes | None) -> None:
+        """Keeps (or with None forgets) a small fact beside the generation."""
+        with self.connection.failures():
+            client = self.connection.client
+            if value is None:
+                client.hdel(self._meta, name)
+            else:
+                client.hset(self._meta, name, value)
+
+    def noted(self, name: str) -> bytes | None:
+        with self.connection.failures():
+            value: bytes | None = self.connection.client.hget(self._meta, name)
+        return value
+
+    def sweep(self, entity: EntityName) -> int:
+        """Deletes rows that no rebuild has brought into this generation; erasures stay."""
+        swept, layout = 0, self._formats[entity]
+        for ids in _chunks(self.ids(entity), SCRIPT_ROWS):
+            head = decode(self.blobs(entity, ids)).head
+            old = (head["generation"] != self.generation()) & (head["erased_ms"] == 0)
+            keys = [layout.key(entity_id) for entity_id, o in zip(ids, old, strict=True) if o]
+            if keys:
+                with self.connection.failures():
+                    self.connection.client.unlink(*keys)
+            swept += len(keys)
+        return swept
+
+    def tear_down(self) -> int:
+        """Deletes this project's rows and facts, and nothing of any other project."""
+        deleted = 0
+        for entity, layout in self._formats.items():
+            for ids in _chunks(self.ids(entity), SCRIPT_ROWS):
+                with self.connection.failures():
+                    deleted += self.connection.client.unlink(*map(layout.key, ids))
+        with self.connection.failures():
+            self.connection.client.unlink(self._meta)
+        self._cache.clear()
+        self._generation = 0
+        return deleted
+
+    # ---- one batch
+
+    def _stored(
+        self, entity: EntityName, ids: Sequence[str], generation: int
+    ) -> list[bytes | None]:
+        """Rows of the batch's ids: cached where they can be, else read."""
+        rows = self._cache.get(entity, ids)
+        missing = [entity_id for entity_id in ids if entity_id not in rows]
+        for chunk in _chunks(iter(missing), SCRIPT_ROWS * 4):
+            blobs, stored = self._fetch(entity, chunk)
+            if stored != generation:
+                raise self._changed(stored)
+            rows.update(zip(chunk, blobs, strict=True))
+        return [rows[entity_id] for entity_id in ids]
+
+    def _fetch(
+        self, entity: EntityName, ids: Sequence[str]
+    ) -> tuple[list[bytes | None], int | None]:
+        layout = self._formats[entity]
+        keys = [self._meta, *map(layout.key, ids)]
+        generation, values = self._read_script(keys, [layout.row_field])
+        return [unwrap(v) for v in values], None if generation is None else int(generation)
+
+    def _swap(
+        self,
+        entity: EntityName,
+        ids: Sequence[str],
+        stored: Sequence[bytes | None],
+        folded: Folded,
+        generation: int,
+    ) -> list[int]:
+        """Writes the changed rows whose stored bytes are still those read; the rest's places."""
+        lost: list[int] = []
+        writes = list(zip(folded.changed.tolist(), encode(folded.rows), strict=True))
+        times = folded.rows.head["last_event_ms"].tolist()
+        for start in range(0, len(writes), SCRIPT_ROWS):
+            part = writes[start : start + SCRIPT_ROWS]
+            failed = self._swap_part(entity, ids, stored, part, times[start:], generation)
+            gone = {part[place][0] for place in failed}
+            lost.extend(gone)
+            kept = {ids[place]: blob for place, blob in part if place not in gone}
+            self._cache.put(entity, kept)
+        self._cache.drop(entity, [ids[place] for place in lost])
+        return sorted(lost)
+
+    def _swap_part(
+        self,
+        entity: EntityName,
+        ids: Sequence[str],
+        stored: Sequence[bytes | None],
+        part: Sequence[tuple[int, bytes]],
+        times: Sequence[int],
+        generation: int,
+    ) -> list[int]:
+        layout = self._formats[entity]
+        keys = [self._meta]
+        arguments: list[bytes | int] = [generation, layout.row_field, layout.time_field]
+        for (place, blob), time_ms in zip(part, times, strict=False):
+            before = stored[place]
+            keys.append(layout.key(ids[place]))
+            arguments += [b"" if before is None else digest(before), wrap(blob), timestamp(time_ms)]
+        failed: list[int] = self._swap_script(keys, arguments)
+        if failed == [-1]:
+            raise self._changed(self.stored_generation())
+        return failed
+
+    def _changed(self, stored: int | None) -> GenerationChanged:
+        self._cache.clear()
+        what = "was emptied" if stored is None else "is being rebuilt"
+        return GenerationChanged(
+            f"the online store at {self.connection.address} {what} while this process folded "
+            f"generation {self._generation:08x}: start the fold again, from the topics' start"
+        )
+
+    def _refuse_foreign(self, entity: EntityName, rows: Rows) -> None:
+        current = rows.head["generation"] == self._generation
+        other = rows.head["fingerprint"] != DEFINITIONS[entity].fingerprint
+        if (current & other).any():
+            raise DefinitionChanged(
+                f"stored {entity} rows follow other declarations than this code; run "
+                "`tidemill features backfill --rebuild`"
+            )
+
+
+def _new_generation() -> str:
+    return str(secrets.randbits(31) + 1)
+
+
+def _fingerprints() -> bytes:
+    return orjson.dumps({name: d.fingerprint for name, d in sorted(DEFINITIONS.items())})
+
+
+def _only(batch: Batch, places: Sequence[int]) -> Batch:
+    """The batch's events of these ids alone."""
+    wanted = np.zeros(len(batch.ids), bool)
+    wanted[list(places)] = True
+    new_place = np.cumsum(wanted) - 1
+    part = batch.where(wanted[batch.row])
+    ids = [batch.ids[place] for place in places]
+    return Batch(ids, new_place[part.row], part.time, part.kind, part.hash, part.table)
+
+
+def _chunks(items: Iterator[str], size: int) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,76 @@
+"""The functions that Feast calls to finish typed features from stored rows.
+
+Knows the dictionaries that Feast passes to a `mode="python"` on-demand view. Does not
+import Feast. Feast stores a function by dill, so each finisher only names this module
+and an entity; the work is done by the code that is installed, not by a pickled copy.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from features.definitions import DEFINITIONS
+from features.feast_format import ROW_FEATURE
+from features.finish import finish_blobs
+from features.store import EntityName
+from features.tiles import readable
+
+Inputs = Mapping[str, list[Any]]
+Finisher = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def finished(entity: EntityName, inputs: Inputs) -> dict[str, list[Any]]:
+    """Every declared feature of the entity from `row` and `now_ms`, as plain lists.
+
+    At `apply` Feast calls it with bytes that are no row: those read as absent.
+    """
+    definition = DEFINITIONS[entity]
+    blobs = [blob if readable(blob) else None for blob in inputs[ROW_FEATURE]]
+    now_ms = [int(value or 0) for value in inputs["now_ms"]]
+    frame = finish_blobs(definition, [""] * len(blobs), blobs, _column(now_ms))
+    return {name: column.tolist() for name, column in frame.columns.items()}
+
+
+def _column(values: list[int]) -> Any:
+    import numpy as np
+
+    return np.array(values, np.int64)
+
+
+def finish_user(inputs: dict[str, Any]) -> dict[str, Any]:
+    from features.on_demand import finished
+
+    return finished("user", inputs)
+
+
+def finish_video(inputs: dict[str, Any]) -> dict[str, Any]:
+    from features.on_demand import finished
+
+    return finished("video", inputs)
+
+
+def finish_author(inputs: dict[str, Any]) -> dict[str, Any]:
+    from features.on_demand import finished
+
+    return finished("author", inputs)
+
+
+def finish_query(inputs: dict[str, Any]) -> dict[str, Any]:
+    from features.on_demand import finished
+
+    return finished("query", inputs)
+
+
+FINISHERS: Mapping[EntityName, Finisher] = {
+    "user": finish_user,
+    "video": finish_video,
+    "author": finish_author,
+    "query": finish_query,
+}
+
+
+def source_of(finisher: Finisher) -> str:
+    """The function's text, for Feast's registry and its pages."""
+    return inspect.getsource(finisher)
