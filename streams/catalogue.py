@@ -194,7 +194,7 @@ def follow(
     stop: threading.Event,
     *,
     group: str,
-    refused: Callable[[Record], None] = lambda record: None,
+    refused: Callable[[Record], None] = lambda _: None,
 ) -> None:
     """Reads the topic `catalogue` from its start into `take` until `stop` is set.
 

@@ -6,7 +6,18 @@ Knows impressions, actions and attribution windows. Does not know files
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache, partial
+from typing import Any
+
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from streams.events import KIND_CODE
+from streams.impression import BadToken, Impression, verify
 
 TASKS: tuple[str, ...] = ("play", "long_view", "like", "follow", "order", "query_click", "skip")
 
@@ -43,3 +54,200 @@ FEEDBACK_SCHEMA = pa.schema(
         pa.field("revision", pa.int64(), nullable=False),  # from 1; the largest one stands
     ]
 )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How long after it was shown an action is put down to an impression, ms per task.
+
+    A task that the mapping leaves out gets the longest window.
+    """
+
+    per_task_ms: Mapping[str, int]
+
+    @property
+    def longest_ms(self) -> int:
+        return max(self.per_task_ms.values())
+
+    def of(self, task: str) -> int:
+        return self.per_task_ms.get(task, self.longest_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is known of one impression. Merging is commutative, associative and idempotent.
+
+    Hence events may come in any order, twice, or in other batches: the sum is the same.
+    """
+
+    impression: Impression
+    shown_at_ms: int | None = None
+    first_ms: Mapping[str, int] = field(default_factory=dict)  # task -> its first action
+    dwell_ms: int = 0
+    order: tuple[int, int] | None = None  # (time, amount in cents) of the first order
+    origin: str = "live"
+
+    def merge(self, other: Outcome) -> Outcome:
+        first = dict(self.first_ms)
+        for task, at in other.first_ms.items():
+            first[task] = min(at, first.get(task, at))
+        return Outcome(
+            self.impression,
+            _earliest(self.shown_at_ms, other.shown_at_ms),
+            first,
+            max(self.dwell_ms, other.dwell_ms),
+            min(filter(None, (self.order, other.order)), default=None),
+            max(self.origin, other.origin),
+        )
+
+    def attributed(self, task: str, windows: Windows) -> bool:
+        """The task's first action came no later than its window after `shown`.
+
+        One that came before `shown` counts: the user had the video before the client
+        said so. Nothing counts until `shown` is known: served is not seen.
+        """
+        at = self.first_ms.get(task)
+        return (
+            at is not None
+            and self.shown_at_ms is not None
+            and at <= self.shown_at_ms + windows.of(task)
+        )
+
+
+def _earliest(a: int | None, b: int | None) -> int | None:
+    return min((at for at in (a, b) if at is not None), default=None)
+
+
+class Refusal(StrEnum):
+    """Why an event with a token gives no feedback."""
+
+    FORGED = "forged"  # malformed, or signed with another key
+    OTHER_USER = "other_user"  # a token that was given to somebody else
+    OTHER_ITEM = "other_item"  # a token of another video or query
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One batch, joined: outcomes by impression_id, and what was refused."""
+
+    outcomes: dict[str, Outcome]
+    refused: Counter[Refusal]
+    without_token: int
+
+
+class Join:
+    """Events -> outcomes of the impressions whose tokens they carry.
+
+    Pure but for a memory of verified tokens, which changes no answer.
+    """
+
+    def __init__(self, key: bytes, *, remembered_tokens: int = 100_000) -> None:
+        """`key`: the stack's impression key."""
+        self._verify = lru_cache(maxsize=remembered_tokens)(partial(_verified, key=key))
+
+    def batch(self, events: pa.Table) -> Joined:
+        """Joins one batch of EVENT_SCHEMA; rows marked duplicate are left out."""
+        live = events.filter(pc.invert(events["duplicate"]))
+        tokened = live.filter(pc.is_valid(live["impression"]))
+        outcomes: dict[str, Outcome] = {}
+        refused: Counter[Refusal] = Counter()
+        for event in tokened.select(_READ).to_pylist():
+            found = self._outcome(event)
+            if isinstance(found, Refusal):
+                refused[found] += 1
+            elif found is not None:
+                known = outcomes.get(found.impression.impression_id)
+                outcomes[found.impression.impression_id] = known.merge(found) if known else found
+        return Joined(outcomes, refused, live.num_rows - tokened.num_rows)
+
+    def _outcome(self, event: dict[str, Any]) -> Outcome | Refusal | None:
+        impression = self._verify(event["impression"])
+        if impression is None:
+            return Refusal.FORGED
+        if event["user_id"] != impression.user_id:
+            return Refusal.OTHER_USER
+        if not _same_item(event, impression):
+            return Refusal.OTHER_ITEM
+        return _of_event(event, impression)
+
+
+_READ = ["impression", "user_id", "video_id", "query", "kind", "event_time_ms", "dwell_ms",
+         "amount_cents", "origin"]  # fmt: skip
+_TASK_OF_CODE = {KIND_CODE[task]: task for task in TASKS}
+_SHOWN = KIND_CODE["shown"]
+_QUERY_SHOWN = KIND_CODE["query_shown"]
+_ORDER = KIND_CODE["order"]
+
+
+def _verified(token: str, key: bytes) -> Impression | None:
+    try:
+        return verify(token, key)
+    except BadToken:
+        return None
+
+
+def _same_item(event: dict[str, Any], impression: Impression) -> bool:
+    """The event's own video and query, where it names them, are those that were served."""
+    if event["video_id"] is not None and event["video_id"] != impression.video_id:
+        return False
+    return impression.query is None or event["query"] in (None, impression.query)
+
+
+def _of_event(event: dict[str, Any], impression: Impression) -> Outcome | None:
+    """None for a kind that is neither a showing nor a task (share, search, cart)."""
+    # A client's clock may be slow: nothing happened before it was served.
+    at = max(event["event_time_ms"], impression.served_at_ms)
+    kind, origin = event["kind"], event["origin"]
+    shown_kind = _SHOWN if impression.query is None else _QUERY_SHOWN
+    if kind == shown_kind:
+        return Outcome(impression, shown_at_ms=at, origin=origin)
+    task = _TASK_OF_CODE.get(kind)
+    if task is None:
+        return None
+    return Outcome(
+        impression,
+        first_ms={task: at},
+        dwell_ms=event["dwell_ms"] or 0,
+        order=(at, event["amount_cents"] or 0) if kind == _ORDER else None,
+        origin=origin,
+    )
+
+
+def to_table(outcomes: Mapping[str, tuple[Outcome, int]], windows: Windows) -> pa.Table:
+    """Outcomes with their revisions as rows of FEEDBACK_SCHEMA."""
+    rows = [_row(outcome, revision, windows) for outcome, revision in outcomes.values()]
+    return pa.Table.from_pylist(rows, schema=FEEDBACK_SCHEMA)
+
+
+def _row(outcome: Outcome, revision: int, windows: Windows) -> dict[str, Any]:
+    shown = outcome.shown_at_ms
+    tasks: dict[str, Any] = {}
+    for task in TASKS:
+        tasks[task] = outcome.attributed(task, windows)
+        tasks[f"{task}_at_ms"] = outcome.first_ms.get(task)
+    return {
+        **outcome.impression.model_dump(),
+        **tasks,
+        "impression_id": outcome.impression.impression_id,
+        "shown_at_ms": shown,
+        "dwell_ms": outcome.dwell_ms,
+        "order_amount_cents": outcome.order[1] if outcome.order else 0,
+        "origin": outcome.origin,
+        "matured_at_ms": None if shown is None else shown + windows.longest_ms,
+        "revision": revision,
+    }
+
+
+def from_row(row: Mapping[str, Any]) -> tuple[Outcome, int]:
+    """The outcome and revision behind a row: `to_table`'s inverse, so files are state."""
+    first = {task: at for task in TASKS if (at := row[f"{task}_at_ms"]) is not None}
+    order = (first["order"], row["order_amount_cents"]) if "order" in first else None
+    outcome = Outcome(
+        Impression.model_construct(**{name: row[name] for name in Impression.model_fields}),
+        row["shown_at_ms"],
+        first,
+        row["dwell_ms"],
+        order,
+        row["origin"],
+    )
+    return outcome, row["revision"]

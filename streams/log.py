@@ -1,6 +1,8 @@
 """The event log: every admitted event once, in Parquet by epoch, partition and offset.
 
-Knows files and stamps. Does not know features or feedback.
+Knows what an event's columns are and how they are read back. Does not know how files
+are laid (`streams.segments`), nor features or feedback. This log is the only truth:
+online values, feedback and training sets can be made again from it.
 """
 
 from __future__ import annotations
@@ -11,21 +13,36 @@ from pathlib import Path
 import polars as pl
 
 from streams.delivery import Delivery
+from streams.events import KINDS
+from streams.schema import EVENT_SCHEMA
+from streams.segments import Segments
+from streams.topics import EVENTS_BY_USER
 
 
 class EventLog:
     """The log under one folder. `append` is a `BatchHandler`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, sync: bool = False) -> None:
+        """`sync=True` also survives a power failure, at one fsync per batch."""
         self.directory = directory
+        erased_by = ("event_time_ms", "ingested_at_ms")
+        self._segments = Segments(directory, EVENT_SCHEMA, erased_by=erased_by, sync=sync)
 
     def append(self, delivery: Delivery) -> None:
         """Makes the batch durable; a stamp that the log holds changes nothing."""
-        raise NotImplementedError
+        self._segments.append(delivery.stamp, delivery.table, delivery.payload)
+
+    def gather(self) -> None:
+        """Files every batch as Parquet now, for readers other than this class."""
+        self._segments.gather()
 
     def scan(self) -> pl.LazyFrame:
-        """EVENT_SCHEMA's columns plus epoch, partition, offset, row; duplicates marked."""
-        raise NotImplementedError
+        """EVENT_SCHEMA's columns plus epoch, partition, offset, row; duplicates marked.
+
+        See `Segments.scan` for what happens when files are merged meanwhile; `read`
+        is free of that.
+        """
+        return self._segments.scan()
 
     def read(
         self,
@@ -35,13 +52,41 @@ class EventLog:
         kinds: Sequence[str] | None = None,
         duplicates: bool = False,
     ) -> pl.DataFrame:
-        """`since_ms <= event_time_ms < until_ms`, `kind` as a string, by (event_time_ms, event_id)."""
-        raise NotImplementedError
+        """Events with `since_ms <= event_time_ms < until_ms`, by (event_time_ms, event_id).
+
+        `kind` is a string (`streams.events.KINDS`); `kinds` keeps only those named.
+        Rows marked duplicate are left out unless `duplicates`.
+        """
+        keep = pl.lit(True)
+        if since_ms is not None:
+            keep &= pl.col("event_time_ms") >= since_ms
+        if until_ms is not None:
+            keep &= pl.col("event_time_ms") < until_ms
+        if kinds is not None:
+            keep &= pl.col("kind").is_in([KINDS.index(kind) for kind in kinds])
+        if not duplicates:
+            keep &= ~pl.col("duplicate")
+        rows = self._segments.consistently(lambda scan: scan.filter(keep).collect())
+        return rows.with_columns(kind_name()).sort("event_time_ms", "event_id")
 
     def deliveries(self) -> Iterator[Delivery]:
-        """The log as it was delivered: by epoch and partition, in offset order."""
-        raise NotImplementedError
+        """The log as it was delivered: by epoch and partition, in offset order.
+
+        Memory: one file at a time. A batch whose rows were all erased is left out.
+        """
+        for stamp, table in self._segments.batches():
+            yield Delivery(EVENTS_BY_USER, stamp, table)
+
+    def last_offset(self, epoch: str, partition: int) -> int:
+        """The largest offset of EVENTS_BY_USER that the log holds, -1 for none."""
+        return self._segments.last_offset(epoch, partition)
 
     def erase(self, user_id: str, at_ms: int) -> int:
-        """Removes the user's events admitted until `at_ms`, now and when they come again."""
-        raise NotImplementedError
+        """Removes the user's events that happened or were admitted until `at_ms`, in every
+        file and whenever they come again. Returns the number of rows removed."""
+        return self._segments.erase(user_id, at_ms)
+
+
+def kind_name() -> pl.Expr:
+    """The column `kind` (uint8) as the kind's name."""
+    return pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 
+import pyarrow as pa
 import pytest
 
 from streams.bus import Bus, Consumer, Record
+from streams.events import KIND_CODE
 from streams.kafka_bus import KafkaBus
 from streams.memory_bus import MemoryBus
+from streams.schema import EVENT_SCHEMA
 
 BUSES = ("memory", "embedded_broker", "kafka_broker")
 
@@ -21,7 +24,7 @@ def bus(request: pytest.FixtureRequest) -> Bus:
         return MemoryBus()
     servers = request.getfixturevalue(request.param)
     if request.param == "embedded_broker":
-        return KafkaBus(servers, session_timeout_ms=600)  # it delays a join by half of this
+        return KafkaBus(servers, session_timeout_ms=1_000)  # it delays a join by half of this
     return KafkaBus(servers)
 
 
@@ -63,3 +66,27 @@ def take() -> Callable[..., list[Record]]:
         return records
 
     return _take
+
+
+@pytest.fixture(scope="session")
+def event_table() -> Callable[[list[dict[str, object]]], pa.Table]:
+    """Rows -> a batch of EVENT_SCHEMA; what a row leaves out gets a plain value."""
+
+    def build(rows: list[dict[str, object]]) -> pa.Table:
+        plain: dict[str, object] = {
+            "event_time_ms": 1_700_000_000_000,
+            "ingested_at_ms": 1_700_000_000_000,
+            "surface": "feed",
+            "origin": "live",
+            "late": False,
+            "duplicate": False,
+            "source_partition": 0,
+        }
+        full = []
+        for number, row in enumerate(rows):
+            kind = KIND_CODE[str(row.get("kind", "play"))]
+            own = {"event_id": f"e{number}", "user_id": "u0", "source_offset": number}
+            full.append({**plain, **own, **row, "kind": kind})
+        return pa.Table.from_pylist(full, schema=EVENT_SCHEMA)
+
+    return build

@@ -1,0 +1,179 @@
+"""Feedback on disk and on its topic: upserts by impression, of which the last one stands.
+
+Knows files, revisions and the topic `feedback`. Does not know how an event becomes an
+outcome (`streams.feedback`). The files are the state: a restart reads them back, and a
+batch that comes again finds its effect there and changes nothing, revision included.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pyarrow as pa
+
+from streams.bus import Outgoing, Producer, Stamp
+from streams.delivery import Delivery
+from streams.feedback import FEEDBACK_SCHEMA, Join, Outcome, Refusal, Windows, from_row, to_table
+from streams.segments import Segments
+from streams.topics import FEEDBACK
+
+_log = logging.getLogger(__name__)
+
+State = tuple[Outcome, int]  # an outcome and its revision
+REMEMBERED = 200_000  # impressions kept in memory; one served earlier is read from disk when needed
+
+
+def _segments(directory: Path, *, sync: bool = False) -> Segments:
+    return Segments(directory, FEEDBACK_SCHEMA, erased_by=("served_at_ms",), sync=sync)
+
+
+class FeedbackStore:
+    """Joins deliveries of EVENTS_BY_USER into feedback. `join` is a `BatchHandler`.
+
+    One partition's impressions are its own, since a token counts for its user only and
+    a user has one partition; so partitions may live in different processes, and move
+    between them: what another process has filed is noticed and read back.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        key: bytes,
+        windows_ms: Mapping[str, int],
+        producer: Producer | None = None,
+        refused: Callable[[Counter[Refusal]], None] = lambda _: None,
+        sync: bool = False,
+        remembered: int = REMEMBERED,
+    ) -> None:
+        """`key` signed the impressions; upserts go to `producer`'s topic `feedback`, if given."""
+        self._join = Join(key)
+        self._windows = Windows(windows_ms)
+        self._segments = _segments(directory, sync=sync)
+        self._producer = producer
+        self._refused = refused
+        self._remembered = remembered
+        self._known: dict[str, State] = {}
+        self._known_after_ms: int | None = None  # None: `_known` holds every impression on disk
+        self._filed: dict[tuple[str, int], int] | None = None  # last offsets that `_known` reflects
+        self._lock = threading.Lock()
+
+    def join(self, delivery: Delivery) -> None:
+        """Publishes and files what the batch changes.
+
+        Published first: a crash in between publishes the same revision again, never
+        none. Raises what the producer or the disk raises, with nothing taken in.
+        """
+        joined = self._join.batch(delivery.table)
+        with self._lock:
+            if joined.outcomes:
+                self._take(delivery.stamp, joined.outcomes)
+        if joined.refused:
+            self._refused(joined.refused)
+
+    def erase(self, user_id: str, at_ms: int) -> int:
+        """Removes the user's rows served until `at_ms`, now and when they come again."""
+        with self._lock:
+            removed = self._segments.erase(user_id, at_ms)
+            self._filed = None  # read back, without the user, by the next batch
+            self._known.clear()
+            return removed
+
+    def _take(self, stamp: Stamp, outcomes: Mapping[str, Outcome]) -> None:
+        place = (stamp.epoch, stamp.partition)
+        filed = self._segments.last_offset(*place)
+        if self._filed is None or self._filed.get(place, -1) != filed:
+            self._rebuild()
+        if stamp.offset <= filed:
+            return
+        changed = self._changed(outcomes)
+        table = self._segments.without_erased(to_table(changed, self._windows))
+        if table.num_rows:
+            self._publish(table)
+            self._segments.append(stamp, table)
+            self._filed = {**(self._filed or {}), place: stamp.offset}
+            self._known |= {i: changed[i] for i in table["impression_id"].to_pylist()}
+            self._forget()
+
+    def _changed(self, outcomes: Mapping[str, Outcome]) -> dict[str, State]:
+        self._recall(outcomes)
+        changed: dict[str, State] = {}
+        for impression_id, outcome in outcomes.items():
+            before, revision = self._known.get(impression_id, (None, 0))
+            after = before.merge(outcome) if before else outcome
+            if after != before:
+                changed[impression_id] = (after, revision + 1)
+        return changed
+
+    def _publish(self, table: pa.Table) -> None:
+        if self._producer is not None:
+            self._producer.send([_upsert(row) for row in table.to_pylist()])
+
+    def _rebuild(self) -> None:
+        """Reads every impression back, then keeps as many as are remembered."""
+        self._filed = self._segments.last_offsets()
+        rows = self._segments.consistently(lambda scan: _latest(scan).collect())
+        self._known = {row["impression_id"]: from_row(row) for row in rows.iter_rows(named=True)}
+        self._known_after_ms = None
+        self._forget()
+        _log.info("feedback: %d impressions read back", rows.height)
+
+    def _recall(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Reads back those that were forgotten; an impression served later cannot be among them."""
+        if self._known_after_ms is None:
+            return
+        missing = [
+            impression_id
+            for impression_id, outcome in outcomes.items()
+            if impression_id not in self._known
+            and outcome.impression.served_at_ms <= self._known_after_ms
+        ]
+        if missing:
+            rows = self._segments.consistently(
+                lambda scan: _latest(scan.filter(pl.col("impression_id").is_in(missing))).collect()
+            )
+            self._known |= {row["impression_id"]: from_row(row) for row in rows.to_dicts()}
+
+    def _forget(self) -> None:
+        """Beyond twice the number to remember, keeps those that were served last."""
+        if len(self._known) <= 2 * self._remembered:
+            return
+        by_age = sorted(self._known.items(), key=lambda item: item[1][0].impression.served_at_ms)
+        forgotten = by_age[: -self._remembered]
+        newest_forgotten = forgotten[-1][1][0].impression.served_at_ms
+        self._known_after_ms = max(newest_forgotten, self._known_after_ms or 0)
+        self._known = dict(by_age[-self._remembered :])
+
+
+def _upsert(row: dict[str, Any]) -> Outgoing:
+    key = row["impression_id"].encode()
+    return Outgoing(FEEDBACK, orjson.dumps(row), key)
+
+
+def _latest(scan: pl.LazyFrame) -> pl.LazyFrame:
+    newest = pl.col("revision") == pl.col("revision").max().over("impression_id")
+    return scan.filter(newest).unique("impression_id")
+
+
+def read_feedback(directory: Path) -> pl.DataFrame:
+    """Every impression's last revision (FEEDBACK_SCHEMA), by (served_at_ms, impression_id)."""
+    rows = _segments(directory).consistently(lambda scan: _latest(scan).collect())
+    return rows.select(FEEDBACK_SCHEMA.names).sort("served_at_ms", "impression_id")
+
+
+def read_matured(directory: Path, since_ms: int, until_ms: int) -> pl.DataFrame:
+    """Impressions whose last window closed in `(since_ms, until_ms]`, last revision each.
+
+    Consecutive calls with a watermark as `since_ms` give every matured impression once.
+    Ordered by (matured_at_ms, impression_id); FEEDBACK_SCHEMA's columns.
+    """
+    matured = (pl.col("matured_at_ms") > since_ms) & (pl.col("matured_at_ms") <= until_ms)
+    rows = read_feedback(directory).filter(matured)
+    return rows.sort("matured_at_ms", "impression_id")
