@@ -53,11 +53,81 @@ class TraitsConfig(_Section):
     curiosity_shape: float = Field(gt=0)
 
 
+PerTask = tuple[float, float, float, float, float]
+"""One value each for play, long_view, like, follow, order."""
+
+
+class TasteConfig(_Section):
+    factors: int = Field(ge=1)
+    sweeps: int = Field(ge=1)
+    ridge: float = Field(gt=0)
+    heterogeneity: float = Field(ge=0)
+
+
+class RatesConfig(_Section):
+    play: float = Field(gt=0, lt=1)
+    long_view: float = Field(gt=0, lt=1)
+    like: float = Field(gt=0, lt=1)
+    follow: float = Field(gt=0, lt=1)
+    order: float = Field(gt=0, lt=1)
+
+
+class EffectsConfig(_Section):
+    main: PerTask
+    taste: PerTask
+    appeal: PerTask
+    fatigue: float = Field(ge=0)
+
+
+class PositionConfig(_Section):
+    slots: int = Field(ge=1)
+    bias: float = Field(ge=0)
+    skip_ms: int = Field(ge=0)
+
+
+class UtilityConfig(_Section):
+    base: PerTask
+    link: float = Field(ge=0)
+    spread: float = Field(ge=0)
+
+
+class SessionConfig(_Section):
+    continue_base: float
+    continue_gain: float
+    dormant_base: float
+    dormant_gain: float
+    dormant_share: float = Field(ge=0, le=1)
+    ask_rate: float = Field(ge=0, le=1)
+    ask_near: float = Field(ge=0, le=1)
+    return_base: float
+    return_gain: float
+    max_slates: int = Field(ge=1)
+
+
 class WorldConfig(_Section):
     replay: ReplayConfig
     history: HistoryConfig
     queries: QueriesConfig
     traits: TraitsConfig
+    taste: TasteConfig
+    rates: RatesConfig
+    effects: EffectsConfig
+    position: PositionConfig
+    utility: UtilityConfig
+    session: SessionConfig
+
+    def null(self) -> WorldConfig:
+        """The same world without anything personal: equal tastes, traits and utilities, and
+        no position bias. No personalised method may gain anything here."""
+        even = {"follow_shape": 1e9, "order_shape": 1e9, "curiosity_shape": 1e9}
+        return self.model_copy(
+            update={
+                "traits": self.traits.model_copy(update=even),
+                "taste": self.taste.model_copy(update={"heterogeneity": 0.0}),
+                "position": self.position.model_copy(update={"bias": 0.0}),
+                "utility": self.utility.model_copy(update={"link": 0.0, "spread": 0.0}),
+            }
+        )
 
     @classmethod
     def load(cls, path: Path = DEFAULT_PATH) -> WorldConfig:

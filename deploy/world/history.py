@@ -214,7 +214,8 @@ def _rows(
     plays: pl.DataFrame, kind: str, step: int, *, origin: str = "replayed", **extra: pl.Expr
 ) -> pl.DataFrame:
     """Events of one kind, `step` places after their play, in FRAME_SCHEMA's columns."""
-    about = {} if kind == "search" else {"video_id": pl.col("video_id"), "author_id": "author_id"}
+    film = ("video_id", "author_id")
+    about: dict[str, pl.Expr] = {} if kind == "search" else {name: pl.col(name) for name in film}
     at_ms = pl.col("at_ms") + step * pl.col("step_ms")
     known = plays.select(
         event_id=pl.format("ml:{}:{}:{}", "user_id", "video_id", pl.lit(kind)),
