@@ -1,0 +1,279 @@
+"""Laws of the event log: each stamp once, whatever is killed, repeated or restarted."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streams import segments
+from streams.bus import Stamp
+from streams.delivery import Delivery
+from streams.log import EventLog
+from streams.schema import to_ipc
+from streams.topics import EVENTS_BY_USER
+
+Build = Callable[[list[dict[str, object]]], pa.Table]
+Deliver = Callable[..., Delivery]
+
+
+@pytest.fixture(scope="session")
+def deliver(event_table: Build) -> Deliver:
+    """A batch of `rows` rows whose event ids name its place, so that reads show what is held."""
+
+    def make(offset: int, rows: int = 3, partition: int = 0, epoch: str = "e") -> Delivery:
+        table = event_table(
+            [
+                {
+                    "event_id": f"{epoch}/{partition}/{offset}/{row}",
+                    "user_id": f"u{row}",
+                    "event_time_ms": 1_000 * offset + row,
+                    "ingested_at_ms": 1_000 * offset + 500,
+                    "video_id": "v",
+                }
+                for row in range(rows)
+            ]
+        )
+        payload = to_ipc(table.combine_chunks().to_batches()[0]) if rows else None
+        return Delivery(EVENTS_BY_USER, Stamp(epoch, partition, offset), table, {}, payload)
+
+    return make
+
+
+@pytest.fixture(params=["large files", "small files"])
+def gathering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same law where nothing is gathered and where every third batch is."""
+    if request.param == "small files":
+        monkeypatch.setattr(segments, "GATHER_FILES", 3)
+    return str(request.param)
+
+
+def _ids(log: EventLog) -> list[str]:
+    return sorted(log.read()["event_id"].to_list())
+
+
+def _expected(offsets: range, rows: int = 3, partition: int = 0, epoch: str = "e") -> list[str]:
+    return sorted(f"{epoch}/{partition}/{o}/{r}" for o in offsets for r in range(rows))
+
+
+def _plain_rows(directory: Path) -> int:
+    """What a reader that knows nothing but Parquet counts."""
+    query = f"select count(*) from '{directory}/**/*.parquet'"
+    return int(duckdb.sql(query).fetchall()[0][0])
+
+
+@pytest.mark.usefixtures("gathering")
+def test_a_batch_appended_again_changes_nothing(tmp_path: Path, deliver: Deliver) -> None:
+    log = EventLog(tmp_path)
+    for offset in [*range(10), *range(5, 10), 0]:
+        log.append(deliver(offset))
+    for offset in range(7):
+        EventLog(tmp_path).append(deliver(offset))
+    assert _ids(log) == _expected(range(10))
+
+
+@pytest.mark.usefixtures("gathering")
+def test_two_zombies_write_one_log(tmp_path: Path, deliver: Deliver) -> None:
+    one, two = EventLog(tmp_path), EventLog(tmp_path)
+    for offset in range(20):
+        one.append(deliver(offset))
+        if offset >= 4:
+            two.append(deliver(offset - 4))
+    for offset in range(10, 25):
+        two.append(deliver(offset))
+    assert _ids(one) == _ids(two) == _expected(range(25))
+
+
+@pytest.mark.usefixtures("gathering")
+def test_offsets_that_start_again_in_a_new_epoch_overwrite_nothing(
+    tmp_path: Path, deliver: Deliver
+) -> None:
+    log = EventLog(tmp_path)
+    for epoch, batches in [("first/=", 7), ("second", 4)]:
+        for offset in range(batches):
+            log.append(deliver(offset, epoch=epoch))
+    expected = _expected(range(7), epoch="first/=") + _expected(range(4), epoch="second")
+    assert _ids(log) == sorted(expected)
+    assert set(log.scan().collect()["epoch"]) == {"first/=", "second"}
+
+
+def test_an_event_is_on_disk_when_append_returns(tmp_path: Path, deliver: Deliver) -> None:
+    def write_and_die() -> None:
+        EventLog(tmp_path).append(deliver(0))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = multiprocessing.get_context("fork").Process(target=write_and_die)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert _ids(EventLog(tmp_path)) == _expected(range(1))
+
+
+def test_a_writer_killed_anywhere_leaves_whole_batches_and_goes_on(
+    tmp_path: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "GATHER_FILES", 3)
+    deliveries = [deliver(offset) for offset in range(3_000)]
+
+    def write_all() -> None:
+        log = EventLog(tmp_path)
+        for delivery in deliveries:
+            log.append(delivery)
+
+    for life in range(6):
+        child = multiprocessing.get_context("fork").Process(target=write_all)
+        child.start()
+        time.sleep(0.05 + 0.037 * life)
+        child.kill()
+        child.join()
+        held = EventLog(tmp_path).last_offset("e", 0)
+        assert _ids(EventLog(tmp_path)) == _expected(range(held + 1))
+    for delivery in deliveries[: held + 50]:
+        EventLog(tmp_path).append(delivery) if delivery.stamp.offset > held else None
+    assert _ids(EventLog(tmp_path)) == _expected(range(held + 50))
+
+
+@pytest.mark.parametrize("crash", ["after the rename", "in mid-merge"])
+def test_a_crash_while_gathering_counts_nothing_twice(
+    tmp_path: Path, deliver: Deliver, crash: str
+) -> None:
+    log = EventLog(tmp_path / "log")
+    for offset in range(6):
+        log.append(deliver(offset))
+        if offset == 2 and crash == "in mid-merge":
+            log.gather()
+    shutil.copytree(tmp_path / "log", tmp_path / "before")
+    log.gather()
+    shutil.copytree(tmp_path / "before", tmp_path / "log", dirs_exist_ok=True)
+    again = EventLog(tmp_path / "log")
+    assert _ids(again) == _expected(range(6))
+    assert [d.stamp.offset for d in again.deliveries()] == list(range(6))
+    again.append(deliver(6))
+    again.gather()
+    assert _ids(again) == _expected(range(7))
+    assert _plain_rows(tmp_path / "log") == 21
+
+
+@pytest.mark.usefixtures("gathering")
+def test_deliveries_come_back_as_they_went_in(tmp_path: Path, deliver: Deliver) -> None:
+    log = EventLog(tmp_path)
+    sent = [deliver(offset, rows, partition) for partition in (0, 1, 11) for offset, rows in
+            enumerate([3, 1, 7, 2, 5])]  # fmt: skip
+    for delivery in sent:
+        log.append(delivery)
+    got = list(log.deliveries())
+    assert [d.stamp for d in got] == [d.stamp for d in sent]
+    assert all(a.table.equals(b.table) for a, b in zip(got, sent, strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_way_of_delivering_at_least_once_gives_the_same_log(
+    tmp_path_factory: pytest.TempPathFactory, deliver: Deliver, data: st.DataObject
+) -> None:
+    """Restarts fall back to any committed offset; gathering happens whenever it likes."""
+    directory = tmp_path_factory.mktemp("log")
+    log, next_offset, delivered = EventLog(directory), 0, 0
+    for _ in range(data.draw(st.integers(1, 12))):
+        action = data.draw(st.sampled_from(["go on", "restart", "gather", "zombie"]))
+        if action == "gather":
+            log.gather()
+        if action in ("restart", "zombie"):
+            next_offset = data.draw(st.integers(0, next_offset))
+        if action == "restart":
+            log = EventLog(directory)
+        for _ in range(data.draw(st.integers(0, 5))):
+            log.append(deliver(next_offset, rows=next_offset % 4))
+            next_offset += 1
+        delivered = max(delivered, next_offset)
+    expected = [f"e/0/{o}/{r}" for o in range(delivered) for r in range(o % 4)]
+    assert _ids(log) == sorted(expected)
+
+
+def test_a_gathered_log_is_plain_parquet(tmp_path: Path, deliver: Deliver) -> None:
+    log = EventLog(tmp_path)
+    for offset in range(5):
+        log.append(deliver(offset))
+    log.gather()
+    assert _plain_rows(tmp_path) == 15
+
+
+def test_read_selects_by_time_and_kind_and_leaves_duplicates_out(
+    tmp_path: Path, event_table: Build
+) -> None:
+    log = EventLog(tmp_path)
+    rows: list[dict[str, object]] = [
+        {"kind": "play", "event_time_ms": 10, "event_id": "b"},
+        {"kind": "play", "event_time_ms": 10, "event_id": "a"},
+        {"kind": "like", "event_time_ms": 20, "event_id": "c"},
+        {"kind": "like", "event_time_ms": 20, "event_id": "c", "duplicate": True},
+        {"kind": "order", "event_time_ms": 30, "event_id": "d"},
+    ]
+    log.append(Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), event_table(rows)))
+    assert log.read()["event_id"].to_list() == ["a", "b", "c", "d"]
+    assert log.read(since_ms=20, until_ms=30)["kind"].to_list() == ["like"]
+    assert log.read(kinds=["order", "play"])["event_id"].to_list() == ["a", "b", "d"]
+    assert log.read(duplicates=True).height == 5
+    assert log.scan().select(pl.col("duplicate").sum()).collect().item() == 1
+
+
+def test_an_empty_log_reads_as_no_rows(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "nothing")
+    assert log.read().height == 0
+    assert log.scan().collect().height == 0
+    assert list(log.deliveries()) == []
+
+
+@pytest.mark.usefixtures("gathering")
+def test_an_erased_user_is_gone_and_a_replay_does_not_bring_them_back(
+    tmp_path: Path, deliver: Deliver
+) -> None:
+    log, other_process = EventLog(tmp_path), EventLog(tmp_path)
+    for offset in range(7):
+        log.append(deliver(offset))
+    assert log.erase("u1", 10_000) == 7
+    for offset in range(7, 11):
+        other_process.append(deliver(offset))
+    held = log.read()
+    assert held.filter(pl.col("user_id") == "u1")["event_id"].to_list() == ["e/0/10/1"]
+    assert held.filter(pl.col("user_id") != "u1").height == 22
+    fresh = EventLog(tmp_path)
+    for offset in range(11):
+        fresh.append(deliver(offset, epoch="later"))
+    assert fresh.read().filter(pl.col("user_id") == "u1").height == 2
+    on_disk = b"".join(path.read_bytes() for path in tmp_path.rglob("*.arrow"))
+    assert b"e/0/3/1" not in on_disk
+
+
+def test_a_reader_beside_a_writer_sees_whole_prefixes(
+    tmp_path: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "GATHER_FILES", 3)
+    deliveries = [deliver(offset) for offset in range(400)]
+
+    def write_all() -> None:
+        log = EventLog(tmp_path)
+        for delivery in deliveries:
+            log.append(delivery)
+
+    child = multiprocessing.get_context("fork").Process(target=write_all)
+    child.start()
+    heights = []
+    while child.is_alive():
+        ids = _ids(EventLog(tmp_path))
+        assert ids == _expected(range(len(ids) // 3))
+        heights.append(len(ids))
+    child.join()
+    assert _ids(EventLog(tmp_path)) == _expected(range(400))
+    assert heights == sorted(heights)
