@@ -6,7 +6,8 @@ those read these declarations. Column names are a contract with `models`.
 
 A window is a sawtooth over tiles (Chronon's rule): at `now` it counts the tiles from
 the one that holds `now - window` to the one that holds `now`, so it is never shorter
-than declared and at most one tile longer. Tiles are 5 minutes under an hour's window,
+than declared and at most one tile longer. An event ahead of the reader's clock counts
+once its tile has begun (in `all` at once) and is listed once its time has come. Tiles are 5 minutes under an hour's window,
 one hour under windows of up to a week, one day above.
 """
 

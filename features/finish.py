@@ -36,7 +36,7 @@ def finish(
 ) -> FeatureFrame:
     """Finished features at `now_ms`, one for all rows or int64 [N] for each its own."""
     now = np.broadcast_to(np.asarray(now_ms, np.int64), (len(rows),))
-    columns = _counts(definition, rows, now) | _lists(definition, rows)
+    columns = _counts(definition, rows, now) | _lists(definition, rows, now)
     last = rows.head["last_event_ms"].astype(np.int64)
     status = np.where(last == 0, Status.ABSENT, Status.PRESENT).astype(np.uint8)
     status[(last > 0) & (now - last > definition.ttl_ms)] = Status.EXPIRED
@@ -70,10 +70,11 @@ def _in_window(window: Window, size: np.ndarray, index: np.ndarray, now: np.ndar
 _KIND_NAMES = np.array(KINDS, dtype=object)
 
 
-def _lists(definition: EntityDefinition, rows: Rows) -> dict[str, np.ndarray]:
+def _lists(definition: EntityDefinition, rows: Rows, now: np.ndarray) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {}
+    begun = rows.entry["time"] <= now[rows.entry_row]
     for place, feature in enumerate(definition.lists):
-        hit = rows.entry["list"] == place
+        hit = begun & (rows.entry["list"] == place)
         counts = np.bincount(rows.entry_row[hit], minlength=len(rows))
         texts = rows.text.filter(pa.array(hit)).cast(pa.large_string()).to_pylist()
         columns[feature.column] = _ragged(texts, counts)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
+
+import numpy as np
 
 from features.definitions import DEFINITIONS
 from features.feast_format import ROW_FEATURE
@@ -29,14 +32,9 @@ def finished(entity: EntityName, inputs: Inputs) -> dict[str, list[Any]]:
     definition = DEFINITIONS[entity]
     blobs = [blob if readable(blob) else None for blob in inputs[ROW_FEATURE]]
     now_ms = [int(value or 0) for value in inputs["now_ms"]]
-    frame = finish_blobs(definition, [""] * len(blobs), blobs, _column(now_ms))
+    now = np.array(now_ms, np.int64)
+    frame = finish_blobs(definition, [""] * len(blobs), blobs, now)
     return {name: column.tolist() for name, column in frame.columns.items()}
-
-
-def _column(values: list[int]) -> Any:
-    import numpy as np
-
-    return np.array(values, np.int64)
 
 
 def finish_user(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +69,7 @@ FINISHERS: Mapping[EntityName, Finisher] = {
 }
 
 
-def source_of(finisher: Finisher) -> str:
-    """The function's text, for Feast's registry and its pages."""
-    return inspect.getsource(finisher)
+def feast_function(entity: EntityName) -> tuple[FunctionType, str]:
+    """The entity's finisher and its text, as Feast's registry keeps them."""
+    finisher = cast(FunctionType, FINISHERS[entity])
+    return finisher, inspect.getsource(finisher)

@@ -23,7 +23,7 @@ from feast.infra.online_stores.helpers import _mmh3, _redis_key_prefix
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
@@ -70,9 +70,9 @@ return 1
 class TilesOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
     """Feast's Redis settings; the type names this class."""
 
-    type: Literal["features.online_store.TilesOnlineStore"] = (
+    type: Literal[  # type: ignore[assignment]  # Feast's way to name a store class
         "features.online_store.TilesOnlineStore"
-    )
+    ] = "features.online_store.TilesOnlineStore"
 
 
 class TilesOnlineStore(RedisOnlineStore):  # type: ignore[misc]
@@ -107,7 +107,10 @@ class TilesOnlineStore(RedisOnlineStore):  # type: ignore[misc]
             client.hdel(key, f"_ts:{table.name}", *fields)
 
     def teardown(
-        self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
+        self,
+        config: RepoConfig,
+        tables: Sequence[FeatureView],
+        entities: Sequence[Entity],  # noqa: ARG002  Feast's signature
     ) -> None:
         for table in tables:
             self.delete_entity_values(config, table.join_keys)

@@ -136,16 +136,16 @@ def _on_demand_view(
 ) -> feast.OnDemandFeatureView:
     from feast.on_demand_feature_view import OnDemandFeatureView
 
-    from features.on_demand import FINISHERS, source_of
+    from features.on_demand import feast_function
 
-    finisher = FINISHERS[definition.name]
+    function, text = feast_function(definition.name)
     return OnDemandFeatureView(
         name=f"{definition.name}_features",
         schema=_schema(definition),
         sources=[tiles, reader],
         mode="python",
-        udf=finisher,
-        udf_string=source_of(finisher),
+        udf=function,
+        udf_string=text,
     )
 
 
