@@ -1,0 +1,96 @@
+"""Filters: which candidates may not stand in this slate, and why.
+
+Each is pure: the pool in, a reason or None per candidate out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from serving.catalogue import LiveCatalogue
+from serving.query import Pool, Query, texts
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """The same video, or the same query text, was already offered by an earlier source."""
+
+    name: str = "duplicate"
+    soft: bool = False
+
+    def judge(self, query: Query, pool: Pool) -> list[str | None]:
+        del query
+        first: dict[tuple[str, str], str] = {}
+        reasons: list[str | None] = []
+        for candidate in pool.candidates:
+            text = " ".join((candidate.query or "").casefold().split())
+            owner = first.get((candidate.video_id, text))
+            first.setdefault((candidate.video_id, text), candidate.source)
+            reasons.append(None if owner is None else f"already offered by {owner}")
+        return reasons
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """The catalogue has taken the video down, or never had it."""
+
+    catalogue: LiveCatalogue
+    name: str = "unavailable"
+    soft: bool = False
+
+    def judge(self, query: Query, pool: Pool) -> list[str | None]:
+        del query
+        return [self._reason(candidate.video_id) for candidate in pool.candidates]
+
+    def _reason(self, video_id: str) -> str | None:
+        if self.catalogue.available(video_id):
+            return None
+        known = self.catalogue.get(video_id) is not None
+        return "taken down" if known else "not in the catalogue"
+
+
+@dataclass(frozen=True)
+class AlreadyEngaged:
+    """The user has played, liked, followed or bought it among their last engagements."""
+
+    name: str = "already_engaged"
+    soft: bool = False
+
+    def judge(self, query: Query, pool: Pool) -> list[str | None]:
+        videos, kinds = texts(query.user, "engaged_video_id"), texts(query.user, "engaged_kind")
+        done: dict[str, str] = {}
+        for video_id, kind in zip(videos, kinds, strict=False):
+            done.setdefault(video_id, kind)
+        return [
+            f"already engaged: {done[c.video_id]}" if c.video_id in done else None
+            for c in pool.candidates
+        ]
+
+
+@dataclass(frozen=True)
+class RecentlyShown:
+    """Shown several times lately without effect. Soft: it gives way when too few are left."""
+
+    times: int = 3
+    name: str = "recently_shown"
+    soft: bool = True
+
+    def judge(self, query: Query, pool: Pool) -> list[str | None]:
+        shown = Counter(texts(query.user, "shown_video_id"))
+        return [
+            f"shown {shown[c.video_id]} times lately" if shown[c.video_id] >= self.times else None
+            for c in pool.candidates
+        ]
+
+
+@dataclass(frozen=True)
+class EmptyQuery:
+    """A recommended query without a word in it."""
+
+    name: str = "empty_query"
+    soft: bool = False
+
+    def judge(self, query: Query, pool: Pool) -> list[str | None]:
+        del query
+        return [None if (c.query or "").strip() else "no text" for c in pool.candidates]

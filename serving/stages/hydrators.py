@@ -1,0 +1,54 @@
+"""Hydrators: what is looked up about the user and about each candidate.
+
+Knows the feature store and the catalogue. Does not know sources, filters or models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from features.store import FeatureStore, Status
+from serving.catalogue import LiveCatalogue
+from serving.fallback import LastUsers
+from serving.pipeline import Hydration
+from serving.query import Candidate, Query
+
+
+@dataclass(frozen=True)
+class UserFeatures:
+    """Reads the user's row. The query arrives with the last good row, which this replaces."""
+
+    store: FeatureStore
+    last: LastUsers
+    name: str = "user_features"
+    fields: tuple[str, ...] = ("user", "cold_user", "stale")
+
+    def hydrate(self, query: Query) -> Query:
+        user = self.store.read("user", [query.user_id], query.now_ms)
+        self.last.keep(user)
+        known = int(user.status[0]) == Status.PRESENT
+        return replace(query, user=user, cold_user=not known, stale=False)
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """Reads every candidate's row in one call."""
+
+    store: FeatureStore
+    name: str = "video_features"
+
+    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration:
+        ids = [candidate.video_id for candidate in candidates]
+        return Hydration(videos=self.store.read("video", ids, query.now_ms))
+
+
+@dataclass(frozen=True)
+class CatalogueItems:
+    """What the catalogue says of every candidate; None for one that it does not know."""
+
+    catalogue: LiveCatalogue
+    name: str = "catalogue"
+
+    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration:
+        del query
+        return Hydration(items=self.catalogue.items([c.video_id for c in candidates]))

@@ -1,0 +1,114 @@
+"""The model client on Triton Inference Server, over gRPC.
+
+Knows tensors, versions, deadlines and trace headers. Does not know what any model
+means. Implements `models.client.ModelClient`; thread safe, one channel for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from models.client import ModelUnavailable
+from models.signature import BadInput
+
+# A dead server is found out by the request's own deadline; a returned one by a quick retry.
+_CHANNEL = [
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+_CONTROL_S = 2.0
+_LOAD_S = 120.0
+
+
+class TritonClient:
+    """`address` is host:port of Triton's gRPC endpoint."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._client: Any = grpcclient.InferenceServerClient(address, channel_args=_CHANNEL)
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        try:
+            result = self._client.infer(
+                model,
+                [_input(name, tensor) for name, tensor in inputs.items()],
+                model_version="" if version is None else str(version),
+                client_timeout=timeout_s,
+                headers=dict(headers or {}),
+            )
+        except InferenceServerException as error:
+            raise _translated(model, version, error) from error
+        names = [output.name for output in result.get_response().outputs]
+        return {name: result.as_numpy(name) for name in names}
+
+    def versions(self, model: str) -> tuple[int, ...]:
+        return self.loaded().get(model, ())
+
+    def loaded(self) -> dict[str, tuple[int, ...]]:
+        """Every model's ready versions, ascending. Raises `ModelUnavailable` when down."""
+        try:
+            index = self._client.get_model_repository_index(client_timeout=_CONTROL_S)
+        except InferenceServerException as error:
+            raise _translated("the repository", None, error) from error
+        found: dict[str, list[int]] = {}
+        for entry in index.models:
+            if entry.state == "READY" and entry.version:
+                found.setdefault(entry.name, []).append(int(entry.version))
+        return {name: tuple(sorted(versions)) for name, versions in found.items()}
+
+    def load(self, model: str) -> None:
+        """Never unloads first: the running versions answer until the new one is ready."""
+        try:
+            self._client.load_model(model, client_timeout=_LOAD_S)
+        except InferenceServerException as error:
+            raise ModelUnavailable(
+                f"Triton could not load {model}: {error.message()}; the versions loaded before stay"
+            ) from error
+
+    def healthy(self) -> bool:
+        try:
+            return bool(self._client.is_server_ready(client_timeout=_CONTROL_S))
+        except InferenceServerException:
+            return False
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _input(name: str, tensor: np.ndarray) -> Any:
+    if tensor.dtype.kind in "US":
+        tensor = tensor.astype(object)
+    dtype = np_to_triton_dtype(tensor.dtype)
+    if dtype is None:
+        raise BadInput(f"input {name!r} has dtype {tensor.dtype}, which Triton does not take")
+    made = grpcclient.InferInput(name, list(tensor.shape), dtype)
+    made.set_data_from_numpy(np.ascontiguousarray(tensor))
+    return made
+
+
+def _translated(model: str, version: int | None, error: InferenceServerException) -> Exception:
+    status, text = str(error.status() or ""), str(error.message() or error)
+    pinned = model if version is None else f"{model} version {version}"
+    if status == "StatusCode.INVALID_ARGUMENT":
+        return BadInput(f"{pinned}: {text}")
+    if status == "StatusCode.DEADLINE_EXCEEDED":
+        return ModelUnavailable(f"{pinned} did not answer in time")
+    if status == "StatusCode.UNAVAILABLE":
+        return ModelUnavailable("Triton cannot be reached")
+    return ModelUnavailable(f"{pinned}: {text.splitlines()[0][:200] if text else status}")
