@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 from models.recipe import Recipe, Runtime
 
@@ -19,13 +19,14 @@ class ModelEntry:
     runtime: str  # "module:Class", a models.recipe.Runtime
 
     def load_recipe(self) -> Recipe:
-        return cast(Recipe, _load(self.recipe)())
+        return cast(Recipe, load(self.recipe)())
 
     def load_runtime(self) -> type[Runtime]:
-        return cast(type[Runtime], _load(self.runtime))
+        return cast(type[Runtime], load(self.runtime))
 
 
-def _load(path: str) -> object:
+def load(path: str) -> Any:
+    """The attribute that "module:attribute" names."""
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)
 

@@ -14,6 +14,8 @@ import numpy as np
 
 _DTYPES = {"FP32": np.float32, "INT64": np.int64, "INT32": np.int32, "BYTES": np.object_}
 
+_KINDS = {"FP32": "f", "INT64": "i", "INT32": "i", "BYTES": "O"}
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -32,7 +34,10 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
     def check_inputs(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Raises `BadInput`, naming the tensor, on a missing one, a wrong shape, NaN or infinity."""
+        """Raises `BadInput`, naming the tensor, on one that is missing or does not fit.
+
+        It fits when dtype and shape are as stated and no float is NaN or infinite.
+        """
         for spec in self.inputs:
             if spec.name not in tensors:
                 raise BadInput(f"input {spec.name!r} is missing")
@@ -65,5 +70,7 @@ def _check(spec: TensorSpec, tensor: np.ndarray) -> None:
         want not in (-1, have) for want, have in zip(spec.shape, tensor.shape, strict=True)
     ):
         raise BadInput(f"input {spec.name!r} has shape {tensor.shape}, expected {spec.shape}")
+    if tensor.dtype.kind != _KINDS[spec.dtype]:
+        raise BadInput(f"input {spec.name!r} is {tensor.dtype}, expected {spec.dtype}")
     if spec.dtype == "FP32" and not np.isfinite(tensor).all():
         raise BadInput(f"input {spec.name!r} holds NaN or infinity")

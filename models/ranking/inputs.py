@@ -251,8 +251,8 @@ def _column(frame: FeatureFrame, name: str) -> np.ndarray:
     values = frame.columns.get(name)
     if values is None:
         return np.zeros(len(frame))
-    finite: np.ndarray = np.nan_to_num(values.astype(float), nan=0, posinf=0, neginf=0)
-    return np.maximum(finite, 0)
+    finite: np.ndarray = np.maximum(_finite(values), 0).astype(float)
+    return finite
 
 
 def _lists(frame: FeatureFrame, name: str) -> Sequence[Sequence[str]]:

@@ -1,0 +1,88 @@
+"""A trained ranker on disk: the ONNX graph that serves, and the weights that train on.
+
+Knows files of a ranker's bundle. Does not know how it was trained. `weights.pt` holds
+tensors only and is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.ranking.inputs import GENRE_BUCKETS, HISTORY, USER_FEATURES, VIDEO_FEATURES
+from models.ranking.network import Ranker, Size
+from models.ranking.runtime import ONNX_FILE
+from models.ranking.tensors import Vocabulary
+
+WEIGHTS_FILE = "weights.pt"
+
+
+class OneRequest(nn.Module):
+    """The network without its batch dimension: one user, C candidates."""
+
+    def __init__(self, network: Ranker) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        user: Tensor,
+        user_x: Tensor,
+        history: Tensor,
+        history_kind: Tensor,
+        video: Tensor,
+        author: Tensor,
+        genres: Tensor,
+        video_x: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """p [C, T], weights [T], score [C]."""
+        rest = (user_x, history, history_kind, video, author, genres, video_x)
+        logits, weights, score = self.network(user, *(each.unsqueeze(0) for each in rest))
+        return logits[0].sigmoid(), weights[0], score[0]
+
+
+def write_bundle(network: Ranker, vocabulary: Vocabulary, folder: Path) -> None:
+    """Writes graph, weights and vocabulary into `folder`."""
+    network.eval()
+    vocabulary.save(folder)
+    torch.save({"size": asdict(network.size), "state": network.state_dict()}, folder / WEIGHTS_FILE)
+    names = ["user", "user_x", "history", "history_kind", "video", "author", "genres", "video_x"]
+    torch.onnx.export(
+        OneRequest(network),
+        example_inputs(candidates=3),
+        str(folder / ONNX_FILE),
+        input_names=names,
+        output_names=["p", "weights", "score"],
+        dynamic_axes={name: {0: "candidates"} for name in [*names[4:], "p", "score"]},
+        dynamo=False,
+    )
+
+
+def read_network(folder: Path) -> tuple[Ranker, Vocabulary]:
+    """The network of a bundle, ready to be trained on."""
+    stored = torch.load(folder / WEIGHTS_FILE, weights_only=True)
+    size = Size(**stored["size"])
+    network = Ranker(size, torch.zeros_like(stored["state"]["genres_of_video"]))
+    network.load_state_dict(stored["state"])
+    return network.eval(), Vocabulary.read(folder)
+
+
+def example_inputs(candidates: int) -> tuple[Tensor, ...]:
+    """Zeros of one request's shapes, as `OneRequest.forward` takes them."""
+
+    def rows(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64)
+
+    return (
+        rows(1),
+        torch.zeros(len(USER_FEATURES)),
+        rows(HISTORY),
+        rows(HISTORY),
+        rows(candidates),
+        rows(candidates),
+        torch.zeros(candidates, GENRE_BUCKETS),
+        torch.zeros(candidates, len(VIDEO_FEATURES)),
+    )

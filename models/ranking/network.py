@@ -1,0 +1,173 @@
+"""The ranker's network: history attention, two PLE levels, and a fusion head on the simplex.
+
+Knows tensors. Does not know data, training or export. Shapes: B requests, C candidates,
+H history, T tasks, D width. Index 0 is "none", 1 is the cold bucket of unknown ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+NONE, COLD, FIRST_KNOWN = 0, 1, 2
+WEIGHT_FLOOR = 0.02  # the share of every user's weights that is spread evenly
+_CLIP = 5.0  # standardised features beyond this say "a lot" and nothing more
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the network is. The counts of users, videos and authors include NONE and COLD."""
+
+    users: int
+    videos: int
+    authors: int
+    user_x: int
+    video_x: int
+    genres: int
+    kinds: int
+    tasks: int
+    width: int = 32
+    expert: int = 48
+    shared_experts: int = 2
+
+
+class Ple(nn.Module):
+    """Progressive layered extraction, two levels (PLE, RecSys 2020): [.., D] -> [.., T, E].
+
+    Each task owns one expert a level and shares the rest; a softmax gate mixes them.
+    """
+
+    def __init__(self, width: int, size: Size) -> None:
+        super().__init__()
+        self.tasks, self.shared, self.expert = size.tasks, size.shared_experts, size.expert
+        every = size.tasks + size.shared_experts
+        self.experts_1 = nn.Linear(width, every * size.expert)
+        self.gates_1 = nn.Linear(width, size.tasks * (1 + self.shared) + every)
+        self.own_2 = nn.ModuleList(nn.Linear(size.expert, size.expert) for _ in range(size.tasks))
+        self.shared_2 = nn.Linear(size.expert, self.shared * size.expert)
+        self.gates_2 = nn.ModuleList(
+            nn.Linear(size.expert, 1 + self.shared) for _ in range(size.tasks)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        experts = split_last(torch.relu(self.experts_1(x)), self.expert)
+        gates = self.gates_1(x)
+        cut = self.tasks * (1 + self.shared)
+        own_gates = split_last(gates[..., :cut], 1 + self.shared).softmax(-1)
+        shared_in = (gates[..., cut:].softmax(-1).unsqueeze(-1) * experts).sum(-2)
+        shared_1 = experts[..., self.tasks :, :]
+        shared_2 = split_last(torch.relu(self.shared_2(shared_in)), self.expert)
+        towers = []
+        for task in range(self.tasks):
+            own_1 = experts[..., task : task + 1, :]
+            mixed = _mix(own_gates[..., task, :], own_1, shared_1)
+            own_2 = torch.relu(self.own_2[task](mixed)).unsqueeze(-2)
+            towers.append(_mix(self.gates_2[task](mixed).softmax(-1), own_2, shared_2))
+        return torch.stack(towers, -2)
+
+
+class Ranker(nn.Module):
+    """P(action) per candidate and task, and each user's fusion weights."""
+
+    user_mean: Tensor
+    user_std: Tensor
+    video_mean: Tensor
+    video_std: Tensor
+    genres_of_video: Tensor
+
+    def __init__(self, size: Size, genres_of_video: Tensor) -> None:
+        super().__init__()
+        self.size, d = size, size.width
+        self.user = nn.Embedding(size.users, d, padding_idx=NONE)
+        self.video = nn.Embedding(size.videos, d, padding_idx=NONE)
+        self.author = nn.Embedding(size.authors, d, padding_idx=NONE)
+        self.kind = nn.Embedding(size.kinds, d)
+        for table in (self.user, self.video, self.author, self.kind):
+            nn.init.normal_(table.weight, std=0.05)
+        self.genre = nn.Linear(size.genres, d, bias=False)
+        self.no_history = nn.Parameter(torch.zeros(1, 1, d))
+        self.query = nn.Linear(d, d, bias=False)
+        self.stem = nn.Linear(5 * d + size.user_x + size.video_x + 3, 2 * d)
+        self.ple = Ple(2 * d, size)
+        self.towers = nn.ModuleList(nn.Linear(size.expert, 1) for _ in range(size.tasks))
+        self.fusion = nn.Sequential(
+            nn.Linear(size.user_x + d, 32), nn.ReLU(), nn.Linear(32, size.tasks)
+        )
+        for name, length in (("user", size.user_x), ("video", size.video_x)):
+            self.register_buffer(f"{name}_mean", torch.zeros(length))
+            self.register_buffer(f"{name}_std", torch.ones(length))
+        self.register_buffer("genres_of_video", genres_of_video)
+
+    def forward(
+        self,
+        user: Tensor,
+        user_x: Tensor,
+        history: Tensor,
+        history_kind: Tensor,
+        video: Tensor,
+        author: Tensor,
+        genres: Tensor,
+        video_x: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns logits [B, C, T], weights [B, T] on the simplex and scores [B, C].
+
+        user: int64 [B]; user_x [B, Fu]; history, history_kind: int64 [B, H];
+        video, author: int64 [B, C]; genres [B, C, G]; video_x [B, C, Fv].
+        """
+        facts_BU = ((user_x - self.user_mean) / self.user_std).clamp(-_CLIP, _CLIP)
+        facts_BCV = ((video_x - self.video_mean) / self.video_std).clamp(-_CLIP, _CLIP)
+        item_BCD = self.video(video) + self.genre(genres) + self.author(author)
+        past_BHD = self._past(history, history_kind)
+        seen_BH1 = (history != NONE).unsqueeze(-1).to(past_BHD.dtype)
+        taste_BD = (past_BHD[:, 1:] * seen_BH1).sum(1) / (seen_BH1.sum(1) + 1)
+        near_BCD = self._attend(item_BCD, past_BHD, history)
+        x = self._stem(item_BCD, near_BCD, taste_BD, self.user(user), facts_BU, facts_BCV)
+        hidden = self.ple(x)
+        logits = torch.cat([t(hidden[..., n, :]) for n, t in enumerate(self.towers)], -1)
+        weights = self._weights(facts_BU, taste_BD)
+        return logits, weights, fuse(logits, weights)
+
+    def _past(self, history: Tensor, kind: Tensor) -> Tensor:
+        """[B, 1 + H, D]; the first place stands for "nothing in particular"."""
+        past = self.video(history) + self.genre(self.genres_of_video[history]) + self.kind(kind)
+        return torch.cat([self.no_history.expand(past.shape[0], 1, -1), past], 1)
+
+    def _attend(self, item: Tensor, past: Tensor, history: Tensor) -> Tensor:
+        affinity = self.query(item) @ past.transpose(1, 2) / self.size.width**0.5
+        hidden = torch.where(history == NONE, -1e9, 0.0).unsqueeze(1)
+        bias = torch.cat([torch.zeros_like(hidden[..., :1]), hidden], -1)
+        near: Tensor = (affinity + bias).softmax(-1) @ past
+        return near
+
+    def _stem(
+        self, item: Tensor, near: Tensor, taste: Tensor, user: Tensor, facts: Tensor, video: Tensor
+    ) -> Tensor:
+        wide = item.shape[1]
+        taste_BCD = taste.unsqueeze(1).expand(-1, wide, -1)
+        user_BCD = user.unsqueeze(1).expand(-1, wide, -1)
+        products = [item * near, item * taste_BCD, item * user_BCD]
+        dots = [p.sum(-1, keepdim=True) for p in products]
+        facts_BCU = facts.unsqueeze(1).expand(-1, wide, -1)
+        parts = [item, near, item * near, item * taste_BCD, user_BCD, facts_BCU, video, *dots]
+        return torch.relu(self.stem(torch.cat(parts, -1)))
+
+    def _weights(self, facts: Tensor, taste: Tensor) -> Tensor:
+        raw: Tensor = self.fusion(torch.cat([facts, taste], -1)).softmax(-1)
+        return raw * (1 - WEIGHT_FLOOR) + WEIGHT_FLOOR / self.size.tasks
+
+
+def fuse(logits: Tensor, weights: Tensor) -> Tensor:
+    """The served score: the user's weighted sum of P(action); [B, C, T], [B, T] -> [B, C]."""
+    return (logits.sigmoid() * weights.unsqueeze(1)).sum(-1)
+
+
+def split_last(x: Tensor, size: int) -> Tensor:
+    """[.., N * size] -> [.., N, size]."""
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
+
+
+def _mix(gates: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+    """Gates [.., 1 + S] over one own and S shared experts [.., E]."""
+    return (gates.unsqueeze(-1) * torch.cat([own, shared], -2)).sum(-2)

@@ -1,0 +1,164 @@
+"""How the ranker learns: one loop over groups, a loss per task and one over each group.
+
+Knows losses, the optimiser and seeds. Does not know where groups come from. The same
+seed and log give the same weights on one machine (threads are fixed while it runs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+
+from models.ranking.network import COLD, NONE, Ranker
+from models.ranking.tensors import Batch
+from models.recipe import Progress
+
+_TINY = 1e-6
+# What an acted-on candidate counts for in the listwise loss, by task (order of TASKS).
+GAINS = (1.0, 1.0, 2.0, 3.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The optimiser's settings. `id_dropout`: share of ids hidden, so the cold bucket learns."""
+
+    epochs: int = 3
+    groups: int = 256
+    rate: float = 3e-3
+    decay: float = 1e-4
+    id_dropout: float = 0.1
+    user_dropout: float = 0.5
+    listwise: float = 1.0
+    threads: int = 1
+
+
+@contextmanager
+def repeatable(seed: int, threads: int) -> Iterator[torch.Generator]:
+    """A seeded generator, with torch's threads and global seed as they were afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield torch.Generator().manual_seed(seed)
+    finally:
+        torch.set_num_threads(before)
+
+
+def standardise(network: Ranker, batches: Sequence[Batch]) -> None:
+    """Sets the network's means and deviations from what it will be trained on."""
+    with torch.no_grad():
+        user_x = torch.cat([b.user_x for b in batches])
+        video_x = torch.cat([b.video_x[b.real] for b in batches])
+        for name, values in (("user", user_x), ("video", video_x)):
+            getattr(network, f"{name}_mean").copy_(values.mean(0))
+            getattr(network, f"{name}_std").copy_(values.std(0, unbiased=False).clamp_min(0.05))
+
+
+def start_biases(network: Ranker, batches: Sequence[Batch]) -> None:
+    """Each task starts at its own base rate; one that was never seen starts rare."""
+    with torch.no_grad():
+        labels = torch.cat([b.labels[b.real] for b in batches])
+        rate = labels.mean(0).clamp(0.005, 0.5)
+        for tower, share in zip(network.towers, rate, strict=True):
+            tower.bias.fill_(float(torch.logit(share)))  # type: ignore[operator]
+
+
+def fit(
+    network: Ranker,
+    batches: Sequence[Batch],
+    settings: Training,
+    generator: torch.Generator,
+    progress: Progress,
+) -> None:
+    """Trains in place over every group of every source, `epochs` times."""
+    table = [p for n, p in network.named_parameters() if p.ndim == 2]
+    rest = [p for n, p in network.named_parameters() if p.ndim != 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": table, "weight_decay": settings.decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=settings.rate,
+    )
+    steps = settings.epochs * sum(-(-len(b) // settings.groups) for b in batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.rate, total_steps=max(steps, 2), pct_start=0.15
+    )
+    network.train()
+    done = 0
+    for epoch in range(settings.epochs):
+        for source, rows in _order(batches, settings.groups, generator):
+            batch = hide_ids(batches[source].take(rows), settings, generator)
+            loss = loss_of(network, batch, settings.listwise)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimiser.step()
+            schedule.step()
+            done += 1
+            progress(done / steps, f"epoch {epoch + 1} of {settings.epochs}, loss {loss:.3f}")
+    network.eval()
+
+
+def loss_of(network: Ranker, batch: Batch, listwise: float) -> Tensor:
+    """Per-task cross-entropy over real candidates and known tasks, plus the listwise loss."""
+    logits, _, scores = network(*batch.inputs())
+    known = batch.real.unsqueeze(-1) & batch.known
+    each = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+    pointwise = (each * known).sum() / batch.real.sum().clamp_min(1)
+    return pointwise + listwise * listwise_loss(scores, batch.labels, batch.real)
+
+
+def listwise_loss(scores: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+    """Cross-entropy of each group's gains and its softmax over log-scores (ListNet's top one).
+
+    scores [G, C]; labels [G, C, T]; real bool [G, C]. Groups without an action say nothing.
+    """
+    gains = (labels * labels.new_tensor(GAINS)).amax(-1) * real
+    total = gains.sum(-1, keepdim=True)
+    wanted = gains / total.clamp_min(_TINY)
+    chosen = log_softmax(log_score(scores).masked_fill(~real, -1e9), -1)
+    return -(wanted * chosen).sum() / (total > 0).sum().clamp_min(1)
+
+
+def log_score(scores: Tensor) -> Tensor:
+    """The served score as a policy's log-preference."""
+    return (scores + _TINY).log()
+
+
+def hide_ids(batch: Batch, settings: Training, generator: torch.Generator) -> Batch:
+    """The batch with a share of its ids turned cold."""
+
+    def hide(ids: Tensor, share: float) -> Tensor:
+        drop = (torch.rand(ids.shape, generator=generator) < share) & (ids != NONE)
+        return ids.masked_fill(drop, COLD)
+
+    hidden = {
+        "user": hide(batch.user, settings.user_dropout),
+        "video": hide(batch.video, settings.id_dropout),
+        "author": hide(batch.author, settings.id_dropout),
+        "history": hide(batch.history, settings.id_dropout),
+    }
+    fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+    return Batch(**(fields | hidden))
+
+
+def chunks_of(rows: Tensor, size: int) -> list[Tensor]:
+    """The rows in consecutive chunks of at most `size`."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _order(
+    batches: Sequence[Batch], size: int, generator: torch.Generator
+) -> list[tuple[int, Tensor]]:
+    """Every source's groups in shuffled chunks, sources mixed."""
+    chunks = [
+        (source, rows)
+        for source, batch in enumerate(batches)
+        for rows in chunks_of(torch.randperm(len(batch), generator=generator), size)
+    ]
+    mixed = torch.randperm(len(chunks), generator=generator).tolist()
+    return [chunks[n] for n in mixed]
