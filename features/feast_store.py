@@ -33,7 +33,16 @@ from features.store import (
     GenerationChanged,
     StoreDown,
 )
-from features.tiles import DIGEST_BYTES, FOREVER_MS, Rows, decode, digest, encode, tombstone
+from features.tiles import (
+    DIGEST_BYTES,
+    FOREVER_MS,
+    Rows,
+    decode,
+    digest,
+    encode,
+    erased_until,
+    tombstone,
+)
 from streams.bus import Stamp
 
 ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
@@ -112,12 +121,18 @@ class FeastFeatureStore:
 
     def erase(self, user_id: str, at_ms: int | None = None) -> None:
         until = FOREVER_MS if at_ms is None else at_ms
-        blob = tombstone(until, self.generation(), DEFINITIONS["user"].fingerprint)
-        layout = self._formats["user"]
-        fields = {layout.row_field: wrap(blob), layout.time_field: timestamp(0)}
-        with self.connection.failures():
-            self.connection.client.hset(layout.key(user_id), mapping=fields)
-        self._cache.drop("user", [user_id])
+        self.generation()
+        for _ in range(ATTEMPTS):
+            blobs, generation = self._fetch("user", [user_id])
+            if generation is None:
+                raise self._changed(None)
+            if erased_until(blobs[0]) >= until:
+                return
+            blob = tombstone(until, generation, DEFINITIONS["user"].fingerprint)
+            if not self._swap_part("user", [user_id], blobs, [(0, blob)], [0], generation):
+                self._cache.drop("user", [user_id])
+                return
+        raise StoreDown(f"user {user_id!r} is being folded without pause; erase again")
 
     def healthy(self) -> bool:
         return self.connection.ping()
@@ -167,6 +182,12 @@ class FeastFeatureStore:
         with self.connection.failures():
             stored = self.connection.client.hget(self._meta, "generation")
         return None if stored is None else int(stored)
+
+    def follows_declarations(self) -> bool:
+        """Whether the stored rows were folded by the declarations of this code."""
+        with self.connection.failures():
+            stored = self.connection.client.hget(self._meta, "fingerprints")
+        return bool(stored == _fingerprints())
 
     def begin_generation(self, cut: Cut) -> int:
         """Starts a rebuild: from now on only folds of the new generation may write.

@@ -15,7 +15,7 @@ from features.definitions import DEFINITIONS
 from features.finish import finish_blobs
 from features.fold import fold, group
 from features.store import EntityName, FeatureFrame
-from features.tiles import FOREVER_MS, decode, encode, tombstone
+from features.tiles import FOREVER_MS, decode, encode, erased_until, tombstone
 from streams.bus import Stamp
 
 
@@ -46,7 +46,9 @@ class MemoryFeatureStore:
     def erase(self, user_id: str, at_ms: int | None = None) -> None:
         until = FOREVER_MS if at_ms is None else at_ms
         with self._lock:
-            self._rows["user"][user_id] = tombstone(until, 0, DEFINITIONS["user"].fingerprint)
+            if erased_until(self._rows["user"].get(user_id)) < until:
+                blob = tombstone(until, 0, DEFINITIONS["user"].fingerprint)
+                self._rows["user"][user_id] = blob
 
     def healthy(self) -> bool:
         return True

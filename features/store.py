@@ -66,6 +66,7 @@ class FeatureStore(Protocol):
         """Removes the user's row and leaves a tombstone that later folds respect.
 
         Events up to event time `at_ms` are never folded again; None: no event ever is.
+        Erasing again up to the same time, or an earlier one, changes nothing.
         """
 
     def healthy(self) -> bool: ...

@@ -205,3 +205,10 @@ def tombstone(erased_ms: int, generation: int, fingerprint: int) -> bytes:
     head["fingerprint"], head["generation"] = fingerprint, generation
     head["erased_ms"] = erased_ms
     return _sealed(head.tobytes())
+
+
+def erased_until(blob: bytes | None) -> int:
+    """The event time (ms) up to which a row refuses events; 0: none."""
+    if blob is None or not readable(blob):
+        return 0
+    return int(np.frombuffer(blob, HEAD, 1)[0]["erased_ms"])
