@@ -113,6 +113,8 @@ class SecuritySettings(Section):
 class TelemetrySettings(Section):
     otlp_endpoint: str = ""  # e.g. http://127.0.0.1:4318; empty: no export
     sample_ratio: float = Field(1.0, ge=0, le=1)
+    metrics_host: str = "127.0.0.1"
+    metrics_ports: dict[str, int] = {}  # process -> port of its /metrics; filled by the stack
 
 
 _S = TypeVar("_S", bound=Section)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -129,6 +129,18 @@ class Supervisor:
             _stop_together([one for one in kept if one.wave == wave])
         self._hands.shutdown()
 
+    def restart(self, names: Collection[str]) -> None:
+        """Ends these and starts them again at once; they are not counted as crashed."""
+        with self._lock:
+            kept = [one for name, one in self._kept.items() if name in names]
+        running = [one for one in kept if one.phase == "running"]
+        for one in running:
+            one.phase = "stopped"  # the watcher looks away while it ends
+        _stop_together(running)
+        for one in running:
+            one.crashes = 0
+            one.turn("waiting")
+
     def status(self) -> list[ServiceStatus]:
         with self._lock:
             return [
@@ -194,7 +206,7 @@ class Supervisor:
         every = one.service.check_every_s
         if not every or time.monotonic() - one.checked < every:
             return False
-        one.deaf = 0 if one.service.part.ready() else one.deaf + 1
+        one.deaf = 0 if _answers(one.service.part) else one.deaf + 1
         one.checked = time.monotonic()
         return one.deaf >= DEAF_CHECKS
 
@@ -215,6 +227,13 @@ class Supervisor:
             self._crashed(one, f"could not be started: {error}")
 
 
+def _answers(part: Part) -> bool:
+    try:
+        return part.ready()
+    except Exception:  # whatever it says wrong, it does not answer well
+        return False
+
+
 def _stop_together(kept: Sequence[_Kept]) -> None:
     for one in kept:
         one.child.terminate()
@@ -225,4 +244,4 @@ def _stop_together(kept: Sequence[_Kept]) -> None:
 
 def backoff_s(crashes: int) -> float:
     """Pause before the next try: doubles with every crash in a row, up to the longest."""
-    return float(min(FIRST_BACKOFF_S * 2 ** max(0, crashes - 1), LONGEST_BACKOFF_S))
+    return float(min(FIRST_BACKOFF_S * 2 ** (crashes - 1), LONGEST_BACKOFF_S)) if crashes else 0.0

@@ -1,0 +1,170 @@
+"""`tidemill up | down | status | doctor`: the stack as a person meets it.
+
+Knows terminals and signals. Does not know how a part is started (`deploy.stack`).
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deploy import state
+from deploy.parts.process import wait_until
+from deploy.settings import Settings, load
+from deploy.supervisor import Report
+
+app = typer.Typer()
+out = Console(soft_wrap=True)
+PHASE_STYLE = {"running": "green", "starting": "yellow", "waiting": "red", "stopped": "dim"}
+
+
+@app.command(
+    epilog="[bold]Examples[/]  tidemill up  ·  TIDEMILL_BROKER=kafka tidemill up  ·  "
+    "TIDEMILL_GATEWAY__PORT=8080 tidemill up"
+)
+def up(
+    seconds: Annotated[
+        float, typer.Option("--for", help="Stop by itself after this many seconds; 0: Ctrl-C.")
+    ] = 0.0,
+) -> None:
+    """Start every part, keep them running, stop them all on Ctrl-C."""
+    from deploy.stack import Stack
+
+    stack = Stack(load(), tell=tell, step=lambda text: out.print(f"[dim]{text} …[/]"))
+    with ends_on_signals():
+        try:
+            stack.start()
+            out.print(address_table(stack.settings))
+            out.print(f"\nThe page: [bold]{stack.page}[/]   Ctrl-C stops everything.\n")
+            wait_until(lambda: False, seconds or float("inf"), pause_s=0.5)
+        except KeyboardInterrupt:
+            out.print("\n[dim]stopping …[/]")
+        finally:
+            deaf_to_signals()  # a second Ctrl-C must not interrupt the clearing up
+            stack.stop()
+    out.print("stopped; nothing is left running")
+
+
+@app.command(epilog="[bold]Example[/]  tidemill down")
+def down(
+    quiet: Annotated[bool, typer.Option(help="Say nothing when nothing runs.")] = False,
+) -> None:
+    """Stop the stack of this home, and what a killed one left behind."""
+    home = load().home.resolve()
+    ran = state.stop_supervisor(home)
+    reaped = state.reap(home)
+    state.forget_stack(home)
+    if ran:
+        out.print("stopped")
+    elif reaped:
+        out.print(f"a killed stack had left behind, now ended: {', '.join(reaped)}")
+    elif not quiet:
+        out.print(f"nothing runs in {home}")
+
+
+@app.command(epilog="[bold]Example[/]  tidemill status")
+def status() -> None:
+    """What runs, where it listens, whether it answers. Exit 1 when something does not."""
+    home = load().home.resolve()
+    if not state.is_claimed(home):
+        raise state.NotRunning(f"no stack runs in {home}: `tidemill up` starts one")
+    settings = state.read_settings(home)
+    out.print(address_table(settings))
+    records = state.read_services(home)
+    out.print(_service_table(records))
+    if any(record.phase != "running" for record in records):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="[bold]Example[/]  tidemill doctor")
+def doctor() -> None:
+    """What this machine can run, and how to get what it lacks. Exit 1 when `up` cannot work."""
+    from deploy.doctor import examine
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "part", "found"):
+        table.add_column(column)
+    findings = examine()
+    for finding in findings:
+        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]" if finding.needed else "[yellow]–[/]"
+        table.add_row(Text.from_markup(mark), finding.name, Text(finding.text))
+    out.print(table)
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def tell(report: Report) -> None:
+    """Prints what the supervisor reports, a crash with its last lines."""
+    out.print(Text.assemble((report.service, "bold"), " ", report.text))
+    if report.log:
+        out.print(Text("\n".join(f"    {line}" for line in report.log.splitlines()), style="dim"))
+
+
+@contextmanager
+def ends_on_signals() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does; afterwards both are as before."""
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handle in before.items():
+            signal.signal(number, handle)
+
+
+def deaf_to_signals() -> None:
+    """From here on Ctrl-C and SIGTERM are not heard; `ends_on_signals` restores them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def address_table(settings: Settings) -> Table:
+    """Each part with its kind, address and whether it answers now."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("part", "kind", "address", "answers"):
+        table.add_column(column)
+    for name, kind, address, answers in _answers(settings):
+        mark = Text("yes", "green") if answers else Text("no", "red")
+        table.add_row(name, kind, address, mark)
+    return table
+
+
+def _answers(settings: Settings) -> Iterator[tuple[str, str, str, bool]]:
+    from deploy.parts.tansu import answers_metadata
+    from deploy.parts.triton import answers_http
+    from deploy.parts.valkey import answers_ping
+
+    broker, store, triton = settings.broker, settings.store, settings.triton
+    servers = broker.bootstrap_servers
+    yield "broker", broker.kind, servers, answers_metadata(servers)
+    yield "store", store.kind, store.address, answers_ping(store.address)
+    if triton.kind == "in_process":
+        yield "models", triton.kind, "-", True
+    else:
+        ready = answers_http(f"http://{triton.http_address}/v2/health/ready")
+        yield "models", triton.kind, triton.grpc_address, ready
+    page = f"http://{settings.gateway.host}:{settings.gateway.port}"
+    yield "gateway", "http", page, answers_http(f"{page}/healthz")
+
+
+def _service_table(records: list[state.ServiceRecord]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("process", "phase", "pid", "restarts", "up for"):
+        table.add_column(column)
+    for record in records:
+        age = f"{time.time() - record.started_s:.0f} s" if record.started_s else "-"
+        phase = Text(record.phase, PHASE_STYLE.get(record.phase, ""))
+        table.add_row(record.name, phase, str(record.pid or "-"), str(record.restarts), age)
+    return table

@@ -1,0 +1,231 @@
+"""The stack's own processes: `python -m deploy.process batcher|facts|features|gateway|edge`.
+
+Knows which packages' loops run in which process and under which settings. Does not
+know who starts it: the laptop's stack gives `--home` (the settings are then those of
+its `stack.json`), a container gives everything by environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy import state, wiring
+from deploy.settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from features.store import EntityName
+    from serving.gateway_state import Dependencies
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+CACHED_ROWS = 50_000  # rows that a folding process keeps decoded, about 2 kB each
+
+_log = logging.getLogger("tidemill")
+
+
+@dataclass
+class Process:
+    """One running process: its settings, and the word to stop."""
+
+    name: str
+    settings: Settings
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def ready(self) -> None:
+        """Says that the set-up is done."""
+        state.mark_ready(self.settings.home, self.name)
+        _log.info("%s is set up", self.name)
+
+    def serve_metrics(self) -> None:
+        """This process's counters at /metrics, where the settings give it a port."""
+        from prometheus_client import start_http_server
+
+        port = self.settings.telemetry.metrics_ports.get(self.name)
+        if port:
+            start_http_server(port, addr=self.settings.telemetry.metrics_host)
+
+    def beside(self, name: str, work: Callable[[], object]) -> None:
+        """Runs `work` in a thread; when it fails the whole process ends, to be started again."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception:
+                _log.exception("%s failed; the process ends", name)
+                self.stop.set()
+                signal.raise_signal(signal.SIGTERM)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def batcher(process: Process) -> int:
+    """The one door: behaviour → admitted → in the user's order, and per entity."""
+    from streams import batcher
+
+    bus = wiring.bus(process.settings, ensure_topics=True)
+    process.ready()
+    batcher.run(
+        bus,
+        clock=wiring.clock(process.settings.clock),
+        limits=wiring.limits(process.settings),
+        stop=process.stop,
+        transactional=process.settings.broker.transactional,
+    )
+    return 0 if process.stop.is_set() else 1
+
+
+def facts(process: Process) -> int:
+    """What happened, to disk: the event log, feedback, the catalogue's log."""
+    from streams.catalogue import CatalogueLog, follow
+    from streams.delivery import in_order
+    from streams.feedback_store import FeedbackStore
+    from streams.log import EventLog
+    from streams.topics import EVENTS_BY_USER
+    from streams.worker import run_worker
+
+    settings = process.settings
+    bus = wiring.bus(settings, ensure_topics=True)
+    log = EventLog(settings.log_dir)
+    feedback = FeedbackStore(
+        settings.feedback_dir,
+        key=wiring.impression_key(settings),
+        windows_ms=settings.feedback.windows_ms,
+        producer=bus.producer(),
+    )
+    catalogue = CatalogueLog(settings.log_dir)
+    process.beside(
+        "catalogue", lambda: follow(bus, catalogue.append, process.stop, group="catalogue-log")
+    )
+    process.ready()
+    return run_worker(
+        "facts",
+        {EVENTS_BY_USER: in_order(log.append, feedback.join)},
+        bootstrap_servers=settings.broker.bootstrap_servers,
+        data_dir=settings.home / "faust",
+    )
+
+
+def features(process: Process) -> int:
+    """Folds of every entity into the online store."""
+    from features.fold_worker import consumer_group, fold_delivery
+    from streams.worker import run_worker
+
+    settings = process.settings
+    clock = wiring.clock(settings.clock)
+    wiring.bus(settings, ensure_topics=True)
+    store = wiring.feature_store(settings, cached_rows=CACHED_ROWS)
+    handlers = {t: fold_delivery(store, e, clock=clock) for e, t in _entity_topics()}
+    group = consumer_group("features", store.generation())
+    process.beside("registry", store.apply)
+    process.ready()
+    return run_worker(
+        group,
+        handlers,
+        bootstrap_servers=settings.broker.bootstrap_servers,
+        data_dir=settings.home / "faust",
+    )
+
+
+def _entity_topics() -> list[tuple[EntityName, str]]:
+    from features.definitions import DEFINITIONS
+    from streams.topics import ENTITY_TOPIC
+
+    return [(entity, ENTITY_TOPIC[entity]) for entity in DEFINITIONS]
+
+
+def gateway(process: Process) -> int:
+    """HTTP: answers, events, the page."""
+    import uvicorn
+
+    from serving.gateway import create_app
+
+    deps = _dependencies(process)
+    config = uvicorn.Config(
+        create_app(deps),
+        host=process.settings.gateway.host,
+        port=process.settings.gateway.port,
+        log_level="warning",
+        timeout_graceful_shutdown=3,  # open event streams must not hold up a stop
+    )
+    process.ready()
+    uvicorn.Server(config).run()
+    return 0 if process.stop.is_set() else 1
+
+
+def edge(process: Process) -> int:
+    """The same answers to requests that come over the broker."""
+    from serving import requests_edge
+    from serving.gateway_state import Gateway
+
+    deps = _dependencies(process)
+    parts = Gateway(deps)
+    parts.start()
+    process.ready()
+    try:
+        requests_edge.run(
+            deps.bus, parts.surfaces, process.stop, impression_key=deps.impression_key
+        )
+    finally:
+        parts.stop()
+    return 0 if process.stop.is_set() else 1
+
+
+def _dependencies(process: Process) -> Dependencies:
+    from models.release import ReleaseStore
+    from serving.gateway_state import Dependencies
+    from streams.catalogue import CatalogueLog
+
+    settings = process.settings
+    models = wiring.model_client(settings)
+    if settings.triton.kind == "in_process":
+        process.beside("models", lambda: wiring.follow_repository(models, process.stop))
+    return Dependencies(
+        bus=wiring.bus(settings, ensure_topics=True),
+        store=wiring.feature_store(settings),
+        models=models,
+        catalogue=CatalogueLog(settings.log_dir).load(),
+        clock=wiring.clock(settings.clock),
+        impression_key=wiring.impression_key(settings),
+        releases=ReleaseStore(settings.releases_dir),
+        api_keys=settings.security.api_keys,
+        host=settings.gateway.host,
+        state_dir=settings.home / process.name,
+    )
+
+
+PROCESSES: dict[str, Callable[[Process], int]] = {
+    "batcher": batcher,
+    "facts": facts,
+    "features": features,
+    "gateway": gateway,
+    "edge": edge,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m deploy.process", description=__doc__)
+    parser.add_argument("name", choices=sorted(PROCESSES))
+    parser.add_argument("--home", type=Path, help="read stack.json there, not the environment")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    try:
+        settings = state.read_settings(given.home) if given.home else load()
+    except (SettingsError, state.NotRunning) as error:
+        print(error, file=sys.stderr)
+        return 2
+    process = Process(given.name, settings)
+    process.serve_metrics()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: process.stop.set())
+    return PROCESSES[given.name](process)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
