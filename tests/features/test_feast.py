@@ -1,0 +1,176 @@
+"""Our rows are Feast's rows: same bytes, read and written by plain Feast clients."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pandas as pd
+import pytest
+import redis
+
+from features.definitions import DEFINITIONS
+from features.feast_format import RowFormat, timestamp, unwrap, view_name, wrap
+from features.feast_store import FeastFeatureStore
+from features.registry import RegisteredFeatureStore, open_store
+from features.store import Status
+from streams.bus import Stamp
+
+NOW = 1_700_000_000_123
+ENTITIES = list(DEFINITIONS)
+IDS = {"user": "u", "video": "v", "author": "a", "query": "q € 電影"}
+
+
+@pytest.fixture(scope="module")
+def registered(valkey, tmp_path_factory) -> RegisteredFeatureStore:
+    registry = tmp_path_factory.mktemp("registry") / "registry.db"
+    store = open_store(registry_path=registry, address=valkey, db=3, project="prod")
+    store.apply()
+    yield store
+    store.tear_down()
+
+
+@pytest.fixture(scope="module")
+def client(registered):
+    return registered.feast_client()
+
+
+@pytest.fixture
+def batch(event_table):
+    def build(n=30, **more):
+        kinds = ["play", "like", "query_click", "shown"]
+        return event_table(
+            [
+                {
+                    "kind": kinds[i % 4],
+                    "event_time_ms": NOW - i * 777_777,
+                    "event_id": f"{more}{i}",
+                    "video_id": IDS["video"],
+                    "author_id": IDS["author"],
+                    "query": IDS["query"],
+                    "dwell_ms": i,
+                }
+                | more
+                for i in range(n)
+            ]
+        )
+
+    return build
+
+
+@pytest.fixture
+def raw(valkey):
+    host, port = valkey.split(":")
+    with redis.Redis(host=host, port=int(port), db=3) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("entity", ENTITIES)
+@pytest.mark.parametrize("writer", ["push", "write_to_online_store"])
+def test_keys_fields_and_values_are_byte_for_byte_feasts_own(
+    registered, client, batch, raw, entity, writer
+):
+    registered.fold(entity, batch(), Stamp("one", 0, 0))
+    layout = RowFormat(DEFINITIONS[entity], "prod")
+    key = layout.key(IDS[entity])
+    ours = raw.hgetall(key)
+    raw.delete(key)
+    blob = unwrap(ours[layout.row_field])
+    frame = pd.DataFrame(
+        {
+            DEFINITIONS[entity].id_column: [IDS[entity]],
+            "row": [blob],
+            "event_timestamp": [datetime.fromtimestamp(NOW / 1000, UTC)],
+            "event_time": [datetime.fromtimestamp(NOW / 1000, UTC)],
+        }
+    )
+    view = view_name(DEFINITIONS[entity])
+    if writer == "push":
+        client.push(f"{view}_push", frame)
+    else:
+        client.write_to_online_store(view, frame)
+    assert raw.hgetall(key) == ours
+
+
+@pytest.mark.parametrize("entity", ENTITIES)
+@pytest.mark.parametrize("later_ms", [0, 3_600_000, 9 * 86_400_000])
+def test_a_plain_feast_client_reads_finished_features(registered, client, batch, entity, later_ms):
+    registered.fold(entity, batch(), Stamp("one", 0, 0))
+    id_column, now = DEFINITIONS[entity].id_column, NOW + later_ms
+    asked = [IDS[entity], "nobody", IDS[entity]]
+    answer = client.get_online_features(
+        features=client.get_feature_service(entity),
+        entity_rows=[{id_column: entity_id, "now_ms": now} for entity_id in asked],
+    ).to_dict()
+    frame = registered.read(entity, asked, now)
+    assert frame.status.tolist() == [Status.PRESENT, Status.ABSENT, Status.PRESENT]
+    for name, column in frame.columns.items():
+        assert list(answer[name]) == column.tolist(), name
+
+
+def test_feast_writes_are_compared_and_set(client, raw):
+    """Of rows at the same time the greater bytes stand, whoever comes last."""
+    layout = RowFormat(DEFINITIONS["user"], "prod")
+
+    def write(blob: bytes, at_s: int) -> bytes:
+        frame = pd.DataFrame(
+            {"user_id": ["cas"], "row": [blob], "event_time": [datetime.fromtimestamp(at_s, UTC)]}
+        )
+        client.write_to_online_store("user_tiles", frame)
+        return unwrap(raw.hget(layout.key("cas"), layout.row_field))
+
+    assert write(b"bbb", 1000) == b"bbb"
+    assert write(b"aaa", 1000) == b"bbb"
+    assert write(b"ccc", 1000) == b"ccc"
+    assert write(b"old", 999) == b"ccc"
+    assert write(b"new", 1001) == b"new"
+    raw.delete(layout.key("cas"))
+
+
+def test_tearing_down_one_project_leaves_the_other(registered, client, valkey, batch):
+    """Feast's own pattern for `prod` also matches `preprod`; neither of our ways does."""
+    other = FeastFeatureStore(valkey, 3, "preprod")
+    other.fold("user", batch(), Stamp("one", 0, 0))
+    registered.fold("user", batch(), Stamp("one", 0, 0))
+    config = client.config
+    online = client._get_provider().online_store
+    online.delete_entity_values(config, ["user_id"])
+    assert registered.read("user", ["u"], NOW).status[0] == Status.ABSENT
+    registered.tear_down()
+    registered.fold("user", batch(), Stamp("one", 0, 0))
+    assert other.read("user", ["u"], NOW).status[0] == Status.PRESENT
+    assert other.tear_down() == 1
+    assert registered.read("user", ["u"], NOW).status[0] == Status.PRESENT
+
+
+@pytest.mark.parametrize("time_ms", [0, 1, 999, 1000, 1001, NOW, 4_102_444_800_000])
+def test_timestamps_are_protobufs_own_bytes(time_ms):
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    stamp = Timestamp(seconds=time_ms // 1000, nanos=time_ms % 1000 * 1_000_000)
+    assert timestamp(time_ms) == stamp.SerializeToString()
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])
+def test_values_are_protobufs_own_bytes(size):
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    blob = b"\xff" * size
+    assert wrap(blob) == Value(bytes_val=blob).SerializeToString()
+    assert unwrap(wrap(blob)) == blob
+    assert unwrap(Value(string_val="x").SerializeToString()) is None
+
+
+def test_ids_are_found_again_in_their_keys():
+    layout = RowFormat(DEFINITIONS["user"], "prod")
+    for entity_id in ("u", "ü*?[x]", "prod", "a" * 500):
+        assert layout.entity_id(layout.key(entity_id)) == entity_id
+        assert RowFormat(DEFINITIONS["user"], "od").entity_id(layout.key(entity_id)) is None
+        assert RowFormat(DEFINITIONS["video"], "prod").entity_id(layout.key(entity_id)) is None
+
+
+def test_folding_and_reading_import_no_feast():
+    light = "features.store, features.definitions, features.registry, features.fold_worker"
+    code = f"import sys, {light}; assert 'feast' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

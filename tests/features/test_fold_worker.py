@@ -1,0 +1,192 @@
+"""Live folds wait for the store, count once when it comes back, and say how fresh they are."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from deploy.parts import process
+from deploy.parts.valkey import Valkey
+from features import erasures
+from features.feast_store import FeastFeatureStore
+from features.fold_worker import consumer_group, fold_delivery
+from features.freshness import Freshness, freshness
+from features.memory_store import MemoryFeatureStore
+from features.store import DefinitionChanged, GenerationChanged, Status, StoreDown
+from streams.bus import Outgoing, Stamp
+from streams.clock import ManualClock
+from streams.delivery import Delivery
+from streams.memory_bus import MemoryBus
+from streams.topics import ERASURES, EVENTS_BY_USER, topic_specs
+
+NOW = 1_700_000_000_000
+
+
+@pytest.fixture
+def delivery(event_table):
+    def build(offset: int, *likes: int) -> Delivery:
+        events = [
+            {"kind": "like", "event_time_ms": at, "event_id": f"{offset}-{at}", "video_id": "v"}
+            for at in likes
+        ]
+        return Delivery(EVENTS_BY_USER, Stamp("one", 0, offset), event_table(events))
+
+    return build
+
+
+def likes(store) -> int:
+    return int(store.read("user", ["u"], NOW + 1000).columns["like_count_all"][0])
+
+
+class Flaky(MemoryFeatureStore):
+    """Does not answer `failures` times; every second time it had written all the same."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+
+    def fold(self, entity, events, stamp):
+        if self.failures:
+            self.failures -= 1
+            if self.failures % 2:
+                super().fold(entity, events, stamp)
+            raise StoreDown("away")
+        return super().fold(entity, events, stamp)
+
+
+@pytest.mark.parametrize("failures", [1, 2, 5])
+def test_a_store_that_was_away_has_each_event_once(delivery, failures):
+    store, waits = Flaky(failures), []
+    handle = fold_delivery(store, "user", sleep=waits.append)
+    handle(delivery(0, NOW, NOW + 1))
+    handle(delivery(1, NOW + 2))
+    assert likes(store) == 3
+    assert len(waits) == failures
+    assert waits == sorted(waits)
+
+
+def test_patience_ends_with_the_stores_own_words(delivery):
+    handle = fold_delivery(Flaky(10**6), "user", patience_s=5, sleep=lambda _: None)
+    with pytest.raises(StoreDown, match="away"):
+        handle(delivery(0, NOW))
+
+
+def test_a_dead_server_is_a_store_down_that_says_where(free_port, delivery):
+    store = FeastFeatureStore(f"127.0.0.1:{free_port}", 0, timeout_s=0.5)
+    assert not store.healthy()
+    for ask in (
+        lambda: store.read("user", ["u"], NOW),
+        lambda: store.fold("user", delivery(0, NOW).table, Stamp("one", 0, 0)),
+        lambda: store.erase("u"),
+    ):
+        with pytest.raises(StoreDown, match=rf"127.0.0.1:{free_port}.*tidemill status"):
+            ask()
+
+
+def test_a_restarted_server_is_noticed_and_filled_again_from_the_start(
+    tmp_path, free_port, delivery
+):
+    server = Valkey(tmp_path, port=free_port)
+    deliveries = [delivery(i, NOW + i) for i in range(4)]
+    child = process.start(server, 20)
+    store = FeastFeatureStore(server.address, 0, cached_rows=100)
+    handle = fold_delivery(store, "user", patience_s=0.5, sleep=time.sleep)
+    try:
+        handle(deliveries[0])
+        handle(deliveries[1])
+    finally:
+        child.stop()
+    with pytest.raises(StoreDown):
+        handle(deliveries[2])
+    child = process.start(server, 20)
+    try:
+        assert store.healthy()
+        assert store.read("user", ["u"], NOW).status[0] == Status.ABSENT
+        with pytest.raises(GenerationChanged):
+            handle(deliveries[2])
+        again = FeastFeatureStore(server.address, 0, cached_rows=100)
+        assert consumer_group("f", again.generation()) != consumer_group("f", store.generation())
+        for each in deliveries:
+            fold_delivery(again, "user")(each)
+        assert likes(store) == 4
+    finally:
+        child.stop()
+
+
+def test_two_workers_on_one_row_lose_nothing(valkey, online, delivery):
+    """A zombie and its successor fold the same deliveries at once, from caches that go stale."""
+    twin = FeastFeatureStore(valkey, 0, online.project, cached_rows=1000)
+    deliveries = [delivery(i, NOW + i, NOW + 500 + i) for i in range(60)]
+    errors: list[Exception] = []
+
+    def work(store) -> None:
+        try:
+            for each in deliveries:
+                fold_delivery(store, "user")(each)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in (online, twin)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert errors == []
+    assert likes(online) == 120
+
+
+def test_two_workers_on_different_partitions_of_one_row_both_count(valkey, online, event_table):
+    twin = FeastFeatureStore(valkey, 0, online.project, cached_rows=1000)
+
+    def work(store, partition) -> None:
+        for offset in range(40):
+            event = {"kind": "like", "event_time_ms": NOW, "event_id": f"{partition}-{offset}"}
+            store.fold("user", event_table([event]), Stamp("one", partition, offset))
+
+    threads = [threading.Thread(target=work, args=(s, p)) for p, s in enumerate((online, twin))]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert likes(online) == 80
+
+
+def test_rows_of_other_declarations_are_refused_with_the_migration(online, monkeypatch):
+    online.generation()
+    connection = online.connection
+    reopened = FeastFeatureStore(connection.address, connection.db, online.project)
+    monkeypatch.setattr("features.feast_store._fingerprints", lambda: b'{"user":1}')
+    with pytest.raises(DefinitionChanged, match="features backfill --rebuild"):
+        reopened.generation()
+
+
+def test_freshness_counts_streaming_writes(online, delivery):
+    assert freshness(online) == []
+    clock = ManualClock(NOW + 40)
+    fold_delivery(online, "user", clock=clock)(delivery(0, NOW - 9, NOW))
+    assert freshness(online) == [Freshness("user", NOW, NOW + 40)]
+    assert freshness(online)[0].lag_ms == 40
+
+
+@pytest.mark.parametrize("value", [b"{", b"", None, b'{"user_id": "u"}'])
+def test_erasures_reach_the_store_and_a_broken_one_stops_none(value, delivery):
+    bus, store, stop = MemoryBus(), MemoryFeatureStore(), threading.Event()
+    bus.ensure_topics(topic_specs(1))
+    fold_delivery(store, "user")(delivery(0, NOW))
+    good = b'{"user_id": "u", "at_ms": %d}' % NOW
+    bus.producer().send([Outgoing(ERASURES, value, b"u"), Outgoing(ERASURES, good, b"u")])
+    reader = threading.Thread(
+        target=erasures.follow, args=(bus, store, stop), kwargs={"group": "erasures"}
+    )
+    reader.start()
+    deadline = time.monotonic() + 10
+    while likes(store) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    stop.set()
+    reader.join()
+    assert likes(store) == 0
+
+
+def test_erasing_again_up_to_the_same_time_keeps_what_came_since(store, delivery):
+    store.erase("u", NOW)
+    store.fold("user", delivery(0, NOW + 1).table, Stamp("one", 0, 0))
+    store.erase("u", NOW)
+    assert likes(store) == 1
