@@ -189,6 +189,14 @@ class ReleaseStore:
         raw = json.loads(path.read_text()) if path.is_file() else []
         return [Quarantine(**each) for each in raw]
 
+    def watermarks(self) -> dict[str, int]:
+        """Per model: up to when its feedback was used by an update, ms."""
+        path = self.folder / "watermarks.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    def set_watermark(self, model: str, at_ms: int) -> None:
+        _write(self.folder / "watermarks.json", self.watermarks() | {model: at_ms})
+
     def _state(self) -> _State:
         path = self.folder / "state.json"
         if not path.is_file():

@@ -1,0 +1,155 @@
+"""What another policy would have earned, told from logs: IPS, SNIPS and DR with intervals.
+
+Knows rewards, propensities and users as arrays. Does not know rankers, except in
+`slate_decisions`, which reads a slate as a row of choices. Intervals resample users.
+
+A pool of candidates is not logged, only its slate is. So each slot is read as a choice
+among the items that the slate shows from there down: inside the logged support, at one
+and the same slot, so position cannot tell for either policy. The figure is the value of
+re-ordering shown slates; what a policy would bring in anew it cannot tell, and says so
+by its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.evaluation import paired_bootstrap
+
+MAX_RATIO = 20.0
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """N logged choices. users [N]; the rest float64 [N].
+
+    reward; logged, target: the choice's probability under either policy;
+    expected: a model's reward of the logged choice; expected_target: the same model's
+    mean reward under the target policy.
+    """
+
+    users: np.ndarray
+    reward: np.ndarray
+    logged: np.ndarray
+    target: np.ndarray
+    expected: np.ndarray
+    expected_target: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """Importance weights, clipped at `MAX_RATIO`."""
+        return np.asarray(np.minimum(self.target / np.maximum(self.logged, 1e-9), MAX_RATIO))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A policy's value, and its difference to the logging policy with a 95 % interval."""
+
+    method: str
+    value: float
+    logged_value: float
+    difference: tuple[float, float, float]  # mean, low, high
+    effective_n: float
+
+
+def effective_sample_size(ratio: np.ndarray) -> float:
+    """(sum w)^2 / sum w^2: how many unweighted choices these are worth."""
+    square = float((ratio**2).sum())
+    return float(ratio.sum()) ** 2 / square if square else 0.0
+
+
+def ips(decisions: Decisions, *, seed: int = 0) -> Estimate:
+    """Inverse propensity: unbiased up to the clip, noisy."""
+    return _estimate("IPS", decisions, decisions.ratio * decisions.reward, seed)
+
+
+def snips(decisions: Decisions, *, seed: int = 0) -> Estimate:
+    """Self-normalised inverse propensity: the weights are scaled to mean 1."""
+    ratio = decisions.ratio / max(float(decisions.ratio.mean()), 1e-9)
+    return _estimate("SNIPS", decisions, ratio * decisions.reward, seed)
+
+
+def doubly_robust(decisions: Decisions, *, seed: int = 0) -> Estimate:
+    """The reward model's value under the target, corrected by weighted residuals."""
+    residual = decisions.ratio * (decisions.reward - decisions.expected)
+    return _estimate("DR", decisions, decisions.expected_target + residual, seed)
+
+
+def _estimate(method: str, decisions: Decisions, earned: np.ndarray, seed: int) -> Estimate:
+    names, codes = np.unique(decisions.users, return_inverse=True)
+    count = np.bincount(codes, minlength=len(names)).astype(float)
+    gain = np.bincount(codes, earned - decisions.reward, len(names)) / np.maximum(count, 1)
+    return Estimate(
+        method=method,
+        value=float(earned.mean()) if len(earned) else float("nan"),
+        logged_value=float(decisions.reward.mean()) if len(earned) else float("nan"),
+        difference=paired_bootstrap(gain, count, seed=seed),
+        effective_n=effective_sample_size(decisions.ratio),
+    )
+
+
+def fitted_sharpness(scores: np.ndarray, slot: np.ndarray, real: np.ndarray) -> float:
+    """The sharpness k at which a softmax of k * score best explains the slates' orders.
+
+    scores: log-preferences [G, C]; slot: int [G, C]; real: bool [G, C]. A served slate is
+    drawn slot by slot (Plackett-Luce), with a temperature relative to a pool that is not
+    logged; its sharpness on the slate's own items is fitted instead.
+    """
+    grid = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+    likelihood = [_choice_log_probability(k * scores, slot, real)[0].sum() for k in grid]
+    return grid[int(np.argmax(likelihood))]
+
+
+def slate_decisions(
+    users: np.ndarray,
+    reward: np.ndarray,
+    slot: np.ndarray,
+    real: np.ndarray,
+    logged_scores: np.ndarray,
+    target_scores: np.ndarray,
+    expected: np.ndarray,
+) -> Decisions:
+    """Each slot but a slate's last as one choice among the items from there down.
+
+    users [G]; the rest [G, C]: reward, slot, real (not padding), the policies'
+    log-preferences and a model's expected reward of each candidate.
+    """
+    logged, group, place = _choice_log_probability(logged_scores, slot, real)
+    target, _, _ = _choice_log_probability(target_scores, slot, real)
+    below = _below(slot, real)[group, place]
+    mass = np.where(below, np.exp(_centred(target_scores, real))[group], 0.0)
+    mean = (mass * expected[group]).sum(1) / np.maximum(mass.sum(1), 1e-12)
+    return Decisions(
+        users=users[group],
+        reward=reward[group, place].astype(float),
+        logged=np.exp(logged),
+        target=np.exp(target),
+        expected=expected[group, place].astype(float),
+        expected_target=mean,
+    )
+
+
+def _choice_log_probability(
+    scores: np.ndarray, slot: np.ndarray, real: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """log P(the item of this slot | items from there down), with its group and place; [N]."""
+    centred, below = _centred(scores, real), _below(slot, real)
+    open_choice = real & (below.sum(2) > 1)
+    group, place = np.nonzero(open_choice)
+    weight = np.where(below[group, place], np.exp(centred)[group], 0.0).sum(1)
+    return centred[group, place] - np.log(np.maximum(weight, 1e-300)), group, place
+
+
+def _below(slot: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """bool [G, C, C]: is the last axis' item at or below this one's slot?"""
+    return np.asarray((slot[:, None, :] >= slot[:, :, None]) & real[:, None, :] & real[:, :, None])
+
+
+def _centred(scores: np.ndarray, real: np.ndarray) -> np.ndarray:
+    top = np.where(real, scores, -np.inf).max(1, keepdims=True, initial=-1e9)
+    return np.where(real, np.maximum(scores - top, -60.0), -60.0).astype(float)

@@ -1,0 +1,100 @@
+"""Preference optimisation of the ranker's served score against a frozen reference.
+
+Papers: DPO (arXiv 2305.18290) and its form for one chosen and many rejected items,
+S-DPO (arXiv 2406.09215). The policy's log-preference for a candidate is the logarithm
+of the served score, fused with the user's own weights; the partition function cancels
+within a slate. Knows tensors, preferences and seeds. Does not know logs or gates.
+
+Kept: the frozen reference, beta, the listwise form. Added: the tasks' cross-entropy on
+the same slates, so that P(action) stays one. Scaled down: a few passes over thousands
+of slates.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from models.alignment.pairs import Preferences
+from models.ranking.network import Ranker
+from models.ranking.tensors import Batch
+from models.ranking.training import chunks_of, log_score, loss_of, repeatable
+from models.recipe import Progress
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Settings of one update. `beta`: how dear it is to leave the reference."""
+
+    epochs: int = 4
+    lists: int = 256
+    rate: float = 3e-4
+    beta: float = 2.0
+    anchor: float = 0.3  # weight of the tasks' own losses
+    threads: int = 1
+
+
+def align(
+    reference: Ranker,
+    batch: Batch,
+    wanted: Preferences,
+    settings: Alignment,
+    *,
+    seed: int,
+    progress: Progress,
+) -> Ranker:
+    """A new ranker that prefers what was acted on; the reference is not touched."""
+    challenger = deepcopy(reference)
+    with repeatable(seed, settings.threads) as generator:
+        frozen = reference_scores(reference, batch)
+        optimiser = torch.optim.AdamW(challenger.parameters(), settings.rate, weight_decay=0.0)
+        for epoch in range(settings.epochs):
+            order = torch.randperm(len(wanted), generator=generator)
+            for rows in chunks_of(order, settings.lists):
+                loss = _step_loss(challenger, batch, wanted, rows, frozen, settings)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(challenger.parameters(), 1.0)
+                optimiser.step()
+            progress((epoch + 1) / settings.epochs, f"aligning, pass {epoch + 1}: {loss:.3f}")
+    return challenger.eval()
+
+
+def reference_scores(reference: Ranker, batch: Batch) -> Tensor:
+    """The frozen log-preferences of every candidate; float32 [G, C]."""
+    with torch.no_grad():
+        chunks = chunks_of(torch.arange(len(batch)), 512)
+        return torch.cat([log_score(reference(*batch.take(c).inputs())[2]) for c in chunks])
+
+
+def listwise_dpo(margin: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
+    """-log sigmoid(-log sum over rejected of exp(margin_rejected - margin_chosen)); [P].
+
+    margin: beta * (log policy - log reference) [P, C]; chosen: int64 [P]; rejected: bool [P, C].
+    With one rejected candidate this is DPO's loss.
+    """
+    ahead = margin - margin.gather(1, chosen.unsqueeze(1))
+    return -logsigmoid(-ahead.masked_fill(~rejected, -torch.inf).logsumexp(1))
+
+
+def _step_loss(
+    policy: Ranker,
+    batch: Batch,
+    wanted: Preferences,
+    rows: Tensor,
+    frozen: Tensor,
+    settings: Alignment,
+) -> Tensor:
+    picked = rows.numpy()
+    group = torch.from_numpy(wanted.group[picked])
+    part = batch.take(group)
+    scores = policy(*part.inputs())[2]
+    margin = settings.beta * (log_score(scores) - frozen[group])
+    chosen = torch.from_numpy(wanted.chosen[picked])
+    rejected = torch.from_numpy(wanted.rejected[picked])
+    each = listwise_dpo(margin, chosen, rejected) * torch.from_numpy(wanted.weight[picked])
+    return each.mean() + settings.anchor * loss_of(policy, part, listwise=0.0)
