@@ -1,0 +1,133 @@
+"""Faust's Kafka driver, with the promises that a worker needs and the stock one lacks.
+
+Knows Faust and aiokafka. Does not know batches or handlers (`streams.worker`).
+
+- Only committed records are read; stock Faust does so in exactly-once mode alone.
+- What is committed is what was declared finished, and nothing else. Stock Faust adds up
+  acknowledgements and fills gaps in the offsets by itself; a transactional topic has a
+  gap after every transaction, and filling one can commit past an unfinished message.
+- No web server, no producer, no leader topic, nothing declared on the broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import aiokafka
+import faust
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from faust.app.base import BootStrategy
+from faust.transport.drivers import aiokafka as stock
+from faust.types import TP
+
+BUFFERED_MESSAGES = 16  # per agent; a message may be as large as 900 kB
+
+
+class _CommittedThread(stock.AIOKafkaConsumerThread):
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        conf = self.app.conf
+        self._assignor = RoundRobinPartitionAssignor
+        return aiokafka.AIOKafkaConsumer(
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            group_instance_id=conf.consumer_group_instance_id,
+            bootstrap_servers=stock.server_list(transport.url, transport.default_port),
+            partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=500,
+            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1_000),
+            request_timeout_ms=int(conf.broker_request_timeout * 1_000),
+            session_timeout_ms=int(conf.broker_session_timeout * 1_000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1_000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1_000),
+        )
+
+
+class FinishedConsumer(stock.Consumer):
+    """Commits the offsets that `finished` named, each partition's own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._finished: dict[TP, int] = {}
+
+    def _new_consumer_thread(self) -> _CommittedThread:
+        return _CommittedThread(self, loop=self.loop, beacon=self.beacon)
+
+    def _to_message(self, tp: TP, record: Any) -> Any:
+        message = super()._to_message(tp, record)
+        message.time_in = monotonic()  # the record was fetched no later than this
+        return message
+
+    def finished(self, tp: TP, offset: int) -> None:
+        """The effect of this message, and of all before it in the partition, is durable."""
+        self._finished[tp] = offset + 1
+
+    async def force_commit(self, *_: Any, **__: Any) -> bool:
+        """Commits everything finished; the arguments are Faust's and change nothing."""
+        pending: Mapping[TP, int] = dict(self._finished)
+        if not pending or not await self._commit(pending):
+            return False
+        for tp, offset in pending.items():
+            if self._finished.get(tp) == offset:
+                del self._finished[tp]
+        return True
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        await self.commit()
+        await super().on_partitions_revoked(revoked)
+        for tp in revoked:
+            self._finished.pop(tp, None)
+
+
+class _Transport(stock.Transport):
+    Consumer = FinishedConsumer
+
+
+class _ConsumerOnly(BootStrategy):
+    enable_kafka_producer = False
+    enable_web = False
+
+
+class WorkerApp(faust.App):
+    """A Faust app that only consumes."""
+
+    BootStrategy = _ConsumerOnly
+
+    def _new_transport(self) -> Any:
+        return _Transport(self.conf.broker_consumer, self)
+
+
+def worker_app(
+    group: str,
+    bootstrap_servers: str,
+    data_dir: Path,
+    *,
+    session_timeout_s: float,
+    commit_interval_s: float,
+    instance_id: str | None,
+) -> WorkerApp:
+    """An app whose consumer group is `group`; `instance_id` makes its membership static."""
+    return WorkerApp(
+        group,
+        broker=[f"kafka://{server}" for server in bootstrap_servers.split(",")],
+        datadir=str(data_dir),
+        autodiscover=False,
+        web_enabled=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        stream_wait_empty=False,
+        stream_buffer_maxsize=BUFFERED_MESSAGES,
+        stream_recovery_delay=0.0,
+        broker_session_timeout=session_timeout_s,
+        broker_heartbeat_interval=session_timeout_s / 6,
+        broker_rebalance_timeout=max(session_timeout_s, 30.0),
+        broker_request_timeout=max(2 * session_timeout_s, 30.0),
+        broker_max_poll_interval=3_600.0,
+        broker_commit_interval=commit_interval_s,
+        consumer_group_instance_id=instance_id,
+    )

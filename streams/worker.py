@@ -1,0 +1,358 @@
+"""The Faust worker: committed batches from internal topics to handlers, at least once.
+
+Knows topics, batches, retries and epochs. Does not know what a handler does with a
+batch. One batch per partition is in flight, acknowledged after its handler has
+returned. A handler that raises is called again; when it goes on raising, the worker
+ends and says why, and whoever starts it again finds the batch where it was: retry or
+exit, never skip.
+
+Epochs. A topic that was made anew starts again at offset 0 under another topic id. The
+worker asks for that id after a batch was fetched and before it is handled, and about
+once a second besides; when it has changed, the worker ends, and starts again in a
+consumer group of the new epoch. So a stamp never names an epoch that its batch is not of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, cast
+
+from streams import telemetry
+from streams.bus import Bus, BusError, Stamp
+from streams.delivery import BatchHandler, Delivery, in_order
+from streams.faust_driver import FinishedConsumer, WorkerApp, worker_app
+from streams.kafka_bus import KafkaBus
+from streams.schema import from_ipc
+
+__all__ = ["BatchHandler", "Delivery", "Exit", "Patience", "in_order", "run_worker"]
+
+_log = logging.getLogger(__name__)
+
+
+class Exit(IntEnum):
+    """What `run_worker` returns; anything but STOPPED wants the worker started again."""
+
+    STOPPED = 0  # it was asked to
+    GAVE_UP = 1  # a handler kept failing; its batch is not acknowledged
+    CRASHED = 2  # the consumer failed
+    NEW_EPOCH = 3  # a topic was made anew
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the worker waits for what may come back, in seconds."""
+
+    topics_s: float = 60.0  # at the start, for topics to exist
+    handler_s: float = 60.0  # for a failing handler
+    first_pause_s: float = 0.05  # between attempts, doubled each time
+    longest_pause_s: float = 2.0
+    stop_s: float = 10.0  # at the end, for the batch in flight and the consumer
+
+
+class EpochChanged(RuntimeError):
+    """The topic's offsets have started again."""
+
+
+class GaveUp(RuntimeError):
+    """A handler failed for longer than the worker's patience."""
+
+
+class Epochs:
+    """The topics' ids as they were at the start, and when they were last confirmed."""
+
+    def __init__(self, bus: Bus, topics: list[str]) -> None:
+        self._bus = bus
+        started = time.monotonic()
+        self.known = {topic: bus.epoch(topic) for topic in topics}
+        self._confirmed = dict.fromkeys(topics, started)
+
+    def confirm(self, topic: str, fetched_at: float) -> str:
+        """The epoch of a message that was fetched no later than `fetched_at` (monotonic s).
+
+        An id never comes back, so one that still stands after the fetch stood during it.
+
+        Raises:
+            EpochChanged: the topic was made anew since the worker started.
+            BusError: the broker does not say.
+        """
+        if self._confirmed[topic] < fetched_at:
+            asked = time.monotonic()
+            if self._bus.epoch(topic) != self.known[topic]:
+                raise EpochChanged(f"topic {topic!r} was made anew: its offsets start again")
+            self._confirmed[topic] = asked
+        return self.known[topic]
+
+    def group(self, name: str) -> str:
+        """A consumer group of these epochs, so that no offset outlives its epoch."""
+        text = ",".join(f"{topic}={epoch}" for topic, epoch in sorted(self.known.items()))
+        return f"{name}.{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+class _Lane:
+    """One thread that calls one topic's handler, so that it is never called twice at once.
+
+    A daemon: a handler that hangs cannot keep the process from ending.
+    """
+
+    def __init__(self, topic: str) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._work, name=f"lane-{topic}", daemon=True).start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+    async def run(self, work: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def call() -> None:
+            error: BaseException | None = None
+            try:
+                work()
+            except BaseException as raised:
+                error = raised
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(_settle, done, error)
+
+        self._calls.put(call)
+        await done
+
+    def close(self) -> None:
+        self._calls.put(None)
+
+
+def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+
+
+class _Worker:
+    """One life of a worker: from joining the group to its end."""
+
+    def __init__(
+        self, handlers: Mapping[str, BatchHandler], epochs: Epochs, patience: Patience
+    ) -> None:
+        self._handlers = handlers
+        self._epochs = epochs
+        self._patience = patience
+        self._ending = threading.Event()
+        self.exit: Exit | None = None
+
+    def end(self, exit_: Exit, why: str = "") -> None:
+        """The first reason stands."""
+        if self.exit is None:
+            self.exit = exit_
+            if why:
+                _log.error("worker ends: %s", why)
+        self._ending.set()
+
+    @property
+    def ending(self) -> bool:
+        return self._ending.is_set()
+
+    def declare(self, app: WorkerApp) -> list[_Lane]:
+        """One agent per topic, one actor per partition."""
+        lanes = []
+        for topic in self._handlers:
+            lane = _Lane(topic)
+            lanes.append(lane)
+            channel = app.topic(
+                topic, key_type=bytes, key_serializer="raw", value_type=bytes,
+                value_serializer="raw",
+            )  # fmt: skip
+            agent = app.agent(channel, name=topic, isolated_partitions=True)
+            agent(self._agent(app, topic, lane))
+        return lanes
+
+    def _agent(self, app: WorkerApp, topic: str, lane: _Lane) -> Callable[[Any], Any]:
+        async def deliver(stream: Any) -> None:
+            consumer = cast(FinishedConsumer, app.consumer)
+            events: AsyncIterator[Any] = stream.noack().events()
+            async for event in events:
+                message = event.message
+                try:
+                    await lane.run(partial(self._deliver, topic, message))
+                except EpochChanged as changed:
+                    self.end(Exit.NEW_EPOCH, str(changed))
+                except Exception as error:
+                    self.end(Exit.GAVE_UP, f"{_place(message)}: {error!r}")
+                if self.ending:
+                    # Returning or raising would let Faust go on to the next message.
+                    await asyncio.get_running_loop().create_future()
+                consumer.finished(message.tp, message.offset)
+
+        return deliver
+
+    def _deliver(self, topic: str, message: Any) -> None:
+        if self.ending:
+            return
+        pause = self._patience.first_pause_s
+        deadline = time.monotonic() + self._patience.handler_s
+        while True:
+            try:
+                return self._attempt(topic, message)
+            except EpochChanged:
+                raise
+            except Exception as error:
+                _log.warning("%s failed, again in %.2f s: %r", _place(message), pause, error)
+                telemetry.RETRIES.labels(topic).inc()
+                if time.monotonic() + pause > deadline:
+                    raise
+            if self._ending.wait(pause):
+                raise GaveUp("asked to stop while retrying")
+            pause = min(2 * pause, self._patience.longest_pause_s)
+
+    def _attempt(self, topic: str, message: Any) -> None:
+        epoch = self._epochs.confirm(topic, message.time_in)
+        headers = {name: bytes(value) for name, value in (message.headers or ())}
+        delivery = Delivery(
+            topic, Stamp(epoch, message.partition, message.offset), from_ipc(message.value),
+            headers, message.value,
+        )  # fmt: skip
+        started = time.perf_counter()
+        with telemetry.batch_span(f"handle {topic}", headers, _attributes(delivery)):
+            self._handlers[topic](delivery)
+        telemetry.HANDLE_SECONDS.labels(topic).observe(time.perf_counter() - started)
+        telemetry.EVENTS_HANDLED.labels(topic).inc(delivery.table.num_rows)
+
+    def watch(self, stop: threading.Event) -> None:
+        """Until the end: looks for a request to stop and, now and then, at the epochs.
+
+        A consumer whose topic was made anew may hear nothing at all, so waiting for a
+        batch is not enough.
+        """
+        asked = time.monotonic()
+        while not self._ending.wait(0.05):
+            if stop.is_set():
+                return self.end(Exit.STOPPED)
+            if time.monotonic() - asked > 1.0:
+                asked = time.monotonic()
+                try:
+                    for topic in self._handlers:
+                        self._epochs.confirm(topic, asked)
+                except EpochChanged as changed:
+                    self.end(Exit.NEW_EPOCH, str(changed))
+                except BusError as error:
+                    _log.warning("epochs are not known now: %s", error)
+
+
+def _place(message: Any) -> str:
+    return f"{message.topic}[{message.partition}]@{message.offset}"
+
+
+def _attributes(delivery: Delivery) -> dict[str, str | int]:
+    stamp = delivery.stamp
+    return {
+        "messaging.destination.name": delivery.topic,
+        "messaging.destination.partition.id": str(stamp.partition),
+        "messaging.kafka.offset": stamp.offset,
+        "messaging.batch.message_count": delivery.table.num_rows,
+        "tidemill.epoch": stamp.epoch,
+    }
+
+
+def run_worker(
+    name: str,
+    handlers: Mapping[str, BatchHandler],
+    *,
+    bootstrap_servers: str,
+    data_dir: Path,
+    stop: threading.Event | None = None,
+    ready: Callable[[], None] = lambda: None,
+    patience: Patience = Patience(),
+    session_timeout_s: float = 6.0,
+    commit_interval_s: float = 1.0,
+    instance_id: str | None = None,
+) -> int:
+    """Delivers each topic of `handlers` to its handler until `stop` is set or SIGTERM comes.
+
+    A handler gets one topic's batches from one thread; handlers of different topics run
+    beside each other. `ready` is called when partitions have been assigned. In the main
+    thread SIGTERM and SIGINT end the worker like `stop`. Workers of one `name` share the
+    partitions; a distinct, lasting `instance_id` each spares a rebalance on restart. The
+    embedded broker answers a join after half of `session_timeout_s`.
+
+    Returns an `Exit`; after any other than STOPPED the caller starts a new process.
+    """
+    stop = stop or threading.Event()
+    _catch_signals(stop)
+    bus = KafkaBus(bootstrap_servers)
+    epochs = _await_epochs(bus, list(handlers), patience, stop)
+    if epochs is None:
+        return Exit.STOPPED if stop.is_set() else Exit.CRASHED
+    app = worker_app(
+        epochs.group(name),
+        bootstrap_servers,
+        data_dir,
+        session_timeout_s=session_timeout_s,
+        commit_interval_s=commit_interval_s,
+        instance_id=instance_id,
+    )
+    worker = _Worker(handlers, epochs, patience)
+    watcher = threading.Thread(target=worker.watch, args=(stop,), name="watch", daemon=True)
+    watcher.start()
+    with asyncio.Runner() as runner:
+        runner.run(_live(app, worker, ready, patience))
+    return int(worker.exit if worker.exit is not None else Exit.CRASHED)
+
+
+def _catch_signals(stop: threading.Event) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+
+
+def _await_epochs(
+    bus: Bus, topics: list[str], patience: Patience, stop: threading.Event
+) -> Epochs | None:
+    deadline = time.monotonic() + patience.topics_s
+    while not stop.is_set():
+        try:
+            return Epochs(bus, topics)
+        except BusError as error:
+            if time.monotonic() > deadline:
+                _log.error("worker ends: %s", error)
+                return None
+            stop.wait(0.2)
+    return None
+
+
+async def _live(
+    app: WorkerApp, worker: _Worker, ready: Callable[[], None], patience: Patience
+) -> None:
+    lanes = worker.declare(app)
+
+    @app.on_partitions_assigned.connect(weak=False)
+    async def assigned(*_: Any, **__: Any) -> None:
+        ready()
+
+    try:
+        await app.start()
+        while not worker.ending:
+            if app.crashed or app.should_stop:
+                worker.end(Exit.CRASHED, f"the consumer failed: {app.crash_reason!r}")
+            await asyncio.sleep(0.05)
+    except Exception as error:
+        worker.end(Exit.CRASHED, f"the consumer did not start: {error!r}")
+    finally:
+        with suppress(asyncio.TimeoutError, Exception):
+            await asyncio.wait_for(app.stop(), patience.stop_s)
+        for lane in lanes:
+            lane.close()
