@@ -58,7 +58,11 @@ class RegisteredFeatureStore(FeastFeatureStore):
         self.registry_path = registry_path
 
     def apply(self) -> None:
-        """Writes the declarations into the Feast registry."""
+        """Writes the declarations into the Feast registry.
+
+        Raises `DefinitionChanged` when stored rows follow other declarations.
+        """
+        self.generation()
         apply(self.feast_client())
 
     def feast_client(self) -> feast.FeatureStore:
