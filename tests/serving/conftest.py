@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 from fastapi.testclient import TestClient
 
@@ -233,3 +234,16 @@ def add_item(bus: Bus, item: CatalogueItem) -> None:
     added = ItemAdded(event_id=uuid.uuid4().hex, event_time_ms=2, item=item)
     message = Outgoing(CATALOGUE, added.model_dump_json().encode(), item.video_id.encode())
     bus.producer().send([message])
+
+
+def write_history(bus: Bus, users: int = 6, each: int = 14) -> None:
+    """A few users' past, labelled as what it is: the last user fell silent long ago."""
+    messages = []
+    for user in range(users):
+        for step in range(each):
+            ago_ms = (each - step) * 60_000 + (30 * 86_400_000 if user == users - 1 else 0)
+            kind = ("play", "like", "long_view")[step % 3]
+            fields = event(kind, f"v{(user * 7 + step * 5) % 60}", f"user-{user}")
+            fields |= {"origin": "replayed", "event_time_ms": fields["event_time_ms"] - ago_ms}
+            messages.append(Outgoing(BEHAVIOUR, orjson.dumps(fields), fields["user_id"].encode()))
+    bus.producer().send(messages)

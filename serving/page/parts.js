@@ -1,0 +1,89 @@
+// Pieces of the page. Knows elements; does not know calls or state. Text is always set as text.
+
+export function make(tag, { text, class: name, ...attributes } = {}) {
+  const element = document.createElement(tag);
+  if (text !== undefined) element.textContent = text;
+  if (name) element.className = name;
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  return element;
+}
+
+export const short = (n) => (n === null || n === undefined ? "—" : Math.abs(n) >= 10 ? n.toFixed(1) : n.toFixed(3));
+const badge = (text, kind = "") => make("span", { class: `badge ${kind}`, text });
+
+export function card(item, weights, places, act) {
+  const element = make("li", { class: "card" });
+  element.dataset.video = item.video_id;
+  const title = make("h3");
+  title.append(make("span", { class: "slot", text: String(item.slot + 1) }), item.title);
+  const badges = make("div", { class: "badges" });
+  badges.append(badge(item.source), ...item.genres.map((genre) => badge(genre)));
+  if (item.explored) badges.append(badge("explored", "explored"));
+  badges.append(badge(`p ${short(item.propensity)}`));
+  const move = places ? moved(item, places) : "";
+  if (move) { badges.prepend(badge(move, "move")); element.classList.add("moved"); }
+  const queries = make("div", { class: "queries", "aria-label": "Search next" });
+  queries.dataset.queries = item.video_id;
+  const actions = make("div", { class: "actions" });
+  for (const [kind, word] of [["play", "▶ Play"], ["like", "♥ Like"], ["order", "Buy"]]) {
+    const button = make("button", { text: word });
+    button.dataset.act = kind;
+    button.onclick = () => act(kind, item, button);
+    actions.append(button);
+  }
+  element.append(title, badges, bars(item, weights), queries, actions);
+  return element;
+}
+
+function moved(item, places) {
+  if (!places.has(item.video_id)) return "new here";
+  const steps = places.get(item.video_id) - item.slot;
+  return steps > 0 ? `↑ ${steps}` : steps < 0 ? `↓ ${-steps}` : "";
+}
+
+// P(action) in pale, P(action) × weight on top of it in full colour, one row per task.
+export function bars(item, weights) {
+  const grid = make("div", { class: "bars" });
+  const tasks = Object.keys(item.p);
+  if (!tasks.length) grid.append(make("span", { text: "score" }), make("span"), make("span", { text: short(item.score) }));
+  for (const task of tasks) {
+    const p = item.p[task] ?? 0, w = weights[task] ?? 0;
+    const bar = make("span", { class: "bar", title: `P(${task}) ${short(p)} × weight ${short(w)} = ${short(p * w)}` });
+    const pale = make("i"), full = make("i", { class: "w" });
+    pale.style.width = `${100 * p}%`;
+    full.style.width = `${100 * p * w}%`;
+    bar.append(pale, full);
+    grid.append(make("span", { text: task.replace("_", " ") }), bar, make("span", { text: short(p) }));
+  }
+  return grid;
+}
+
+export function eventLine(row) {
+  const line = make("li");
+  line.append(badge(row.origin, row.origin));
+  if (row.late) line.append(badge("late", "late"));
+  if (row.duplicate) line.append(badge("duplicate", "duplicate"));
+  const what = row.query ? `“${row.query}”` : row.video_id || "";
+  line.append(` ${row.user_id} ${row.kind.replace("_", " ")} ${what}`);
+  return line;
+}
+
+export function pathStep(item) {
+  const step = make("li");
+  step.append(badge(item.role || item.source, "move"), ` ${item.title} `);
+  if (item.p_convert !== undefined) step.append(make("span", { class: "quiet", text: `P(convert) ${short(item.p_convert)}` }));
+  return step;
+}
+
+export function updateLine(release, live) {
+  const line = make("li");
+  const gate = release.gate || {};
+  const passed = gate.passed ?? gate.ok ?? gate.promoted;
+  line.append(badge(release.release_id === live ? "live" : passed === false ? "refused" : "release", release.release_id === live ? "live" : passed === false ? "refused" : ""));
+  line.append(` ${release.release_id} `);
+  const models = Object.entries(release.models).map(([name, version]) => `${name} ${version}`).join(", ");
+  line.append(make("span", { class: "quiet", text: models }));
+  const reason = Object.entries(gate).filter(([, v]) => ["string", "number", "boolean"].includes(typeof v));
+  if (reason.length) line.append(make("div", { class: "quiet", text: `gate — ${reason.map(([k, v]) => `${k} ${typeof v === "number" ? short(v) : v}`).join(", ")}` }));
+  return line;
+}

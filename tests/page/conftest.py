@@ -1,0 +1,110 @@
+"""Chromium against a gateway on a real port, with the mill in memory behind it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from features.memory_store import MemoryFeatureStore
+from models.release import Manifest
+from serving.fakes import FakeModelClient
+from serving.gateway import Dependencies, create_app
+from streams.clock import WallClock
+from streams.memory_bus import MemoryBus
+from streams.topics import topic_specs
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+
+
+def _mill() -> Any:
+    """The memory mill of tests/serving: the folders have no package in common to import from."""
+    name = "tidemill_tests_serving_conftest"
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "serving" / "conftest.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip("no Chromium at /usr/bin/chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that fails its test on any error in the console."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    yield page
+    context.close()
+    assert errors == []
+
+
+@pytest.fixture
+def serve(free_port: int) -> Iterator[Callable[..., str]]:
+    """`serve(fold=True)` -> the gateway's address. Without the fold the store is never written."""
+    stop, running = threading.Event(), []
+
+    def start(*, fold: bool = True, history: bool = True) -> str:
+        mill = _mill()
+        bus, store = MemoryBus(), MemoryFeatureStore()
+        bus.ensure_topics(topic_specs(2))
+        versions = dict.fromkeys(("ranker", "queries", "reactivation"), 1)
+        gate = {"passed": True, "metric": "gauc", "difference": 0.012}
+        book = mill.Book(
+            [Manifest("r0001", versions, 1), Manifest("r0002", versions, 2, "r0001", gate)]
+        )
+        deps = Dependencies(
+            bus=bus,
+            store=store,
+            models=FakeModelClient(),
+            catalogue=mill.folded(mill.items()),
+            clock=WallClock(),
+            impression_key=mill.KEY,
+            releases=book,
+            snapshot_every_s=60.0,
+        )
+        threading.Thread(target=mill.admit_from, args=(bus, stop), daemon=True).start()
+        if fold:
+            mill.fold_from(bus, store, stop)
+        if history:
+            mill.write_history(bus)
+            time.sleep(0.5)
+        config = uvicorn.Config(create_app(deps), "127.0.0.1", free_port, log_level="warning")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            time.sleep(0.02)
+        return f"http://127.0.0.1:{free_port}/"
+
+    yield start
+    stop.set()
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(10.0)

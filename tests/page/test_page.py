@@ -1,0 +1,113 @@
+"""What a person sees: the page in a real Chromium, on the real fold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, TimeoutError, expect
+
+Serve = Callable[..., str]
+
+
+def _open(page: Page, address: str, user: str = "user-0") -> None:
+    page.goto(f"{address}?user={user}")
+    page.wait_for_selector("#slate[data-state=ready] .card")
+    page.wait_for_selector("body[data-live=yes]")
+
+
+def _slate(page: Page) -> list[str]:
+    cards = page.locator("#slate .card")
+    return [cards.nth(n).get_attribute("data-video") or "" for n in range(cards.count())]
+
+
+def _ask_again(page: Page) -> list[str]:
+    before = page.locator("#slate").get_attribute("data-request")
+    page.click("#again")
+    page.wait_for_function(
+        "id => document.querySelector('#slate').dataset.request !== id", arg=before
+    )
+    return _slate(page)
+
+
+def _like_first(page: Page) -> str:
+    first = page.locator("#slate .card").first
+    video = first.get_attribute("data-video") or ""
+    first.locator("button[data-act=like]").click()
+    return video
+
+
+def test_asking_again_with_the_same_seed_shows_the_same_feed_and_a_click_another(
+    page: Page, serve: Serve
+) -> None:
+    _open(page, serve())
+    before = _slate(page)
+    assert _ask_again(page) == before
+    liked = _like_first(page)
+    expect(page.locator("#freshness")).to_contain_text("ms")
+    page.wait_for_function(
+        "id => !document.querySelector(`#slate [data-video='${id}']`)", arg=liked
+    )
+    after = _slate(page)
+    assert after != before
+    changed = page.locator("tr.changed[data-feature=like_count_all]")
+    old, new = changed.locator("td").nth(1), changed.locator("td").nth(2)
+    assert int(new.inner_text()) == int(old.inner_text()) + 1
+
+
+def test_with_the_stores_writes_off_a_click_shows_nothing(page: Page, serve: Serve) -> None:
+    _open(page, serve(fold=False))
+    before = _slate(page)
+    _like_first(page)
+    with pytest.raises(TimeoutError):
+        page.wait_for_selector("tr.changed", timeout=1_500)
+    assert _ask_again(page) == before
+
+
+def test_every_candidate_explains_itself_and_has_queries_under_it(page: Page, serve: Serve) -> None:
+    _open(page, serve())
+    card = page.locator("#slate .card").first
+    expect(card.locator(".bars .bar")).to_have_count(5)
+    expect(card.locator(".queries button").first).to_be_visible()
+    expect(page.locator("#weights")).to_contain_text("long view")
+    expect(page.locator("#release")).to_have_text("r0002")
+    expect(page.locator("#updates")).to_contain_text("gauc")
+
+
+def test_a_late_event_is_admitted_as_late_and_a_broken_one_becomes_a_dead_letter(
+    page: Page, serve: Serve
+) -> None:
+    _open(page, serve())
+    page.click("#send-late")
+    expect(page.locator("#door .badge.late")).to_have_text("late")
+    page.click("#send-broken")
+    expect(page.locator("#door .badge.dead").first).to_have_text("dead letter")
+    expect(page.locator("#door")).to_contain_text("behaviour")
+
+
+def test_a_dormant_users_way_back_names_roles(page: Page, serve: Serve) -> None:
+    _open(page, serve())
+    page.wait_for_selector("#dormant option", state="attached")
+    assert page.locator("#dormant").input_value() == "user-5"
+    expect(page.locator("#dormant option").first).to_contain_text("replayed")
+    page.click("#way")
+    expect(page.locator("#path .badge").first).to_have_text("trigger")
+    expect(page.locator("#path .goal")).to_contain_text("toward:")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_the_screen(page: Page, serve: Serve, width: int, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    _open(page, serve())
+    _like_first(page)
+    expect(page.locator("#freshness")).to_contain_text("ms")
+    page.click("#way")
+    page.click("#send-broken")
+    page.wait_for_selector("#door .badge.dead")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    folder = Path(os.environ.get("TIDEMILL_SCREENSHOTS", tmp_path))
+    page.wait_for_timeout(300)
+    page.screenshot(path=folder / f"page-{width}.png", full_page=True)
+    assert (folder / f"page-{width}.png").stat().st_size > 20_000
