@@ -104,6 +104,17 @@ class SessionConfig(_Section):
     max_slates: int = Field(ge=1)
 
 
+class CrowdConfig(_Section):
+    requests_per_s: float = Field(gt=0)
+    reactivation_share: float = Field(ge=0, le=1)
+    sessions_at_once: int = Field(ge=1)
+    slate_k: int = Field(ge=1, le=100)
+    queries_k: int = Field(ge=1, le=20)
+    trajectory_k: int = Field(ge=1, le=20)
+    timeout_s: float = Field(gt=0)
+    random_slates: float = Field(ge=0, le=1)
+
+
 class WorldConfig(_Section):
     replay: ReplayConfig
     history: HistoryConfig
@@ -115,6 +126,7 @@ class WorldConfig(_Section):
     position: PositionConfig
     utility: UtilityConfig
     session: SessionConfig
+    crowd: CrowdConfig
 
     def null(self) -> WorldConfig:
         """The same world without anything personal: equal tastes, traits and utilities, and
