@@ -21,8 +21,11 @@ from deploy import state, wiring
 from deploy.settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from features.store import EntityName
     from serving.gateway_state import Dependencies
+    from streams.feedback import Refusal
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CACHED_ROWS = 50_000  # rows that a folding process keeps decoded, about 2 kB each
@@ -43,13 +46,17 @@ class Process:
         state.mark_ready(self.settings.home, self.name)
         _log.info("%s is set up", self.name)
 
-    def serve_metrics(self) -> None:
-        """This process's counters at /metrics, where the settings give it a port."""
+    def observe(self) -> None:
+        """Spans to the collector and counters at /metrics, where the settings name them."""
         from prometheus_client import start_http_server
 
-        port = self.settings.telemetry.metrics_ports.get(self.name)
+        from streams.telemetry import configure
+
+        telemetry = self.settings.telemetry
+        configure(f"tidemill-{self.name}", telemetry.otlp_endpoint, telemetry.sample_ratio)
+        port = telemetry.metrics_ports.get(self.name)
         if port:
-            start_http_server(port, addr=self.settings.telemetry.metrics_host)
+            start_http_server(port, addr=telemetry.metrics_host)
 
     def beside(self, name: str, work: Callable[[], object]) -> None:
         """Runs `work` in a thread; when it fails the whole process ends, to be started again."""
@@ -98,18 +105,27 @@ def facts(process: Process) -> int:
         key=wiring.impression_key(settings),
         windows_ms=settings.feedback.windows_ms,
         producer=bus.producer(),
+        refused=_count_refused,
     )
     catalogue = CatalogueLog(settings.log_dir)
     process.beside(
         "catalogue", lambda: follow(bus, catalogue.append, process.stop, group="catalogue-log")
     )
-    process.ready()
     return run_worker(
         "facts",
         {EVENTS_BY_USER: in_order(log.append, feedback.join)},
         bootstrap_servers=settings.broker.bootstrap_servers,
         data_dir=settings.home / "faust",
+        stop=process.stop,
+        ready=process.ready,
     )
+
+
+def _count_refused(refused: Counter[Refusal]) -> None:
+    from streams.telemetry import FEEDBACK_REFUSED
+
+    for cause, count in refused.items():
+        FEEDBACK_REFUSED.labels(str(cause)).inc(count)
 
 
 def features(process: Process) -> int:
@@ -124,12 +140,13 @@ def features(process: Process) -> int:
     handlers = {t: fold_delivery(store, e, clock=clock) for e, t in _entity_topics()}
     group = consumer_group("features", store.generation())
     process.beside("registry", store.apply)
-    process.ready()
     return run_worker(
         group,
         handlers,
         bootstrap_servers=settings.broker.bootstrap_servers,
         data_dir=settings.home / "faust",
+        stop=process.stop,
+        ready=process.ready,
     )
 
 
@@ -221,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     process = Process(given.name, settings)
-    process.serve_metrics()
+    process.observe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop.set())
     return PROCESSES[given.name](process)
