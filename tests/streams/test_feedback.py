@@ -1,0 +1,297 @@
+"""Laws of the feedback join: the same rows in any order, any batches, any number of lives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streams.bus import Outgoing, Stamp
+from streams.delivery import Delivery
+from streams.feedback import FEEDBACK_SCHEMA, TASKS, Refusal
+from streams.feedback_store import FeedbackStore, read_feedback, read_matured
+from streams.impression import Impression, sign
+from streams.topics import EVENTS_BY_USER, FEEDBACK
+
+Build = Callable[[list[dict[str, object]]], pa.Table]
+
+KEY, FOREIGN_KEY = b"k" * 32, b"x" * 32
+WINDOWS = {"play": 10, "long_view": 30, "like": 60, "follow": 60, "order": 100, "query_click": 10}
+T0 = 1_700_000_000_000
+
+
+class _Topic:
+    """Keeps what was published, and fails as often as it is told to."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.failures = 0
+
+    def send(self, messages: Sequence[Outgoing], **_: object) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("broker down")
+        assert {message.topic for message in messages} == {FEEDBACK}
+        self.rows += [orjson.loads(message.value or b"") for message in messages]
+
+    def close(self) -> None: ...
+
+
+def _impression(number: int) -> Impression:
+    query = f"q{number}" if number % 3 == 2 else None
+    return Impression(
+        request_id=f"r{number // 2}", surface="queries" if query else "feed",
+        user_id=f"u{number % 2}", video_id=f"v{number}", query=query, slot=number % 2,
+        propensity=0.1 * (number + 1), explored=number % 2 == 0, release="rel-1",
+        served_at_ms=T0 + number,
+    )  # fmt: skip
+
+
+def _event(number: int, kind: str, after_ms: int, **own: object) -> dict[str, object]:
+    """An event on impression `number`, `after_ms` after T0, as an honest client sends it."""
+    impression = _impression(number)
+    return {
+        "kind": kind, "user_id": impression.user_id, "video_id": impression.video_id,
+        "query": impression.query, "impression": sign(impression, KEY),
+        "event_time_ms": T0 + after_ms, **own,
+    }  # fmt: skip
+
+
+def _store(directory: Path, **own: Any) -> FeedbackStore:
+    return FeedbackStore(directory, key=KEY, windows_ms=WINDOWS, **own)
+
+
+@pytest.fixture
+def joined(event_table: Build, tmp_path: Path) -> Callable[..., pl.DataFrame]:
+    """Joins batches of events, one offset each, and reads the feedback back."""
+
+    def join(*batches: list[dict[str, object]]) -> pl.DataFrame:
+        store = _store(tmp_path)
+        for offset, batch in enumerate(batches):
+            store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, offset), event_table(batch)))
+        return read_feedback(tmp_path)
+
+    return join
+
+
+def test_an_action_before_its_shown_is_joined_when_the_shown_comes(
+    joined: Callable[..., pl.DataFrame],
+) -> None:
+    row = joined([_event(0, "like", 20)], [_event(0, "shown", 5)]).row(0, named=True)
+    assert (row["like"], row["like_at_ms"], row["shown_at_ms"]) == (True, T0 + 20, T0 + 5)
+    assert row["revision"] == 2
+    assert row["matured_at_ms"] == T0 + 5 + 100
+
+
+def test_served_is_not_seen(joined: Callable[..., pl.DataFrame], tmp_path: Path) -> None:
+    row = joined([_event(0, "play", 3)]).row(0, named=True)
+    assert not row["play"]
+    assert row["shown_at_ms"] is None
+    assert row["matured_at_ms"] is None
+    assert read_matured(tmp_path, 0, T0 + 10**9).height == 0
+
+
+@pytest.mark.parametrize(("task", "window"), WINDOWS.items())
+def test_each_task_has_its_own_window_and_its_end_is_inside(
+    joined: Callable[..., pl.DataFrame], task: str, window: int
+) -> None:
+    shown = [_event(0, "shown", 0), _event(1, "shown", 1)]
+    query = {"query": "any"}
+    rows = joined([*shown, _event(0, task, window, **query), _event(1, task, window + 2, **query)])
+    assert rows[task].to_list() == [True, False]
+    assert rows[f"{task}_at_ms"].to_list() == [T0 + window, T0 + window + 2]
+
+
+def test_what_a_token_said_is_what_the_row_says(joined: Callable[..., pl.DataFrame]) -> None:
+    rows = joined([_event(n, "query_shown" if n == 2 else "shown", 5) for n in range(3)])
+    for number, row in enumerate(rows.iter_rows(named=True)):
+        impression = _impression(number)
+        assert row["impression_id"] == impression.impression_id
+        assert {name: row[name] for name in Impression.model_fields} == impression.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"impression": sign(_impression(0), FOREIGN_KEY)}, Refusal.FORGED),
+        ({"impression": sign(_impression(0), KEY)[:-2]}, Refusal.FORGED),
+        ({"impression": "no.token"}, Refusal.FORGED),
+        ({"impression": "äöü"}, Refusal.FORGED),
+        ({"user_id": "thief"}, Refusal.OTHER_USER),
+        ({"video_id": "v7"}, Refusal.OTHER_ITEM),
+        ({"impression": None}, None),
+        ({"duplicate": True}, None),
+    ],
+)
+def test_only_an_honest_token_gives_feedback_and_a_good_event_beside_it_does(
+    tmp_path: Path, event_table: Build, change: dict[str, object], cause: Refusal | None
+) -> None:
+    refused: Counter[Refusal] = Counter()
+    store = _store(tmp_path, refused=refused.update)
+    batch = event_table([{**_event(0, "like", 3), **change}, _event(1, "shown", 2)])
+    store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), batch))
+    assert read_feedback(tmp_path)["impression_id"].to_list() == [_impression(1).impression_id]
+    assert refused == (Counter([cause]) if cause else Counter())
+
+
+def test_a_click_on_another_query_than_was_served_is_refused(
+    joined: Callable[..., pl.DataFrame],
+) -> None:
+    assert joined([_event(2, "query_click", 3, query="another")]).height == 0
+    assert joined([_event(2, "query_click", 3)]).height == 1
+
+
+def test_each_matured_impression_is_read_once_by_a_moving_watermark(
+    joined: Callable[..., pl.DataFrame], tmp_path: Path
+) -> None:
+    joined([_event(n, "shown", 10 * n + 5) for n in (0, 1, 3, 4)])
+    first = read_matured(tmp_path, 0, T0 + 115)
+    second = read_matured(tmp_path, T0 + 115, T0 + 200)
+    assert first["video_id"].to_list() == ["v0", "v1"]
+    assert second["video_id"].to_list() == ["v3", "v4"]
+
+
+def test_a_failed_publication_takes_nothing_in_and_the_retry_publishes(
+    tmp_path: Path, event_table: Build
+) -> None:
+    topic = _Topic()
+    store = _store(tmp_path, producer=topic)
+    delivery = Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), event_table([_event(0, "shown", 1)]))
+    topic.failures = 1
+    with pytest.raises(RuntimeError):
+        store.join(delivery)
+    assert read_feedback(tmp_path).height == 0
+    store.join(delivery)
+    store.join(delivery)
+    assert [row["revision"] for row in topic.rows] == [1]
+    assert set(topic.rows[0]) == set(FEEDBACK_SCHEMA.names)
+
+
+def test_a_store_notices_what_another_process_has_filed(tmp_path: Path, event_table: Build) -> None:
+    here, there = _store(tmp_path), _store(tmp_path)
+
+    def join(store: FeedbackStore, offset: int, *events: dict[str, object]) -> None:
+        store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, offset), event_table(list(events))))
+
+    join(here, 0, _event(0, "shown", 1))
+    join(there, 1, _event(0, "like", 2))
+    join(here, 2, _event(0, "play", 3))
+    row = read_feedback(tmp_path).row(0, named=True)
+    assert (row["revision"], row["like"], row["play"]) == (3, True, True)
+
+
+def test_an_erased_user_is_gone_from_feedback_and_a_late_action_does_not_bring_them_back(
+    tmp_path: Path, event_table: Build
+) -> None:
+    topic = _Topic()
+    store = _store(tmp_path, producer=topic)
+    events = [_event(0, "shown", 1), _event(1, "shown", 1)]
+    store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), event_table(events)))
+    assert store.erase("u0", T0 + 50) == 1
+    late = event_table([_event(0, "like", 9)])
+    store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 1), late))
+    _store(tmp_path).join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 2), late))
+    assert read_feedback(tmp_path)["user_id"].to_list() == ["u1"]
+    assert len(topic.rows) == 2
+
+
+_KINDS = ["shown", "query_shown", *TASKS, "share"]
+_EVENTS = st.lists(
+    st.builds(
+        lambda number, kind, after, dwell, amount, honest: {
+            **_event(number, kind, after),
+            "dwell_ms": dwell if kind in ("skip", "play", "long_view") else None,
+            "amount_cents": amount if kind == "order" else None,
+            **({} if honest else {"user_id": "thief"}),
+        },
+        st.integers(0, 5),
+        st.sampled_from(_KINDS),
+        st.integers(-5, 150),
+        st.integers(0, 9),
+        st.integers(0, 9),
+        st.sampled_from([True, True, True, False]),
+    ),
+    max_size=25,
+)
+
+
+def _batch_join(events: list[dict[str, object]]) -> pl.DataFrame:
+    """The join again, computed at once by polars from impressions beside events."""
+    served = pl.DataFrame(
+        [{"n": n, "served": i.served_at_ms, "owner": i.user_id, "q": i.query,
+          "impression_id": i.impression_id} for n in range(6) for i in [_impression(n)]]
+    )  # fmt: skip
+    plain = pl.DataFrame(
+        [{"n": int(str(e["video_id"])[1:]), "user": e["user_id"], "kind": e["kind"],
+          "t": e["event_time_ms"], "dwell": e["dwell_ms"], "amount": e["amount_cents"]}
+         for e in events],
+        schema={"n": pl.Int64, "user": pl.String, "kind": pl.String, "t": pl.Int64,
+                "dwell": pl.Int64, "amount": pl.Int64},
+    )  # fmt: skip
+    on = plain.join(served, on="n").filter(pl.col("user") == pl.col("owner"))
+    on = on.with_columns(t=pl.max_horizontal("t", "served"))
+    shown_kind = (
+        pl.when(pl.col("q").is_null()).then(pl.lit("shown")).otherwise(pl.lit("query_shown"))
+    )
+    relevant = on.filter(pl.col("kind").is_in(TASKS) | (pl.col("kind") == shown_kind))
+    first = [
+        pl.col("t").filter(pl.col("kind") == task).min().alias(f"{task}_at_ms") for task in TASKS
+    ]
+    orders = pl.col("kind") == "order"
+    rows = relevant.group_by("impression_id").agg(
+        pl.col("t").filter(pl.col("kind") == shown_kind).min().alias("shown_at_ms"),
+        *first,
+        pl.col("dwell").max().fill_null(0).alias("dwell_ms"),
+        pl.col("amount").filter(orders & (pl.col("t") == pl.col("t").filter(orders).min())).min()
+        .fill_null(0).alias("order_amount_cents"),
+    )  # fmt: skip
+    longest = max(WINDOWS.values())
+    hit = [
+        (pl.col(f"{task}_at_ms") <= pl.col("shown_at_ms") + WINDOWS.get(task, longest))
+        .fill_null(False)
+        .alias(task)
+        for task in TASKS
+    ]
+    return rows.with_columns(*hit, matured_at_ms=pl.col("shown_at_ms") + longest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(events=_EVENTS, data=st.data())
+def test_the_stream_equals_the_batch_join_under_any_order_replay_and_restart(
+    tmp_path_factory: pytest.TempPathFactory,
+    event_table: Build,
+    events: list[dict[str, object]],
+    data: st.DataObject,
+) -> None:
+    directory = tmp_path_factory.mktemp("feedback")
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(events)), max_size=4)))
+    edges = list(zip([0, *cuts], [*cuts, len(events)], strict=True))
+    batches = [event_table(events[a:b]) for a, b in edges]
+    topic = _Topic()
+    remembered = data.draw(st.sampled_from([1, 1_000]))
+    store = _store(directory, producer=topic, remembered=remembered)
+    offset, lives = 0, 1
+    while offset < len(batches):
+        store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, offset), batches[offset]))
+        offset += 1
+        if lives < 5 and data.draw(st.integers(0, 2)) == 2:  # killed; the group is behind
+            lives += 1
+            offset = data.draw(st.integers(0, offset))
+            store = _store(directory, producer=topic, remembered=remembered)
+    expected = _batch_join(events).sort("impression_id")
+    got = read_feedback(directory).sort("impression_id")
+    assert got.select(expected.columns).equals(expected.select(expected.columns))
+    clean = tmp_path_factory.mktemp("clean")
+    for number, batch in enumerate(batches):
+        _store(clean).join(Delivery(EVENTS_BY_USER, Stamp("e", 0, number), batch))
+    assert read_feedback(clean).sort("impression_id").equals(got)
+    last = {row["impression_id"]: row["revision"] for row in topic.rows}
+    assert last == dict(zip(got["impression_id"], got["revision"], strict=True))
