@@ -153,27 +153,29 @@ def reap(home: Path) -> list[str]:
     """Ends processes that a killed stack left behind; returns their names.
 
     A process counts as ours only when both its id and its start time are the
-    recorded ones. What it had started itself shares its session and ends too.
+    recorded ones. What it had started shares its session and ends too, also when it
+    is gone itself: a session's id is not given out again while it has members.
     """
     reaped = []
     for record in read_services(home):
-        if record.pid and abs(started_s(record.pid) - record.started_s) < START_SLACK_S:
+        if record.pid and _is_ours(record) and _session_members(record.pid):
             reaped.append(record.name)
-        if record.pid and _session_members(record):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(record.pid, signal.SIGKILL)
     return reaped
 
 
-def _session_members(record: ServiceRecord) -> list[int]:
-    """Living processes of a child's session that are no older than it."""
+def _is_ours(record: ServiceRecord) -> bool:
+    began_s = started_s(record.pid)
+    return not began_s or abs(began_s - record.started_s) < START_SLACK_S
+
+
+def _session_members(session: int) -> list[int]:
     members = []
-    for process in psutil.process_iter(["pid", "create_time", "status"]):
-        info = process.info
+    for pid in psutil.pids():
         with contextlib.suppress(OSError):
-            same = os.getsid(info["pid"]) == record.pid
-            if same and info["create_time"] >= record.started_s - START_SLACK_S:
-                members.append(info["pid"])
+            if os.getsid(pid) == session:
+                members.append(pid)
     return members
 
 

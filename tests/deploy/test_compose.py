@@ -116,6 +116,14 @@ def test_prometheus_scrapes_ports_that_are_opened(process_settings: Settings) ->
     assert set(targets) == opened
 
 
+def test_prometheus_may_read_the_gateways_metrics() -> None:
+    config = yaml.safe_load((ROOT / "deploy/compose/prometheus.yml").read_text())
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    secret = Path(jobs["gateway"]["authorization"]["credentials_file"]).name
+    assert secret in SERVICES["prometheus"]["secrets"]
+    assert COMPOSE["secrets"][secret]["environment"] in SECRETS
+
+
 def test_the_collector_listens_where_spans_are_sent(process_settings: Settings) -> None:
     config = yaml.safe_load((ROOT / "deploy/compose/otel-collector.yml").read_text())
     endpoint = config["receivers"]["otlp"]["protocols"]["http"]["endpoint"]

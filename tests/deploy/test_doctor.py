@@ -1,0 +1,39 @@
+"""Laws of the doctor: it names what is missing and how to get it, and starts nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deploy import doctor
+from deploy.parts import tansu
+from deploy.parts.process import PartUnavailable
+
+
+def test_every_part_is_looked_at_once() -> None:
+    names = [finding.name for finding in doctor.examine()]
+    assert len(names) == len(set(names)) == 9
+
+
+def test_what_is_missing_comes_with_its_fix(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("TIDEMILL_CACHE", str(tmp_path))
+    found = {finding.name: finding for finding in doctor.examine()}
+    assert "apt-get install maven" in found["Apache Kafka"].text
+    assert "apt-get install chromium" in found["Chromium"].text
+    assert not found["Docker"].ok
+    assert list(tmp_path.iterdir()) == []  # nothing was fetched to find this out
+
+
+def test_a_missing_needed_part_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise PartUnavailable("no binary; use TIDEMILL_BROKER=kafka")
+
+    monkeypatch.setattr(tansu, "binary", none)
+    found = {finding.name: finding for finding in doctor.examine()}
+    broker = found["embedded broker"]
+    assert (broker.ok, broker.needed) == (False, True)
+    assert "TIDEMILL_BROKER=kafka" in broker.text
