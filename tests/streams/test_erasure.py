@@ -1,0 +1,60 @@
+"""Laws of erasure: a request on the topic empties every part, and a broken one harms none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from streams.bus import Bus, Outgoing, Stamp
+from streams.delivery import Delivery
+from streams.erasure import follow, request
+from streams.feedback_store import FeedbackStore, read_feedback
+from streams.impression import Impression, sign
+from streams.log import EventLog
+from streams.topics import ERASURES, EVENTS_BY_USER, TopicSpec
+
+T0 = 1_700_000_000_000
+KEY = b"k" * 32
+
+
+def _shown(user: str) -> dict[str, object]:
+    impression = Impression(
+        request_id=f"r-{user}", surface="feed", user_id=user, video_id="v", slot=0,
+        propensity=1.0, release="rel", served_at_ms=T0,
+    )  # fmt: skip
+    return {"kind": "shown", "user_id": user, "video_id": "v", "event_id": user,
+            "impression": sign(impression, KEY), "event_time_ms": T0 + 1}  # fmt: skip
+
+
+def test_a_requested_erasure_empties_log_and_feedback_of_that_user_only(
+    bus: Bus,
+    unique: str,
+    tmp_path: Path,
+    event_table: Callable[[list[dict[str, object]]], pa.Table],
+) -> None:
+    bus.ensure_topics([TopicSpec(ERASURES, 1)])
+    gone, last, stays = f"gone-{unique}", f"last-{unique}", f"stays-{unique}"
+    log = EventLog(tmp_path / "log")
+    feedback = FeedbackStore(tmp_path / "feedback", key=KEY, windows_ms={"play": 10})
+    table = event_table([_shown(user) for user in (gone, last, stays)])
+    for take in (log.append, feedback.join):
+        take(Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), table))
+    producer = bus.producer()
+    request(producer, gone, T0 + 100)
+    producer.send([Outgoing(ERASURES, value) for value in (b"{", None, b'{"user_id": 7}')])
+    request(producer, last, T0 + 100)
+    stop = threading.Event()
+
+    def until_last(user_id: str, _: int) -> None:
+        if user_id == last:
+            stop.set()
+
+    timer = threading.Timer(30, stop.set)
+    timer.start()
+    follow(bus, [log.erase, feedback.erase, until_last], stop, group=f"g-{unique}")
+    timer.cancel()
+    assert log.read()["user_id"].to_list() == [stays]
+    assert read_feedback(tmp_path / "feedback")["user_id"].to_list() == [stays]
