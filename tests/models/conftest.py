@@ -1,0 +1,223 @@
+"""A small world with a planted taste, and an incumbent trained on its first half."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from models.promotion import quiet
+from models.ranking.ple import Config, RankerRecipe
+from models.ranking.training import Training
+from models.recipe import TrainingLog
+from models.release import Bundle, ReleaseStore
+from streams.clock import DAY_MS
+from streams.feedback import FEEDBACK_SCHEMA, TASKS
+from streams.schema import EVENT_SCHEMA
+
+START_MS = 1_700_000_000_000
+SERVED_MS = START_MS + 20 * DAY_MS
+END_MS = START_MS + 31 * DAY_MS
+USERS, VIDEOS, GENRES = 60, 90, 6
+SLATES, SLOTS = 20, 6
+
+QUICK = Config(
+    encounters=700,
+    judged_encounters=300,
+    training=Training(epochs=4, groups=64, id_dropout=0.05),
+)
+
+
+def _items() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "video_id": [f"v{n}" for n in range(VIDEOS)],
+            "title": [f"Film {n}" for n in range(VIDEOS)],
+            "genres": [[f"genre-{n % GENRES}"] for n in range(VIDEOS)],
+            "author_id": [f"a{n % 12}" for n in range(VIDEOS)],
+            "duration_ms": [60_000] * VIDEOS,
+            "price_cents": [100] * VIDEOS,
+            "provenance": ["human"] * VIDEOS,
+            "created_ms": [START_MS - DAY_MS] * VIDEOS,
+            "available": [True] * VIDEOS,
+        },
+        schema_overrides={"duration_ms": pl.Int64, "price_cents": pl.Int64},
+    )
+
+
+def _event(user: int, video: int, kind: str, at_ms: int, token: str | None) -> dict[str, object]:
+    return {
+        "event_id": f"{user}:{video}:{kind}:{at_ms}",
+        "user_id": f"u{user}",
+        "kind": kind,
+        "event_time_ms": at_ms,
+        "ingested_at_ms": at_ms,
+        "surface": "feed" if token else "external",
+        "origin": "simulated",
+        "request_id": token.split(":")[0] if token else None,
+        "impression": token,
+        "video_id": f"v{video}",
+        "author_id": f"a{video % 12}",
+        "provenance": "human",
+        "query": None,
+        "dwell_ms": 0 if kind == "play" else None,
+        "amount_cents": None,
+        "late": False,
+        "duplicate": False,
+        "source_partition": 0,
+        "source_offset": 0,
+    }
+
+
+def _encounters(rng: np.random.Generator) -> list[dict[str, object]]:
+    """Fourteen videos a user over 20 days, four of five from the user's own genre."""
+    events = []
+    for user in range(USERS):
+        own = np.arange(user % GENRES, VIDEOS, GENRES)
+        loved = rng.choice(own, 11, replace=False)
+        others = rng.choice(np.setdiff1d(np.arange(VIDEOS), own), 3, replace=False)
+        times = np.sort(rng.integers(START_MS, SERVED_MS, 14))
+        for video, at_ms in zip(rng.permutation(np.r_[loved, others]), times, strict=True):
+            events.append(_event(user, int(video), "play", int(at_ms), None))
+            if video in loved:
+                events.append(_event(user, int(video), "like", int(at_ms) + 10, None))
+    return events
+
+
+def _slates(rng: np.random.Generator) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Random slates, of which everybody now likes genre 0; lower slots are looked at less."""
+    events, feedback = [], []
+    for user in range(USERS):
+        for turn in range(SLATES):
+            served = int(SERVED_MS + (turn + rng.random()) / SLATES * 9 * DAY_MS)
+            request = f"q{user}-{turn}"
+            for slot, video in enumerate(rng.choice(VIDEOS, SLOTS, replace=False)):
+                token, shown = f"{request}:{slot}", served + 100
+                likes = 0.7 if video % GENRES == 0 else 0.08
+                acted = bool(rng.random() < likes / np.log2(slot + 2))
+                events.append(_event(user, int(video), "shown", shown, token))
+                if acted:
+                    events.append(_event(user, int(video), "play", shown + 5_000, token))
+                feedback.append(_feedback(user, int(video), slot, request, served, shown, acted))
+    return events, feedback
+
+
+def _feedback(
+    user: int, video: int, slot: int, request: str, served: int, shown: int, acted: bool
+) -> dict[str, object]:
+    tasks = {task: task == "play" and acted for task in TASKS}
+    times = {f"{task}_at_ms": shown + 5_000 if done else None for task, done in tasks.items()}
+    return (
+        tasks
+        | times
+        | {
+            "impression_id": f"{request}:{slot}",
+            "request_id": request,
+            "surface": "feed",
+            "user_id": f"u{user}",
+            "video_id": f"v{video}",
+            "query": None,
+            "slot": slot,
+            "propensity": 1 / (VIDEOS - slot),
+            "explored": False,
+            "release": "r0001",
+            "served_at_ms": served,
+            "shown_at_ms": shown,
+            "dwell_ms": 0,
+            "order_amount_cents": 0,
+            "origin": "simulated",
+            "matured_at_ms": shown + DAY_MS,
+            "revision": 1,
+        }
+    )
+
+
+def _frame(rows: list[dict[str, object]], like: pl.DataFrame) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=like.schema)
+
+
+@pytest.fixture(scope="session")
+def small_log() -> TrainingLog:
+    """Encounters with a taste per user, then slates on which everybody likes genre 0."""
+    rng = np.random.default_rng(0)
+    empty = pl.from_arrow(EVENT_SCHEMA.empty_table())
+    assert isinstance(empty, pl.DataFrame)
+    empty = empty.with_columns(pl.col("kind").cast(pl.String))
+    slate_events, feedback = _slates(rng)
+    events = _frame(_encounters(rng) + slate_events, empty).sort("event_time_ms", "event_id")
+    outcome = pl.from_arrow(FEEDBACK_SCHEMA.empty_table())
+    assert isinstance(outcome, pl.DataFrame)
+    joined = _frame(feedback, outcome).sort("matured_at_ms", "impression_id")
+    return TrainingLog(events, _items(), joined, END_MS)
+
+
+@pytest.fixture(scope="session")
+def before_slates(small_log: TrainingLog) -> TrainingLog:
+    """The same log before anything was served."""
+    return replace(
+        small_log,
+        events=small_log.events.filter(pl.col("event_time_ms") < SERVED_MS),
+        feedback=small_log.feedback.clear(),
+        until_ms=SERVED_MS,
+    )
+
+
+@pytest.fixture(scope="session")
+def quick_recipe() -> RankerRecipe:
+    return RankerRecipe(QUICK)
+
+
+@pytest.fixture(scope="session")
+def trained(
+    before_slates: TrainingLog, quick_recipe: RankerRecipe, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A ranker's bundle folder, trained before anything was served. Do not write into it."""
+    folder = tmp_path_factory.mktemp("trained")
+    quick_recipe.train(before_slates, folder, seed=0, progress=quiet)
+    return folder
+
+
+@pytest.fixture
+def store(trained: Path, tmp_path: Path) -> ReleaseStore:
+    """A release store with the trained ranker sealed as version 1."""
+    made = ReleaseStore(tmp_path / "releases")
+    seal_copy(made, trained)
+    return made
+
+
+def seal_copy(store: ReleaseStore, folder: Path) -> Bundle:
+    """Seals another version with a trained folder's files."""
+    import shutil
+
+    from models.catalog import CATALOG
+    from models.ranking.inputs import SIGNATURE
+
+    staging = store.staging("ranker")
+    shutil.copytree(folder, staging, dirs_exist_ok=True)
+    runtime = CATALOG["ranker"].runtime
+    return store.seal("ranker", staging, runtime=runtime, signature=SIGNATURE, created_ms=SERVED_MS)
+
+
+@pytest.fixture(scope="session")
+def reseal() -> object:
+    """`seal_copy`, for tests that need several versions."""
+    return seal_copy
+
+
+@pytest.fixture(scope="session")
+def replayed_log() -> TrainingLog:
+    """MovieLens-100K as the world replays it; skipped where its wheel cannot be had."""
+    from deploy.world.history import history
+    from deploy.world.movielens import DataUnavailable
+
+    try:
+        past = history()
+    except DataUnavailable as reason:
+        pytest.skip(str(reason))
+    outcome = pl.from_arrow(FEEDBACK_SCHEMA.empty_table())
+    assert isinstance(outcome, pl.DataFrame)
+    newest = past.frame["event_time_ms"].to_list()[-1]
+    return TrainingLog(past.frame, past.items_frame, outcome, newest + 1)

@@ -1,0 +1,155 @@
+"""Laws of alignment: preferences are what they say, and the gate tells good from bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from models.alignment.off_policy import (
+    Decisions,
+    Estimate,
+    doubly_robust,
+    effective_sample_size,
+    ips,
+    slate_decisions,
+    snips,
+)
+from models.alignment.pairs import examination, preferences
+from models.alignment.preference import listwise_dpo
+from models.alignment.ranker import RankerUpdate
+from models.promotion import quiet
+from models.ranking.examples import impression_examples
+from models.recipe import NotEnoughData, TrainingLog
+
+
+def poisoned(log: TrainingLog, until_ms: int) -> TrainingLog:
+    """The log whose earlier slates lie: what was passed over is said to be played."""
+    lie = pl.col("served_at_ms") < until_ms
+    play = pl.when(lie).then(~pl.col("play")).otherwise(pl.col("play"))
+    return replace(log, feedback=log.feedback.with_columns(play=play))
+
+
+@pytest.fixture(scope="session")
+def cut_ms(small_log: TrainingLog) -> int:
+    """Where the update parts earlier slates from later ones."""
+    times = impression_examples(small_log, count=10_000).time_ms
+    return int(np.quantile(times, RankerUpdate().train_share))
+
+
+def test_a_slate_comes_back_as_it_was_shown(small_log: TrainingLog) -> None:
+    slates = impression_examples(small_log, count=10_000)
+    assert slates.real.sum() == small_log.feedback.height
+    assert slates.acted.sum() == small_log.feedback["play"].sum()
+    assert (np.diff(slates.slot, axis=1) == 1).all()
+
+
+def test_only_what_was_looked_at_is_rejected(small_log: TrainingLog) -> None:
+    slates = impression_examples(small_log, count=10_000)
+    wanted = preferences(slates)
+    assert len(wanted) > 0
+    assert slates.acted[wanted.group, wanted.chosen].all()
+    assert not (wanted.rejected & slates.acted[wanted.group]).any()
+    below = slates.slot[wanted.group] > wanted.chosen[:, None] + 1
+    assert not (wanted.rejected & below).any()
+    assert wanted.weight.mean() == pytest.approx(1, abs=1e-3)
+
+
+def test_lower_slots_are_found_to_be_looked_at_less(small_log: TrainingLog) -> None:
+    looked = examination(impression_examples(small_log, count=10_000))
+    truth = 1 / np.log2(np.arange(len(looked)) + 2)
+    np.testing.assert_allclose(looked, truth, atol=0.12)
+
+
+def test_one_rejected_candidate_makes_it_plain_dpo() -> None:
+    margin = torch.tensor([[0.3, -0.7]])
+    loss = listwise_dpo(margin, torch.tensor([0]), torch.tensor([[False, True]]))
+    assert loss.item() == pytest.approx(-np.log(1 / (1 + np.exp(-1.0))), abs=1e-6)
+
+
+def test_honest_feedback_makes_a_challenger_that_passes(
+    small_log: TrainingLog, trained: Path, tmp_path: Path
+) -> None:
+    verdict = RankerUpdate().challenge(trained, small_log, tmp_path, seed=0, progress=quiet)
+    assert verdict.promoted, verdict.reasons
+    assert verdict.gauc.difference[1] > 0
+    assert (tmp_path / "ranker.onnx").is_file()
+
+
+def test_poisoned_feedback_makes_a_challenger_that_is_refused(
+    small_log: TrainingLog, trained: Path, tmp_path: Path, cut_ms: int
+) -> None:
+    lies = poisoned(small_log, cut_ms)
+    verdict = RankerUpdate().challenge(trained, lies, tmp_path, seed=0, progress=quiet)
+    assert not verdict.promoted
+    assert any("GAUC" in reason for reason in verdict.reasons)
+
+
+def test_too_few_slates_wait_and_say_how_many(
+    small_log: TrainingLog, trained: Path, tmp_path: Path
+) -> None:
+    few = replace(small_log, feedback=small_log.feedback.head(60))
+    with pytest.raises(NotEnoughData, match="100 needed"):
+        RankerUpdate().challenge(trained, few, tmp_path, seed=0, progress=quiet)
+
+
+def bandit(seed: int, n: int = 3_000) -> tuple[Decisions, float]:
+    """A logged bandit of three arms with its true value under the target policy."""
+    rng = np.random.default_rng(seed)
+    worth, log, target = np.array([0.1, 0.3, 0.6]), np.array([0.6, 0.3, 0.1]), np.full(3, 1 / 3)
+    arm = rng.choice(3, n, p=log)
+    reward = (rng.random(n) < worth[arm]).astype(float)
+    believed = worth * 0.7 + 0.1
+    decisions = Decisions(
+        users=np.arange(n) // 10,
+        reward=reward,
+        logged=log[arm],
+        target=target[arm],
+        expected=believed[arm],
+        expected_target=np.full(n, believed @ target),
+    )
+    return decisions, float(worth @ target)
+
+
+@pytest.mark.parametrize("estimator", [ips, snips, doubly_robust])
+def test_an_estimate_finds_the_truth_where_the_log_mean_does_not(
+    estimator: Callable[[Decisions], Estimate],
+) -> None:
+    values = [estimator(bandit(seed)[0]).value for seed in range(40)]
+    decisions, truth = bandit(0)
+    error = np.std(values) / np.sqrt(len(values))
+    assert np.mean(values) == pytest.approx(truth, abs=4 * error)
+    assert abs(decisions.reward.mean() - truth) > 0.05
+
+
+def test_a_better_policys_interval_lies_above_zero() -> None:
+    decisions, _ = bandit(1)
+    assert snips(decisions).difference[1] > 0
+    assert doubly_robust(decisions).difference[1] > 0
+
+
+def test_even_weights_keep_the_whole_sample() -> None:
+    assert effective_sample_size(np.ones(50)) == pytest.approx(50)
+    assert effective_sample_size(np.r_[1.0, np.zeros(49)]) == pytest.approx(1)
+
+
+def test_the_same_policy_earns_the_same(small_log: TrainingLog) -> None:
+    slates = impression_examples(small_log, count=300)
+    scores = np.random.default_rng(0).normal(size=slates.video.shape)
+    same = slate_decisions(
+        slates.users.astype(str),
+        slates.acted,
+        slates.slot,
+        slates.real,
+        scores,
+        scores,
+        np.full(scores.shape, 0.2),
+    )
+    np.testing.assert_allclose(same.ratio, 1)
+    assert snips(same).difference[0] == pytest.approx(0)
+    assert ips(same).difference[0] == pytest.approx(0)

@@ -1,0 +1,216 @@
+"""Laws of the ranker: it beats popularity, exports what it is, answers whatever it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from features.definitions import DEFINITIONS
+from features.store import FeatureFrame
+from models.promotion import quiet
+from models.ranking.examples import encounter_examples, encounters
+from models.ranking.export import OneRequest, read_network
+from models.ranking.inputs import SIGNATURE, TASKS, assemble, id_hash
+from models.ranking.ple import Config, RankerRecipe, canary
+from models.ranking.runtime import RankerRuntime, rows_of
+from models.recipe import NotEnoughData, TrainingLog
+from models.signature import BadInput
+from streams.events import CatalogueItem
+
+NOW = 1_700_000_000_000
+
+
+def request(candidates: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs with known and unknown ids, candidates as many as asked."""
+    rng = np.random.default_rng(seed)
+    inputs = canary(candidates)
+    inputs["user_hash"] = np.array([id_hash(f"u{seed}")])
+    known = [id_hash(f"v{n}") for n in rng.integers(0, 200, max(candidates, 50))]
+    inputs["video_hash"] = np.array(known[:candidates], np.int64)
+    inputs["history"] = np.array(known[:50], np.int64)
+    return inputs
+
+
+def frame(entity: str, ids: list[str], value: float = 3) -> FeatureFrame:
+    definition = DEFINITIONS[entity]  # type: ignore[index]
+    count = len(ids)
+    empty = np.empty(count, object)
+    empty[:] = [["v1", "v2"]] * count
+    columns = {name: np.full(count, value) for name in definition.count_columns}
+    columns |= dict.fromkeys(definition.text_list_columns, empty)
+    status, last = np.ones(count, np.uint8), np.full(count, NOW - 1000)
+    return FeatureFrame(entity, tuple(ids), status, last, columns)  # type: ignore[arg-type]
+
+
+def test_it_beats_popularity_forward_in_time(
+    before_slates: TrainingLog, quick_recipe: RankerRecipe
+) -> None:
+    found = quick_recipe.evaluate(before_slates, seed=0, progress=quiet)
+    assert found.baseline == "popularity"
+    assert found.difference[1] > 0, found
+
+
+def test_it_beats_popularity_on_replayed_people(replayed_log: TrainingLog) -> None:
+    small = RankerRecipe(Config(encounters=4_000, judged_encounters=800))
+    found = small.evaluate(replayed_log, seed=0, progress=quiet)
+    assert found.baseline_value > 0.7, "popularity is a real rival on these data"
+    assert found.difference[1] > 0, found
+
+
+def test_the_same_seed_trains_the_same_ranker(
+    before_slates: TrainingLog, quick_recipe: RankerRecipe, trained: Path, tmp_path: Path
+) -> None:
+    quick_recipe.train(before_slates, tmp_path, seed=0, progress=quiet)
+    once, again = (
+        RankerRuntime(trained).infer(request(20)),
+        RankerRuntime(tmp_path).infer(request(20)),
+    )
+    assert all(np.array_equal(once[name], again[name]) for name in once)
+
+
+def test_progress_never_goes_back_and_ends_whole(
+    before_slates: TrainingLog, quick_recipe: RankerRecipe, tmp_path: Path
+) -> None:
+    shares: list[float] = []
+    quick_recipe.train(before_slates, tmp_path, seed=1, progress=lambda s, _: shares.append(s))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+@pytest.mark.parametrize("candidates", [1, 7, 500])
+def test_exported_equals_torch(trained: Path, candidates: int) -> None:
+    network, vocabulary = read_network(trained)
+    inputs = request(candidates)
+    tensors = [
+        rows_of(vocabulary.user, inputs["user_hash"]),
+        inputs["user_x"],
+        rows_of(vocabulary.video, inputs["history"]),
+        inputs["history_kind"],
+        rows_of(vocabulary.video, inputs["video_hash"]),
+        rows_of(vocabulary.author, inputs["author_hash"]),
+        inputs["genres"],
+        inputs["video_x"],
+    ]
+    with torch.no_grad():
+        expected = OneRequest(network)(*(torch.from_numpy(tensor) for tensor in tensors))
+    served = RankerRuntime(trained).infer(inputs)
+    for name, tensor in zip(("p", "weights", "score"), expected, strict=True):
+        np.testing.assert_allclose(served[name], tensor.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("candidates", [0, 1, 5_000])
+def test_any_number_of_candidates_is_answered(trained: Path, candidates: int) -> None:
+    served = RankerRuntime(trained).infer(request(candidates))
+    assert served["p"].shape == (candidates, len(TASKS))
+    assert served["score"].shape == (candidates,)
+    assert np.isfinite(served["score"]).all()
+
+
+def test_weights_are_on_the_simplex_for_everybody(trained: Path) -> None:
+    runtime = RankerRuntime(trained)
+    for seed in range(20):
+        inputs = request(3, seed)
+        inputs["user_x"] = (inputs["user_x"] - 0.5) * 10.0 ** (seed - 5)
+        weights = runtime.infer(inputs)["weights"]
+        assert (weights >= 0).all()
+        assert weights.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_score_is_the_users_weighted_sum(trained: Path) -> None:
+    served = RankerRuntime(trained).infer(request(30))
+    np.testing.assert_allclose(served["p"] @ served["weights"], served["score"], atol=1e-5)
+
+
+def test_a_candidate_does_not_depend_on_its_neighbours(trained: Path) -> None:
+    runtime, inputs = RankerRuntime(trained), request(40)
+    twice = {
+        name: np.concatenate([tensor, tensor]) if spec.shape[0] == -1 else tensor
+        for spec in SIGNATURE.inputs
+        for name, tensor in [(spec.name, inputs[spec.name])]
+    }
+    once, doubled = runtime.infer(inputs)["score"], runtime.infer(twice)["score"]
+    np.testing.assert_allclose(doubled, np.concatenate([once, once]), atol=1e-6)
+
+
+def test_unknown_ids_share_the_cold_bucket(trained: Path) -> None:
+    runtime, inputs = RankerRuntime(trained), request(2)
+    inputs["video_hash"] = np.array([id_hash("never-seen"), id_hash("nor-this")])
+    for name in ("author_hash", "genres", "video_x"):
+        inputs[name][1] = inputs[name][0]
+    score = runtime.infer(inputs)["score"]
+    assert score[0] == score[1]
+
+
+@pytest.mark.parametrize("name", ["user_x", "genres", "video_x"])
+def test_nan_is_refused_by_name(trained: Path, name: str) -> None:
+    inputs = request(3)
+    inputs[name] = np.full_like(inputs[name], np.nan)
+    with pytest.raises(BadInput, match=name):
+        RankerRuntime(trained).infer(inputs)
+
+
+def test_unequal_candidates_are_refused_by_name(trained: Path) -> None:
+    inputs = request(3) | {"author_hash": np.zeros(4, np.int64)}
+    with pytest.raises(BadInput, match="author_hash"):
+        RankerRuntime(trained).infer(inputs)
+
+
+def test_a_wrong_dtype_is_refused_by_name(trained: Path) -> None:
+    with pytest.raises(BadInput, match="video_hash"):
+        RankerRuntime(trained).infer(request(3) | {"video_hash": np.zeros(3, np.float32)})
+
+
+def test_assembled_features_fit_the_signature() -> None:
+    items = [CatalogueItem(video_id=f"v{n}", title="", genres=("Drama",)) for n in range(4)]
+    videos = frame("video", [item.video_id for item in items])
+    SIGNATURE.check_inputs(assemble(frame("user", ["u1"]), videos, items, NOW))
+    none = assemble(frame("user", ["u1"]), frame("video", []), [], NOW)
+    SIGNATURE.check_inputs(none)
+    assert len(none["video_hash"]) == 0
+
+
+def test_broken_and_missing_features_count_as_nothing() -> None:
+    items = [CatalogueItem(video_id="v1", title="")]
+    nan, zero = (
+        assemble(frame("user", ["u"], v), frame("video", ["v1"], v), items, NOW)
+        for v in (np.nan, 0)
+    )
+    bare = frame("user", ["u"], 0)
+    for name in [n for n in bare.columns if "count" in n]:
+        del bare.columns[name]
+    missing = assemble(bare, frame("video", ["v1"], 0), items, NOW)
+    for name in zero:
+        np.testing.assert_array_equal(nan[name], zero[name])
+        np.testing.assert_array_equal(missing[name], zero[name])
+
+
+def test_features_of_other_candidates_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 feature rows"):
+        assemble(frame("user", ["u"]), frame("video", ["v1", "v2"]), [], NOW)
+
+
+def test_a_sampled_negative_was_never_acted_on(before_slates: TrainingLog) -> None:
+    examples = encounter_examples(
+        before_slates, negatives=5, even_share=0.5, since_ms=0, count=500, seed=3
+    )
+    own = set(
+        zip(*encounters(before_slates).select("user_id", "item").to_dict().values(), strict=True)
+    )
+    group, place = np.nonzero(examples.real[:, 1:])
+    pairs = zip(examples.users[group], examples.video[group, place + 1], strict=True)
+    assert not own & set(pairs)
+    assert examples.acted[:, 0].all()
+    assert not examples.acted[:, 1:].any()
+
+
+def test_too_little_data_says_what_is_missing(
+    before_slates: TrainingLog, quick_recipe: RankerRecipe, tmp_path: Path
+) -> None:
+    few = TrainingLog(
+        before_slates.events.head(5), before_slates.items, before_slates.feedback, NOW
+    )
+    with pytest.raises(NotEnoughData, match="actions: 5 of 200"):
+        quick_recipe.train(few, tmp_path, seed=0, progress=quiet)
