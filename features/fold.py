@@ -176,6 +176,8 @@ def _select(rows: Rows, changed: np.ndarray, n: int) -> tuple[Rows, np.ndarray]:
 
 
 def _add_recent(definition: EntityDefinition, rows: Rows, row: np.ndarray, batch: Batch) -> None:
+    if not definition.recent:
+        return
     added = np.empty(len(row), RECENT)
     added["time"], added["hash"] = batch.time, batch.hash
     rows_of = np.concatenate([rows.recent_row, row])

@@ -12,6 +12,7 @@ and its arrival, exactly as it was online.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -43,6 +44,9 @@ def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityNam
     ids = labels[definition.id_column].to_list()
     times = labels["time_ms"].to_numpy().astype(np.int64)
     batch = group(definition, _event_table(events))
+    if len(np.unique(batch.hash)) == len(batch.hash):
+        # No event comes twice, so remembering recent ids could change no value: only time.
+        definition = replace(definition, recent=0)
     place = {entity_id: row for row, entity_id in enumerate(batch.ids)}
     rows = np.array([place.get(entity_id, -1) for entity_id in ids], np.int64)
     frames, order = [], []

@@ -1,0 +1,75 @@
+"""`tidemill features` does what it says and tells what a person can mend."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from deploy.cli.features import app
+from features.feast_store import FeastFeatureStore
+from streams.bus import Stamp
+from streams.clock import WallClock
+from streams.delivery import Delivery
+from streams.log import EventLog
+from streams.topics import EVENTS_BY_USER
+
+
+@pytest.fixture
+def run(valkey, tmp_path, monkeypatch):
+    def invoke(*arguments: str, address: str = valkey):
+        monkeypatch.setenv("TIDEMILL_HOME", str(tmp_path))
+        monkeypatch.setenv("TIDEMILL_STORE__KIND", "external")
+        monkeypatch.setenv("TIDEMILL_STORE__ADDRESS", address)
+        monkeypatch.setenv("TIDEMILL_STORE__DB", "5")
+        monkeypatch.setenv("COLUMNS", "200")
+        return CliRunner().invoke(app, arguments)
+
+    yield invoke
+    FeastFeatureStore(valkey, 5).tear_down()
+
+
+@pytest.fixture
+def like(event_table):
+    now = WallClock().now_ms()
+    return event_table([{"kind": "like", "event_time_ms": now, "user_id": "ann", "video_id": "v"}])
+
+
+def test_backfill_fills_the_store_and_diff_finds_nothing(run, like, tmp_path):
+    EventLog(tmp_path / "log").append(Delivery(EVENTS_BY_USER, Stamp("U", 0, 0), like))
+    filled = run("backfill", "--without-broker")
+    assert filled.exit_code == 0, filled.output
+    assert "1 events folded" in filled.output
+    same = run("diff")
+    assert same.exit_code == 0, same.output
+    assert "0 differences" in same.output
+    assert "like_count_1h" in run("show", "user", "ann").output
+
+
+def test_diff_prints_the_difference_and_fails(run, like, valkey):
+    FeastFeatureStore(valkey, 5).fold("user", like, Stamp("U", 0, 0))
+    answer = run("diff")
+    assert answer.exit_code == 1
+    assert "ann" in answer.output
+
+
+def test_an_unknown_user_is_shown_as_absent(run):
+    answer = run("show", "user", "nobody")
+    assert answer.exit_code == 0
+    assert "absent" in answer.output
+
+
+def test_freshness_says_when_nothing_was_folded(run):
+    assert "no live fold" in run("freshness").output
+
+
+def test_apply_writes_the_registry(run, tmp_path):
+    answer = run("apply")
+    assert answer.exit_code == 0, answer.output
+    assert (tmp_path / "registry.db").exists()
+
+
+def test_a_store_that_is_down_is_one_clear_line(run, free_port):
+    answer = run("show", "user", "ann", address=f"127.0.0.1:{free_port}")
+    assert answer.exit_code == 1
+    assert "StoreDown" in answer.output
+    assert "Traceback" not in answer.output
