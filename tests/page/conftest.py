@@ -94,7 +94,13 @@ def serve(free_port: int) -> Iterator[Callable[..., str]]:
         if history:
             mill.write_history(bus)
             time.sleep(0.5)
-        config = uvicorn.Config(create_app(deps), "127.0.0.1", free_port, log_level="warning")
+        config = uvicorn.Config(
+            create_app(deps),
+            "127.0.0.1",
+            free_port,
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
