@@ -1,6 +1,6 @@
 """A worker in a process of its own, for tests that kill it: log and a trail of handlings.
 
-Usage: worker_process.py NAME TOPIC BOOTSTRAP DIRECTORY [fail|slow|hang]
+Usage: worker_process.py NAME TOPIC BOOTSTRAP DIRECTORY SESSION_TIMEOUT_S [fail|slow]
 Writes DIRECTORY/ready once partitions are assigned and one line per handling to
 DIRECTORY/handled ("epoch partition offset rows").
 """
@@ -17,7 +17,7 @@ from streams.worker import Patience, run_worker
 
 
 def main() -> int:
-    name, topic, bootstrap, folder, *mode = sys.argv[1:]
+    name, topic, bootstrap, folder, session_timeout, *mode = sys.argv[1:]
     directory = Path(folder)
     log = EventLog(directory / "log")
 
@@ -38,6 +38,8 @@ def main() -> int:
         data_dir=directory,
         ready=lambda: (directory / "ready").write_text(str(time.time())) and None,
         patience=Patience(handler_s=1.5, topics_s=20.0),
+        session_timeout_s=float(session_timeout),
+        instance_id=f"{name}-1",
     )
 
 

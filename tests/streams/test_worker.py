@@ -1,0 +1,246 @@
+"""Laws of the worker, each on the embedded broker and on Apache Kafka: real processes,
+real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from confluent_kafka import Producer as RdProducer
+
+from deploy.parts import process
+from deploy.parts.tansu import Tansu
+from streams.bus import Outgoing
+from streams.kafka_bus import KafkaBus
+from streams.log import EventLog
+from streams.schema import to_ipc
+from streams.topics import TopicSpec
+from streams.worker import Exit
+
+Build = Callable[[list[dict[str, object]]], pa.Table]
+
+ROOT = Path(__file__).parents[2]
+SESSION_S = {"embedded_broker": 0.6, "kafka_broker": 6.0}
+PARTITIONS = 2
+
+
+@dataclass
+class Bench:
+    """One topic, and the workers that were started on it."""
+
+    servers: str
+    topic: str
+    directory: Path
+    session_s: float
+    batch: Callable[[str], bytes]
+    lives: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def make_topic(self) -> None:
+        KafkaBus(self.servers).ensure_topics([TopicSpec(self.topic, PARTITIONS)])
+
+    def send(self, names: list[str]) -> None:
+        """One batch of three events per name, over the partitions in turn."""
+        messages = [
+            Outgoing(self.topic, self.batch(name), partition=number % PARTITIONS)
+            for number, name in enumerate(names)
+        ]
+        producer = KafkaBus(self.servers).producer()
+        producer.send(messages)
+        producer.close()
+
+    def start(self, *mode: str) -> subprocess.Popen[bytes]:
+        script = ROOT / "tests" / "streams" / "worker_process.py"
+        command = [sys.executable, str(script), f"w-{self.topic}", self.topic, self.servers,
+                   str(self.directory), str(self.session_s), *mode]  # fmt: skip
+        log = open(self.directory / "worker.log", "ab")  # noqa: SIM115
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.lives.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        return self.lives[-1]
+
+    def handled(self) -> list[tuple[str, int, int]]:
+        """(epoch, partition, offset) of every handling so far, in order."""
+        trail = self.directory / "handled"
+        lines = trail.read_text().splitlines() if trail.exists() else []
+        return [(e, int(p), int(o)) for e, p, o, _ in (line.split() for line in lines)]
+
+    def await_handled(self, count: int, timeout_s: float = 40.0) -> None:
+        """Until `count` different batches were handled."""
+        deadline = time.monotonic() + timeout_s
+        while len(set(self.handled())) < count:
+            assert time.monotonic() < deadline, self._story(count)
+            time.sleep(0.05)
+
+    def names_in_log(self) -> list[str]:
+        ids = EventLog(self.directory / "log").read()["event_id"].to_list()
+        return sorted(ids)
+
+    def _story(self, count: int) -> str:
+        log = (self.directory / "worker.log").read_text()[-3_000:]
+        return f"{len(set(self.handled()))} of {count} batches were handled\n{log}"
+
+
+def _ids(names: list[str]) -> list[str]:
+    return sorted(f"{name}/{row}" for name in names for row in range(3))
+
+
+@pytest.fixture(scope="module")
+def batch(event_table: Build) -> Callable[[str], bytes]:
+    def build(name: str) -> bytes:
+        table = event_table([{"event_id": f"{name}/{row}", "video_id": "v"} for row in range(3)])
+        return to_ipc(table.combine_chunks().to_batches()[0])
+
+    return build
+
+
+@pytest.fixture
+def open_bench(
+    tmp_path: Path, unique: str, batch: Callable[[str], bytes]
+) -> Iterator[Callable[[str, float], Bench]]:
+    benches: list[Bench] = []
+
+    def build(servers: str, session_s: float) -> Bench:
+        benches.append(Bench(servers, f"worker-{unique}", tmp_path, session_s, batch))
+        return benches[-1]
+
+    yield build
+    for life in (life for bench in benches for life in bench.lives):
+        life.kill()
+        life.wait()
+
+
+@pytest.fixture(params=SESSION_S)
+def bench(request: pytest.FixtureRequest, open_bench: Callable[[str, float], Bench]) -> Bench:
+    made = open_bench(request.getfixturevalue(request.param), SESSION_S[request.param])
+    made.make_topic()
+    return made
+
+
+def test_a_worker_killed_at_random_moments_loses_nothing_and_files_nothing_twice(
+    bench: Bench,
+) -> None:
+    names = [f"n{number}" for number in range(120)]
+    bench.send(names)
+    for reached in (20, 60):
+        life = bench.start("slow")
+        bench.await_handled(reached)
+        life.kill()
+        life.wait()
+    bench.start()
+    bench.await_handled(len(names))
+    assert bench.names_in_log() == _ids(names)
+    for partition in range(PARTITIONS):
+        offsets = {o for _, p, o in bench.handled() if p == partition}
+        assert offsets == set(range(60))
+
+
+def test_a_failing_batch_is_retried_then_the_worker_exits_and_the_batch_is_not_skipped(
+    bench: Bench,
+) -> None:
+    names = [f"n{number}" for number in range(6)]
+    bench.send(names)
+    assert bench.start("fail").wait(40) == Exit.GAVE_UP
+    assert bench.handled() == []
+    (bench.directory / "mended").touch()
+    life = bench.start("fail")
+    bench.await_handled(len(names))
+    life.terminate()
+    assert life.wait(20) == Exit.STOPPED
+    for partition in range(PARTITIONS):
+        assert [o for _, p, o in bench.handled() if p == partition] == [0, 1, 2]
+
+
+def test_a_worker_in_retries_still_obeys_sigterm(bench: Bench) -> None:
+    bench.send(["a", "b"])
+    life = bench.start("fail")
+    deadline = time.monotonic() + 40
+    while "again in" not in (bench.directory / "worker.log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    life.send_signal(signal.SIGTERM)
+    assert life.wait(20) == Exit.STOPPED
+    assert bench.handled() == []
+
+
+def test_after_sigterm_the_next_worker_begins_where_the_last_one_ended(bench: Bench) -> None:
+    bench.send(["a", "b"])
+    first = bench.start()
+    bench.await_handled(2)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(20) == Exit.STOPPED
+    bench.start()
+    bench.send(["c", "d"])
+    bench.await_handled(4)
+    assert [offset for _, _, offset in bench.handled()] == [0, 0, 1, 1]
+
+
+def test_a_batch_that_cannot_be_decoded_stops_the_worker_instead_of_being_skipped(
+    bench: Bench,
+) -> None:
+    bench.send(["a"])
+    KafkaBus(bench.servers).producer().send([Outgoing(bench.topic, b"not arrow", partition=0)])
+    bench.send(["b"])
+    assert bench.start().wait(40) == Exit.GAVE_UP
+    assert bench.names_in_log() == _ids(["a"])
+    assert f"{bench.topic}[0]@1" in (bench.directory / "worker.log").read_text()
+
+
+def test_an_aborted_transaction_is_never_handled_and_gaps_skip_nothing(
+    kafka_broker: str, open_bench: Callable[[str, float], Bench]
+) -> None:
+    bench = open_bench(kafka_broker, SESSION_S["kafka_broker"])
+    bench.make_topic()
+    producer = RdProducer(
+        {"bootstrap.servers": kafka_broker, "transactional.id": f"t-{bench.topic}"}
+    )
+    producer.init_transactions(20)
+    committed = [f"n{number}" for number in range(30) if number % 3]
+    for number in range(30):
+        producer.begin_transaction()
+        producer.produce(bench.topic, bench.batch(f"n{number}"), partition=0)
+        producer.flush()
+        if number % 3:
+            producer.commit_transaction(20)
+        else:
+            producer.abort_transaction(20)
+    life = bench.start("slow")
+    bench.await_handled(7)
+    life.kill()
+    life.wait()
+    bench.start("slow")
+    bench.await_handled(len(committed))
+    assert bench.names_in_log() == _ids(committed)
+
+
+def test_a_broker_that_starts_again_at_offset_0_overwrites_nothing_and_nothing_is_ignored(
+    tmp_path: Path, free_port: int, open_bench: Callable[[str, float], Bench]
+) -> None:
+    broker = Tansu(tmp_path, name="mortal", port=free_port)
+    child = process.start(broker, 30.0)
+    bench = open_bench(broker.bootstrap_servers, 0.6)
+    bench.make_topic()
+    before = [f"before{number}" for number in range(10)]
+    bench.send(before)
+    life = bench.start()
+    bench.await_handled(10)
+    os.kill(child.pid, signal.SIGKILL)
+    child.stop()
+    child = process.start(broker, 30.0)
+    try:
+        bench.make_topic()
+        after = [f"after{number}" for number in range(40)]
+        bench.send(after)
+        assert life.wait(40) == Exit.NEW_EPOCH
+        bench.start()
+        bench.await_handled(50)
+        assert bench.names_in_log() == _ids(before + after)
+        assert len({epoch for epoch, _, _ in bench.handled()}) == 2
+    finally:
+        child.stop()
