@@ -115,6 +115,13 @@ class CrowdConfig(_Section):
     random_slates: float = Field(ge=0, le=1)
 
 
+class DemoConfig(_Section):
+    clock_rate: float = Field(gt=0)
+    window_ms: int = Field(gt=0)
+    gather_s: float = Field(ge=0)
+    after_s: float = Field(ge=0)
+
+
 class WorldConfig(_Section):
     replay: ReplayConfig
     history: HistoryConfig
@@ -127,6 +134,7 @@ class WorldConfig(_Section):
     utility: UtilityConfig
     session: SessionConfig
     crowd: CrowdConfig
+    demo: DemoConfig
 
     def null(self) -> WorldConfig:
         """The same world without anything personal: equal tastes, traits and utilities, and

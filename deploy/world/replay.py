@@ -16,6 +16,7 @@ from pathlib import Path
 import orjson
 
 from deploy.world.history import History
+from deploy.world.movielens import LAST_RATING_MS
 from streams.bus import Bus, Outgoing, Producer
 from streams.events import CatalogueItem, ItemAdded
 from streams.topics import BEHAVIOUR, CATALOGUE
@@ -35,6 +36,11 @@ class Mark:
     epoch: str
     shift_ms: int
     sent: int
+
+    @property
+    def end_ms(self) -> int:
+        """Where the history's last rating was put."""
+        return self.shift_ms + LAST_RATING_MS
 
     def save(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,79 @@
+"""`tidemill demo | replay`: the world as commands.
+
+Knows options and exit codes. The work is `deploy.demo`'s and `deploy.world`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from deploy import state, wiring
+from deploy.settings import load
+
+app = typer.Typer()
+out = Console(soft_wrap=True)
+World = Annotated[
+    Path | None, typer.Option("--world", help="Another world's constants (TOML).", exists=True)
+]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same people.")]
+
+
+@app.command(epilog="[bold]Examples[/]  tidemill demo  ·  tidemill demo --duration 90")
+def demo(
+    duration: Annotated[
+        float, typer.Option(help="Seconds from the first page; 0 goes on until Ctrl-C.")
+    ] = 0.0,
+    world: World = None,
+    seed: Seed = 0,
+) -> None:
+    """The whole loop: replayed histories, a simulated crowd, training, one preference update."""
+    from deploy.cli.stack import ends_on_signals
+    from deploy.demo import Demo
+    from deploy.world.config import DEFAULT_PATH, WorldConfig
+    from deploy.world.movielens import DataUnavailable
+
+    constants = WorldConfig.load(world or DEFAULT_PATH)
+    with ends_on_signals():
+        try:
+            Demo(load(), constants, out, duration or None, seed).run()
+        except DataUnavailable as reason:
+            out.print(str(reason), style="red", markup=False)
+            raise typer.Exit(1) from reason
+    out.print("stopped; nothing is left running")
+
+
+@app.command(epilog="[bold]Example[/]  tidemill replay")
+def replay(world: World = None, seed: Seed = 0) -> None:
+    """Load the catalogue and the histories into the running stack; resumes where it stopped."""
+    from deploy.world.config import DEFAULT_PATH, WorldConfig
+    from deploy.world.history import history
+    from deploy.world.movielens import ACKNOWLEDGEMENT
+    from deploy.world.movielens import load as load_data
+    from deploy.world.replay import Mark
+    from deploy.world.replay import replay as send
+    from deploy.world.truth import plant
+
+    settings = state.read_settings(load().home.resolve())
+    constants = WorldConfig.load(world or DEFAULT_PATH)
+    data = load_data()
+    mark = Mark.load(settings.home)
+    end_ms = wiring.clock(settings.clock).now_ms() - constants.replay.gap_ms
+    if mark is not None:
+        end_ms = mark.end_ms
+    past = history(seed, end_ms=end_ms, world=constants, data=data)
+    plant(data, constants, seed).write(settings.home)
+    with Progress(TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), console=out) as bar:
+        task = bar.add_task("", total=len(past.frame))
+        sent = send(
+            wiring.bus(settings),
+            past,
+            settings.home,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            log_dir=settings.log_dir,
+        )
+    out.print(f"{sent:,} events sent. {ACKNOWLEDGEMENT}.")

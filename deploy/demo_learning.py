@@ -1,0 +1,164 @@
+"""The demo's training, in a process of its own: `python -m deploy.demo_learning HOME train|update`.
+
+Knows how to call the models' training, promotion and update on a running stack, and
+says on standard output, one JSON object a line, how far it is. It is apart so that the
+demo itself needs no torch and that Ctrl-C ends the work at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy import state, wiring
+from deploy.settings import Settings
+
+if TYPE_CHECKING:
+    from models.promotion import Promoter
+    from models.release import ReleaseStore
+
+ORDER = ("ranker", "queries", "reactivation")
+ALIGNED = "ranker"  # the model whose preference update the demo runs
+_NICE = 5  # answers come before training
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of progress. `share` is in [0, 1]; `ended` is the last word of one model:
+    done, skipped, promoted, refused or waiting."""
+
+    model: str
+    share: float = 0.0
+    what: str = ""
+    ended: str = ""
+    reasons: list[str] = field(default_factory=list)
+    versions: dict[str, int] = field(default_factory=dict)
+    release: str = ""
+
+
+def learn(home: Path, what: str, tell: Callable[[Line], None], log: Path) -> int:
+    """Runs the child, hands on its lines, returns its exit status; its errors go to `log`."""
+    command = [sys.executable, "-m", "deploy.demo_learning", str(home), what]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as errors:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+        try:
+            assert child.stdout is not None
+            for raw in child.stdout:
+                with contextlib.suppress(json.JSONDecodeError, TypeError):
+                    tell(Line(**json.loads(raw)))
+            return child.wait()
+        finally:
+            child.kill()
+            child.wait()
+
+
+def main(arguments: list[str]) -> int:
+    home, what = Path(arguments[0]), arguments[1]
+    os.nice(_NICE)
+    settings = state.read_settings(home)
+    (train_all if what == "train" else update_one)(settings)
+    return 0
+
+
+def train_all(settings: Settings) -> None:
+    """Trains every model on what the log holds, then makes them one release and live."""
+    from models.build import newest, train
+    from models.catalog import CATALOG
+    from models.datasets import load_training_log
+    from models.promotion import successor
+    from models.recipe import NotEnoughData
+    from models.release import ReleaseStore
+
+    clock = wiring.clock(settings.clock)
+    store = ReleaseStore(settings.releases_dir)
+    log = load_training_log(settings.log_dir, settings.feedback_dir, clock.now_ms())
+    for name in (name for name in ORDER if name in CATALOG):
+        try:
+            bundle = train(name, log, store, now_ms=clock.now_ms(), progress=_reporting(name))
+        except NotEnoughData as error:
+            _say(Line(name, 1.0, str(error), ended="skipped"))
+        else:
+            _say(Line(name, 1.0, f"version {bundle.version}", ended="done"))
+    with _promoter(settings, store) as promoter:
+        now_ms = clock.now_ms()
+        release = store.propose(successor(store, newest(store, CATALOG)), created_ms=now_ms)
+        promoter.promote(release, now_ms=now_ms, progress=_reporting("promote"))
+    _say(
+        Line(
+            "promote",
+            1.0,
+            f"{release.release_id} is live",
+            ended="promoted",
+            versions=dict(release.models),
+            release=release.release_id,
+        )
+    )
+
+
+def update_one(settings: Settings) -> None:
+    """One preference update; what the gate says is the last line."""
+    from models.datasets import load_training_log
+    from models.recipe import NotEnoughData
+    from models.release import ReleaseStore
+    from models.update import update
+
+    clock = wiring.clock(settings.clock)
+    store = ReleaseStore(settings.releases_dir)
+    log = load_training_log(settings.log_dir, settings.feedback_dir, clock.now_ms())
+    report = _reporting(ALIGNED)
+    with _promoter(settings, store) as promoter:
+        try:
+            outcome = update(ALIGNED, log, store, promoter, now_ms=clock.now_ms(), progress=report)
+        except NotEnoughData as error:
+            _say(Line(ALIGNED, 1.0, str(error), ended="waiting", reasons=[str(error)]))
+            return
+    live = store.current()
+    _say(
+        Line(
+            ALIGNED,
+            1.0,
+            outcome.reasons[0],
+            ended="promoted" if outcome.promoted else "refused",
+            reasons=list(outcome.reasons),
+            versions=dict(live.models) if live else {},
+            release=live.release_id if live else "",
+        )
+    )
+
+
+@contextlib.contextmanager
+def _promoter(settings: Settings, store: ReleaseStore) -> Iterator[Promoter]:
+    from models.promotion import Promoter, announcement
+    from models.repository import ModelRepository
+
+    producer = wiring.bus(settings).producer()
+    try:
+        yield Promoter(
+            store,
+            ModelRepository(settings.repository_dir),
+            wiring.model_client(settings),
+            lambda release: producer.send([announcement(release)]),
+        )
+    finally:
+        producer.close()
+
+
+def _reporting(model: str) -> Callable[[float, str], None]:
+    return lambda share, what: _say(Line(model, share, what))
+
+
+def _say(line: Line) -> None:
+    print(json.dumps(asdict(line)), flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
