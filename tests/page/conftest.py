@@ -52,8 +52,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that fails its test on any error in the console."""
+def page(browser: Browser, serve: Callable[..., str]) -> Iterator[Page]:
+    """A page that fails its test on any error in the console; it closes before the gateway."""
+    del serve
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     errors: list[str] = []
@@ -68,6 +69,7 @@ def page(browser: Browser) -> Iterator[Page]:
 def serve(free_port: int) -> Iterator[Callable[..., str]]:
     """`serve(fold=True)` -> the gateway's address. Without the fold the store is never written."""
     stop, running = threading.Event(), []
+    threads: list[threading.Thread] = []
 
     def start(*, fold: bool = True, history: bool = True) -> str:
         mill = _mill()
@@ -88,9 +90,7 @@ def serve(free_port: int) -> Iterator[Callable[..., str]]:
             releases=book,
             snapshot_every_s=60.0,
         )
-        threading.Thread(target=mill.admit_from, args=(bus, stop), daemon=True).start()
-        if fold:
-            mill.fold_from(bus, store, stop)
+        threads.extend(mill.start_streams(bus, store, stop, fold=fold))
         if history:
             mill.write_history(bus)
             time.sleep(0.5)
@@ -114,3 +114,5 @@ def serve(free_port: int) -> Iterator[Callable[..., str]]:
     for server, thread in running:
         server.should_exit = True
         thread.join(10.0)
+    for thread in threads:
+        thread.join(5.0)

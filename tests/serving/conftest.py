@@ -1,7 +1,6 @@
-"""A whole mill in memory: real admission, the real fold, the real gateway; a fake model client.
+"""A whole mill in memory: the real batcher, fold and gateway; a fake model client.
 
-The bus and the store are the fakes that ship with the packages, and so are the models
-(`serving.fakes`). Admission's own loop has its tests elsewhere; here one partition is enough.
+The bus, the store and the models are the fakes that ship with the packages.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from serving.fakes import FakeModelClient
 from serving.fallback import Snapshot
 from serving.gateway import Dependencies, create_app
 from serving.surfaces import Parts
-from streams.admission import AdmissionLimits, admit
+from streams import batcher
+from streams.admission import AdmissionLimits
 from streams.bus import Bus, Outgoing, Stamp
 from streams.catalogue import Catalogue
 from streams.clock import WallClock
-from streams.dead_letters import letter
 from streams.delivery import Delivery
 from streams.events import CatalogueItem, ItemAdded
 from streams.memory_bus import MemoryBus
-from streams.schema import from_ipc, to_ipc
+from streams.schema import from_ipc
 from streams.topics import BEHAVIOUR, CATALOGUE, ENTITY_TOPIC, topic_specs
 
 KEY = bytes(range(32))
@@ -150,31 +149,17 @@ def fold_from(bus: Bus, store: Any, stop: threading.Event) -> list[threading.Thr
     return threads
 
 
-def admit_from(bus: Bus, stop: threading.Event) -> None:
-    """Admission over `behaviour`: admitted rows to every entity's topic, the rest to the dead."""
-    consumer, producer = bus.consumer([BEHAVIOUR], "admit"), bus.producer()
-    epoch, limits = bus.epoch(BEHAVIOUR), AdmissionLimits()
-    while not stop.is_set():
-        records = consumer.poll(500, 0.1)
-        if not records:
-            continue
-        now_ms = WallClock().now_ms()
-        admitted = admit(records, now_ms, limits)
-        dead = [letter(records[r.row], r.cause, r.detail, epoch, now_ms) for r in admitted.refused]
-        batches = admitted.table.to_batches() if admitted.table.num_rows else []
-        messages = [
-            Outgoing(topic, to_ipc(batch), partition=0)
-            for batch in batches
-            for topic in ENTITY_TOPIC.values()
-        ]
-        producer.send(messages + dead)
-        consumer.commit(records)
+def start_streams(
+    bus: Bus, store: Any, stop: threading.Event, *, fold: bool = True
+) -> list[threading.Thread]:
+    """The real batcher and sequencer, and the folds unless the store's writes are to be off."""
 
+    def admit() -> None:
+        batcher.run(bus, clock=WallClock(), limits=AdmissionLimits(), stop=stop)
 
-def start_streams(bus: Bus, store: Any, stop: threading.Event) -> list[threading.Thread]:
-    thread = threading.Thread(target=admit_from, args=(bus, stop), daemon=True)
+    thread = threading.Thread(target=admit, daemon=True)
     thread.start()
-    return [thread, *fold_from(bus, store, stop)]
+    return [thread, *(fold_from(bus, store, stop) if fold else [])]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from models.release import Manifest
+from serving.live import Mailbox
 from streams.impression import verify
 
 
@@ -197,3 +198,29 @@ def test_metrics_and_openapi_speak_of_every_surface(mill: Any) -> None:
     assert 'tidemill_requests_total{surface="feed"} 1.0' in text
     paths = mill.client.get("/openapi.json").json()["paths"]
     assert {"/v1/feed", "/v1/queries", "/v1/reactivation", "/v1/events"} <= set(paths)
+
+
+def test_the_callers_trace_reaches_the_models_and_the_bus(mill: Any) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    mill.client.post("/v1/feed", json={"user_id": "u1"}, headers=headers)
+    assert trace in mill.models.headers[-1]["traceparent"]
+    sent = {"event_id": "traced", "user_id": "u1", "kind": "play", "video_id": "v1"}
+    sent |= {"event_time_ms": time.time_ns() // 1_000_000}  # type: ignore[dict-item]
+    assert mill.client.post("/v1/events", json=sent, headers=headers).status_code == 202
+    ends = mill.bus.ends("behaviour")
+    records = [
+        r for p, (first, last) in ends.items() for r in mill.bus.scan("behaviour", p, first, last)
+    ]
+    assert trace.encode() in records[-1].header("traceparent")
+
+
+def test_the_stream_tells_a_user_their_own_event_and_what_it_changed(mill: Any) -> None:
+    mailbox = Mailbox("u1", lambda: None)
+    mill.gateway.live.subscribe(mailbox)
+    mill.until(lambda: "u1" in mill.gateway.watch._last)
+    mill.act("like", "v4")
+    mill.until(lambda: {"event", "feature"} <= {m.kind for m in mailbox.messages})
+    feature = next(m for m in mailbox.messages if m.kind == "feature")
+    assert feature.data["changed"]["like_count_all"] == [0, 1]
+    assert feature.data["changed"]["engaged_video_id"] == [[], ["v4"]]
