@@ -8,6 +8,7 @@ processes and other terminals read it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -91,7 +92,7 @@ class Stack:
         return self._supervisor.status() if self._supervisor else []
 
     def _start(self) -> None:
-        state.reap(self.settings.home)
+        clear_up_after(self.settings.home)
         self._fetch()
         services = self._servers()
         state.write_settings(self.settings)
@@ -198,6 +199,16 @@ class Stack:
             thread.join()
 
         return end
+
+
+def clear_up_after(home: Path) -> list[str]:
+    """Ends what a killed stack left running and removes what it left lying; the names ended."""
+    ended = state.reap(home)
+    with contextlib.suppress(state.NotRunning):
+        for region in triton.shared_memory(state.read_settings(home).triton.grpc_address):
+            region.unlink(missing_ok=True)
+    state.forget_stack(home)
+    return ended
 
 
 def _unheard(_: object) -> None:

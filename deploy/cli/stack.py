@@ -58,10 +58,11 @@ def down(
     quiet: Annotated[bool, typer.Option(help="Say nothing when nothing runs.")] = False,
 ) -> None:
     """Stop the stack of this home, and what a killed one left behind."""
+    from deploy.stack import clear_up_after
+
     home = load().home.resolve()
     ran = state.stop_supervisor(home)
-    reaped = state.reap(home)
-    state.forget_stack(home)
+    reaped = clear_up_after(home)
     if ran:
         out.print("stopped")
     elif reaped:

@@ -74,10 +74,6 @@ class Triton:
     def metrics_address(self) -> str:
         return f"{LOOPBACK}:{self.metrics_port}"
 
-    @property
-    def shared_memory_prefix(self) -> str:
-        return f"tidemill-{self.grpc_port}-"
-
     def command(self) -> Command:
         server, python = server_dir(), overlay_python()
         self.repository.mkdir(parents=True, exist_ok=True)
@@ -95,7 +91,7 @@ class Triton:
 
     def sweep(self) -> None:
         """Removes the shared memory that a killed server of this port left behind."""
-        for region in SHARED_MEMORY.glob(f"{self.shared_memory_prefix}*"):
+        for region in shared_memory(self.grpc_address):
             with contextlib.suppress(OSError):
                 region.unlink()
 
@@ -113,7 +109,7 @@ class Triton:
             "metrics-address": LOOPBACK,
             "metrics-port": str(self.metrics_port),
             "allow-gpu-metrics": "false",
-            "backend-config": f"python,shm-region-prefix-name={self.shared_memory_prefix}",
+            "backend-config": f"python,shm-region-prefix-name={_region_prefix(self.grpc_port)}",
             "exit-timeout-secs": "5",
         }
         argv = [f"--{name}={value}" for name, value in options.items()]
@@ -126,6 +122,16 @@ class Triton:
         url = self.otlp_endpoint.rstrip("/") + "/v1/traces"
         configs = ["mode=opentelemetry", f"opentelemetry,url={url}", "rate=1", "level=TIMESTAMPS"]
         return [f"--trace-config={config}" for config in configs]
+
+
+def shared_memory(grpc_address: str) -> list[Path]:
+    """The shared memory regions of the server at that address, alive or not."""
+    port = grpc_address.rpartition(":")[2]
+    return sorted(SHARED_MEMORY.glob(f"{_region_prefix(port)}*")) if port.isdigit() else []
+
+
+def _region_prefix(grpc_port: int | str) -> str:
+    return f"tidemill-{grpc_port}-"
 
 
 def stored_models(repository: Path) -> list[str]:

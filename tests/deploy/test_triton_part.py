@@ -51,7 +51,7 @@ def test_a_restarted_server_has_its_models_again_and_leaves_no_shared_memory(
         assert _doubled(server.grpc_address, "kept", values).tolist() == [2, 2, 2]
         assert child.alive()
     server.sweep()
-    assert list(triton.SHARED_MEMORY.glob(f"{server.shared_memory_prefix}*")) == []
+    assert triton.shared_memory(server.grpc_address) == []
     assert not any(map(process.listening, (server.grpc_port, server.http_port)))
 
 
