@@ -5,17 +5,25 @@ late, future and ancient) nor how events are carried (`streams.schema`, `streams
 
 A producer writes one JSON object per message to the topic `behaviour`. Unknown
 fields are ignored, so a newer producer can talk to an older mill; an unknown
-`kind` is a dead letter.
+`kind` is a dead letter. A null means that the field is absent. `streams.decode` reads
+the same contract column by column, and a test holds the two to each other.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-Id = Annotated[str, Field(min_length=1, max_length=128)]
-QueryText = Annotated[str, Field(min_length=1, max_length=256)]
+# Bounds in characters. NUL is refused: stores and logs further on end a string there.
+MAX_ID, MAX_QUERY, MAX_IMPRESSION = 128, 256, 1024
+MAX_DWELL_MS, MAX_AMOUNT_CENTS = 86_400_000, 10**9
+_NO_NUL = r"^[^\x00]*$"
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=_NO_NUL)]
+QueryText = Annotated[str, Field(min_length=1, max_length=MAX_QUERY, pattern=_NO_NUL)]
+DwellMs = Annotated[int, Field(strict=True, ge=0, le=MAX_DWELL_MS)]
+AmountCents = Annotated[int, Field(strict=True, ge=0, le=MAX_AMOUNT_CENTS)]
 Surface = Literal["feed", "queries", "reactivation", "search", "external"]
 Provenance = Literal["human", "aigc"]
 Origin = Literal["live", "replayed", "simulated"]
@@ -37,8 +45,17 @@ class _Event(BaseModel):
     surface: Surface = "external"
     origin: Origin = "live"
     request_id: Id | None = None
-    impression: Annotated[str, Field(max_length=1024)] | None = None
+    impression: (
+        Annotated[str, Field(min_length=1, max_length=MAX_IMPRESSION, pattern=_NO_NUL)] | None
+    ) = None
     """The signed token of the impression that this event answers (`streams.impression`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
 
 
 class _VideoEvent(_Event):
@@ -55,17 +72,17 @@ class Shown(_VideoEvent):
 
 class Skip(_VideoEvent):
     kind: Literal["skip"] = "skip"
-    dwell_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 0
+    dwell_ms: DwellMs = 0
 
 
 class Play(_VideoEvent):
     kind: Literal["play"] = "play"
-    dwell_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 0
+    dwell_ms: DwellMs = 0
 
 
 class LongView(_VideoEvent):
     kind: Literal["long_view"] = "long_view"
-    dwell_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 0
+    dwell_ms: DwellMs = 0
 
 
 class Like(_VideoEvent):
@@ -101,12 +118,12 @@ class Search(_Event):
 
 class Cart(_VideoEvent):
     kind: Literal["cart"] = "cart"
-    amount_cents: Annotated[int, Field(ge=0, le=10**9)] = 0
+    amount_cents: AmountCents = 0
 
 
 class Order(_VideoEvent):
     kind: Literal["order"] = "order"
-    amount_cents: Annotated[int, Field(ge=0, le=10**9)] = 0
+    amount_cents: AmountCents = 0
 
 
 Event = Annotated[

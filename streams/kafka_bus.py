@@ -156,6 +156,17 @@ class KafkaBus:
             reader.close()
 
     def _offsets(self, topic: str, count: int, spec: Any) -> dict[int, int]:
+        """Asks again while a new topic has no leader yet."""
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                return self._ask_offsets(topic, count, spec)
+            except BusError as error:
+                if "leader" not in str(error).lower() or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def _ask_offsets(self, topic: str, count: int, spec: Any) -> dict[int, int]:
         asked = {TopicPartition(topic, p): spec for p in range(count)}
         futures = self._admin().list_offsets(
             asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ANSWER_S

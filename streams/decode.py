@@ -1,0 +1,335 @@
+"""Messages to columns: a whole poll of JSON at once, row by row only where that fails.
+
+Knows the event contract's types and bounds (`streams.events`) in columnar form. Does not
+know time limits (`streams.admission`) nor where a message came from.
+
+The fast path hands a chunk to Arrow's JSON reader, which is stricter than the contract,
+and then vouches for each row by vectorised bounds. A row it cannot vouch for is not
+refused: pydantic judges it alone. So the fast path may be wrong in one direction only,
+and pydantic stays the one definition of a good event.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+from pydantic import ValidationError
+
+from streams import events
+from streams.events import EVENT, KIND_CODE, KINDS, Event
+from streams.schema import EVENT_SCHEMA
+
+MAX_EVENT_BYTES = 65_536
+_CHUNK_ROWS = 4_096
+_TRIES = 12  # broken rows that a chunk may hold before all its rest is judged row by row
+_UNSCREENED = 3  # broken rows before each row of the chunk is looked at
+
+_NAMES = [
+    "event_id",
+    "user_id",
+    "kind",
+    "event_time_ms",
+    "surface",
+    "origin",
+    "request_id",
+    "impression",
+    "video_id",
+    "author_id",
+    "provenance",
+    "query",
+    "dwell_ms",
+    "amount_cents",
+]
+DECODED_SCHEMA = pa.schema([EVENT_SCHEMA.field(name) for name in _NAMES])
+"""The columns of EVENT_SCHEMA that a producer states."""
+
+_NUMBERS = {"event_time_ms", "dwell_ms", "amount_cents"}
+_WIRE_SCHEMA = pa.schema([(n, pa.int64() if n in _NUMBERS else pa.string()) for n in _NAMES])
+_WIRE_TYPES = [(name, (int if name in _NUMBERS else str, type(None))) for name in _NAMES]
+_READ = pj.ParseOptions(explicit_schema=_WIRE_SCHEMA, unexpected_field_behavior="ignore")
+_ROW_AT_FAULT = re.compile(r"in row (\d+)$")
+
+Mask = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the message at `row` of its poll is a dead letter."""
+
+    row: int
+    cause: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """`table` (DECODED_SCHEMA) holds the good messages; `rows` (int64, ascending) which."""
+
+    rows: Rows
+    table: pa.Table
+    refused: list[Refusal]
+
+
+def decode(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES) -> Decoded:
+    """Every message is either a row of `table` or one `Refusal`. Raises nothing."""
+    parts: list[tuple[Rows, pa.Table]] = []
+    doubtful: list[int] = []
+    likely, unlikely = _sort_out(values, max_bytes)
+    for start in range(0, len(likely), _CHUNK_ROWS):
+        for rows, table in _read_chunk(values, likely[start : start + _CHUNK_ROWS], doubtful):
+            sound = _vouched(table)
+            where = np.asarray(rows, dtype=np.int64)
+            parts.append((where[sound], _finish(table if sound.all() else table.filter(sound))))
+            doubtful.extend(where[~sound].tolist())
+    refused = _judge_rows(values, sorted(doubtful + unlikely), max_bytes, parts)
+    return Decoded(*_in_order(parts), refused)
+
+
+def _sort_out(values: Sequence[bytes | None], max_bytes: int) -> tuple[list[int], list[int]]:
+    """Rows that look like one object each, and the others.
+
+    Where every message begins with `{` and ends with `}`, and all of them joined parse, each
+    holds at least one whole object (an object left open cannot be followed by `{`); as
+    many objects as messages then means exactly one each.
+    """
+    likely = [
+        row
+        for row, value in enumerate(values)
+        if value and value[0] == 0x7B and value[-1] == 0x7D and len(value) <= max_bytes
+    ]
+    if len(likely) == len(values):
+        return likely, []
+    return likely, sorted(set(range(len(values))).difference(likely))
+
+
+def _read_chunk(
+    values: Sequence[bytes | None], rows: list[int], doubtful: list[int]
+) -> Iterator[tuple[list[int], pa.Table]]:
+    """Tables of the rows that parse together; a row at fault joins `doubtful`."""
+    waiting, tries, screened = [rows], _TRIES, False
+    while waiting:
+        part = waiting.pop()
+        if tries <= 0 or len(part) == 0:
+            doubtful.extend(part)
+            continue
+        table, fault = _read(b"\n".join([values[row] or b"" for row in part]), len(part))
+        if table is not None:
+            yield part, table
+            continue
+        tries -= 1
+        if not screened and (fault is None or tries <= _TRIES - _UNSCREENED):
+            waiting = [_screen(values, [*part, *chain.from_iterable(waiting[::-1])], doubtful)]
+            tries, screened = _TRIES, True
+        else:
+            waiting += _without(part, fault, doubtful)
+
+
+def _without(part: list[int], fault: int | None, doubtful: list[int]) -> list[list[int]]:
+    """What is left to read, the last list first: around the fault, or in halves to find it."""
+    if fault is None and len(part) > 1:
+        return [part[len(part) // 2 :], part[: len(part) // 2]]
+    at = fault or 0
+    doubtful.append(part[at])
+    return [part[at + 1 :], part[:at]]
+
+
+def _screen(values: Sequence[bytes | None], rows: list[int], doubtful: list[int]) -> list[int]:
+    """The rows whose JSON types are the contract's: a cheap look at each where many are bad."""
+    plain = [row for row in rows if _is_plain(values[row] or b"")]
+    if len(plain) < len(rows):
+        doubtful.extend(sorted(set(rows).difference(plain)))
+    return plain
+
+
+def _is_plain(value: bytes) -> bool:
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return False
+    if type(found) is not dict or b"\\u0000" in value:
+        return False
+    return all(type(found.get(name)) in types for name, types in _WIRE_TYPES)
+
+
+def _read(buffer: bytes, count: int) -> tuple[pa.Table | None, int | None]:
+    """The table of `count` objects, or the row at fault where Arrow can name it."""
+    options = pj.ReadOptions(use_threads=False, block_size=len(buffer) + 1)
+    try:
+        table = pj.read_json(pa.BufferReader(buffer), read_options=options, parse_options=_READ)
+        table.validate(full=True)  # the reader takes bytes that are not UTF-8
+    except pa.ArrowInvalid as error:
+        named = _ROW_AT_FAULT.search(str(error))
+        fault = int(named.group(1)) if named else None
+        return None, fault if fault is not None and fault < count else None
+    if table.num_rows != count or b"\\u0000" in buffer:
+        return None, None
+    return table.combine_chunks(), None
+
+
+def _kinds_with(field: str) -> Mask:
+    """By kind code: whether that kind of event states `field`."""
+    union = get_args(get_args(Event)[0])
+    stating = {m.model_fields["kind"].default for m in union if field in m.model_fields}
+    return np.array([kind in stating for kind in KINDS])
+
+
+_HAS_VIDEO, _HAS_QUERY = _kinds_with("video_id"), _kinds_with("query")
+_HAS_DWELL, _HAS_AMOUNT = _kinds_with("dwell_ms"), _kinds_with("amount_cents")
+_ALLOWED = {
+    "surface": pa.array(get_args(events.Surface)),
+    "origin": pa.array(get_args(events.Origin)),
+    "provenance": pa.array(get_args(events.Provenance)),
+    "kind": pa.array(KINDS),
+}
+
+
+def _vouched(table: pa.Table) -> Mask:
+    """Rows that pydantic would certainly take. Lengths are in bytes, hence never too lax."""
+
+    def text(name: str, most: int, absent: bool) -> Mask:
+        length = pc.fill_null(pc.binary_length(table[name]), 1 if absent else 0).to_numpy()
+        return np.asarray((length >= 1) & (length <= most))
+
+    def number(name: str, least: int, most: int, absent: int) -> Mask:
+        value = pc.fill_null(table[name], absent).to_numpy()
+        return np.asarray((value >= least) & (value <= most))
+
+    def known(name: str) -> Mask:
+        column = table[name]
+        allowed = pc.is_in(column, value_set=_ALLOWED[name])
+        return np.asarray(pc.or_(allowed, pc.is_null(column)).to_numpy())
+
+    kind = _codes(table)
+    sound = kind < len(KINDS)
+    kind = np.where(sound, kind, 0)
+    sound &= text("event_id", events.MAX_ID, False) & text("user_id", events.MAX_ID, False)
+    sound &= number("event_time_ms", events.MIN_EVENT_TIME_MS, events.MAX_EVENT_TIME_MS, 0)
+    sound &= known("surface") & known("origin") & known("provenance")
+    sound &= text("request_id", events.MAX_ID, True) & text("author_id", events.MAX_ID, True)
+    sound &= text("impression", events.MAX_IMPRESSION, True)
+    sound &= text("video_id", events.MAX_ID, False) | ~_HAS_VIDEO[kind]
+    sound &= text("query", events.MAX_QUERY, False) | ~_HAS_QUERY[kind]
+    sound &= number("dwell_ms", 0, events.MAX_DWELL_MS, 0)
+    return sound & number("amount_cents", 0, events.MAX_AMOUNT_CENTS, 0)
+
+
+def _codes(table: pa.Table) -> npt.NDArray[np.uint8]:
+    """uint8 [N]: index into KINDS, 255 where the kind is unknown or absent."""
+    found = pc.fill_null(pc.index_in(table["kind"], value_set=_ALLOWED["kind"]), 255)
+    return np.asarray(found.to_numpy().astype(np.uint8))
+
+
+def _finish(table: pa.Table) -> pa.Table:
+    """Vouched rows with the contract's defaults, and nulls where a kind states no such field."""
+    kind = _codes(table)
+
+    def only(has: Mask, column: Any) -> Any:
+        mask = has[kind]
+        return column if mask.all() else pc.if_else(pa.array(mask), column, None)
+
+    filled: dict[str, Callable[[Any], Any]] = {
+        "kind": lambda _: pa.array(kind),
+        "surface": lambda column: pc.fill_null(column, "external"),
+        "origin": lambda column: pc.fill_null(column, "live"),
+        "video_id": lambda column: only(_HAS_VIDEO, column),
+        "author_id": lambda column: only(_HAS_VIDEO, column),
+        "provenance": lambda column: only(_HAS_VIDEO, pc.fill_null(column, "human")),
+        "query": lambda column: only(_HAS_QUERY, column),
+        "dwell_ms": lambda column: only(_HAS_DWELL, pc.fill_null(column, 0).cast(pa.int32())),
+        "amount_cents": lambda column: only(_HAS_AMOUNT, pc.fill_null(column, 0)),
+    }
+    columns = [filled.get(name, lambda column: column)(table[name]) for name in _NAMES]
+    return pa.Table.from_arrays(columns, schema=DECODED_SCHEMA)
+
+
+def _judge_rows(
+    values: Sequence[bytes | None],
+    rows: Sequence[int],
+    max_bytes: int,
+    parts: list[tuple[Rows, pa.Table]],
+) -> list[Refusal]:
+    """Pydantic's verdict on each of `rows`: the good ones join `parts`."""
+    refused: list[Refusal] = []
+    kept: list[int] = []
+    good: list[dict[str, Any]] = []
+    for row in rows:
+        verdict = judge(values[row], max_bytes)
+        if isinstance(verdict, tuple):
+            refused.append(Refusal(row, *verdict))
+        else:
+            kept.append(row)
+            good.append(verdict.model_dump() | {"kind": KIND_CODE[verdict.kind]})
+    if kept:
+        where = np.array(kept, dtype=np.int64)
+        parts.append((where, pa.Table.from_pylist(good, schema=DECODED_SCHEMA)))
+    return refused
+
+
+def judge(value: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -> Event | tuple[str, str]:
+    """The event in one message, or (cause, detail) of its refusal."""
+    if value is None:
+        return "null_value", "the message has no value"
+    if len(value) > max_bytes:
+        return "too_large", f"{len(value)} bytes, an event may have {max_bytes}"
+    try:
+        return EVENT.validate_json(value)
+    except ValidationError as error:
+        return _cause(error, value)
+
+
+_CAUSES = {
+    "json_invalid": "not_json",
+    "model_attributes_type": "not_an_object",
+    "model_type": "not_an_object",
+    "dict_type": "not_an_object",
+    "union_tag_invalid": "unknown_kind",
+    "union_tag_not_found": "missing_field",
+    "missing": "missing_field",
+    "int_type": "wrong_type",
+    "int_from_float": "wrong_type",
+    "string_type": "wrong_type",
+    "literal_error": "unknown_value",
+}
+
+
+def _cause(error: ValidationError, value: bytes) -> tuple[str, str]:
+    first = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"][-1:])
+    cause = _CAUSES.get(first["type"], "out_of_bounds")
+    if cause == "not_json" and not _is_text(value):
+        return "undecodable", "the bytes are not UTF-8"
+    detail = f"{field}: {first['msg']}" if field else first["msg"]
+    if field == "event_time_ms" and cause == "out_of_bounds":
+        detail += " (milliseconds since 1970, not seconds or microseconds)"
+    return cause, detail[:300]
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _in_order(parts: list[tuple[Rows, pa.Table]]) -> tuple[Rows, pa.Table]:
+    """All parts as one table, in the order in which the messages lay."""
+    if not parts:
+        return np.empty(0, dtype=np.int64), DECODED_SCHEMA.empty_table()
+    rows = np.concatenate([rows for rows, _ in parts])
+    table = pa.concat_tables([table for _, table in parts])
+    if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
+        return rows, table
+    order = np.argsort(rows)
+    return rows[order], table.take(pa.array(order))

@@ -1,0 +1,44 @@
+"""Writes the event contract as JSON Schema into docs/schemas: `python -m streams.export_schemas`.
+
+Knows which messages are JSON and part of the contract. Does not know the internal
+Arrow batches (`streams.schema`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter
+
+from streams.dead_letters import Cause
+from streams.erasures import Erasure
+from streams.events import CATALOGUE_EVENT, EVENT
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
+
+
+def schemas() -> dict[str, bytes]:
+    """File name -> JSON Schema (draft 2020-12), keys sorted so that a change is a short diff."""
+    adapters: dict[str, TypeAdapter[Any]] = {
+        "event": EVENT,
+        "catalogue_event": CATALOGUE_EVENT,
+        "erasure": TypeAdapter(Erasure),
+        "dead_letter_header": TypeAdapter(Cause),
+    }
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    return {
+        f"{name}.schema.json": orjson.dumps(adapter.json_schema(), option=options)
+        for name, adapter in adapters.items()
+    }
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, body in schemas().items():
+        (FOLDER / name).write_bytes(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What a consume-process-produce loop is made of: its input, its rounds, its end.
+
+Knows polls, generations, epochs and threads. Does not know what a round does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from streams.bus import Bus, BusError, Record
+
+MAX_POLL = 20_000
+_LINGER_S = 0.01
+_LINGER_BELOW = 2_000
+_EPOCH_EVERY_S = 1.0
+_TURN_S = 0.1
+
+
+class Loop(Protocol):
+    def turn(self, timeout_s: float) -> int:
+        """Works off one poll, or returns 0 after `timeout_s`."""
+
+    def close(self) -> None: ...
+
+
+class Input:
+    """A topic as one member of a group reads it, with its epoch held to be the same."""
+
+    def __init__(self, bus: Bus, topic: str, group: str) -> None:
+        self._bus, self._topic = bus, topic
+        self.epoch = bus.epoch(topic)
+        self.consumer = bus.consumer([topic], group)
+        self.generation = -1
+        self._checked = time.monotonic()
+
+    def poll(self, timeout_s: float) -> list[Record]:
+        """One poll; a small one waits a little for more, so that messages are worth their cost.
+
+        Records that were read before partitions changed hands are dropped: whoever
+        owns them now reads them again.
+        """
+        records = self.consumer.poll(MAX_POLL, timeout_s)
+        before = self.consumer.generation()
+        if records and len(records) < _LINGER_BELOW:
+            time.sleep(_LINGER_S)
+            more = self.consumer.poll(MAX_POLL - len(records), 0.0)
+            records = records + more if self.consumer.generation() == before else more
+        self.generation = self.consumer.generation()
+        self._hold_epoch()
+        return records
+
+    def _hold_epoch(self) -> None:
+        if time.monotonic() - self._checked < _EPOCH_EVERY_S:
+            return
+        if (now := self._bus.epoch(self._topic)) != self.epoch:
+            raise BusError(
+                f"{self._topic!r} began again (epoch {self.epoch} -> {now}): start this process "
+                "again, it reads the new epoch from its beginning"
+            )
+        self._checked = time.monotonic()
+
+
+def run_loops(factories: Mapping[str, Callable[[], Loop]], stop: threading.Event) -> None:
+    """Runs each loop in a thread of its own until `stop`; the first failure ends them all.
+
+    Raises what the first failed loop raised.
+    """
+    failures: list[BaseException] = []
+
+    def work(make: Callable[[], Loop]) -> None:
+        try:
+            loop = make()
+            try:
+                while not stop.is_set():
+                    loop.turn(_TURN_S)
+            finally:
+                loop.close()
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+
+    threads = [
+        threading.Thread(target=work, args=(make,), name=name) for name, make in factories.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,323 @@
+"""The door as a whole: behaviour in, sequenced events and dead letters out, on real brokers."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+
+from deploy.parts import process
+from deploy.parts.tansu import Tansu
+from streams import batcher, dead_letters
+from streams.admission import REPLAY_HEADER, AdmissionLimits
+from streams.batcher import Batcher
+from streams.bus import Bus, Outgoing, Record
+from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS, ManualClock
+from streams.erasures import erasure_message
+from streams.kafka_bus import KafkaBus
+from streams.memory_bus import MemoryBus
+from streams.schema import from_ipc
+from streams.sequencer import Sequencer
+from streams.topics import (
+    BEHAVIOUR,
+    BEHAVIOUR_DEAD,
+    ENTITY_TOPIC,
+    EVENTS_BY_USER,
+    partition_of,
+    topic_specs,
+)
+
+NOW = 1_750_000_000_000
+PARTITIONS = 2
+
+
+@dataclass
+class Mill:
+    """A bus with all topics, and the two loops of the door, run by hand."""
+
+    bus: Bus
+    transactional: bool
+    clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
+    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
+    group: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        self.begin = {t: self.bus.ends(t) for t in (*ENTITY_TOPIC.values(), BEHAVIOUR_DEAD)}
+        self.producer = self.bus.producer()
+        # A group of its own begins where this test begins, whatever the topics hold already.
+        self.run_until_quiet()
+        self.begin = {t: self.bus.ends(t) for t in self.begin}
+
+    def loops(self) -> tuple[Batcher, Sequencer]:
+        options = (self.bus, self.clock, self.limits, self.transactional, self.group)
+        return Batcher(*options), Sequencer(*options)
+
+    def send(self, *values: bytes | None, **place: Any) -> None:
+        self.producer.send([Outgoing(BEHAVIOUR, value, **place) for value in values])
+
+    def run_until_quiet(self) -> None:
+        """Both loops as new processes, until neither finds anything more."""
+        for loop in self.loops():
+            wait_s = 0.01 if isinstance(self.bus, MemoryBus) else 0.4
+            idle = 0
+            while idle < 2:
+                worked = loop.turn(wait_s)
+                joined = loop._input.consumer.generation() > 0
+                idle = 0 if worked or not joined else idle + 1
+            loop.close()
+
+    def records(self, topic: str) -> list[Record]:
+        return [
+            record
+            for partition, (_, stop) in self.bus.ends(topic).items()
+            for record in self.bus.scan(topic, partition, self.begin[topic][partition][1], stop)
+        ]
+
+    def rows(self, topic: str = EVENTS_BY_USER) -> pl.DataFrame:
+        frames = [
+            pl.DataFrame(from_ipc(record.value or b"")).with_columns(at=record.partition)
+            for record in self.records(topic)
+        ]
+        return pl.concat(frames) if frames else pl.DataFrame(schema=["event_id", "duplicate"])
+
+    def causes(self) -> list[str]:
+        letters = [dead_letters.read_letter(r) for r in self.records(BEHAVIOUR_DEAD)]
+        return sorted(letter.cause.cause for letter in letters)
+
+    def counted(self) -> list[str]:
+        rows = self.rows()
+        return sorted(rows.filter(~pl.col("duplicate"))["event_id"]) if len(rows) else []
+
+
+@pytest.fixture(params=["memory", "embedded", "kafka_broker"])
+def mill(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mill]:
+    if request.param == "memory":
+        yield _mill(MemoryBus(), True)
+    elif request.param == "kafka_broker":
+        yield _mill(KafkaBus(request.getfixturevalue("kafka_broker")), True)
+    else:
+        child = process.start(Tansu(tmp_path, name="own"), 30.0)
+        servers = child.part.bootstrap_servers
+        yield _mill(KafkaBus(servers, session_timeout_ms=1_000), False)
+        child.stop()
+
+
+def _mill(bus: Bus, transactional: bool) -> Mill:
+    bus.ensure_topics(topic_specs(PARTITIONS))
+    return Mill(bus, transactional)
+
+
+def event(event_id: str, user: str = "u1", **fields: Any) -> bytes:
+    body = {"kind": "play", "video_id": "v1", "event_time_ms": NOW, **fields}
+    return orjson.dumps({"event_id": event_id, "user_id": user, **body})
+
+
+BAD: dict[str, tuple[bytes | None, str]] = {
+    "undecodable bytes": (b'{"event_id": "\xff\xfe"}', "undecodable"),
+    "null value": (None, "null_value"),
+    "no JSON": (b'{"event_id": ', "not_json"),
+    "two objects": (event("x") + event("y"), "not_json"),
+    "no object": (b"[1, 2]", "not_an_object"),
+    "string time": (event("x", event_time_ms=str(NOW)), "wrong_type"),
+    "float time": (event("x", event_time_ms=NOW + 0.5), "wrong_type"),
+    "seconds": (event("x", event_time_ms=NOW // 1000), "out_of_bounds"),
+    "microseconds": (event("x", event_time_ms=NOW * 1000), "out_of_bounds"),
+    "number as an id": (event("x", video_id=7), "wrong_type"),
+    "unknown kind": (event("x", kind="wink"), "unknown_kind"),
+    "missing kind": (b'{"event_id": "x"}', "missing_field"),
+    "missing field": (event("x", kind="query_click"), "missing_field"),
+    "future": (event("x", event_time_ms=NOW + HOUR_MS), "future"),
+    "ancient": (event("x", event_time_ms=NOW - 401 * DAY_MS), "ancient"),
+    "a megabyte": (event("x", query="q" * 990_000), "too_large"),
+    "a huge id": (event("i" * 64_000), "out_of_bounds"),
+    "lone surrogate": (event("x").replace(b'"v1"', b'"\\ud800"'), "not_json"),
+    "NUL": (event("x").replace(b'"v1"', b'"v\\u0000"'), "out_of_bounds"),
+}
+
+
+def test_each_bad_message_is_a_letter_and_the_good_ones_beside_it_arrive(mill: Mill) -> None:
+    expected = []
+    for place, (value, _) in enumerate(BAD.values()):
+        mill.send(event(f"a{place}"), value, event(f"b{place}"), partition=0)
+        expected += [f"a{place}", f"b{place}"]
+    mill.run_until_quiet()
+    assert mill.counted() == sorted(expected)
+    assert mill.causes() == sorted(cause for _, cause in BAD.values())
+    for record in mill.records(BEHAVIOUR_DEAD):
+        assert dead_letters.read_letter(record).cause.topic == BEHAVIOUR
+
+
+def test_rows_lie_in_their_entitys_partition_and_in_order(mill: Mill) -> None:
+    ids = [f"e{i:04d}" for i in range(500)]
+    values = [event(e, f"u{i % 17}", video_id=f"v{i % 13}") for i, e in enumerate(ids)]
+    mill.send(*values, partition=1)
+    mill.run_until_quiet()
+    for topic, key in ((EVENTS_BY_USER, "user_id"), (ENTITY_TOPIC["video"], "video_id")):
+        rows = mill.rows(topic)
+        assert sorted(rows["event_id"]) == ids
+        assert [partition_of(i, PARTITIONS) for i in rows[key]] == rows["at"].to_list()
+    per_user = mill.rows().group_by("user_id", maintain_order=True).agg("event_id")["event_id"]
+    assert all(ids.to_list() == sorted(ids) for ids in per_user)
+
+
+def test_a_duplicate_counts_once_in_every_topic_also_after_a_restart(mill: Mill) -> None:
+    mill.send(event("e1"), event("e2"), event("e1"))
+    mill.send(event("e1", "u2"))
+    mill.run_until_quiet()
+    mill.send(event("e2"), event("e3"))
+    mill.run_until_quiet()
+    rows = mill.rows()
+    assert len(rows) == 6
+    assert rows.filter("duplicate")["event_id"].sort().to_list() == ["e1", "e2"]
+    assert mill.rows(ENTITY_TOPIC["video"])["event_id"].sort().to_list() == ["e1", "e1", "e2", "e3"]
+
+
+def test_the_horizon_ends_a_duplicates_memory(mill: Mill) -> None:
+    mill.send(event("e1"))
+    mill.run_until_quiet()
+    mill.clock.advance(mill.limits.duplicate_horizon_ms + 1)
+    mill.send(event("e1"))
+    mill.run_until_quiet()
+    assert mill.counted() == ["e1", "e1"]
+
+
+def test_an_erased_user_does_not_come_back_but_may_return(mill: Mill) -> None:
+    mill.bus.producer().send([erasure_message("gone", NOW - MINUTE_MS)])
+    before, after = NOW - HOUR_MS, NOW
+    mill.send(event("e1", "gone", event_time_ms=before), event("e2", event_time_ms=before))
+    mill.send(event("e3", "gone", event_time_ms=after))
+    mill.run_until_quiet()
+    assert (mill.counted(), mill.causes()) == (["e2", "e3"], ["erased"])
+
+
+def test_late_is_marked_and_history_is_not_late(mill: Mill) -> None:
+    old = NOW - 2 * HOUR_MS
+    history = {REPLAY_HEADER: b"1"}
+    mill.send(event("late", event_time_ms=old), event("punctual"))
+    mill.send(event("history", event_time_ms=old - 900 * DAY_MS), headers=history)
+    mill.send(event("ahead", event_time_ms=NOW + HOUR_MS), headers=history)
+    mill.run_until_quiet()
+    rows = {row["event_id"]: row for row in mill.rows().to_dicts()}
+    assert {e: row["late"] for e, row in rows.items()} == {
+        "late": True,
+        "punctual": False,
+        "history": False,
+    }
+    assert rows["history"]["ingested_at_ms"] == old - 900 * DAY_MS
+    assert rows["late"]["ingested_at_ms"] == NOW
+    assert mill.causes() == ["future"]
+
+
+def test_garbage_on_one_partition_does_not_stall_the_other(mill: Mill) -> None:
+    mill.send(*[b"\x00\xffgarbage"] * 3_000, partition=0)
+    good = [f"e{i:04d}" for i in range(300)]
+    mill.send(*[event(e) for e in good], partition=1)
+    mill.run_until_quiet()
+    assert mill.counted() == good
+    assert len(mill.causes()) == 3_000
+
+
+def test_a_trace_passes_through_beside_its_row(mill: Mill) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    mill.send(event("e1"), event("e2", "u2"))
+    mill.send(event("e3", "u3"), headers={"traceparent": trace.encode()})
+    mill.run_until_quiet()
+    for topic in (EVENTS_BY_USER, ENTITY_TOPIC["video"]):
+        traced = []
+        for record in mill.records(topic):
+            ids = from_ipc(record.value or b"")["event_id"].to_pylist()
+            marks = orjson.loads(record.header("traceparents") or b"[]")
+            traced += [(ids[row], text) for row, text in marks]
+        assert traced == [("e3", trace)]
+
+
+def test_a_loop_killed_before_its_commit_writes_nothing_twice(mill: Mill) -> None:
+    mill.send(*[event(f"e{i:02d}", f"u{i}", video_id=f"v{i}") for i in range(40)], b"bad")
+    for loop in mill.loops():
+        _die_before_commit(loop, mill.transactional)
+    mill.run_until_quiet()
+    assert mill.counted() == [f"e{i:02d}" for i in range(40)]
+    assert len(mill.rows()) == 40
+    assert len(mill.rows(ENTITY_TOPIC["video"])) == 40
+    assert mill.causes() == ["not_json"]
+
+
+class _Killed(Exception):
+    pass
+
+
+def _die_before_commit(loop: Any, transactional: bool) -> None:
+    """Ends a loop as a kill would: what it wrote stays, its offsets do not move."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise _Killed
+
+    if transactional:
+        loop._producer.send = killed  # a transaction that never committed leaves nothing
+    else:
+        loop._input.consumer.commit = killed
+    with contextlib.suppress(_Killed):
+        for _ in range(10):
+            loop.turn(0.4)
+    loop.close()
+
+
+def test_mended_letters_are_sent_again(mill: Mill) -> None:
+    mill.send(event("x", kind="plya"), event("e1"), key=b"k", headers={"h": b"1"})
+    mill.run_until_quiet()
+
+    def mend(dead: dead_letters.DeadLetter) -> bytes | None:
+        value = dead.record.value or b""
+        return value.replace(b"plya", b"play") if b"plya" in value else None
+
+    done = dead_letters.replay(mill.bus, mend)
+    mill.run_until_quiet()
+    assert done.sent >= 1
+    assert mill.counted() == ["e1", "x"]
+
+
+def test_run_ends_when_told_and_raises_what_broke_it() -> None:
+    bus = MemoryBus()
+    mill = _mill(bus, True)
+    stop = threading.Event()
+    thread = _in_thread(lambda: batcher.run(bus, clock=mill.clock, limits=mill.limits, stop=stop))
+    mill.send(event("e1"))
+    deadline = time.monotonic() + 20
+    while not mill.counted() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stop.set()
+    assert thread() is None
+    assert mill.counted() == ["e1"]
+    broken = _in_thread(
+        lambda: batcher.run(MemoryBus(), clock=mill.clock, limits=mill.limits, stop=stop)
+    )
+    assert "ensure_topics" in str(broken())
+
+
+def _in_thread(work: Callable[[], None]) -> Callable[[], BaseException | None]:
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+
+    def result() -> BaseException | None:
+        thread.join(20)
+        assert not thread.is_alive()
+        return failures[0] if failures else None
+
+    return result
