@@ -134,7 +134,7 @@ class Promoter:
 
 def announcement(manifest: Manifest) -> Outgoing:
     """The release as a message on `models.published`."""
-    body = json.dumps(asdict(manifest), default=float).encode()
+    body = json.dumps(asdict(manifest)).encode()
     return Outgoing(MODELS_PUBLISHED, body, key=manifest.release_id.encode())
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import polars as pl
 
 from models.signature import Signature
+
+if TYPE_CHECKING:
+    import polars as pl  # not at run time: Triton's backend reads this module
 
 Progress = Callable[[float, str], None]
 """Called with the share done in [0, 1] and what is being done."""

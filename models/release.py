@@ -143,7 +143,7 @@ class ReleaseStore:
         current = self._state().current
         manifest = Manifest(f"r{number:04d}", dict(models), created_ms, current, gate)
         _write(folder / f"{manifest.release_id}.json", asdict(manifest))
-        return manifest
+        return self.manifest(manifest.release_id)
 
     def manifest(self, release_id: str) -> Manifest:
         path = self.folder / "manifests" / f"{release_id}.json"
@@ -258,5 +258,16 @@ def _write(path: Path, value: object) -> None:
     """A reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    partial.write_text(json.dumps(value, indent=2, default=float))
+    partial.write_text(json.dumps(_plain(value), indent=2, allow_nan=False))
     os.replace(partial, path)
+
+
+def _plain(value: object) -> object:
+    """The value as JSON knows it; a float that is not finite (nothing could be told) is null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

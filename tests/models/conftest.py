@@ -221,3 +221,15 @@ def replayed_log() -> TrainingLog:
     assert isinstance(outcome, pl.DataFrame)
     newest = past.frame["event_time_ms"].to_list()[-1]
     return TrainingLog(past.frame, past.items_frame, outcome, newest + 1)
+
+
+@pytest.fixture(scope="session")
+def poisoned_log(small_log: TrainingLog) -> TrainingLog:
+    """The log whose earlier slates lie: what was passed over is said to be played."""
+    from models.alignment.ranker import RankerUpdate
+    from models.ranking.examples import impression_examples
+
+    times = impression_examples(small_log, count=10_000).time_ms
+    lie = pl.col("served_at_ms") < int(np.quantile(times, RankerUpdate().train_share))
+    play = pl.when(lie).then(~pl.col("play")).otherwise(pl.col("play"))
+    return replace(small_log, feedback=small_log.feedback.with_columns(play=play))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
@@ -26,20 +25,6 @@ from models.alignment.ranker import RankerUpdate
 from models.promotion import quiet
 from models.ranking.examples import impression_examples
 from models.recipe import NotEnoughData, TrainingLog
-
-
-def poisoned(log: TrainingLog, until_ms: int) -> TrainingLog:
-    """The log whose earlier slates lie: what was passed over is said to be played."""
-    lie = pl.col("served_at_ms") < until_ms
-    play = pl.when(lie).then(~pl.col("play")).otherwise(pl.col("play"))
-    return replace(log, feedback=log.feedback.with_columns(play=play))
-
-
-@pytest.fixture(scope="session")
-def cut_ms(small_log: TrainingLog) -> int:
-    """Where the update parts earlier slates from later ones."""
-    times = impression_examples(small_log, count=10_000).time_ms
-    return int(np.quantile(times, RankerUpdate().train_share))
 
 
 def test_a_slate_comes_back_as_it_was_shown(small_log: TrainingLog) -> None:
@@ -82,10 +67,9 @@ def test_honest_feedback_makes_a_challenger_that_passes(
 
 
 def test_poisoned_feedback_makes_a_challenger_that_is_refused(
-    small_log: TrainingLog, trained: Path, tmp_path: Path, cut_ms: int
+    poisoned_log: TrainingLog, trained: Path, tmp_path: Path
 ) -> None:
-    lies = poisoned(small_log, cut_ms)
-    verdict = RankerUpdate().challenge(trained, lies, tmp_path, seed=0, progress=quiet)
+    verdict = RankerUpdate().challenge(trained, poisoned_log, tmp_path, seed=0, progress=quiet)
     assert not verdict.promoted
     assert any("GAUC" in reason for reason in verdict.reasons)
 

@@ -1,0 +1,74 @@
+"""Laws of `tidemill models`: from an empty home it says what to do, then does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deploy.cli.models import app
+from models.release import Bundle, ReleaseStore
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TIDEMILL_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(home: Path) -> Run:  # noqa: ARG001 - the command reads the home that it sets
+    def invoke(*argv: str) -> tuple[int, str]:
+        found = CliRunner().invoke(app, list(argv), env={"COLUMNS": "200"})
+        return found.exit_code, " ".join(found.output.split())
+
+    return invoke
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "export", "promote", "update", "rollback", "status"]
+)
+def test_every_command_shows_an_example(run: Run, command: str) -> None:
+    code, said = run(command, "--help")
+    assert code == 0
+    assert f"Example: tidemill models {command}" in said
+
+
+def test_an_empty_log_says_what_is_missing(run: Run) -> None:
+    code, said = run("train", "ranker")
+    assert code == 1
+    assert "actions: 0 of 200" in said
+
+
+def test_nothing_trained_names_the_command(run: Run) -> None:
+    code, said = run("promote")
+    assert code == 1
+    assert "tidemill models train" in said
+
+
+def test_an_unknown_model_is_refused_by_name(run: Run) -> None:
+    code, said = run("train", "oracle")
+    assert code == 2
+    assert "oracle is not one of ranker" in said
+
+
+def test_promote_status_rollback_and_export(
+    run: Run, home: Path, trained: Path, reseal: Callable[[ReleaseStore, Path], Bundle]
+) -> None:
+    store = ReleaseStore(home / "releases")
+    reseal(store, trained)
+    reseal(store, trained)
+    assert run("promote", "ranker=1")[0] == 0
+    assert "r0002 is live: ranker 2" in run("promote")[1]
+    assert "r0001 is live" in run("rollback", "--reason", "a test")[1]
+    assert "r0002" in run("status")[1]
+    assert json.loads((home / "releases/quarantine.json").read_text())[0]["reason"] == "a test"
+    assert run("export", "ranker", "--to", "out")[0] == 0
+    assert Path("out/ranker/2/bundle/ranker.onnx").is_file()
+    assert "max_batch_size: 0" in Path("out/ranker/config.pbtxt").read_text()
