@@ -48,6 +48,30 @@ class Connection:
                 "Look at `tidemill status`, or set TIDEMILL_STORE__ADDRESS."
             ) from error
 
+    def hget_many(self, places: Sequence[tuple[bytes, bytes]]) -> list[bytes | None]:
+        """One HGET per (key, field), sent together; replies in the same order.
+
+        Packs the commands itself: redis-py's pipeline takes three times as long for 500.
+        """
+        packed = b"".join([_hget(key, field) for key, field in places])
+        with self.failures():
+            try:
+                return self._replies(packed, len(places))
+            except redis.exceptions.ConnectionError:
+                return self._replies(packed, len(places))  # the pooled connection had died
+
+    def _replies(self, packed: bytes, count: int) -> list[bytes | None]:
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command([packed])
+            return [connection.read_response() for _ in range(count)]
+        except BaseException:
+            connection.disconnect()  # unread replies must not answer the next command
+            raise
+        finally:
+            pool.release(connection)
+
     def ping(self) -> bool:
         try:
             with self.failures():
@@ -75,3 +99,7 @@ class Script:
         if not self._sha:
             self._sha = self._connection.client.script_load(self._source)
         return self._sha
+
+
+def _hget(key: bytes, field: bytes) -> bytes:
+    return b"*3\r\n$4\r\nHGET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(field), field)

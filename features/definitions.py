@@ -13,7 +13,6 @@ one hour under windows of up to a week, one day above.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -137,16 +136,21 @@ class EntityDefinition:
         parts += [f"{c!r}" for c in (*self.counters, *self.lists)]
         return xxhash.xxh32_intdigest("|".join(parts).encode())
 
-    def windows(self) -> Iterator[tuple[Window, list[tuple[int, str]]]]:
+    @cached_property
+    def windows(self) -> tuple[tuple[Window, tuple[tuple[int, str], ...]], ...]:
         """Each window in use, with (counter's place, column) of those that declare it."""
-        for window in WINDOWS:
-            columns = [
-                (slot, counter.column(window))
-                for slot, counter in enumerate(self.counters)
-                if window in counter.windows
-            ]
-            if columns:
-                yield window, columns
+        found = (
+            (
+                window,
+                tuple(
+                    (slot, counter.column(window))
+                    for slot, counter in enumerate(self.counters)
+                    if window in counter.windows
+                ),
+            )
+            for window in WINDOWS
+        )
+        return tuple((window, columns) for window, columns in found if columns)
 
 
 ENGAGED_KINDS = ("play", "long_view", "like", "share", "follow", "cart", "order")
@@ -184,7 +188,7 @@ VIDEO = EntityDefinition(
     ),
     lists=(LastN("clicked_query", "query", ("query_click",), 50),),
     ttl_ms=ROW_TTL_MS,
-    recent=128,
+    recent=64,
 )
 
 AUTHOR = EntityDefinition(
@@ -193,7 +197,7 @@ AUTHOR = EntityDefinition(
     counters=_counts("play", "long_view", "like", "follow", "order"),
     lists=(),
     ttl_ms=ROW_TTL_MS,
-    recent=128,
+    recent=64,
 )
 
 QUERY = EntityDefinition(
@@ -202,7 +206,7 @@ QUERY = EntityDefinition(
     counters=_counts("query_shown", "query_click", "search"),
     lists=(),
     ttl_ms=ROW_TTL_MS,
-    recent=128,
+    recent=64,
 )
 
 DEFINITIONS: MappingProxyType[EntityName, EntityDefinition] = MappingProxyType(

@@ -48,11 +48,6 @@ from streams.bus import Stamp
 ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
 SCRIPT_ROWS = 256  # rows per script call: bounds how long the server is busy with one
 
-_READ = """
-local rows = {}
-for i = 2, #KEYS do rows[i - 1] = redis.call('HGET', KEYS[i], ARGV[1]) end
-return {redis.call('HGET', KEYS[1], 'generation'), rows}
-"""
 _SWAP = f"""
 local generation = redis.call('HGET', KEYS[1], 'generation')
 if generation ~= ARGV[1] then return {{-1}} end
@@ -91,7 +86,6 @@ class FeastFeatureStore:
         self.connection = Connection(address, db, timeout_s)
         self._formats = {name: RowFormat(d, project) for name, d in DEFINITIONS.items()}
         self._meta = f"tidemill:{project}".encode()
-        self._read_script = Script(self.connection, _READ)
         self._swap_script = Script(self.connection, _SWAP)
         self._cache = RowCache(cached_rows)
         self._generation = 0
@@ -261,8 +255,8 @@ class FeastFeatureStore:
         self, entity: EntityName, ids: Sequence[str]
     ) -> tuple[list[bytes | None], int | None]:
         layout = self._formats[entity]
-        keys = [self._meta, *map(layout.key, ids)]
-        generation, values = self._read_script(keys, [layout.row_field])
+        places = [(layout.key(entity_id), layout.row_field) for entity_id in ids]
+        generation, *values = self.connection.hget_many([(self._meta, b"generation"), *places])
         return [unwrap(v) for v in values], None if generation is None else int(generation)
 
     def _swap(

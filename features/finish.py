@@ -50,7 +50,7 @@ def _counts(definition: EntityDefinition, rows: Rows, now: np.ndarray) -> dict[s
     cell = rows.tile_row * slots + slot
     value = rows.tile["value"].astype(np.float64)  # exact below 2**53
     columns: dict[str, np.ndarray] = {}
-    for window, named in definition.windows():
+    for window, named in definition.windows:
         hit = _in_window(window, size, index, now[rows.tile_row])
         total = np.bincount(cell[hit], value[hit], minlength=n * slots).astype(np.int64)
         by_slot = np.ascontiguousarray(total.reshape(n, slots).T)

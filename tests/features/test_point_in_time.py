@@ -146,3 +146,13 @@ def test_nothing_asked_is_nothing_answered(event_table):
     event = {"kind": "like", "event_time_ms": T0, "video_id": "v"}
     asked = pl.DataFrame(schema={"user_id": pl.String, "time_ms": pl.Int64})
     assert len(features_as_of(pl.from_arrow(event_table([event])), asked, "user")) == 0
+
+
+def test_an_unmarked_repeat_counts_once_here_as_online(event_table):
+    events = [
+        {"kind": "like", "event_time_ms": T0 + i, "event_id": "same", "video_id": "v"}
+        for i in range(2)
+    ]
+    asked = pl.DataFrame({"user_id": ["u"], "time_ms": [T0 + 9]})
+    frame = features_as_of(pl.from_arrow(event_table(events)), asked, "user")
+    assert frame.columns["like_count_all"].tolist() == [1]
