@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import psutil
 
 from deploy.parts import kafka, tansu, triton, valkey
-from deploy.parts.cache import cache_dir
+from deploy.parts.cache import ROOT, cache_dir
 from deploy.parts.process import PartUnavailable
 
 NEEDED_DISK_GB = 3.0
@@ -70,9 +70,14 @@ def _disk() -> Finding:
 
 def _part(name: str, find: Callable[[], os.PathLike[str]], *, needed: bool) -> Finding:
     try:
-        return Finding(name, True, str(find()), needed)
+        return Finding(name, True, _short(find()), needed)
     except PartUnavailable as reason:
         return Finding(name, False, str(reason), needed)
+
+
+def _short(path: os.PathLike[str]) -> str:
+    """The path from the checkout on, where it lies in there."""
+    return os.fspath(path).removeprefix(f"{ROOT}{os.sep}")
 
 
 def _triton() -> Finding:
@@ -90,7 +95,11 @@ def _kafka() -> Finding:
     except PartUnavailable as reason:
         return Finding("Apache Kafka", False, str(reason))
     if any((cache_dir() / "kafka").glob("[0-9]*")):
-        return Finding("Apache Kafka", True, f"fetched; runs on {java} (TIDEMILL_BROKER=kafka)")
+        return Finding(
+            "Apache Kafka",
+            True,
+            f"fetched; choose it with TIDEMILL_BROKER=kafka (Java: {_short(java)})",
+        )
     if shutil.which("mvn"):
         return Finding("Apache Kafka", True, "Maven will fetch it at first use (43 MB)")
     return Finding("Apache Kafka", False, "no Maven to fetch it: apt-get install maven (optional)")

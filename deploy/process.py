@@ -74,11 +74,11 @@ class Process:
 
 def batcher(process: Process) -> int:
     """The one door: behaviour → admitted → in the user's order, and per entity."""
-    from streams import batcher
+    from streams.batcher import run
 
     bus = wiring.bus(process.settings, ensure_topics=True)
     process.ready()
-    batcher.run(
+    run(
         bus,
         clock=wiring.clock(process.settings.clock),
         limits=wiring.limits(process.settings),

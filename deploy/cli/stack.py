@@ -96,7 +96,7 @@ def doctor() -> None:
     findings = examine()
     for finding in findings:
         mark = "[green]✓[/]" if finding.ok else "[red]✗[/]" if finding.needed else "[yellow]–[/]"
-        table.add_row(Text.from_markup(mark), finding.name, Text(finding.text))
+        table.add_row(Text.from_markup(mark), finding.name, Text(finding.text, overflow="fold"))
     out.print(table)
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(1)
