@@ -9,9 +9,10 @@ import math
 from typing import Any
 
 from serving.catalogue import LiveCatalogue
-from serving.query import Candidate, Query, Slate
+from serving.query import Candidate, Query, Removal, Slate
 from streams.impression import Impression, sign
 
+_REPEATED = "duplicate"  # offered twice is still offered: told last, and not counted as left out
 _MAX_REMOVED = 200  # a reply explains; it is not the place for a whole catalogue
 
 
@@ -34,9 +35,9 @@ def to_reply(slate: Slate, key: bytes, catalogue: LiveCatalogue) -> dict[str, An
         "removed": [
             {"video_id": r.video_id, "stage": r.stage, "reason": r.reason}
             | ({"query": r.query} if r.query is not None else {})
-            for r in slate.removals[:_MAX_REMOVED]
+            for r in _telling(slate.removals)[:_MAX_REMOVED]
         ],
-        "removed_total": len(slate.removals),
+        "removed_total": sum(r.stage != _REPEATED for r in slate.removals),
         "candidates": slate.candidates_seen,
         "stage_ms": dict(slate.stage_ms),
     }
@@ -45,6 +46,11 @@ def to_reply(slate: Slate, key: bytes, catalogue: LiveCatalogue) -> dict[str, An
     if query.video_id is not None:
         reply["video_id"] = query.video_id
     return reply
+
+
+def _telling(removals: tuple[Removal, ...]) -> list[Removal]:
+    """Removals that took a video from the user first, repetitions after them."""
+    return sorted(removals, key=lambda removal: removal.stage == _REPEATED)
 
 
 def _item(query: Query, slot: int, candidate: Candidate, key: bytes) -> dict[str, Any]:
