@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import polars as pl
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from deploy.parts import process
 from deploy.parts.tansu import Tansu
@@ -51,11 +52,7 @@ class Mill:
     group: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
-        self.begin = {t: self.bus.ends(t) for t in (*ENTITY_TOPIC.values(), BEHAVIOUR_DEAD)}
         self.producer = self.bus.producer()
-        # A group of its own begins where this test begins, whatever the topics hold already.
-        self.run_until_quiet()
-        self.begin = {t: self.bus.ends(t) for t in self.begin}
 
     def loops(self) -> tuple[Batcher, Sequencer]:
         options = (self.bus, self.clock, self.limits, self.transactional, self.group)
@@ -78,8 +75,8 @@ class Mill:
     def records(self, topic: str) -> list[Record]:
         return [
             record
-            for partition, (_, stop) in self.bus.ends(topic).items()
-            for record in self.bus.scan(topic, partition, self.begin[topic][partition][1], stop)
+            for partition, (start, stop) in self.bus.ends(topic).items()
+            for record in self.bus.scan(topic, partition, start, stop)
         ]
 
     def rows(self, topic: str = EVENTS_BY_USER) -> pl.DataFrame:
@@ -103,12 +100,27 @@ def mill(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mill]:
     if request.param == "memory":
         yield _mill(MemoryBus(), True)
     elif request.param == "kafka_broker":
-        yield _mill(KafkaBus(request.getfixturevalue("kafka_broker")), True)
+        servers = request.getfixturevalue("kafka_broker")
+        _wipe(servers)
+        yield _mill(KafkaBus(servers), True)
+        _wipe(servers)
     else:
-        child = process.start(Tansu(tmp_path, name="own"), 30.0)
-        servers = child.part.bootstrap_servers
-        yield _mill(KafkaBus(servers, session_timeout_ms=1_000), False)
+        broker = Tansu(tmp_path, name="own")
+        child = process.start(broker, 30.0)
+        yield _mill(KafkaBus(broker.bootstrap_servers, session_timeout_ms=1_000), False)
         child.stop()
+
+
+def _wipe(servers: str) -> None:
+    """The session's broker without any stack's topics, as a new one would be."""
+    admin = AdminClient({"bootstrap.servers": servers})
+    names = {spec.name for spec in topic_specs(1)}
+    present = sorted(names & admin.list_topics(timeout=10).topics.keys())
+    if present:
+        for future in admin.delete_topics(present).values():
+            future.result(timeout=10)
+    while names & admin.list_topics(timeout=10).topics.keys():
+        time.sleep(0.1)
 
 
 def _mill(bus: Bus, transactional: bool) -> Mill:

@@ -1,0 +1,86 @@
+"""Contracts that outlive a release: tokens, clocks, hashes, golden bytes, exported schemas."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from streams import export_schemas
+from streams.clock import AcceleratedClock, ManualClock, WallClock
+from streams.events import KINDS
+from streams.impression import BadToken, Impression, sign, verify
+from streams.topics import entity_hash
+
+KEY = b"k" * 32
+IMPRESSION = Impression(
+    request_id="r1",
+    surface="feed",
+    user_id="u1",
+    video_id="v1",
+    slot=3,
+    propensity=0.25,
+    release="rel-1",
+    served_at_ms=1_750_000_000_000,
+)
+
+
+def test_a_signed_impression_comes_back_whole() -> None:
+    assert verify(sign(IMPRESSION, KEY), KEY) == IMPRESSION
+    assert IMPRESSION.impression_id == "r1:3"
+
+
+@pytest.mark.parametrize("spoilt", ["{}x", "A{}", "{}.x", "é.é", "a.b", "", "{}{}"])
+def test_a_spoiled_token_is_refused(spoilt: str) -> None:
+    token = sign(IMPRESSION, KEY)
+    with pytest.raises(BadToken):
+        verify(spoilt.format(token, token), KEY)
+
+
+def test_another_key_or_a_changed_body_is_refused() -> None:
+    token = sign(IMPRESSION, KEY)
+    with pytest.raises(BadToken):
+        verify(token, b"other")
+    forged = IMPRESSION.model_copy(update={"propensity": 0.01})
+    mixed = sign(forged, b"other").split(".")[0] + "." + token.split(".")[1]
+    with pytest.raises(BadToken):
+        verify(mixed, KEY)
+
+
+def test_a_signed_body_of_an_unknown_form_is_refused() -> None:
+    from streams import impression
+
+    body = b'{"slot": 1}'
+    mac = impression._mac(body, KEY)
+    token = ".".join(base64.urlsafe_b64encode(p).rstrip(b"=").decode() for p in (body, mac))
+    with pytest.raises(BadToken, match="unknown form"):
+        verify(token, KEY)
+
+
+def test_an_accelerated_clock_runs_from_its_origin() -> None:
+    wall = WallClock().now_ms()
+    clock = AcceleratedClock(origin_wall_ms=wall - 1_000, origin_ms=5_000, rate=60.0)
+    assert 65_000 <= clock.now_ms() < 65_000 + 60 * 60_000
+    same = AcceleratedClock(origin_wall_ms=wall - 1_000, origin_ms=5_000, rate=60.0)
+    assert same == clock
+
+
+def test_a_manual_clock_moves_only_when_told() -> None:
+    clock = ManualClock(5)
+    clock.advance(7)
+    assert (clock.now_ms(), clock.now_ms()) == (12, 12)
+
+
+def test_hashes_and_kind_codes_are_what_stored_data_holds() -> None:
+    assert {i: entity_hash(i) for i in ("", "u1", "用户")} == {
+        "": 3244421341483603138,
+        "u1": 11367126444297510385,
+        "用户": 16767568252231778415,
+    }
+    assert KINDS[:4] == ("shown", "skip", "play", "long_view")
+
+
+def test_exported_schemas_are_current() -> None:
+    for name, body in export_schemas.schemas().items():
+        stored = (export_schemas.FOLDER / name).read_bytes()
+        assert stored == body, "run: python -m streams.export_schemas"
