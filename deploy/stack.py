@@ -117,7 +117,7 @@ class Stack:
                 triton.server_dir(self._step)
                 triton.overlay_python(self._step)
         if self.settings.broker.kind == "kafka":
-            self._step("fetching Apache Kafka (the first time only)")
+            self._step("looking for Apache Kafka (fetched the first time)")
             kafka.jars()
 
     def _servers(self) -> list[Service]:
