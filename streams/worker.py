@@ -287,7 +287,8 @@ def run_worker(
     beside each other. `ready` is called when partitions have been assigned. In the main
     thread SIGTERM and SIGINT end the worker like `stop`. Workers of one `name` share the
     partitions; a distinct, lasting `instance_id` each spares a rebalance on restart. The
-    embedded broker answers a join after half of `session_timeout_s`.
+    embedded broker answers a join after half of `session_timeout_s` and makes a static
+    member wait 6 s: there, give 2 s and no `instance_id`.
 
     Returns an `Exit`; after any other than STOPPED the caller starts a new process.
     """

@@ -39,7 +39,7 @@ def main() -> int:
         ready=lambda: (directory / "ready").write_text(str(time.time())) and None,
         patience=Patience(handler_s=1.5, topics_s=20.0),
         session_timeout_s=float(session_timeout),
-        instance_id=f"{name}-1",
+        instance_id=f"{name}-1" if float(session_timeout) >= 6 else None,
     )
 
 
