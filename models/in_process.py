@@ -37,6 +37,8 @@ class InProcessClient:
         timeout_s: float = 1.0,  # noqa: ARG002 - the contract's; see the module's docstring
         headers: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> dict[str, np.ndarray]:
+        if version not in (None, *self._runtimes.get(model, {})) and version in self._unread(model):
+            self.load(model)  # another process promoted it: there is no server to be told
         loaded = self._runtimes.get(model, {})
         wanted = max(loaded, default=None) if version is None else version
         runtime = loaded.get(wanted) if wanted is not None else None
@@ -65,6 +67,9 @@ class InProcessClient:
 
     def healthy(self) -> bool:
         return True
+
+    def _unread(self, model: str) -> set[int]:
+        return set(self._repository.versions(model)) - set(self._runtimes.get(model, {}))
 
     def _runtime(self, model: str, version: int) -> Runtime:
         bundle = read_bundle(self._repository.bundle_folder(model, version))

@@ -222,6 +222,17 @@ def test_the_wire_brings_tensors_back_bit_for_bit(stack: Stack) -> None:
     assert came_back(sent, stack.client.infer("echo", sent, timeout_s=10))
 
 
+def test_a_release_of_another_process_is_found_without_a_server(
+    store: ReleaseStore, tmp_path: Path
+) -> None:
+    folder = tmp_path / "repository"
+    asking = InProcessClient(folder)
+    with pytest.raises(ModelUnavailable):
+        asking.infer("ranker", canary(2), version=1)
+    Stack(store, ModelRepository(folder), InProcessClient(folder)).go_live(1)
+    assert asking.infer("ranker", canary(2), version=1)["score"].shape == (2,)
+
+
 def test_a_changed_bundle_is_refused(store: ReleaseStore) -> None:
     path = store.bundle("ranker", 1).path / "vocabulary.npz"
     path.write_bytes(path.read_bytes() + b"x")

@@ -1,0 +1,65 @@
+"""Laws of training data: read from the log as it lies, and never newer than its moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from models.datasets import features_at, load_training_log, log_until, split_time_ms
+from models.recipe import NotEnoughData, TrainingLog
+from streams.bus import Stamp
+from streams.catalogue import CatalogueLog
+from streams.delivery import Delivery
+from streams.events import KIND_CODE, CatalogueItem, ItemAdded
+from streams.log import EventLog
+from streams.schema import EVENT_SCHEMA, conform
+from streams.topics import EVENTS_BY_USER
+
+
+def delivery(events: pl.DataFrame) -> Delivery:
+    codes = pl.col("kind").replace_strict(KIND_CODE, return_dtype=pl.UInt8)
+    table = conform(pa.table(events.with_columns(codes).to_arrow()), EVENT_SCHEMA)
+    return Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), table)
+
+
+def test_the_log_on_disk_becomes_training_data(before_slates: TrainingLog, tmp_path: Path) -> None:
+    EventLog(tmp_path / "log").append(delivery(before_slates.events))
+    item = CatalogueItem(video_id="v1", title="Film", genres=("Drama",))
+    added = ItemAdded(event_id="c1", event_time_ms=1, item=item)
+    CatalogueLog(tmp_path / "log").append([added])
+    middle = split_time_ms(before_slates, 0.5)
+    found = load_training_log(tmp_path / "log", tmp_path / "feedback", middle)
+    expected = before_slates.events.filter(pl.col("event_time_ms") < middle)
+    assert found.events["event_id"].to_list() == expected["event_id"].to_list()
+    assert found.events["kind"].to_list() == expected["kind"].to_list()
+    assert found.items["video_id"].to_list() == ["v1"]
+    assert found.feedback.is_empty()
+
+
+def test_nothing_newer_than_its_moment_gets_through(small_log: TrainingLog) -> None:
+    cut = split_time_ms(small_log, 0.8)
+    earlier = log_until(small_log, cut)
+    assert 0 < earlier.events.height < small_log.events.height
+    assert earlier.events["ingested_at_ms"].to_numpy().max() < cut
+    assert earlier.feedback["matured_at_ms"].to_numpy().max() < cut
+
+
+def test_features_of_a_row_do_not_change_when_the_future_is_cut_off(
+    small_log: TrainingLog,
+) -> None:
+    cut = split_time_ms(small_log, 0.6)
+    ids, times = ["u1", "u2", "nobody"], np.array([cut - 1] * 3)
+    whole = features_at(small_log, "user", ids, times)
+    earlier = features_at(log_until(small_log, cut), "user", ids, times)
+    for name, column in whole.columns.items():
+        assert column.tolist() == earlier.columns[name].tolist(), name
+
+
+def test_an_empty_log_cannot_be_split(small_log: TrainingLog) -> None:
+    empty = TrainingLog(small_log.events.clear(), small_log.items, small_log.feedback, 1)
+    with pytest.raises(NotEnoughData, match="no events"):
+        split_time_ms(empty)
