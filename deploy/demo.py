@@ -184,10 +184,10 @@ class Demo:
                 if line.model in tasks:
                     text = f"{what} {line.model}: {line.what}"[:60]
                     bars.update(tasks[line.model], completed=line.share, description=text)
-                if self._left_s() <= 0:
-                    raise _TimeIsUp
 
-            status = learn(stack.settings.home, what, tell, _learning_log(stack.settings))
+            log = _learning_log(stack.settings)
+            status = learn(stack.settings.home, what, tell, log, max(0.0, self._left_s()))
+        self._wait(0.0)
         return last if status == 0 else None
 
     def _bars(self) -> Progress:

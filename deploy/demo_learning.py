@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,13 +44,18 @@ class Line:
     release: str = ""
 
 
-def learn(home: Path, what: str, tell: Callable[[Line], None], log: Path) -> int:
-    """Runs the child, hands on its lines, returns its exit status; its errors go to `log`."""
+def learn(home: Path, what: str, tell: Callable[[Line], None], log: Path, within_s: float) -> int:
+    """Runs the child, hands on its lines, returns its exit status; its errors go to `log`.
+
+    It is ended after `within_s`; the status is then negative.
+    """
     command = [sys.executable, "-m", "deploy.demo_learning", str(home), what]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+        alarm = threading.Timer(min(within_s, threading.TIMEOUT_MAX), child.kill)
+        alarm.start()
         try:
             assert child.stdout is not None
             for raw in child.stdout:
@@ -57,6 +63,7 @@ def learn(home: Path, what: str, tell: Callable[[Line], None], log: Path) -> int
                     tell(Line(**json.loads(raw)))
             return child.wait()
         finally:
+            alarm.cancel()
             child.kill()
             child.wait()
 

@@ -135,11 +135,8 @@ class Crowd:
             phase = self._tally.phase
             at_random = bool(rng.random() < rules.crowd.random_slates)
             reply = await self._ask(http, "feed", user, self._feed_body(at_random, rng))
-            visit = await self._live_through(http, user, reply, rng)
-            if not at_random:
-                counts = [len(visit.slots(kind)) for kind in ("shown", "play", "order")]
-                user_id = self._truth.people.user_ids[user]
-                self._tally.watched(phase, reply["release"], user_id, counts)
+            counted = None if at_random else (phase, str(reply["release"]))
+            visit = await self._live_through(http, user, reply, rng, counted)
             gained.append(visit.utility)
             if not reactions.goes_on(self._truth, visit, rng):
                 break
@@ -153,7 +150,12 @@ class Crowd:
         return {"k": k, "candidates": [self._truth.data.films[film].video_id for film in films]}
 
     async def _live_through(
-        self, http: httpx.AsyncClient, user: int, reply: Mapping[str, Any], rng: np.random.Generator
+        self,
+        http: httpx.AsyncClient,
+        user: int,
+        reply: Mapping[str, Any],
+        rng: np.random.Generator,
+        counted: tuple[str, str] | None = None,
     ) -> Visit:
         """Watches a slate for as long as it takes on the stack's clock, then reports it."""
         began_ms = self._clock.now_ms()
@@ -171,6 +173,9 @@ class Crowd:
         )
         await asyncio.sleep(visit.lasted_ms / self._clock_rate / 1000)
         await self._report(http, list(self._events(user, reply, shown, visit, began_ms)))
+        if counted is not None:
+            counts = [len(visit.slots(kind)) for kind in ("shown", "play", "order")]
+            self._tally.watched(*counted, self._truth.people.user_ids[user], counts)
         slot = reactions.asks_under(self._truth, user, visit, rng)
         if slot is not None:
             await self._ask_under(http, user, films[slot], rng)

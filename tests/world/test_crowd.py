@@ -1,0 +1,182 @@
+"""Laws of the crowd over HTTP: it speaks the contract, keeps its pace, labels itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from deploy.world.config import WorldConfig
+from deploy.world.crowd import Crowd, Pace
+from deploy.world.history import History
+from deploy.world.movielens import MovieLens
+from deploy.world.queries import legal
+from deploy.world.tally import Tally
+from deploy.world.truth import Truth, plant
+from streams.clock import AcceleratedClock
+from streams.events import EVENT, Event
+
+RATE = 2_000.0
+
+
+class _Gateway(ThreadingHTTPServer):
+    """Answers as the gateway does, from the world's own films, and keeps what it hears."""
+
+    def __init__(self, truth: Truth) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.truth = truth
+        self.asked: list[tuple[float, str, dict[str, Any]]] = []
+        self.heard: list[Event] = []
+
+    def reply(self, surface: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append((time.monotonic(), surface, body))
+        films = self.truth.data.films
+        request_id = f"r{len(self.asked)}"
+        if surface == "queries":
+            film = films[self.truth.film_row[body["video_id"]]]
+            offered = legal(film, ("genre",))[: body["k"]]
+            items = [{"video_id": film.video_id, "query": query} for query in offered]
+        else:
+            chosen = body.get("candidates") or [film.video_id for film in films[: body["k"]]]
+            items = [{"video_id": video_id, "author_id": "studio"} for video_id in chosen]
+        for slot, item in enumerate(items):
+            item |= {"slot": slot, "impression": f"{request_id}:{slot}"}
+        known = {"request_id": request_id, "surface": surface, "release": "r1", "fallbacks": []}
+        return known | {"items": items}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Gateway
+
+    def do_POST(self) -> None:
+        body = orjson.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        surface = self.path.removeprefix("/v1/")
+        if surface == "events":
+            self.server.heard += [EVENT.validate_python(event) for event in body]
+            self._answer(202, {"accepted": len(body)})
+        else:
+            self._answer(200, self.server.reply(surface, body))
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        raw = orjson.dumps(body)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture(scope="module")
+def hasty() -> WorldConfig:
+    usual = WorldConfig.load()
+    crowd = usual.crowd.model_copy(update={"requests_per_s": 60.0, "reactivation_share": 0.3})
+    return usual.model_copy(update={"crowd": crowd})
+
+
+@pytest.fixture(scope="module")
+def truth(data: MovieLens, hasty: WorldConfig) -> Truth:
+    return plant(data, hasty, 0)
+
+
+@pytest.fixture(scope="module")
+def lived(truth: Truth, past: History) -> tuple[_Gateway, Tally, Crowd, int]:
+    """Three seconds of the crowd at the gateway."""
+    gateway, tally = _Gateway(truth), Tally(phase="now")
+    threading.Thread(target=gateway.serve_forever, daemon=True).start()
+    origin_ms = past.frame["event_time_ms"].max()
+    assert isinstance(origin_ms, int)
+    clock = AcceleratedClock(time.time_ns() // 1_000_000, origin_ms, RATE)
+    address = f"http://127.0.0.1:{gateway.server_port}"
+    crowd = Crowd(truth, past.items, address, clock, tally, clock_rate=RATE)
+
+    async def live() -> None:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(3.0, stop.set)
+        await crowd.run(stop)
+
+    asyncio.run(live())
+    gateway.shutdown()
+    gateway.server_close()
+    return gateway, tally, crowd, clock.now_ms()
+
+
+Lived = tuple[_Gateway, Tally, Crowd, int]
+
+
+def test_all_three_surfaces_are_asked(lived: Lived) -> None:
+    gateway, tally, _, _ = lived
+    assert {surface for _, surface, _ in gateway.asked} == {"feed", "queries", "reactivation"}
+    assert set(tally.latencies()) == {"feed", "queries", "reactivation"}
+    assert not tally.failures
+
+
+def test_every_event_is_labelled_and_answers_its_impression(lived: Lived) -> None:
+    gateway, _, _, _ = lived
+    assert len(gateway.heard) > 100
+    for event in gateway.heard:
+        assert event.origin == "simulated"
+        assert event.impression is not None
+        assert event.impression.split(":")[0] == event.request_id
+
+
+def test_no_event_is_reported_before_it_happens(lived: Lived) -> None:
+    gateway, _, _, ended_ms = lived
+    assert max(event.event_time_ms for event in gateway.heard) <= ended_ms
+
+
+def test_every_event_has_an_id_of_its_own(lived: Lived) -> None:
+    gateway, _, _, _ = lived
+    ids = [event.event_id for event in gateway.heard]
+    assert len(set(ids)) == len(ids)
+
+
+def test_an_action_comes_only_on_what_was_shown(lived: Lived) -> None:
+    gateway, _, _, _ = lived
+    shown = {event.impression for event in gateway.heard if event.kind == "shown"}
+    asked = {event.impression for event in gateway.heard if event.kind == "query_shown"}
+    for event in gateway.heard:
+        assert event.impression in (asked if event.kind.startswith("query") else shown)
+
+
+def test_the_tally_counts_the_ranked_slates_it_reported(lived: Lived) -> None:
+    gateway, tally, _, _ = lived
+    at_random = {f"r{n}" for n, (_, _, body) in enumerate(gateway.asked, 1) if "candidates" in body}
+    mine = [
+        event
+        for event in gateway.heard
+        if event.surface == "feed" and event.request_id not in at_random
+    ]
+    heard = {kind: sum(event.kind == kind for event in mine) for kind in ("shown", "play")}
+    clicks = tally.click_rate("now", "r1")
+    cut = heard["shown"] - clicks.n  # slates whose report was under way at the end
+    assert 0 <= cut <= heard["shown"] * 0.1
+    assert heard["play"] - cut <= round(clicks.value * clicks.n) <= heard["play"]
+
+
+def test_requests_keep_the_stated_pace(lived: Lived, hasty: WorldConfig) -> None:
+    gateway, _, _, _ = lived
+    times = np.asarray([at for at, _, _ in gateway.asked])
+    assert len(times) / (times[-1] - times[0]) <= hasty.crowd.requests_per_s * 1.1
+
+
+def test_called_back_users_are_silent_ones_and_return(lived: Lived, truth: Truth) -> None:
+    gateway, tally, crowd, _ = lived
+    called = {body["user_id"] for _, surface, body in gateway.asked if surface == "reactivation"}
+    assert called
+    assert sum(tally.returns.values()) >= len(called)
+    fresh = Crowd(truth, [], "http://127.0.0.1:1", crowd._clock, Tally())
+    assert fresh.silent.mean() == pytest.approx(truth.world.session.dormant_share, abs=0.01)
+
+
+async def test_a_pace_lets_through_no_more_than_its_rate() -> None:
+    pace, began = Pace(200.0), time.monotonic()
+    await asyncio.gather(*(pace.turn() for _ in range(41)))
+    assert time.monotonic() - began >= 40 / 200.0
