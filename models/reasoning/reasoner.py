@@ -177,8 +177,8 @@ class Reasoner:
         return path[::-1], score / length
 
     def _roles(self, done: Steps, items: np.ndarray, now_ms: int) -> list[str]:
-        """Viterbi over the session to come: its kinds are unknown but for the goal's, which
-        is a conversion, and its steps are taken to follow each other within minutes."""
+        """Viterbi over the session to come: its kinds are unknown, its steps are taken to
+        follow each other within minutes, and it ends in a converter, as a goal is one."""
         seen = np.full((len(items), 4), UNSEEN, dtype=np.int64)
         before = done.item
         silence = now_ms - int(done.time_ms[-1]) if len(done) else 30 * 86_400_000
@@ -187,8 +187,7 @@ class Reasoner:
             fresh = novelty_bucket(int(item), before, self.genres)
             seen[t] = position_bucket(t), UNSEEN, gap, fresh
             before = np.r_[before, item]
-        seen[-1, 1] = self.convert_kinds[-1]
-        return self.roles.decode(seen)
+        return self.roles.decode(seen, last="converter")
 
     def past_roles(self, done: Steps) -> list[str]:
         """The role of every step that was taken, session by session."""

@@ -47,8 +47,9 @@ class RoleModel:
             total += np.where((value == UNSEEN)[..., None], 0.0, log)
         return total
 
-    def decode(self, seen: np.ndarray) -> list[str]:
-        """The likeliest roles (Viterbi) of one session's observations, int64 [T, 4]."""
+    def decode(self, seen: np.ndarray, last: str | None = None) -> list[str]:
+        """The likeliest roles (Viterbi) of one session's observations, int64 [T, 4]; with
+        `last`, the likeliest among those that end in that role."""
         if not len(seen):
             return []
         emission, move = self.emission(seen), np.log(self.move)
@@ -57,7 +58,7 @@ class RoleModel:
             reach = score[:, None] + move
             back.append(reach.argmax(axis=0))
             score = reach.max(axis=0) + row
-        path = [int(score.argmax())]
+        path = [int(score.argmax()) if last is None else ROLES.index(last)]
         for best in reversed(back):
             path.append(int(best[path[-1]]))
         return [ROLES[role] for role in reversed(path)]

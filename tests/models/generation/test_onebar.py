@@ -1,0 +1,190 @@
+"""Laws of the query recommender: legality, parity, bad input, and its floor."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from models.generation.histories import items_of, query_clicks
+from models.generation.inputs import SIGNATURE
+from models.generation.learning import Config, fit
+from models.generation.network import TorchNetwork
+from models.generation.onebar import QueriesRecipe
+from models.generation.prompt import Context
+from models.generation.recommend import recommend
+from models.generation.runtime import QueriesRuntime, context_of
+from models.generation.words import legal, words
+from models.recipe import NotEnoughData, TrainingLog
+from models.signature import BadInput, byte_list, text_list
+
+
+def quiet(share, what):
+    assert 0.0 <= share <= 1.0
+    assert what
+
+
+def request(**changed):
+    tensors = {
+        "user_history": byte_list(["v1", "v5"]),
+        "user_query": byte_list(["comedy movies"]),
+        "video_id": byte_list(["v4"]),
+        "title": byte_list(["Film number4 (1995)"]),
+        "genres": byte_list(["Comedy", "Horror"]),
+        "video_query": byte_list(["comedy movies", "film number4"]),
+        "blocked": byte_list([]),
+        "k": np.array([5], dtype=np.int64),
+    }
+    return tensors | changed
+
+
+def answered(runtime, **changed):
+    return text_list(runtime.infer(request(**changed))["query"])
+
+
+def test_only_legal_queries_come_out_and_each_once(query_bundle, trained):
+    found = answered(QueriesRuntime(query_bundle), k=np.array([100]))
+    assert len(found) == len(set(found)) == len(trained.lexicon.queries)
+    assert set(found) == set(trained.lexicon.queries.texts)
+
+
+def test_probabilities_of_all_legal_queries_sum_to_one(query_bundle):
+    score = QueriesRuntime(query_bundle).infer(request(k=np.array([100])))["score"]
+    assert np.exp(score.astype(float)).sum() == pytest.approx(1.0, abs=1e-4)
+    assert (np.diff(score) <= 0).all()
+
+
+def test_one_persons_words_are_not_legal(trained):
+    assert trained.lexicon.queries.find("my private words") is None
+
+
+def test_a_query_taken_down_before_training_never_comes_out(click_log):
+    config = Config(steps=2, min_clicks=50, threads=1, taken_down=("Comedy  Movies",))
+    gone = fit(click_log, config, seed=0, progress=quiet)
+    assert gone.lexicon.queries.find("comedy movies") is None
+
+
+def test_a_query_taken_down_since_the_release_never_comes_out(query_bundle):
+    runtime = QueriesRuntime(query_bundle)
+    assert "comedy movies" in answered(runtime, k=np.array([100]))
+    blocked = byte_list(["COMEDY movies", "never heard of"])
+    assert "comedy movies" not in answered(runtime, k=np.array([100]), blocked=blocked)
+
+
+def test_the_exported_runtime_equals_the_trained_network(query_bundle, trained):
+    runtime = QueriesRuntime(query_bundle)
+    network = TorchNetwork(trained.network)
+    for video in range(8):
+        tensors = request(video_id=byte_list([f"v{video}"]), k=np.array([8]))
+        served = runtime.infer(tensors)
+        lexicon, tables = trained.lexicon, trained.tables
+        ours = recommend(network, lexicon, tables, context_of(tensors), k=8)
+        assert text_list(served["query"]) == [suggestion.query for suggestion in ours]
+        assert np.allclose(served["score"], [s.score for s in ours], atol=1e-5)
+
+
+def test_the_same_seed_trains_the_same_model(click_log):
+    config = Config(steps=3, min_clicks=50, threads=1)
+    first, second = (fit(click_log, config, seed=3, progress=quiet) for _ in range(2))
+    assert np.array_equal(first.tables.embedding, second.tables.embedding)
+
+
+def test_an_example_knows_nothing_of_its_own_click_or_later(click_log):
+    clicks = query_clicks(click_log, items_of(click_log))
+    first = clicks[0]
+    assert first.context.video_query == ()
+    assert len(first.earlier) == 0
+    later = [click for click in clicks if click.context.video_id == first.context.video_id]
+    assert later[1].context.video_query == (first.query,)
+
+
+def test_anchors_are_marked(query_bundle):
+    found = QueriesRuntime(query_bundle).infer(request(k=np.array([100])))
+    tied = dict(zip(text_list(found["query"]), found["anchor"].tolist(), strict=True))
+    assert tied["film number4"] == 1
+    assert tied["film number11"] == 0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"video_id": byte_list(["nobody knows it"])},
+        {"video_id": byte_list([]), "title": byte_list([]), "genres": byte_list([])},
+        {"user_history": byte_list([]), "user_query": byte_list([]), "video_query": byte_list([])},
+        {"title": np.array([b"\xff\xfe"], dtype=object)},
+        {"title": byte_list(["word " * 10_000])},
+        {"k": np.array([10**12])},
+    ],
+)
+def test_odd_requests_are_answered(query_bundle, changed):
+    assert answered(QueriesRuntime(query_bundle), **changed)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_less_than_one_query_is_refused(query_bundle, k):
+    with pytest.raises(BadInput, match="'k'"):
+        QueriesRuntime(query_bundle).infer(request(k=np.array([k])))
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in SIGNATURE.inputs])
+def test_a_missing_or_misshaped_tensor_is_named(query_bundle, name):
+    runtime = QueriesRuntime(query_bundle)
+    tensors = request()
+    wrong = tensors | {name: tensors[name][None]}
+    del tensors[name]
+    for bad in (tensors, wrong):
+        with pytest.raises(BadInput, match=name):
+            runtime.infer(bad)
+
+
+def test_everything_blocked_is_an_empty_answer(query_bundle, trained):
+    found = answered(QueriesRuntime(query_bundle), blocked=byte_list(trained.lexicon.queries.texts))
+    assert found == []
+
+
+def test_too_few_clicks_say_what_is_missing(click_log):
+    few = replace(click_log, events=click_log.events.head(20))
+    with pytest.raises(NotEnoughData, match="are needed"):
+        fit(few, Config(), seed=0, progress=quiet)
+
+
+def test_spelling_does_not_make_a_second_query():
+    asked = [("a", "Sci Fi"), ("b", "sci  fi"), ("c", "sci fi"), ("d", "only once")]
+    queries = legal(asked, min_users=2)
+    assert queries.texts == ("sci fi",)
+    assert words("Toy Story (1995)") == ("toy", "story", "1995")
+
+
+def test_the_users_taste_decides_between_a_videos_genres(trained):
+    network = TorchNetwork(trained.network)
+    video = Context("v0", "Film number0 (1995)", ("Comedy", "Horror"), (), (), ())
+
+    def best(query):
+        context = replace(video, user_query=(query,) * 5)
+        ranked = recommend(network, trained.lexicon, trained.tables, context, k=3)
+        return next(s.query for s in ranked if s.query.endswith("movies"))
+
+    assert best("comedy movies") == "comedy movies"
+    assert best("horror movies") == "horror movies"
+
+
+def test_the_runtime_imports_no_torch_arrow_polars_or_feast():
+    code = (
+        "import sys, models.generation.runtime\n"
+        "bad = {'torch', 'pyarrow', 'polars', 'feast'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_it_beats_the_most_frequent_legal_query_on_a_time_split():
+    from deploy.world.history import history
+
+    world = history(0)
+    until_ms = int(world.frame["event_time_ms"].max()) + 1
+    log = TrainingLog(world.frame, world.items_frame, pl.DataFrame(), until_ms)
+    judged = QueriesRecipe().evaluate(log, seed=0, progress=quiet)
+    assert judged.beats_baseline, judged
