@@ -154,11 +154,10 @@ class Demo:
 
     def _learn(self, stack: Stack) -> None:
         """First release, some life on it, one update."""
-        self.first = self._child(stack, "train", [*ORDER, "promote"])
-        if self.first is None or not self.first.release:
+        self._child(stack, "train", list(ORDER))
+        if self.first is None:
             self.console.print("[yellow]no release came of training: see logs/learning.log[/]")
             return
-        self.tally.phase = BEFORE
         self._wait(self._gather_s())
         self.verdict = self._child(stack, "update", [ALIGNED])
         self.tally.phase = AFTER
@@ -181,6 +180,8 @@ class Demo:
             def tell(line: Line) -> None:
                 nonlocal last
                 last = line
+                if what == "train" and ALIGNED in line.versions:
+                    self.first, self.tally.phase = line, BEFORE
                 if line.model in tasks:
                     text = f"{what} {line.model}: {line.what}"[:60]
                     bars.update(tasks[line.model], completed=line.share, description=text)
@@ -196,10 +197,10 @@ class Demo:
 
     def _result(self, settings: Settings) -> demo_report.Result:
         tally, verdict = self.tally, self.verdict
-        first = self.first.release if self.first else "none"
-        live = verdict.release if verdict and verdict.release else first
-        phases = {POPULAR: "none", BEFORE: first, AFTER: live}
         versions = dict(self.first.versions) if self.first else {}
+        after = dict(verdict.versions) if verdict and verdict.versions else versions
+        served = {POPULAR: {}, BEFORE: versions, AFTER: after}
+        phases = {phase: str(models.get(ALIGNED, "none")) for phase, models in served.items()}
         return demo_report.Result(
             flow=_flow(settings),
             latencies=tally.latencies(),
@@ -207,12 +208,12 @@ class Demo:
             fallbacks=dict(tally.fallbacks),
             returns=(tally.returns[True], sum(tally.returns.values())),
             before=versions,
-            after=dict(verdict.versions) if verdict and verdict.versions else versions,
+            after=after,
             gate=_gate_words(verdict),
             reasons=verdict.reasons[:4] if verdict else [],
             rates={
-                phase: (tally.click_rate(phase, release), tally.order_rate(phase, release))
-                for phase, release in phases.items()
+                phase: (tally.click_rate(phase, version), tally.order_rate(phase, version))
+                for phase, version in phases.items()
             },
         )
 

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,9 +77,9 @@ def main(arguments: list[str]) -> int:
 
 
 def train_all(settings: Settings) -> None:
-    """Trains every model on what the log holds, then makes them one release and live."""
-    from models.build import newest, train
-    from models.catalog import CATALOG
+    """Trains each model on what the log holds and makes it live at once: the ranker first,
+    so that answers are ranked while the others still learn."""
+    from models.build import train
     from models.datasets import load_training_log
     from models.promotion import successor
     from models.recipe import NotEnoughData
@@ -88,27 +88,21 @@ def train_all(settings: Settings) -> None:
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
     log = load_training_log(settings.log_dir, settings.feedback_dir, clock.now_ms())
-    for name in (name for name in ORDER if name in CATALOG):
-        try:
-            bundle = train(name, log, store, now_ms=clock.now_ms(), progress=_reporting(name))
-        except NotEnoughData as error:
-            _say(Line(name, 1.0, str(error), ended="skipped"))
-        else:
-            _say(Line(name, 1.0, f"version {bundle.version}", ended="done"))
     with _promoter(settings, store) as promoter:
-        now_ms = clock.now_ms()
-        release = store.propose(successor(store, newest(store, CATALOG)), created_ms=now_ms)
-        promoter.promote(release, now_ms=now_ms, progress=_reporting("promote"))
-    _say(
-        Line(
-            "promote",
-            1.0,
-            f"{release.release_id} is live",
-            ended="promoted",
-            versions=dict(release.models),
-            release=release.release_id,
-        )
-    )
+        for name in ORDER:
+            try:
+                bundle = train(name, log, store, now_ms=clock.now_ms(), progress=_reporting(name))
+            except NotEnoughData as error:
+                _say(Line(name, 1.0, str(error), ended="skipped"))
+                continue
+            chosen, now_ms = successor(store, {name: bundle.version}), clock.now_ms()
+            release = store.propose(chosen, created_ms=now_ms)
+            promoter.promote(release, now_ms=now_ms)
+            _say(_live(name, release.release_id, release.models))
+
+
+def _live(model: str, release: str, versions: Mapping[str, int]) -> Line:
+    return Line(model, 1.0, "live", ended="promoted", versions=dict(versions), release=release)
 
 
 def update_one(settings: Settings) -> None:

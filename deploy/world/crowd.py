@@ -135,7 +135,7 @@ class Crowd:
             phase = self._tally.phase
             at_random = bool(rng.random() < rules.crowd.random_slates)
             reply = await self._ask(http, "feed", user, self._feed_body(at_random, rng))
-            counted = None if at_random else (phase, str(reply["release"]))
+            counted = None if at_random else (phase, _ranker_of(reply))
             visit = await self._live_through(http, user, reply, rng, counted)
             gained.append(visit.utility)
             if not reactions.goes_on(self._truth, visit, rng):
@@ -278,6 +278,11 @@ class _Refused(RuntimeError):
 def _known(reply: Mapping[str, Any], items: Mapping[str, CatalogueItem]) -> list[Item]:
     """The reply's items that are films of this world; another's additions are passed over."""
     return [item for item in reply["items"] if item["video_id"] in items]
+
+
+def _ranker_of(reply: Mapping[str, Any]) -> str:
+    """The ranker's version that an answer was made with; `none` where there was none."""
+    return str(reply["models"].get("ranker", "none"))
 
 
 def _silent_at_first(truth: Truth) -> np.ndarray:

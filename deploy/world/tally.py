@@ -43,7 +43,7 @@ class Tally:
     fallbacks: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     returns: Counter[bool] = field(default_factory=Counter)
-    # (phase, release) -> user -> [shown, plays, orders]
+    # (phase, ranker version) -> user -> [shown, plays, orders]
     _users: dict[tuple[str, str], dict[str, np.ndarray]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -62,24 +62,24 @@ class Tally:
         with self._lock:
             self.returns[came] += 1
 
-    def watched(self, phase: str, release: str, user_id: str, counts: Sequence[int]) -> None:
+    def watched(self, phase: str, version: str, user_id: str, counts: Sequence[int]) -> None:
         """One slate of the feed: shown, plays and orders."""
         with self._lock:
-            users = self._users[phase, release]
+            users = self._users[phase, version]
             users[user_id] = users.get(user_id, np.zeros(3)) + np.asarray(counts, dtype=float)
 
-    def slates_of(self, phase: str, release: str) -> int:
+    def slates_of(self, phase: str, version: str) -> int:
         """Films shown so far."""
         with self._lock:
-            return int(sum(row[0] for row in self._users[phase, release].values()))
+            return int(sum(row[0] for row in self._users[phase, version].values()))
 
-    def click_rate(self, phase: str, release: str) -> Rate:
+    def click_rate(self, phase: str, version: str) -> Rate:
         """Plays per film shown."""
-        return self._rate(phase, release, 1)
+        return self._rate(phase, version, 1)
 
-    def order_rate(self, phase: str, release: str) -> Rate:
+    def order_rate(self, phase: str, version: str) -> Rate:
         """Orders per film shown."""
-        return self._rate(phase, release, 2)
+        return self._rate(phase, version, 2)
 
     def latencies(self) -> dict[str, Latency]:
         with self._lock:
@@ -88,9 +88,9 @@ class Tally:
                 for surface, ms in sorted(self._latency_ms.items())
             }
 
-    def _rate(self, phase: str, release: str, column: int) -> Rate:
+    def _rate(self, phase: str, version: str, column: int) -> Rate:
         with self._lock:
-            rows = list(self._users[phase, release].values())
+            rows = list(self._users[phase, version].values())
         table = np.asarray(rows, dtype=float).reshape(-1, 3)
         return rate(table[:, column], table[:, 0])
 

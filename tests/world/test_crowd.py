@@ -47,8 +47,13 @@ class _Gateway(ThreadingHTTPServer):
             items = [{"video_id": video_id, "author_id": "studio"} for video_id in chosen]
         for slot, item in enumerate(items):
             item |= {"slot": slot, "impression": f"{request_id}:{slot}"}
-        known = {"request_id": request_id, "surface": surface, "release": "r1", "fallbacks": []}
-        return known | {"items": items}
+        known = {
+            "request_id": request_id,
+            "surface": surface,
+            "release": "r1",
+            "models": {"ranker": 1},
+        }
+        return known | {"items": items, "fallbacks": []}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -155,7 +160,7 @@ def test_the_tally_counts_the_ranked_slates_it_reported(lived: Lived) -> None:
         if event.surface == "feed" and event.request_id not in at_random
     ]
     heard = {kind: sum(event.kind == kind for event in mine) for kind in ("shown", "play")}
-    clicks = tally.click_rate("now", "r1")
+    clicks = tally.click_rate("now", "1")
     cut = heard["shown"] - clicks.n  # slates whose report was under way at the end
     assert 0 <= cut <= heard["shown"] * 0.1
     assert heard["play"] - cut <= round(clicks.value * clicks.n) <= heard["play"]
