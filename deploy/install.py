@@ -10,16 +10,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
-import io
-import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
-import urllib.request
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,50 +71,18 @@ def _sound(venv: Path) -> bool:
 
 def _make_environment() -> None:
     _say(f"making {VENV.name} with {sys.executable}")
-    has_pip = importlib.util.find_spec("ensurepip") is not None  # Debian ships it apart
-    options = [] if has_pip else ["--without-pip"]
-    _run([sys.executable, "-m", "venv", "--clear", *options, str(VENV)])
+    if importlib.util.find_spec("ensurepip") is None:  # Debian ships it apart
+        raise SystemExit("this Python cannot make environments: apt-get install python3-venv")
+    _run([sys.executable, "-m", "venv", "--clear", str(VENV)])
 
 
 def _get_uv() -> None:
-    """uv, pinned by hash, into the environment: by pip, else straight from the index."""
+    """uv, pinned by hash, into the environment."""
     if UV.exists() and _stamped("uv", INSTALLER):
         return
-    has_pip = subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True, check=False)
-    if has_pip.returncode == 0:
-        pip = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        _run([*pip, "--no-deps", "--require-hashes", "-r", str(INSTALLER)])
-    else:
-        _unpack_uv()
+    pip = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    _run([*pip, "--no-deps", "--require-hashes", "-r", str(INSTALLER)])
     _stamp("uv", INSTALLER)
-
-
-def _unpack_uv() -> None:
-    """Takes uv's wheel from the package index without pip, and checks it against the lock."""
-    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
-    allowed = set(re.findall(r"sha256:([0-9a-f]{64})", INSTALLER.read_text()))
-    request = urllib.request.Request(
-        f"{index}/uv/", headers={"Accept": "application/vnd.pypi.simple.v1+json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        files = json.load(reply)["files"]
-    fits = [f for f in files if f["hashes"].get("sha256") in allowed and _fits(f["filename"])]
-    if not fits:
-        raise SystemExit(f"no uv wheel for {platform.machine()} in {INSTALLER.name}: install pip")
-    with urllib.request.urlopen(fits[0]["url"], timeout=180) as reply:
-        wheel = reply.read()
-    if hashlib.sha256(wheel).hexdigest() not in allowed:
-        raise SystemExit("uv's wheel does not match its hash in deploy/installer.lock")
-    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-        member = next(n for n in archive.namelist() if n.endswith(".data/scripts/uv"))
-        UV.write_bytes(archive.read(member))
-    UV.chmod(0o755)
-
-
-def _fits(filename: str) -> bool:
-    """Whether a wheel's platform tag names this machine (glibc on Linux)."""
-    system = {"Linux": "manylinux", "Darwin": "macosx"}.get(platform.system(), "?")
-    return system in filename and f"{platform.machine()}.whl" in filename
 
 
 def _uv(command: str, *arguments: str) -> list[str]:

@@ -90,6 +90,7 @@ def batcher(process: Process) -> int:
 
 def facts(process: Process) -> int:
     """What happened, to disk: the event log, feedback, the catalogue's log."""
+    from streams import erasure
     from streams.catalogue import CatalogueLog, follow
     from streams.delivery import in_order
     from streams.feedback_store import FeedbackStore
@@ -111,6 +112,12 @@ def facts(process: Process) -> int:
     process.beside(
         "catalogue", lambda: follow(bus, catalogue.append, process.stop, group="catalogue-log")
     )
+    process.beside(
+        "erasures",
+        lambda: erasure.follow(
+            bus, [log.erase, feedback.erase], process.stop, group="fact-erasures"
+        ),
+    )
     return run_worker(
         "facts",
         {EVENTS_BY_USER: in_order(log.append, feedback.join)},
@@ -131,15 +138,25 @@ def _count_refused(refused: Counter[Refusal]) -> None:
 def features(process: Process) -> int:
     """Folds of every entity into the online store."""
     from features.fold_worker import consumer_group, fold_delivery
+    from features.store import StoreDown
+    from streams import erasure
     from streams.worker import run_worker
 
     settings = process.settings
     clock = wiring.clock(settings.clock)
-    wiring.bus(settings, ensure_topics=True)
+    bus = wiring.bus(settings, ensure_topics=True)
     store = wiring.feature_store(settings, cached_rows=CACHED_ROWS)
     handlers = {t: fold_delivery(store, e, clock=clock) for e, t in _entity_topics()}
     group = consumer_group("features", store.generation())
     process.beside("registry", store.apply)
+    # A store that was emptied has lost its tombstones too: a group per generation reads them anew.
+    forgetting = consumer_group("feature-erasures", store.generation())
+    process.beside(
+        "erasures",
+        lambda: erasure.follow(
+            bus, [store.erase], process.stop, group=forgetting, wait_on=(StoreDown,)
+        ),
+    )
     return run_worker(
         group,
         handlers,

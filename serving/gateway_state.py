@@ -46,8 +46,6 @@ class Dependencies:
     impression_key: signs impression tokens; the feedback join checks with the same.
     api_keys: key -> scopes (events, recommend, admin).
     state_dir: where the last good popularity is kept over restarts; None: memory only.
-    erase_files: erases a user (id, at_ms) from log and feedback files, where no other
-        process does it on reading the topic `erasures`.
     """
 
     bus: Bus
@@ -60,7 +58,6 @@ class Dependencies:
     api_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     host: str = "127.0.0.1"
     state_dir: Path | None = None
-    erase_files: Callable[[str, int], object] | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     snapshot_every_s: float = 3.0
     watchdog_every_s: float = 5.0
@@ -71,7 +68,6 @@ class Gateway:
 
     def __init__(self, deps: Dependencies) -> None:
         self.clock, self.impression_key = deps.clock, deps.impression_key
-        self.erase_files = deps.erase_files
         self.store, self.models = GuardedStore(deps.store), GuardedModels(deps.models)
         self.catalogue = LiveCatalogue(deps.catalogue)
         self.activity, self.metrics = Activity(), Metrics()

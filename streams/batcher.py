@@ -16,7 +16,7 @@ from streams import dead_letters
 from streams.admission import Admission, AdmissionLimits, admit
 from streams.bus import Bus, Consumed, Outgoing, Record
 from streams.clock import Clock
-from streams.erasures import Erasures
+from streams.erasure import Erasures
 from streams.loop import Input, Loop, run_loops
 from streams.sequencer import Sequencer
 from streams.shuffle import Load, Place, Source, Written, shuffle

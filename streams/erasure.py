@@ -1,28 +1,33 @@
 """Erasure of a user from everything that this package keeps.
 
 Knows the topic `erasures` and that something can forget a user. Does not know what an
-online store is: each part hands in its own `erase`. The batcher follows the topic by
-itself and refuses what an erased user did before the erasure.
+online store is: each part hands in its own `erase` (`follow`). The batcher keeps the
+table of whom to forget (`Erasures`) and refuses what they did before the erasure.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from streams.bus import Bus, Outgoing, Producer, Record
+from streams.bus import Bus, Outgoing, Record
 from streams.events import Id
 from streams.topics import ERASURES
+
+_log = logging.getLogger(__name__)
+WAIT_S = 0.5
 
 Erase = Callable[[str, int], object]
 """Forgets a user's facts until a time (ms); doing it twice changes nothing."""
 
 
 class Erasure(BaseModel):
-    """The message on `erasures`, key user_id."""
+    """Everything that `user_id` did up to `at_ms` is to be forgotten, and never to return."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -30,19 +35,46 @@ class Erasure(BaseModel):
     at_ms: Annotated[int, Field(strict=True, ge=0)]
 
 
-def request(producer: Producer, user_id: str, at_ms: int) -> None:
+def message(user_id: str, at_ms: int) -> Outgoing:
     """Asks every part of the stack to forget what the user did until `at_ms`."""
-    erasure = Erasure(user_id=user_id, at_ms=at_ms)
-    body = erasure.model_dump_json().encode()
-    producer.send([Outgoing(ERASURES, body, user_id.encode())])
+    body = Erasure(user_id=user_id, at_ms=at_ms).model_dump_json().encode()
+    return Outgoing(ERASURES, body, user_id.encode())
 
 
 def parse(record: Record) -> Erasure | None:
-    """The erasure in a record; None when it holds none that is valid."""
+    """The erasure in a record; None, and a line in the log, when it holds none that is valid."""
     try:
         return Erasure.model_validate_json(record.value or b"")
     except ValidationError:
+        _log.error("%s/%d/%d is no erasure: ignored", *record[:3])
         return None
+
+
+class Erasures:
+    """Every user to forget, with the time up to which: `until`, user id -> ms.
+
+    The whole topic is read before the constructor returns.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self.until: dict[str, int] = {}
+        for partition, (start, stop) in bus.ends(ERASURES).items():
+            for record in bus.scan(ERASURES, partition, start, stop):
+                self._note(record)
+        self._consumer = bus.consumer([ERASURES], f"erasures-{uuid.uuid4().hex}")
+
+    def refresh(self) -> None:
+        """Takes what came since. Does not wait."""
+        for record in self._consumer.poll(1_000, 0.0):
+            self._note(record)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _note(self, record: Record) -> None:
+        if erasure := parse(record):
+            known = self.until.get(erasure.user_id, erasure.at_ms)
+            self.until[erasure.user_id] = max(known, erasure.at_ms)
 
 
 def erase_user(user_id: str, at_ms: int, parts: Sequence[Erase]) -> None:
@@ -51,18 +83,41 @@ def erase_user(user_id: str, at_ms: int, parts: Sequence[Erase]) -> None:
         erase(user_id, at_ms)
 
 
-def follow(bus: Bus, parts: Sequence[Erase], stop: threading.Event, *, group: str) -> None:
+def follow(
+    bus: Bus,
+    parts: Sequence[Erase],
+    stop: threading.Event,
+    *,
+    group: str,
+    wait_on: tuple[type[Exception], ...] = (),
+) -> None:
     """Carries every erasure of the topic out in `parts` until `stop` is set.
 
-    Commits after all parts have returned; one that raises ends the loop, and the
-    erasure comes again with the next start.
+    Commits after all parts have returned. An error of `wait_on` (a store that is down) is
+    waited out; any other ends the loop, and the erasure comes again with the next start.
     """
     consumer = bus.consumer([ERASURES], group)
     try:
         while not stop.is_set():
-            if records := consumer.poll(100, 0.2):
-                for erasure in filter(None, map(parse, records)):
-                    erase_user(erasure.user_id, erasure.at_ms, parts)
+            if (records := consumer.poll(100, 0.2)) and _carry_out(records, parts, stop, wait_on):
                 consumer.commit(records)
     finally:
         consumer.close()
+
+
+def _carry_out(
+    records: Sequence[Record],
+    parts: Sequence[Erase],
+    stop: threading.Event,
+    wait_on: tuple[type[Exception], ...],
+) -> bool:
+    """Whether all was done before `stop`. Erasing twice changes nothing, so all is done again."""
+    while not stop.is_set():
+        try:
+            for erasure in filter(None, map(parse, records)):
+                erase_user(erasure.user_id, erasure.at_ms, parts)
+            return True
+        except wait_on as error:
+            _log.warning("erasures wait: %s", error)
+            stop.wait(WAIT_S)
+    return False

@@ -13,7 +13,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from streams.dead_letters import Cause
-from streams.erasures import Erasure
+from streams.erasure import Erasure
 from streams.events import CATALOGUE_EVENT, EVENT
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"

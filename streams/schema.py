@@ -42,7 +42,8 @@ def to_ipc(batch: pa.RecordBatch) -> bytes:
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    payload: bytes = sink.getvalue().to_pybytes()
+    return payload
 
 
 def from_ipc(payload: bytes, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:

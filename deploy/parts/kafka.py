@@ -161,7 +161,8 @@ def _fetch(folder: Path) -> None:
 
 
 def _format(classpath: str, properties: Path) -> None:
-    cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # The first byte is 0, so that the id never begins with "-", which would read as an option.
+    cluster = urlsafe_b64encode(bytes(1) + uuid.uuid4().bytes[1:]).decode().rstrip("=")
     tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster]
     _run(
         [str(java()), *HEAP, "-cp", classpath, *tool, "-c", str(properties)],

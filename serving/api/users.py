@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -15,8 +14,8 @@ from serving.auth import needs
 from serving.gateway_state import Gateway, gateway_of
 from serving.requests import FeedRequest
 from serving.watch import plain_row
-from streams.bus import BusError, Outgoing
-from streams.topics import ERASURES
+from streams import erasure
+from streams.bus import BusError
 
 router = APIRouter(prefix="/v1/users", tags=["users"])
 State = Annotated[Gateway, Depends(gateway_of)]
@@ -58,9 +57,8 @@ def erase(user_id: UserId, gateway: State) -> Response:
     the same tombstone; `erased` names what is already done.
     """
     now_ms = gateway.clock.now_ms()
-    tombstone = json.dumps({"user_id": user_id, "at_ms": now_ms}).encode()
     try:
-        gateway.outbox.send([Outgoing(ERASURES, tombstone, user_id.encode())])
+        gateway.outbox.send([erasure.message(user_id, now_ms)])
         gateway.store.erase(user_id, now_ms)
     except (BusError, StoreDown) as error:
         raise HTTPException(
@@ -68,11 +66,7 @@ def erase(user_id: UserId, gateway: State) -> Response:
         ) from error
     gateway.surfaces.parts.last_users.forget(user_id)
     gateway.activity.forget(user_id)
-    erased = ["tombstone", "store"]
-    if gateway.erase_files is not None:
-        gateway.erase_files(user_id, now_ms)
-        erased.append("files")
-    return json_reply({"user_id": user_id, "at_ms": now_ms, "erased": erased}, 202)
+    return json_reply({"user_id": user_id, "at_ms": now_ms, "erased": ["tombstone", "store"]}, 202)
 
 
 def _described(gateway: Gateway, user_id: str, frame: FeatureFrame, stale: bool) -> dict[str, Any]:

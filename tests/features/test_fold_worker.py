@@ -9,7 +9,6 @@ import pytest
 
 from deploy.parts import process
 from deploy.parts.valkey import Valkey
-from features import erasures
 from features.feast_store import FeastFeatureStore
 from features.fold_worker import consumer_group, fold_delivery
 from features.freshness import Freshness, freshness
@@ -18,6 +17,7 @@ from features.store import DefinitionChanged, GenerationChanged, Status, StoreDo
 from streams.bus import Outgoing, Stamp
 from streams.clock import ManualClock
 from streams.delivery import Delivery
+from streams.erasure import follow
 from streams.memory_bus import MemoryBus
 from streams.topics import ERASURES, EVENTS_BY_USER, topic_specs
 
@@ -174,7 +174,7 @@ def test_erasures_reach_the_store_and_a_broken_one_stops_none(value, delivery):
     good = b'{"user_id": "u", "at_ms": %d}' % NOW
     bus.producer().send([Outgoing(ERASURES, value, b"u"), Outgoing(ERASURES, good, b"u")])
     reader = threading.Thread(
-        target=erasures.follow, args=(bus, store, stop), kwargs={"group": "erasures"}
+        target=follow, args=(bus, [store.erase], stop), kwargs={"group": "erasures"}
     )
     reader.start()
     deadline = time.monotonic() + 10

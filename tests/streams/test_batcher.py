@@ -18,12 +18,11 @@ from confluent_kafka.admin import AdminClient
 
 from deploy.parts import process
 from deploy.parts.tansu import Tansu
-from streams import batcher, dead_letters
+from streams import batcher, dead_letters, erasure
 from streams.admission import REPLAY_HEADER, AdmissionLimits
 from streams.batcher import Batcher
 from streams.bus import Bus, Outgoing, Record
 from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS, ManualClock
-from streams.erasures import erasure_message
 from streams.kafka_bus import KafkaBus
 from streams.memory_bus import MemoryBus
 from streams.schema import from_ipc
@@ -203,7 +202,7 @@ def test_the_horizon_ends_a_duplicates_memory(mill: Mill) -> None:
 
 
 def test_an_erased_user_does_not_come_back_but_may_return(mill: Mill) -> None:
-    mill.bus.producer().send([erasure_message("gone", NOW - MINUTE_MS)])
+    mill.bus.producer().send([erasure.message("gone", NOW - MINUTE_MS)])
     before, after = NOW - HOUR_MS, NOW
     mill.send(event("e1", "gone", event_time_ms=before), event("e2", event_time_ms=before))
     mill.send(event("e3", "gone", event_time_ms=after))

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from streams.bus import Bus, Outgoing, Stamp
 from streams.delivery import Delivery
-from streams.erasure import follow, request
+from streams.erasure import follow, message
 from streams.feedback_store import FeedbackStore, read_feedback
 from streams.impression import Impression, sign
 from streams.log import EventLog
@@ -43,9 +43,9 @@ def test_a_requested_erasure_empties_log_and_feedback_of_that_user_only(
     for take in (log.append, feedback.join):
         take(Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), table))
     producer = bus.producer()
-    request(producer, gone, T0 + 100)
+    producer.send([message(gone, T0 + 100)])
     producer.send([Outgoing(ERASURES, value) for value in (b"{", None, b'{"user_id": 7}')])
-    request(producer, last, T0 + 100)
+    producer.send([message(last, T0 + 100)])
     stop = threading.Event()
 
     def until_last(user_id: str, _: int) -> None:
