@@ -13,15 +13,14 @@ import shutil
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from deploy import demo_report, wiring
-from deploy.demo_learning import ALIGNED, ORDER, Line, learn
+from deploy.demo_learning import ALIGNED, REST, Line, learn
 from deploy.settings import ClockSettings, FeedbackSettings, Settings
 from deploy.stack import Stack
 from deploy.supervisor import Report
@@ -153,16 +152,21 @@ class Demo:
         return thread
 
     def _learn(self, stack: Stack) -> None:
-        """First release, some life on it, one update."""
-        self._child(stack, "train", list(ORDER))
-        if self.first is None:
-            self.console.print("[yellow]no release came of training: see logs/learning.log[/]")
-            return
-        self._wait(self._gather_s())
-        self.verdict = self._child(stack, "update", [ALIGNED])
-        self.tally.phase = AFTER
-        if self.verdict is not None:
-            self.console.print(f"the gate: [bold]{self.verdict.ended}[/] — {self.verdict.what}")
+        """First release, some life on it, one update; the other models learn meanwhile."""
+        with self._bars() as bars:
+            if self._child(stack, bars, "train", [ALIGNED]) is None:
+                bars.console.print("[yellow]no release came of training: logs/learning.log[/]")
+            beside = threading.Thread(
+                target=self._child, args=(stack, bars, "train", REST), name="learning", daemon=True
+            )
+            beside.start()
+            if self.first is not None:
+                self._wait(self._gather_s())
+                self.verdict = self._child(stack, bars, "update", [ALIGNED])
+                self.tally.phase = AFTER
+                bars.console.print(f"the gate: [bold]{_gate_words(self.verdict)}[/]")
+            while beside.is_alive():
+                self._wait(0.5)
 
     def _gather_s(self) -> float:
         """Long enough for feedback to mature, short enough to see what came of the update."""
@@ -171,28 +175,25 @@ class Demo:
         wanted = rules.gather_s + matured_s
         return max(matured_s, min(wanted, self._left_s() - 2 * rules.after_s))
 
-    def _child(self, stack: Stack, what: str, names: list[str]) -> Line | None:
-        """Runs the learning child under bars; its last line, or None when it failed."""
+    def _child(self, stack: Stack, bars: Progress, what: str, names: Sequence[str]) -> Line | None:
+        """Runs a learning child under bars; its last line, or None when it failed or was cut."""
         last: Line | None = None
-        with self._bars() as bars:
-            tasks = {name: bars.add_task(f"{what} {name}", total=1.0) for name in names}
+        tasks = {name: bars.add_task(f"{what} {name}", total=1.0) for name in names}
 
-            def tell(line: Line) -> None:
-                nonlocal last
-                last = line
-                if what == "train" and ALIGNED in line.versions:
-                    self.first, self.tally.phase = line, BEFORE
-                if line.model in tasks:
-                    text = f"{what} {line.model}: {line.what}"[:60]
-                    bars.update(tasks[line.model], completed=line.share, description=text)
+        def tell(line: Line) -> None:
+            nonlocal last
+            last = line
+            if what == "train" and ALIGNED in line.versions and self.first is None:
+                self.first, self.tally.phase = line, BEFORE
+            text = f"{what} {line.model}: {line.what}"[:60]
+            bars.update(tasks[line.model], completed=line.share, description=text)
 
-            log = _learning_log(stack.settings)
-            status = learn(stack.settings.home, what, tell, log, max(0.0, self._left_s()))
-        self._wait(0.0)
+        log = stack.settings.home / "logs" / "learning.log"
+        status = learn(stack.settings.home, [what, *names], tell, log, max(0.0, self._left_s()))
         return last if status == 0 else None
 
     def _bars(self) -> Progress:
-        columns = (TextColumn("{task.description:<60}"), BarColumn(), MofNCompleteColumn())
+        columns = (TextColumn("{task.description:<60}"), BarColumn(), TaskProgressColumn())
         return Progress(*columns, TimeElapsedColumn(), console=self.console)
 
     def _result(self, settings: Settings) -> demo_report.Result:
@@ -284,7 +285,3 @@ def _await_page(page: str, patience_s: float = 60.0) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
-
-
-def _learning_log(settings: Settings) -> Path:
-    return settings.home / "logs" / "learning.log"

@@ -1,4 +1,4 @@
-"""The demo's training, in a process of its own: `python -m deploy.demo_learning HOME train|update`.
+"""The demo's training, in a process of its own: `python -m deploy.demo_learning HOME train|update MODEL…`.
 
 Knows how to call the models' training, promotion and update on a running stack, and
 says on standard output, one JSON object a line, how far it is. It is apart so that the
@@ -13,19 +13,20 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import state, wiring
+from deploy.parts.cache import locked
 from deploy.settings import Settings
 
 if TYPE_CHECKING:
     from models.promotion import Promoter
     from models.release import ReleaseStore
 
-ORDER = ("ranker", "queries", "reactivation")
+REST = ("reactivation", "queries")  # quick ones first
 ALIGNED = "ranker"  # the model whose preference update the demo runs
 _NICE = 5  # answers come before training
 
@@ -44,12 +45,14 @@ class Line:
     release: str = ""
 
 
-def learn(home: Path, what: str, tell: Callable[[Line], None], log: Path, within_s: float) -> int:
+def learn(
+    home: Path, what: Sequence[str], tell: Callable[[Line], None], log: Path, within_s: float
+) -> int:
     """Runs the child, hands on its lines, returns its exit status; its errors go to `log`.
 
     It is ended after `within_s`; the status is then negative.
     """
-    command = [sys.executable, "-m", "deploy.demo_learning", str(home), what]
+    command = [sys.executable, "-m", "deploy.demo_learning", str(home), *what]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as errors:
@@ -69,16 +72,18 @@ def learn(home: Path, what: str, tell: Callable[[Line], None], log: Path, within
 
 
 def main(arguments: list[str]) -> int:
-    home, what = Path(arguments[0]), arguments[1]
+    home, what, *names = Path(arguments[0]), *arguments[1:]
     os.nice(_NICE)
     settings = state.read_settings(home)
-    (train_all if what == "train" else update_one)(settings)
+    if what == "train":
+        train_all(settings, names)
+    else:
+        update_one(settings, *names)
     return 0
 
 
-def train_all(settings: Settings) -> None:
-    """Trains each model on what the log holds and makes it live at once: the ranker first,
-    so that answers are ranked while the others still learn."""
+def train_all(settings: Settings, names: Sequence[str]) -> None:
+    """Trains each model on what the log holds and makes it live at once."""
     from models.build import train
     from models.datasets import load_training_log
     from models.promotion import successor
@@ -89,15 +94,16 @@ def train_all(settings: Settings) -> None:
     store = ReleaseStore(settings.releases_dir)
     log = load_training_log(settings.log_dir, settings.feedback_dir, clock.now_ms())
     with _promoter(settings, store) as promoter:
-        for name in ORDER:
+        for name in names:
             try:
                 bundle = train(name, log, store, now_ms=clock.now_ms(), progress=_reporting(name))
             except NotEnoughData as error:
                 _say(Line(name, 1.0, str(error), ended="skipped"))
                 continue
-            chosen, now_ms = successor(store, {name: bundle.version}), clock.now_ms()
-            release = store.propose(chosen, created_ms=now_ms)
-            promoter.promote(release, now_ms=now_ms)
+            with _alone(settings):
+                chosen, now_ms = successor(store, {name: bundle.version}), clock.now_ms()
+                release = store.propose(chosen, created_ms=now_ms)
+                promoter.promote(release, now_ms=now_ms)
             _say(_live(name, release.release_id, release.models))
 
 
@@ -105,7 +111,7 @@ def _live(model: str, release: str, versions: Mapping[str, int]) -> Line:
     return Line(model, 1.0, "live", ended="promoted", versions=dict(versions), release=release)
 
 
-def update_one(settings: Settings) -> None:
+def update_one(settings: Settings, name: str) -> None:
     """One preference update; what the gate says is the last line."""
     from models.datasets import load_training_log
     from models.recipe import NotEnoughData
@@ -115,17 +121,17 @@ def update_one(settings: Settings) -> None:
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
     log = load_training_log(settings.log_dir, settings.feedback_dir, clock.now_ms())
-    report = _reporting(ALIGNED)
-    with _promoter(settings, store) as promoter:
+    report = _reporting(name)
+    with _alone(settings), _promoter(settings, store) as promoter:
         try:
-            outcome = update(ALIGNED, log, store, promoter, now_ms=clock.now_ms(), progress=report)
+            outcome = update(name, log, store, promoter, now_ms=clock.now_ms(), progress=report)
         except NotEnoughData as error:
-            _say(Line(ALIGNED, 1.0, str(error), ended="waiting", reasons=[str(error)]))
+            _say(Line(name, 1.0, str(error), ended="waiting", reasons=[str(error)]))
             return
     live = store.current()
     _say(
         Line(
-            ALIGNED,
+            name,
             1.0,
             outcome.reasons[0],
             ended="promoted" if outcome.promoted else "refused",
@@ -134,6 +140,11 @@ def update_one(settings: Settings) -> None:
             release=live.release_id if live else "",
         )
     )
+
+
+def _alone(settings: Settings) -> contextlib.AbstractContextManager[None]:
+    """One at a time: a release is made from the live one, so two must not be made at once."""
+    return locked(settings.releases_dir / ".making")
 
 
 @contextlib.contextmanager
