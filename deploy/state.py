@@ -115,7 +115,7 @@ def supervisor_pid(home: Path) -> int:
 
 def _stack(home: Path) -> dict[str, object]:
     try:
-        found = json.loads((home / "stack.json").read_text())
+        found = json.loads((home / "stack.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         raise NotRunning(f"no stack runs in {home}: `tidemill up` starts one") from None
     return dict(found)
@@ -133,7 +133,7 @@ def write_services(home: Path, records: Sequence[ServiceRecord]) -> None:
 
 def read_services(home: Path) -> list[ServiceRecord]:
     try:
-        found = json.loads((home / "services.json").read_text())
+        found = json.loads((home / "services.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return []
     return [ServiceRecord(**record) for record in found]
@@ -198,7 +198,7 @@ def impression_key(home: Path) -> str:
     """The key that signs impressions (64 hex digits), made at the first start and kept."""
     path = home / "keys.json"
     try:
-        return str(json.loads(path.read_text())["impression_key"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["impression_key"])
     except (OSError, json.JSONDecodeError, KeyError):
         key = secrets.token_hex(32)
         _write(path, json.dumps({"impression_key": key}))

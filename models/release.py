@@ -107,7 +107,7 @@ class ReleaseStore:
             "metrics": dict(metrics or {}),
             "sha256": _digest(staging),
         }
-        (staging / _BUNDLE).write_text(json.dumps(stated, indent=2))
+        (staging / _BUNDLE).write_text(json.dumps(stated, indent=2), encoding="utf-8")
         os.replace(staging, folder / str(version))
         return self.bundle(model, version)
 
@@ -149,7 +149,7 @@ class ReleaseStore:
         path = self.folder / "manifests" / f"{release_id}.json"
         if not path.is_file():
             raise ReleaseError(f"no release {release_id!r}; `tidemill models status` lists them")
-        return Manifest(**json.loads(path.read_text()))
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
 
     def manifests(self) -> list[Manifest]:
         """Every release ever proposed, oldest first."""
@@ -186,13 +186,13 @@ class ReleaseStore:
     def quarantined(self) -> list[Quarantine]:
         """Intervals of feedback that training leaves out."""
         path = self.folder / "quarantine.json"
-        raw = json.loads(path.read_text()) if path.is_file() else []
+        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         return [Quarantine(**each) for each in raw]
 
     def watermarks(self) -> dict[str, int]:
         """Per model: up to when its feedback was used by an update, ms."""
         path = self.folder / "watermarks.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def set_watermark(self, model: str, at_ms: int) -> None:
         _write(self.folder / "watermarks.json", self.watermarks() | {model: at_ms})
@@ -201,14 +201,14 @@ class ReleaseStore:
         path = self.folder / "state.json"
         if not path.is_file():
             return _State()
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
         raw["history"] = tuple((name, at_ms) for name, at_ms in raw["history"])
         return _State(**raw)
 
 
 def read_bundle(path: Path) -> Bundle:
     """The statement of a bundle folder, unchecked. Needs neither numpy's nor Triton's help."""
-    raw = json.loads((path / _BUNDLE).read_text())
+    raw = json.loads((path / _BUNDLE).read_text(encoding="utf-8"))
     raw["signature"] = _signature(raw["signature"])
     return Bundle(**raw, path=path)
 
@@ -258,7 +258,7 @@ def _write(path: Path, value: object) -> None:
     """A reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    partial.write_text(json.dumps(_plain(value), indent=2, allow_nan=False))
+    partial.write_text(json.dumps(_plain(value), indent=2, allow_nan=False), encoding="utf-8")
     os.replace(partial, path)
 
 

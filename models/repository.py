@@ -109,10 +109,10 @@ def _tensor_text(side: str, spec: TensorSpec) -> str:
 
 def _write_config(path: Path, text: str) -> None:
     """Left alone when it says the same, since a changed file makes Triton reload all versions."""
-    if path.is_file() and path.read_text() == text:
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
     partial = path.with_name(f".{path.name}")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -131,4 +131,4 @@ def _write_echo(target: Path) -> None:
         "metrics": {},
         "sha256": "",
     }
-    (target / "bundle.json").write_text(dumps(stated))
+    (target / "bundle.json").write_text(dumps(stated), encoding="utf-8")

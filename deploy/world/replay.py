@@ -51,7 +51,7 @@ class Mark:
     @classmethod
     def load(cls, home: Path) -> Mark | None:
         try:
-            return cls(**json.loads((home / STATE_FILE).read_text()))
+            return cls(**json.loads((home / STATE_FILE).read_text(encoding="utf-8")))
         except (FileNotFoundError, json.JSONDecodeError, TypeError):
             return None
 

@@ -43,7 +43,7 @@ def write(folder: Path, lexicon: Lexicon, tables: Tables) -> None:
         "genres_of": {video: list(genres) for video, genres in lexicon.genres_of.items()},
         "anchors": {video: list(map(int, ids)) for video, ids in lexicon.anchors.items()},
     }
-    (folder / _TEXTS).write_text(json.dumps(texts, ensure_ascii=False))
+    (folder / _TEXTS).write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
     trie = tables.trie
     np.savez(
         folder / _TABLES,
@@ -57,7 +57,7 @@ def write(folder: Path, lexicon: Lexicon, tables: Tables) -> None:
 
 
 def read(folder: Path) -> tuple[Lexicon, Tables]:
-    texts = json.loads((folder / _TEXTS).read_text())
+    texts = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
     with np.load(folder / _TABLES) as stored:
         trie = Trie(stored["word"], stored["parent"], stored["start"], stored["leaf"])
         tables = Tables(trie, stored["embedding"], stored["crowd"])

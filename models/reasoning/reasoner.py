@@ -200,7 +200,7 @@ class Reasoner:
 
     def write(self, folder: Path) -> None:
         names = {"video_ids": self.video_ids, "convert_kinds": self.convert_kinds, "roles": ROLES}
-        (folder / "items.json").write_text(json.dumps(names))
+        (folder / "items.json").write_text(json.dumps(names), encoding="utf-8")
         emit = {f"emit_{n}": table for n, table in enumerate(self.roles.emit)}
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         hidden = {"start": self.roles.start, "move": self.roles.move}
@@ -208,7 +208,7 @@ class Reasoner:
 
     @classmethod
     def read(cls, folder: Path) -> Reasoner:
-        names = json.loads((folder / "items.json").read_text())
+        names = json.loads((folder / "items.json").read_text(encoding="utf-8"))
         with np.load(folder / "reasoner.npz") as stored:
             emit = tuple(stored[f"emit_{n}"] for n in range(4))
             roles = RoleModel(stored["start"], stored["move"], emit)
