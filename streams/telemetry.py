@@ -141,17 +141,25 @@ def unpack(headers: Mapping[str, bytes]) -> dict[int, str]:
         return {}
 
 
+def _one_per_trace(headers: Mapping[str, bytes]) -> list[tuple[int, str]]:
+    """Each trace's first row: events that one request posted share its trace."""
+    first: dict[str, tuple[int, str]] = {}
+    for row, parent in unpack(headers).items():
+        first.setdefault(parent[3:35], (row, parent))  # 00-<32 hex digits of trace id>-...
+    return list(first.values())
+
+
 @contextmanager
 def batch_span(
     name: str, headers: Mapping[str, bytes], attributes: Mapping[str, str | int] | None = None
 ) -> Iterator[None]:
-    """Spans of one batch's handling: one in the trace of every traced row.
+    """Spans of one batch's handling: one in every trace that a row of it belongs to.
 
     All last as long as the handling. The first is the current span within the block, so
     that the store's and other parts' spans join that row's trace; the others link to it.
     An exception marks all of them. Without traced rows there is no span.
     """
-    rows = list(unpack(headers).items())[:TRACED_ROWS]
+    rows = _one_per_trace(headers)[:TRACED_ROWS]
     with ExitStack() as spans:
         opened: list[Span] = []
         for row, parent in rows:

@@ -19,6 +19,7 @@ from opentelemetry.trace import StatusCode
 
 from streams import telemetry
 
+OTHER = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 REMOTE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-00"
 
@@ -91,10 +92,18 @@ def test_every_traced_row_of_a_batch_keeps_a_trace_of_its_own(
 def test_a_failed_handling_is_marked_in_every_trace(
     spans: Callable[[], list[ReadableSpan]],
 ) -> None:
-    headers = telemetry.pack({0: REMOTE, 1: REMOTE})
+    headers = telemetry.pack({0: REMOTE, 1: OTHER})
     with pytest.raises(OSError, match="down"), telemetry.batch_span("handle", headers):
         raise OSError("store is down")
     assert [span.status.status_code for span in spans()] == [StatusCode.ERROR] * 2
+
+
+def test_rows_of_one_trace_share_a_span(spans: Callable[[], list[ReadableSpan]]) -> None:
+    rows = dict.fromkeys(range(1_000), REMOTE) | {700: OTHER}
+    with telemetry.batch_span("handle", telemetry.pack(rows)):
+        pass
+    assert {_context(s).trace_id for s in spans()} == {_trace_of(REMOTE), _trace_of(OTHER)}
+    assert len(spans()) == 2
 
 
 def test_a_parent_that_was_not_sampled_stays_so(spans: Callable[[], list[ReadableSpan]]) -> None:

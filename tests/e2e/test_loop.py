@@ -1,0 +1,290 @@
+"""The loop's own laws, on real parts: event → feature → changed answer → changed model.
+
+Order matters in one place only: the tests that take a part down stand last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from playwright.sync_api import Browser, expect
+
+from deploy import wiring
+from streams.bus import Outgoing
+from streams.log import EventLog
+from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, REQUESTS, RESPONSES
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+SEED = 7
+Loop = Any  # tests/e2e/conftest.py
+Eventually = Callable[[Callable[[], object], float, str], None]
+
+
+def _event(loop: Loop, user: str, kind: str, **fields: object) -> dict[str, object]:
+    now = wiring.clock(loop.settings.clock).now_ms()
+    return {
+        "event_id": uuid.uuid4().hex, "user_id": user, "kind": kind, "event_time_ms": now,
+    } | fields  # fmt: skip
+
+
+def _users(loop: Loop, n: int) -> list[str]:
+    return list(loop.past.frame["user_id"].unique().sort()[:n])
+
+
+def _videos(answer: dict[str, Any]) -> list[str]:
+    return [item["video_id"] for item in answer["items"]]
+
+
+def test_online_features_equal_a_count_over_what_was_replayed(loop: Loop) -> None:
+    frame = loop.past.frame
+    for user in _users(loop, 20):
+        own = frame.filter(pl.col("user_id") == user)
+        row = loop.features(user)["features"]
+        for kind in ("play", "long_view", "like", "order"):
+            assert row[f"{kind}_count_all"] == own.filter(pl.col("kind") == kind).height
+
+
+def test_plain_feast_reads_the_same_row_as_the_gateway(loop: Loop) -> None:
+    store = wiring.feature_store(loop.settings)
+    user = _users(loop, 1)[0]
+    now = wiring.clock(loop.settings.clock).now_ms()
+    client = store.feast_client()
+    plain = client.get_online_features(
+        features=client.get_feature_service("user"),
+        entity_rows=[{"user_id": user, "now_ms": now}],
+    ).to_dict()
+    ours = store.read("user", [user], now)
+    for name in ("play_count_all", "like_count_all", "order_count_all"):
+        assert plain[name] == [int(ours.columns[name][0])]
+
+
+def test_a_feed_comes_from_the_served_models_and_explains_itself(loop: Loop) -> None:
+    answer = loop.ask("feed", user_id=_users(loop, 1)[0], k=10, seed=SEED)
+    assert answer["fallbacks"] == []
+    assert answer["models"] == {"ranker": 1, "queries": 1, "reactivation": 1}
+    assert abs(sum(answer["weights"].values()) - 1) < 1e-4
+    for item in answer["items"]:
+        assert set(item["p"]) == set(answer["weights"])
+        assert all(0 <= p <= 1 for p in item["p"].values())
+        assert 0 < item["propensity"] <= 1
+        assert item["impression"]
+
+
+def test_users_get_feeds_of_their_own(loop: Loop) -> None:
+    slates = {tuple(_videos(loop.ask("feed", user_id=u, k=10, seed=SEED))) for u in _users(loop, 6)}
+    assert len(slates) == 6
+
+
+def test_a_click_changes_that_users_features_and_next_feed(
+    loop: Loop, eventually: Eventually
+) -> None:
+    me, other = _users(loop, 2)
+    before = loop.ask("feed", user_id=me, k=10, seed=SEED)
+    others = loop.features(other)["features"]
+    assert _videos(loop.ask("feed", user_id=me, k=10, seed=SEED)) == _videos(before)
+    liked = before["items"][0]
+    likes = loop.features(me)["features"]["like_count_all"]
+    fields = {"video_id": liked["video_id"], "impression": liked["impression"], "surface": "feed"}
+    loop.send(
+        _event(loop, me, "play", dwell_ms=9_000, **fields), _event(loop, me, "like", **fields)
+    )
+    eventually(
+        lambda: loop.features(me)["features"]["like_count_all"] == likes + 1, 15, "the like folded"
+    )
+    after = loop.ask("feed", user_id=me, k=10, seed=SEED)
+    assert _videos(after) != _videos(before)
+    assert liked["video_id"] not in _videos(after)
+    assert loop.features(other)["features"] == others
+
+
+def test_the_same_question_over_kafka_gets_the_same_answer(loop: Loop) -> None:
+    user = _users(loop, 3)[2]
+    over_http = loop.ask("feed", user_id=user, k=5, seed=SEED)
+    bus = wiring.bus(loop.settings)
+    asked = {
+        "surface": "feed",
+        "request_id": uuid.uuid4().hex,
+        "user_id": user,
+        "k": 5,
+        "seed": SEED,
+    }
+    answers = bus.consumer([RESPONSES], f"e2e-{uuid.uuid4().hex}")
+    bus.producer().send([Outgoing(REQUESTS, json.dumps(asked).encode(), user.encode())])
+    deadline = time.monotonic() + 20
+    found: dict[str, Any] = {}
+    while not found and time.monotonic() < deadline:
+        replies = [json.loads(r.value or b"{}") for r in answers.poll(100, 0.5)]
+        found = next((r for r in replies if r.get("request_id") == asked["request_id"]), {})
+    answers.close()
+    assert _videos(found) == _videos(over_http)
+
+
+def test_only_legal_queries_stand_under_a_video(loop: Loop) -> None:
+    words = loop.past.frame.filter(pl.col("query").is_not_null())["query"].unique()
+    legal = set(words.to_list())
+    for video in loop.past.frame["video_id"].drop_nulls().unique().sort()[:5]:
+        answer = loop.ask("queries", user_id=_users(loop, 1)[0], video_id=video, k=3)
+        assert answer["fallbacks"] == []
+        assert {item["query"] for item in answer["items"]} <= legal
+        assert len(answer["items"]) == 3
+
+
+def test_a_dormant_users_way_back_gives_each_item_a_role(loop: Loop) -> None:
+    answer = loop.ask("reactivation", user_id=_users(loop, 4)[3], k=6)
+    assert answer["fallbacks"] == []
+    roles = {"trigger", "bridge", "comparison", "converter", "noise"}
+    assert {item["role"] for item in answer["items"]} <= roles
+    assert all(0 <= item["p_convert"] <= 1 for item in answer["items"])
+
+
+def test_an_unknown_user_and_an_unknown_video_get_a_cold_start(loop: Loop) -> None:
+    stranger = f"stranger-{uuid.uuid4().hex}"
+    feed = loop.ask("feed", user_id=stranger, k=10)
+    assert feed["cold_start"]
+    assert len(feed["items"]) == 10
+    assert loop.ask("queries", user_id=stranger, video_id="no-such-video", k=3)["cold_start"]
+
+
+def test_a_broken_event_is_a_dead_letter_and_the_good_one_beside_it_arrives(
+    loop: Loop, eventually: Eventually
+) -> None:
+    user = f"new-{uuid.uuid4().hex}"
+    bus = wiring.bus(loop.settings)
+    letters = bus.consumer([BEHAVIOUR_DEAD], f"e2e-{uuid.uuid4().hex}")
+    marker = uuid.uuid4().hex.encode()
+    good = _event(loop, user, "like", video_id=loop.past.items[0].video_id)
+    bus.producer().send([
+        Outgoing(BEHAVIOUR, b"\xff\xfe not json " + marker, b"k"),
+        Outgoing(BEHAVIOUR, None, b"k"),
+        Outgoing(BEHAVIOUR, json.dumps(good).encode(), b"k"),
+    ])  # fmt: skip
+    eventually(
+        lambda: loop.http.get(f"/v1/users/{user}").json()["features"]["like_count_all"] == 1,
+        15, "the good event folded",
+    )  # fmt: skip
+    dead: list[Any] = []
+    eventually(
+        lambda: dead.extend(letters.poll(1_000, 0.5)) or any(marker in (r.value or b"") for r in dead),
+        20, "the dead letter",
+    )  # fmt: skip
+    letters.close()
+
+
+def test_a_late_event_counts_in_the_hour_it_happened(loop: Loop, eventually: Eventually) -> None:
+    user = f"late-{uuid.uuid4().hex}"
+    now = wiring.clock(loop.settings.clock).now_ms()
+    video = loop.past.items[0].video_id
+    loop.send(_event(loop, user, "play", video_id=video, event_time_ms=now - 5 * 3_600_000))
+    eventually(
+        lambda: loop.http.get(f"/v1/users/{user}").json()["features"]["play_count_1d"] == 1,
+        15, "the late play",
+    )  # fmt: skip
+    assert loop.features(user)["features"]["play_count_1h"] == 0
+    log = EventLog(loop.settings.log_dir)
+    eventually(
+        lambda: log.read().filter(pl.col("user_id") == user)["late"].to_list() == [True],
+        15, "the log's mark",
+    )  # fmt: skip
+
+
+def test_one_trace_leads_from_an_event_to_its_fold(loop: Loop, eventually: Eventually) -> None:
+    trace_id = uuid.uuid4().hex
+    headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+    user = _users(loop, 5)[4]
+    crowd = [_event(loop, f"{user}-x{n}", "like", video_id="1") for n in range(999)]
+    loop.send(*crowd[:500])
+    loop.send(_event(loop, user, "like", video_id="1"), headers=headers)
+    loop.send(*crowd[500:])
+    wanted = {"tidemill-gateway", "tidemill-features", "tidemill-facts"}
+    eventually(lambda: wanted <= loop.spans.services(trace_id), 30, f"{wanted} in the trace")
+
+
+def test_one_trace_leads_from_a_request_into_triton(loop: Loop, eventually: Eventually) -> None:
+    trace_id = uuid.uuid4().hex
+    headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+    body = {"user_id": _users(loop, 1)[0], "k": 3}
+    assert loop.http.post("/v1/feed", json=body, headers=headers).status_code == 200
+    wanted = {"tidemill-gateway", "triton-inference-server"}
+    eventually(lambda: wanted <= loop.spans.services(trace_id), 30, f"{wanted} in the trace")
+
+
+def test_the_page_shows_what_the_loop_does(loop: Loop, chromium: Browser, tmp_path: Path) -> None:
+    user = _users(loop, 7)[6]
+    page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{loop.stack.page}/?user={user}")
+    page.wait_for_selector("#slate[data-state=ready] .card")
+    page.wait_for_selector("body[data-live=yes]")
+    shown = page.locator("#slate .card").first
+    video = shown.get_attribute("data-video") or ""
+    expect(shown.locator(".queries button").first).to_be_visible()
+    shown.locator("button[data-act=like]").click()
+    page.wait_for_function(
+        "id => !document.querySelector(`#slate [data-video='${id}']`)", arg=video
+    )
+    expect(page.locator("#freshness")).to_contain_text("ms")
+    expect(page.locator("tr.changed[data-feature=like_count_all]")).to_have_count(1)
+    page.click("#way")
+    expect(page.locator("#path .goal")).to_contain_text("toward:")
+    page.click("#send-late")
+    expect(page.locator("#door .badge.late")).to_have_text("late")
+    page.click("#send-broken")
+    expect(page.locator("#door .badge.dead").first).to_have_text("dead letter")
+    page.wait_for_timeout(500)
+    folder = Path(os.environ.get("TIDEMILL_SCREENSHOTS", tmp_path))
+    page.screenshot(path=folder / "loop-1280.png", full_page=True)
+    page.close()
+    assert errors == []
+
+
+def test_an_erased_user_is_gone_from_features_and_log_and_does_not_come_back(
+    loop: Loop, eventually: Eventually
+) -> None:
+    user = f"erase-{uuid.uuid4().hex}"
+    log = EventLog(loop.settings.log_dir)
+
+    def kept() -> int:
+        return log.read().filter(pl.col("user_id") == user).height
+
+    old = _event(loop, user, "like", video_id="1")
+    loop.send(old)
+    eventually(lambda: kept() == 1, 15, "the event in the log")
+    eventually(
+        lambda: loop.features(user)["features"]["like_count_all"] == 1, 15, "the event folded"
+    )
+    assert loop.http.delete(f"/v1/users/{user}").status_code == 202
+    eventually(lambda: kept() == 0, 20, "the log without the user")
+    loop.send(old | {"event_id": uuid.uuid4().hex})
+    time.sleep(1.5)
+    assert loop.features(user)["features"]["like_count_all"] == 0
+    assert kept() == 0
+
+
+def test_a_killed_store_is_answered_around_and_rebuilt(loop: Loop, eventually: Eventually) -> None:
+    user = _users(loop, 8)[7]
+    before = loop.features(user)["features"]
+    pid = next(s.pid for s in loop.stack.status() if s.name == "store")
+    assert pid is not None
+    os.kill(pid, 9)
+    answer = loop.http.post("/v1/feed", json={"user_id": user, "k": 5})
+    assert answer.status_code == 200
+    assert len(answer.json()["items"]) == 5
+    eventually(lambda: _same_counts(loop, user, before), 120, "the features rebuilt")
+
+
+def _same_counts(loop: Loop, user: str, before: dict[str, Any]) -> bool:
+    answer = loop.http.get(f"/v1/users/{user}")
+    now = answer.json().get("features", {}) if answer.status_code == 200 else {}
+    return bool(now) and all(
+        now[f"{kind}_count_all"] == before[f"{kind}_count_all"]
+        for kind in ("play", "long_view", "like", "order", "query_click")
+    )
