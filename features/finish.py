@@ -6,7 +6,9 @@ view and the point-in-time join all call `finish`, so a value has one meaning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -88,8 +90,20 @@ def _lists(definition: EntityDefinition, rows: Rows, now: np.ndarray) -> dict[st
 
 def _ragged(values: list[str] | list[int], counts: np.ndarray) -> np.ndarray:
     """object [N]: each row's slice of `values` as a list of its own."""
-    column = np.empty(len(counts), object)
-    ends = np.cumsum(counts).tolist()
-    for row, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
-        column[row] = values[start:stop]
-    return column
+    stops = np.cumsum(counts)
+    slices = map(slice, (stops - counts).tolist(), stops.tolist())
+    with uncollected():
+        return np.fromiter(map(values.__getitem__, slices), object, len(counts))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: it would walk every list made so far, again and again,
+    and lists of texts and integers hold no cycles."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

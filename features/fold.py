@@ -69,12 +69,12 @@ def group(definition: EntityDefinition, events: pa.Table) -> Batch:
         row=encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64),
         time=table.column("event_time_ms").to_numpy(),
         kind=table.column("kind").to_numpy(),
-        hash=_event_hashes(table),
+        hash=event_hashes(table),
         table=table,
     )
 
 
-def _event_hashes(table: pa.Table) -> np.ndarray:
+def event_hashes(table: pa.Table) -> np.ndarray:
     """xxh3-64 of user id, NUL, event id. Stored in rows: never change it."""
     user, event = (table.column(name).cast(pa.binary()) for name in ("user_id", "event_id"))
     keys = pc.binary_join_element_wise(user, event, b"\0").to_pylist()

@@ -1,34 +1,33 @@
 """What the online reader would have given at past moments: the point-in-time join.
 
-Knows events, labels and the fold. Does not know stores. It folds with the same kernel
-and finishes with the same function as the online path, so a value has one meaning.
+Knows events and labels. Does not know stores. Values are those of the kernel and of
+`finish`; laws in the tests hold the three together.
 
 An event counts at a label when it had *arrived* before the label's time (strictly: a
 label never sees itself, nor what came in its own millisecond), and in the windows that
 its *event time* falls into. So a late event is missing at the labels between its time
 and its arrival, exactly as it was online.
+
+No row is folded: an event counts in one run of its entity's labels per window
+(`features.label_runs`), and a last-n list is a range of the entity's events
+(`features.label_lists`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from features.definitions import DEFINITIONS, EntityDefinition
-from features.finish import finish_blobs
-from features.fold import Batch, fold, group
-from features.store import EntityName, FeatureFrame
-from features.tiles import decode, encode
-from streams.bus import Stamp
+from features.finish import uncollected
+from features.fold import READER_SLACK_MS, event_hashes
+from features.label_lists import lists_at
+from features.label_runs import Asked, History, counts_at, newest_at
+from features.replay_join import replayed
+from features.store import EntityName, FeatureFrame, Status
 from streams.events import KIND_CODE
-from streams.schema import EVENT_SCHEMA, conform
-
-LABELS_AT_ONCE = 16_384  # finished together: bounds memory to their rows
-_TIME_BITS = 43  # milliseconds until the year 2248
+from streams.schema import EVENT_SCHEMA
 
 
 def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> FeatureFrame:
@@ -41,128 +40,109 @@ def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityNam
             `time_ms`, int64.
     """
     definition = DEFINITIONS[entity]
-    ids = labels[definition.id_column].to_list()
+    ids = labels[definition.id_column]
     times = labels["time_ms"].to_numpy().astype(np.int64)
-    batch = group(definition, _event_table(events))
-    if len(np.unique(batch.hash)) == len(batch.hash):
-        # No event comes twice, so remembering recent ids could change no value: only time.
-        definition = replace(definition, recent=0)
-    place = {entity_id: row for row, entity_id in enumerate(batch.ids)}
-    rows = np.array([place.get(entity_id, -1) for entity_id in ids], np.int64)
-    frames, order = [], []
-    for labelled, blobs in _replay(definition, batch, rows, times):
-        part = [ids[i] for i in labelled]
-        frames.append(finish_blobs(definition, part, blobs, times[labelled]))
-        order.append(labelled)
-    return _in_order(definition, ids, frames, order)
+    codes = ids.unique().drop_nulls().sort()
+    mine = _labelled(definition, events, codes)
+    if _needs_replay(mine):
+        return replayed(definition, events, ids.to_list(), times)
+    with uncollected():
+        return _joined(definition, mine, ids, codes, times)
 
 
-def _event_table(events: pl.DataFrame) -> pa.Table:
-    if events.schema["kind"] in (pl.String, pl.Categorical, pl.Enum):
-        codes = pl.col("kind").cast(pl.String).replace_strict(KIND_CODE, return_dtype=pl.UInt8)
-        events = events.with_columns(codes)
-    if "duplicate" not in events.columns:
-        events = events.with_columns(duplicate=pl.lit(False))
-    return conform(events.to_arrow(), EVENT_SCHEMA)
-
-
-def _replay(
-    definition: EntityDefinition, batch: Batch, rows: np.ndarray, times: np.ndarray
-) -> Iterator[tuple[np.ndarray, list[bytes | None]]]:
-    """Labels (as places) with the stored rows that their reader would have met.
-
-    Round j folds what arrived between each entity's label j-1 and j, for all entities
-    at once, then takes the rows as they stand.
-    """
-    known = np.flatnonzero(rows >= 0)
-    known = known[np.lexsort((times[known], rows[known]))]
-    label_round = _rank(rows[known])
-    starts, stops, by_round = _rounds(batch, rows[known], times[known])
-    stored: list[bytes | None] = [None] * len(batch.ids)
-    pending = [np.flatnonzero(rows < 0)]
-    blobs: list[bytes | None] = [None] * int((rows < 0).sum())
-    in_round = known[np.argsort(label_round, kind="stable")]
-    ends = np.cumsum(np.bincount(label_round)) if len(known) else np.zeros(0, np.int64)
-    for turn, end in enumerate(ends.tolist()):
-        if turn < len(starts):
-            _fold_round(definition, batch, by_round[starts[turn] : stops[turn]], stored, turn)
-        labelled = in_round[ends[turn - 1] if turn else 0 : end]
-        pending.append(labelled)
-        blobs.extend(stored[row] for row in rows[labelled].tolist())
-        if len(blobs) >= LABELS_AT_ONCE:
-            yield np.concatenate(pending), blobs
-            pending, blobs = [], []
-    if blobs:
-        yield np.concatenate(pending), blobs
-
-
-def _rounds(
-    batch: Batch, label_row: np.ndarray, label_time: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Events by the round that folds them: (starts, stops) per round into the third array.
-
-    An event's round is the number of its entity's labels at or before its arrival;
-    events after the last label belong to none.
-    """
-    arrival = batch.table.column("ingested_at_ms").to_numpy()
-    label_key = (label_row << _TIME_BITS) + label_time
-    first = np.searchsorted(label_row, batch.row, side="left")
-    last = np.searchsorted(label_row, batch.row, side="right")
-    at = np.searchsorted(label_key, (batch.row << _TIME_BITS) + arrival, side="right")
-    event_round = at - first
-    by_round = np.argsort(event_round, kind="stable")
-    by_round = by_round[(at < last)[by_round]]
-    count = np.bincount(event_round[by_round]) if len(by_round) else np.zeros(0, np.int64)
-    stops = np.cumsum(count)
-    return stops - count, stops, by_round
-
-
-def _fold_round(
+def _joined(
     definition: EntityDefinition,
-    batch: Batch,
-    picked: np.ndarray,
-    stored: list[bytes | None],
-    turn: int,
-) -> None:
-    """Folds the picked events into `stored`, in place."""
-    if len(picked) == 0:
-        return
-    rows, row = np.unique(batch.row[picked], return_inverse=True)
-    part = Batch(
-        ids=[batch.ids[r] for r in rows],
-        row=row.astype(np.int64),
-        time=batch.time[picked],
-        kind=batch.kind[picked],
-        hash=batch.hash[picked],
-        table=batch.table.take(pa.array(picked)),
-    )
-    before = decode([stored[r] for r in rows])
-    folded = fold(definition, before, part, Stamp("point-in-time", 0, turn))
-    for changed, blob in zip(folded.changed.tolist(), encode(folded.rows), strict=True):
-        stored[rows[changed]] = blob
-
-
-def _rank(sorted_group: np.ndarray) -> np.ndarray:
-    """Each element's place within its run of equal values."""
-    at = np.arange(len(sorted_group))
-    return np.asarray(at - np.searchsorted(sorted_group, sorted_group, side="left"))
-
-
-def _in_order(
-    definition: EntityDefinition,
-    ids: list[str],
-    frames: list[FeatureFrame],
-    order: list[np.ndarray],
+    mine: pl.DataFrame,
+    ids: pl.Series,
+    codes: pl.Series,
+    times: np.ndarray,
 ) -> FeatureFrame:
-    """The parts as one frame in the labels' own order; no label is lost."""
-    if not frames:
-        return finish_blobs(definition, [], [], 0)
-    back = np.argsort(np.concatenate(order))
-    assert len(back) == len(ids)
-    columns = {
-        name: np.concatenate([frame.columns[name] for frame in frames])[back]
-        for name in definition.columns
-    }
-    status = np.concatenate([frame.status for frame in frames])[back]
-    last = np.concatenate([frame.last_event_ms for frame in frames])[back]
-    return FeatureFrame(definition.name, tuple(ids), status, last, columns)
+    asked, order = _asked(ids, codes, times)
+    history = _history(mine)
+    columns = counts_at(definition, history, asked) | lists_at(definition, history, asked)
+    last = newest_at(history, asked)
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    ordered = {name: columns[name][back] for name in definition.columns}
+    status = _status(definition, last, asked.time)[back]
+    return FeatureFrame(definition.name, tuple(ids.to_list()), status, last[back], ordered)
+
+
+def _status(definition: EntityDefinition, last: np.ndarray, now: np.ndarray) -> np.ndarray:
+    status = np.where(last == 0, Status.ABSENT, Status.PRESENT).astype(np.uint8)
+    status[(last > 0) & (now - last > definition.ttl_ms)] = Status.EXPIRED
+    return status
+
+
+def _labelled(definition: EntityDefinition, events: pl.DataFrame, codes: pl.Series) -> pl.DataFrame:
+    """The events of labelled entities, with `row` as the place of their id in `codes`."""
+    wanted = {definition.id_column, "user_id", "event_id", "kind", "event_time_ms"}
+    wanted |= {"ingested_at_ms", *(f.source for f in definition.lists)}
+    wanted |= {s for c in definition.counters if (s := getattr(c, "source", None))}
+    have = events.select(*sorted(wanted & set(events.columns)), _kept(events))
+    absent = [pl.lit(None, _dtype(name)).alias(name) for name in sorted(wanted - set(have.columns))]
+    if have.schema["kind"] in (pl.String, pl.Categorical, pl.Enum):
+        named = pl.col("kind").cast(pl.String)
+        have = have.with_columns(named.replace_strict(KIND_CODE, return_dtype=pl.UInt8))
+    known = pl.DataFrame({definition.id_column: codes}).with_row_index("row")
+    return (
+        have.filter("kept", pl.col("event_time_ms") > 0)
+        .with_columns(*absent)
+        .join(known, on=definition.id_column, how="inner", maintain_order="none")
+    )
+
+
+def _kept(events: pl.DataFrame) -> pl.Expr:
+    marked = pl.col("duplicate") if "duplicate" in events.columns else pl.lit(False)
+    return (~marked).alias("kept")
+
+
+def _dtype(name: str) -> pl.DataType:
+    empty = pa.table({name: pa.array([], EVENT_SCHEMA.field(name).type)})
+    return pl.DataFrame(empty).schema[name]
+
+
+def _needs_replay(events: pl.DataFrame) -> bool:
+    """Whether an event comes twice unmarked, or one is dated far ahead of its arrival."""
+    ahead = (events["event_time_ms"] - events["ingested_at_ms"]).max()
+    if isinstance(ahead, int) and ahead > READER_SLACK_MS:
+        return True
+    # A collision of these 64 bits costs time and never a wrong value.
+    mixed = pl.col("user_id").hash(1) ^ pl.col("event_id").hash(2)
+    return bool(events.select(mixed.n_unique()).item() != len(events))
+
+
+def _asked(ids: pl.Series, codes: pl.Series, times: np.ndarray) -> tuple[Asked, np.ndarray]:
+    """The labels by entity and time, and the order that brought them there."""
+    known = pl.DataFrame({"id": codes}).with_row_index("row")
+    found = pl.DataFrame({"id": ids}).join(known, on="id", how="left", maintain_order="left")
+    row = found["row"].fill_null(len(codes)).to_numpy().astype(np.int64)
+    order = np.lexsort((times, row))
+    return Asked(row[order], times[order]), order
+
+
+def _history(events: pl.DataFrame) -> History:
+    """The events by entity, event time and hash, oldest first."""
+    row = events["row"].to_numpy().astype(np.int64)
+    time = events["event_time_ms"].to_numpy().astype(np.int64)
+    order = _by_row_and_time(row, time)
+    row, time = row[order], time[order]
+    tied = np.zeros(len(row), bool)
+    tied[1:] = (row[1:] == row[:-1]) & (time[1:] == time[:-1])
+    tied[:-1] |= tied[1:]
+    at = np.flatnonzero(tied)
+    if len(at):
+        hashes = event_hashes(events[["user_id", "event_id"]][order[at]].to_arrow())
+        order[at] = order[at][np.lexsort((hashes, time[at], row[at]))]
+    arrival = events["ingested_at_ms"].to_numpy()[order].astype(np.int64)
+    return History(row, time, arrival, events["kind"].to_numpy()[order], order, events)
+
+
+def _by_row_and_time(row: np.ndarray, time: np.ndarray) -> np.ndarray:
+    if len(row) == 0:
+        return np.zeros(0, np.int64)
+    since = time - time.min()
+    bits = int(since.max()).bit_length()
+    if int(row.max()).bit_length() + bits > 63:
+        return np.lexsort((time, row))
+    return np.argsort((row << bits) + since)

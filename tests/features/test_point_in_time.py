@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from features.definitions import DEFINITIONS
 from features.memory_store import MemoryFeatureStore
 from features.point_in_time import features_as_of
+from features.replay_join import replayed
 from features.store import Status
 from streams.bus import Stamp
 from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
@@ -156,3 +157,32 @@ def test_an_unmarked_repeat_counts_once_here_as_online(event_table):
     asked = pl.DataFrame({"user_id": ["u"], "time_ms": [T0 + 9]})
     frame = features_as_of(pl.from_arrow(event_table(events)), asked, "user")
     assert frame.columns["like_count_all"].tolist() == [1]
+
+
+@pytest.mark.parametrize("entity", ["user", "video"])
+@given(events=histories(), asked=labels)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_the_join_by_runs_equals_the_join_by_folding_again(entity, events, asked, event_table):
+    frame = pl.from_arrow(event_table(events))
+    ids, times = [i for i, _ in asked], [T0 + m for _, m in asked]
+    schema = {DEFINITIONS[entity].id_column: pl.String, "time_ms": pl.Int64}
+    wanted = pl.DataFrame([ids, times], schema=schema)
+    by_runs = features_as_of(frame, wanted, entity)
+    again = replayed(DEFINITIONS[entity], frame, ids, np.array(times, np.int64))
+    for name, column in again.columns.items():
+        assert by_runs.columns[name].tolist() == column.tolist(), name
+    assert by_runs.status.tolist() == again.status.tolist()
+
+
+def test_an_event_dated_days_ahead_is_read_as_the_kernel_would_have(event_table):
+    """A row prunes by its newest event, so a date far ahead empties the windows before it."""
+    ahead = {"kind": "like", "event_time_ms": T0 + 9 * DAY_MS, "ingested_at_ms": T0}
+    usual = {"kind": "like", "event_time_ms": T0, "video_id": "v"}
+    table = event_table([ahead | {"video_id": "v"}, usual])
+    asked = pl.DataFrame({"user_id": ["u"], "time_ms": [T0 + 1]})
+    frame = features_as_of(pl.from_arrow(table), asked, "user")
+    online = _online_at("user", table, T0 + 1).read("user", ["u"], T0 + 1)
+    assert {n: c.tolist() for n, c in frame.columns.items()} == {
+        n: c.tolist() for n, c in online.columns.items()
+    }
+    assert frame.columns["like_count_1d"].tolist() == [0]
