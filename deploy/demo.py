@@ -23,6 +23,7 @@ from deploy import demo_report, wiring
 from deploy.demo_learning import ALIGNED, REST, Line, learn
 from deploy.settings import ClockSettings, FeedbackSettings, Settings
 from deploy.stack import Stack
+from deploy.state import DEMO
 from deploy.supervisor import Report
 from deploy.world.config import WorldConfig
 from deploy.world.crowd import Crowd, run_until
@@ -230,7 +231,7 @@ def demo_settings(base: Settings, world: WorldConfig, now_ms: int) -> Settings:
     clock = ClockSettings(origin_wall_ms=now_ms, origin_ms=now_ms, rate=rules.clock_rate)
     feedback = base.feedback.model_copy(update={"windows_ms": windows})
     return base.model_copy(
-        update={"home": base.home / "demo", "clock": clock, "feedback": feedback}, deep=True
+        update={"home": base.home / DEMO, "clock": clock, "feedback": feedback}, deep=True
     )
 
 

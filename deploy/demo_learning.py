@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import state, wiring
-from deploy.parts.cache import locked
 from deploy.settings import Settings
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def train_all(settings: Settings, names: Sequence[str]) -> None:
             except NotEnoughData as error:
                 _say(Line(name, 1.0, str(error), ended="skipped"))
                 continue
-            with _alone(settings):
+            with wiring.making_a_release(settings):
                 chosen, now_ms = successor(store, {name: bundle.version}), clock.now_ms()
                 release = store.propose(chosen, created_ms=now_ms)
                 promoter.promote(release, now_ms=now_ms)
@@ -122,7 +121,7 @@ def update_one(settings: Settings, name: str) -> None:
     store = ReleaseStore(settings.releases_dir)
     log = load_training_log(settings.log_dir, settings.feedback_dir, clock.now_ms())
     report = _reporting(name)
-    with _alone(settings), _promoter(settings, store) as promoter:
+    with wiring.making_a_release(settings), _promoter(settings, store) as promoter:
         try:
             outcome = update(name, log, store, promoter, now_ms=clock.now_ms(), progress=report)
         except NotEnoughData as error:
@@ -140,11 +139,6 @@ def update_one(settings: Settings, name: str) -> None:
             release=live.release_id if live else "",
         )
     )
-
-
-def _alone(settings: Settings) -> contextlib.AbstractContextManager[None]:
-    """One at a time: a release is made from the live one, so two must not be made at once."""
-    return locked(settings.releases_dir / ".making")
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ from deploy.settings import Settings
 
 START_SLACK_S = 0.05  # two reads of one process's start time differ by rounding only
 
+DEMO = "demo"  # the folder of a home in which the demo keeps its own
+
 
 class AlreadyRunning(RuntimeError):
     """A stack of this home runs already; the message names it and the way to stop it."""
@@ -92,6 +94,12 @@ def is_claimed(home: Path) -> bool:
         return False
     with path.open("a") as handle:
         return not _try_lock(handle)
+
+
+def home_in_use(home: Path) -> Path:
+    """Where the stack runs that a command means: in `home`, else the demo's beneath it."""
+    demo = home / DEMO
+    return demo if not is_claimed(home) and is_claimed(demo) else home
 
 
 def write_settings(settings: Settings) -> None:

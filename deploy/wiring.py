@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from deploy.settings import ClockSettings, Settings
@@ -127,6 +128,13 @@ def follow_repository(models: ModelClient, stop: threading.Event, every_s: float
 
     while isinstance(models, InProcessClient) and not stop.wait(every_s):
         models.load_all()
+
+
+def making_a_release(settings: Settings) -> AbstractContextManager[None]:
+    """One at a time: a release is made from the live one, so two must not be made at once."""
+    from deploy.parts.cache import locked
+
+    return locked(settings.releases_dir / ".making")
 
 
 def _tell_nobody(_: object) -> None:

@@ -33,7 +33,7 @@ class _Request(BaseModel):
 
 class FeedRequest(_Request):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"user_id": "ml-196", "k": 10, "seed": 7}]}
+        json_schema_extra={"examples": [{"user_id": "u196", "k": 10, "seed": 7}]}
     )
 
     surface: Literal["feed"] = "feed"
@@ -46,7 +46,7 @@ class FeedRequest(_Request):
 
 class QueriesRequest(_Request):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"user_id": "ml-196", "video_id": "ml-242", "k": 3}]}
+        json_schema_extra={"examples": [{"user_id": "u196", "video_id": "v242", "k": 3}]}
     )
 
     surface: Literal["queries"] = "queries"
@@ -55,7 +55,7 @@ class QueriesRequest(_Request):
 
 
 class ReactivationRequest(_Request):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "ml-196", "k": 6}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "u196", "k": 6}]})
 
     surface: Literal["reactivation"] = "reactivation"
     k: Annotated[int, Field(ge=1, le=20)] = 6

@@ -23,7 +23,7 @@ console = Console()
 Surface = Literal["feed", "queries", "reactivation"]
 
 
-@app.command(epilog="Example: tidemill ask ml-196 --k 5    tidemill ask ml-196 --under ml-242")
+@app.command(epilog="Example: tidemill ask u196 --k 5    tidemill ask u196 --under v242")
 def ask(
     user: Annotated[str, typer.Argument(help="The user to answer for.")],
     k: Annotated[int, typer.Option(min=1, max=100, help="How many items.")] = 5,
@@ -45,7 +45,7 @@ def ask(
 
 
 def _post(path: str, body: dict[str, Any]) -> dict[str, Any]:
-    settings = state.read_settings(load().home)
+    settings = state.read_settings(state.home_in_use(load().home))
     address = f"http://{settings.gateway.host}:{settings.gateway.port}{path}"
     keys = settings.security.api_keys
     allowed = [key for key, scopes in keys.items() if "recommend" in scopes]

@@ -138,7 +138,7 @@ def freshness() -> None:
 def _settings() -> Settings:
     """Those of the running stack; else this process's, for a store elsewhere."""
     try:
-        return state.read_settings(load().home)
+        return state.read_settings(state.home_in_use(load().home))
     except state.NotRunning:
         settings = load()
         if settings.store.address:

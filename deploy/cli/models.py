@@ -154,7 +154,7 @@ def _settings() -> Settings:
     """The running stack's settings, else those of files and environment."""
     settings = Settings()
     try:
-        return state.read_settings(settings.home)
+        return state.read_settings(state.home_in_use(settings.home))
     except state.NotRunning:
         return settings
 
@@ -183,7 +183,8 @@ def _promoter(settings: Settings, store: ReleaseStore) -> Iterator[Promoter]:
             producer.send([announcement(release)])
 
     try:
-        yield Promoter(store, ModelRepository(settings.repository_dir), client, announce)
+        with wiring.making_a_release(settings):
+            yield Promoter(store, ModelRepository(settings.repository_dir), client, announce)
     finally:
         if producer is not None:
             producer.close()

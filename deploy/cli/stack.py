@@ -60,7 +60,7 @@ def down(
     """Stop the stack of this home, and what a killed one left behind."""
     from deploy.stack import clear_up_after
 
-    home = load().home.resolve()
+    home = state.home_in_use(load().home.resolve())
     ran = state.stop_supervisor(home)
     reaped = clear_up_after(home)
     if ran:
@@ -74,7 +74,7 @@ def down(
 @app.command(epilog="[bold]Example[/]  tidemill status")
 def status() -> None:
     """What runs, where it listens, whether it answers. Exit 1 when something does not."""
-    home = load().home.resolve()
+    home = state.home_in_use(load().home.resolve())
     if not state.is_claimed(home):
         raise state.NotRunning(f"no stack runs in {home}: `tidemill up` starts one")
     settings = state.read_settings(home)

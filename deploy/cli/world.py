@@ -58,7 +58,7 @@ def replay(world: World = None, seed: Seed = 0) -> None:
     from deploy.world.replay import replay as send
     from deploy.world.truth import plant
 
-    settings = state.read_settings(load().home.resolve())
+    settings = state.read_settings(state.home_in_use(load().home.resolve()))
     constants = WorldConfig.load(world or DEFAULT_PATH)
     data = load_data()
     mark = Mark.load(settings.home)

@@ -7,7 +7,7 @@ from typing import Any
 FEED_REPLY: dict[str, Any] = {
     "request_id": "8b6f0f0d7f6e4a70a2f0c7c5f2e6a7d1",
     "surface": "feed",
-    "user_id": "ml-196",
+    "user_id": "u196",
     "seed": 7,
     "release": "r0002",
     "models": {"ranker": 2, "queries": 1, "reactivation": 1},
@@ -17,7 +17,7 @@ FEED_REPLY: dict[str, Any] = {
     "fallbacks": [],
     "items": [
         {
-            "video_id": "ml-242",
+            "video_id": "v242",
             "title": "Kolya (1996)",
             "genres": ["Comedy"],
             "author_id": None,
@@ -38,9 +38,9 @@ FEED_REPLY: dict[str, Any] = {
 
 PLAY: dict[str, Any] = {
     "event_id": "e-0001",
-    "user_id": "ml-196",
+    "user_id": "u196",
     "kind": "play",
-    "video_id": "ml-242",
+    "video_id": "v242",
     "event_time_ms": 1_790_000_000_000,
     "dwell_ms": 42_000,
     "surface": "feed",

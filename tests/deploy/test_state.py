@@ -106,3 +106,11 @@ def _runs(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_commands_mean_the_demos_stack_when_only_that_runs(tmp_path: Path) -> None:
+    assert state.home_in_use(tmp_path) == tmp_path
+    with state.claimed(tmp_path / state.DEMO):
+        assert state.home_in_use(tmp_path) == tmp_path / state.DEMO
+        with state.claimed(tmp_path):
+            assert state.home_in_use(tmp_path) == tmp_path
