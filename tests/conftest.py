@@ -86,3 +86,17 @@ def triton_server(server_dir: Path, triton_overlay: Path) -> Iterator[triton.Tri
     yield server
     child.stop()
     server.sweep()
+
+
+@pytest.fixture(scope="session")
+def container_broker() -> Iterator[str]:
+    """Bootstrap servers of a Kafka in a container; skipped where no Docker engine answers."""
+    import docker
+    from testcontainers.community.kafka import KafkaContainer
+
+    try:
+        docker.from_env().ping()
+    except docker.errors.DockerException as reason:
+        pytest.skip(f"no Docker engine answers: {reason}")
+    with KafkaContainer().with_kraft() as kafka:
+        yield kafka.get_bootstrap_server()
