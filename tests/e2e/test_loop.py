@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import polars as pl
 import pytest
 from playwright.sync_api import Browser, expect
@@ -272,9 +273,7 @@ def test_an_erased_user_is_gone_from_features_and_log_and_does_not_come_back(
 def test_a_killed_store_is_answered_around_and_rebuilt(loop: Loop, eventually: Eventually) -> None:
     user = _users(loop, 8)[7]
     before = loop.features(user)["features"]
-    pid = next(s.pid for s in loop.stack.status() if s.name == "store")
-    assert pid is not None
-    os.kill(pid, 9)
+    _kill(loop, "store")
     answer = loop.http.post("/v1/feed", json={"user_id": user, "k": 5})
     assert answer.status_code == 200
     assert len(answer.json()["items"]) == 5
@@ -288,3 +287,63 @@ def _same_counts(loop: Loop, user: str, before: dict[str, Any]) -> bool:
         now[f"{kind}_count_all"] == before[f"{kind}_count_all"]
         for kind in ("play", "long_view", "like", "order", "query_click")
     )
+
+
+def _kill(loop: Loop, part: str) -> None:
+    pid = next(s.pid for s in loop.stack.status() if s.name == part)
+    assert pid is not None
+    os.kill(pid, 9)
+
+
+def test_a_killed_model_server_is_answered_around_and_comes_back(
+    loop: Loop, eventually: Eventually
+) -> None:
+    user = _users(loop, 9)[8]
+    assert loop.ask("feed", user_id=user, k=5)["fallbacks"] == []
+    _kill(loop, "triton")
+    answer = loop.ask("feed", user_id=user, k=5)
+    assert len(answer["items"]) == 5
+    assert answer["fallbacks"]
+    for surface, extra in (("feed", {}), ("queries", {"video_id": "v1"}), ("reactivation", {})):
+        eventually(
+            lambda surface=surface, extra=extra: not loop.ask(surface, user_id=user, **extra)["fallbacks"],
+            90, f"{surface} from the models again",
+        )  # fmt: skip
+
+
+def test_a_killed_broker_is_answered_around_and_nothing_logged_is_lost(
+    loop: Loop, eventually: Eventually
+) -> None:
+    log = EventLog(loop.settings.log_dir)
+    held = len(log.read())
+    user = _users(loop, 10)[9]
+    likes = loop.features(user)["features"]["like_count_all"]
+    _kill(loop, "broker")
+    assert len(loop.ask("feed", user_id=user, k=5)["items"]) == 5
+    again = _event(loop, user, "like", video_id="v1")
+
+    def accepted() -> bool:
+        try:
+            return loop.http.post("/v1/events", json=again).status_code == 202
+        except httpx.TransportError:  # our processes begin again after the embedded broker
+            return False
+
+    def folded() -> bool:
+        try:
+            answer = loop.http.get(f"/v1/users/{user}")
+        except httpx.TransportError:
+            return False
+        found = answer.json().get("features", {}) if answer.status_code == 200 else {}
+        return found.get("like_count_all") == likes + 1
+
+    eventually(lambda: accepted() and _waited(folded, 5), 120, "an event after the broker's return")
+    assert len(log.read()) == held + 1
+
+
+def _waited(condition: Callable[[], bool], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
