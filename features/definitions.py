@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
+import numpy as np
 import xxhash
 
 from features.store import EntityName
@@ -217,3 +218,10 @@ DEFINITIONS: MappingProxyType[EntityName, EntityDefinition] = MappingProxyType(
 def kind_codes(kinds: tuple[str, ...]) -> list[int]:
     """The wire codes of these kinds (`streams.events.KINDS`)."""
     return [KIND_CODE[kind] for kind in kinds]
+
+
+def of_kinds(codes: np.ndarray, kinds: tuple[str, ...]) -> np.ndarray:
+    """bool: the wire code (uint8) is one of these kinds'."""
+    wanted = np.zeros(256, bool)
+    wanted[kind_codes(kinds)] = True
+    return np.asarray(wanted[codes])

@@ -12,20 +12,24 @@ epoch it comes under; an event at or before the row's erasure is never counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from features.definitions import TILE_SIZES_MS, EntityDefinition, Sum, kind_codes
+from features.definitions import TILE_SIZES_MS, EntityDefinition, Sum, of_kinds
+from features.merge import merged_order, newest_first_key, rank, ties_by_falling_hash
 from features.tiles import ENTRY, HEAD, LANE, RECENT, TILE, Rows, split_key, tile_key
 from streams.bus import Stamp
 from streams.clock import DAY_MS, HOUR_MS
 
 LANES_KEPT = 8  # epochs and partitions that a row remembers; a zombie is of the last few
 SAME_EVENT_MS = DAY_MS  # an id used again further apart in event time is another event
+_LOW_BITS = 2**20
+_KEY_BITS = 39  # of a tile's place within its row
+_SLOT_BITS, _INDEX_BITS = np.uint64(31 << 32), np.uint64(2**32 - 1)
 READER_SLACK_MS = HOUR_MS  # how far a reader's now may lie behind the row's newest event
 
 
@@ -78,8 +82,7 @@ def event_hashes(table: pa.Table) -> np.ndarray:
     """xxh3-64 of user id, NUL, event id. Stored in rows: never change it."""
     user, event = (table.column(name).cast(pa.binary()) for name in ("user_id", "event_id"))
     keys = pc.binary_join_element_wise(user, event, b"\0").to_pylist()
-    digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(key) for key in keys), np.uint64, len(keys))
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, keys), np.uint64, len(keys))
 
 
 def fold(
@@ -95,7 +98,7 @@ def fold(
     fresh = batch.where(_not_replayed(rows, lane)[batch.row])
     fresh = fresh.where(fresh.time > rows.head["erased_ms"][fresh.row])
     fresh = fresh.where(_first_time(rows, fresh))
-    changed = np.unique(fresh.row)
+    changed = np.flatnonzero(np.bincount(fresh.row, minlength=len(rows)))
     rows, place = _select(rows, changed, len(batch.ids))
     row = place[fresh.row]
     rows.head["generation"] = generation
@@ -145,21 +148,38 @@ def _not_replayed(rows: Rows, lane: np.ndarray) -> np.ndarray:
 
 def _first_time(rows: Rows, batch: Batch) -> np.ndarray:
     """bool [M]: neither among the row's recent ids nor earlier in this batch."""
-    row = np.concatenate([rows.recent_row, batch.row])
-    event = np.concatenate([rows.recent["hash"], batch.hash])
-    time = np.concatenate([rows.recent["time"], batch.time])
-    order = np.lexsort((np.arange(len(row)), event, row))
-    row, event, time = row[order], event[order], time[order]
+    near = _maybe_among(rows.recent["hash"], batch.hash)
+    row = np.concatenate([rows.recent_row[near], batch.row])
+    event = np.concatenate([rows.recent["hash"][near], batch.hash])
+    time = np.concatenate([rows.recent["time"][near], batch.time])
+    first = np.ones(len(row), bool)
+    in_order = np.sort(event)
+    if (in_order[1:] == in_order[:-1]).any():
+        order = np.lexsort((np.arange(len(row)), event, row))
+        first[order] = ~_again(row[order], event[order], time[order])
+    return first[len(near) :]
+
+
+def _maybe_among(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Places of the hashes whose low bits are a wanted one's: all that equal one, few more."""
+    low = np.uint64(_LOW_BITS - 1)
+    table = np.zeros(_LOW_BITS, bool)
+    table[wanted & low] = True
+    return np.flatnonzero(table[hashes & low])
+
+
+def _again(row: np.ndarray, event: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """bool: the part before is the same event of the same row."""
     again = np.zeros(len(row), bool)
     again[1:] = (row[1:] == row[:-1]) & (event[1:] == event[:-1])
     again[1:] &= np.abs(time[1:] - time[:-1]) <= SAME_EVENT_MS
-    first = np.empty(len(row), bool)
-    first[order] = ~again
-    return first[len(rows.recent) :]
+    return again
 
 
 def _select(rows: Rows, changed: np.ndarray, n: int) -> tuple[Rows, np.ndarray]:
     """The changed rows alone, and int64 [n] that maps an old place to its new one."""
+    if len(changed) == n:
+        return replace(rows, head=rows.head.copy()), np.arange(n)
     place = np.full(n, -1, np.int64)
     place[changed] = np.arange(len(changed))
     lane, tile, entry, recent = (
@@ -182,54 +202,76 @@ def _add_recent(definition: EntityDefinition, rows: Rows, row: np.ndarray, batch
     added["time"], added["hash"] = batch.time, batch.hash
     rows_of = np.concatenate([rows.recent_row, row])
     recent = np.concatenate([rows.recent, added])
-    order = np.lexsort((~recent["hash"], -recent["time"], rows_of))
-    order = order[_rank(rows_of[order]) < definition.recent]
+    key = newest_first_key(rows_of, recent["time"])
+    order = merged_order(key[: len(rows.recent)], key[len(rows.recent) :])
+    order = ties_by_falling_hash(order, key, recent["hash"])
+    if np.bincount(rows_of, minlength=1).max() > definition.recent:
+        order = order[rank(rows_of[order]) < definition.recent]
     rows.recent_row, rows.recent = rows_of[order], recent[order]
 
 
-def _rank(sorted_group: np.ndarray) -> np.ndarray:
-    """Each element's place within its run of equal values."""
-    starts = np.ones(len(sorted_group), bool)
-    starts[1:] = sorted_group[1:] != sorted_group[:-1]
-    at = np.arange(len(sorted_group))
-    return np.asarray(at - np.maximum.accumulate(np.where(starts, at, 0)))
-
-
 def _add_tiles(definition: EntityDefinition, rows: Rows, row: np.ndarray, batch: Batch) -> None:
-    of_row, keys, values = [rows.tile_row], [rows.tile["key"]], [rows.tile["value"]]
+    place, key, added = _summed(*_touched_tiles(definition, row, batch))
+    old, value = _in_row_order(rows.tile_row, rows.tile["key"]), rows.tile["value"].copy()
+    at = np.searchsorted(old, place)
+    known = np.zeros(len(at), bool)
+    inside = at < len(old)
+    known[inside] = old[at[inside]] == place[inside]
+    value[at[known]] += added[known]
+    at, place, key, added = at[~known], place[~known], key[~known], added[~known]
+    rows_of = np.insert(rows.tile_row, at, place >> _KEY_BITS)
+    key, value = np.insert(rows.tile["key"], at, key), np.insert(value, at, added)
+    newest = rows.head["last_event_ms"]
+    rows.tile_row, rows.tile = _pruned(definition, newest, rows_of, key, value)
+
+
+def _touched_tiles(
+    definition: EntityDefinition, row: np.ndarray, batch: Batch
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, key, addend) of every tile that an event of the batch adds to, with repeats."""
+    of_row = [np.zeros(0, np.int64)]
+    keys, values = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for slot, counter in enumerate(definition.counters):
-        hit = np.isin(batch.kind, kind_codes(counter.kinds))
-        if not hit.any():
+        hit = np.flatnonzero(of_kinds(batch.kind, counter.kinds))
+        if not len(hit):
             continue
-        value = _addend(counter.source, batch.table, hit) if isinstance(counter, Sum) else None
+        value = np.ones(len(hit), np.int64)
+        if isinstance(counter, Sum):
+            value = _addend(counter.source, batch.table, hit)
+        time, owner = batch.time[hit], row[hit]
         for tile_ms in {window.tile_ms for window in counter.windows}:
-            time = batch.time[hit]
             index = time // tile_ms if tile_ms else np.zeros_like(time)
-            of_row.append(row[hit])
+            of_row.append(owner)
             keys.append(tile_key(TILE_SIZES_MS.index(tile_ms), slot, index))
-            values.append(np.ones(len(time), np.int64) if value is None else value)
-    merged = _merge(np.concatenate(of_row), np.concatenate(keys), np.concatenate(values))
-    rows.tile_row, rows.tile = _pruned(definition, rows.head["last_event_ms"], *merged)
+            values.append(value)
+    return np.concatenate(of_row), np.concatenate(keys), np.concatenate(values)
+
+
+def _in_row_order(row: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """int64 that sort as (row, tile key): 2 bits of size, 5 of slot, 32 of index under the row."""
+    packed = (key >> np.uint64(56) << np.uint64(37)) | (key >> np.uint64(8) & _SLOT_BITS)
+    return np.asarray((row << _KEY_BITS) + (packed | key & _INDEX_BITS).astype(np.int64))
+
+
+def _summed(
+    row: np.ndarray, key: np.ndarray, value: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(place in row order, key, sum) of each tile once, ascending."""
+    if len(row) == 0:
+        return row, key, value
+    place = _in_row_order(row, key)
+    order = np.argsort(place, kind="stable")
+    place, key, value = place[order], key[order], value[order]
+    starts = np.ones(len(place), bool)
+    starts[1:] = place[1:] != place[:-1]
+    first = np.flatnonzero(starts)
+    return place[first], key[first], np.add.reduceat(value, first)
 
 
 def _addend(source: str, table: pa.Table, hit: np.ndarray) -> np.ndarray:
     column = pc.fill_null(table.column(source).cast(pa.int64()), 0)
     values: np.ndarray = column.to_numpy()
     return np.asarray(values[hit])
-
-
-def _merge(
-    row: np.ndarray, key: np.ndarray, value: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values of equal (row, key) added up, ordered by both."""
-    if len(row) == 0:
-        return row, key, value
-    order = np.lexsort((key, row))
-    row, key, value = row[order], key[order], value[order]
-    starts = np.ones(len(row), bool)
-    starts[1:] = (row[1:] != row[:-1]) | (key[1:] != key[:-1])
-    first = np.flatnonzero(starts)
-    return row[first], key[first], np.add.reduceat(value, first)
 
 
 def _pruned(
@@ -245,8 +287,8 @@ def _pruned(
     """
     span, tile_ms = _retention(definition)
     size, slot, index = split_key(key)
-    floor = (newest[row] - span[size, slot] - READER_SLACK_MS) // tile_ms[size]
-    keep = (size == 0) | (index >= floor)
+    since = newest[row] - (span + READER_SLACK_MS)[size, slot]
+    keep = (size == 0) | ((index + 1) * tile_ms[size] > since)
     tiles = np.empty(int(keep.sum()), TILE)
     tiles["key"], tiles["value"] = key[keep], value[keep]
     return row[keep], tiles
@@ -266,7 +308,7 @@ def _add_entries(definition: EntityDefinition, rows: Rows, row: np.ndarray, batc
     of_row, entries, texts = [rows.entry_row], [rows.entry], [rows.text]
     for place, feature in enumerate(definition.lists):
         valid = batch.table.column(feature.source).is_valid().to_numpy()
-        hit = np.isin(batch.kind, kind_codes(feature.kinds)) & valid
+        hit = of_kinds(batch.kind, feature.kinds) & valid
         text = batch.table.column(feature.source).filter(pa.array(hit)).cast(pa.large_binary())
         added = np.empty(int(hit.sum()), ENTRY)
         added["time"], added["hash"] = batch.time[hit], batch.hash[hit]
@@ -278,10 +320,14 @@ def _add_entries(definition: EntityDefinition, rows: Rows, row: np.ndarray, batc
     if not definition.lists:
         return
     rows_of, entry = np.concatenate(of_row), np.concatenate(entries)
-    order = np.lexsort((~entry["hash"], -entry["time"], entry["list"], rows_of))
-    limit = np.array([feature.n for feature in definition.lists])
+    if len(rows_of) == len(rows.entry):
+        return
     group = rows_of * len(definition.lists) + entry["list"]
-    order = order[_rank(group[order]) < limit[entry["list"][order]]]
+    key = newest_first_key(group, entry["time"])
+    order = merged_order(key[: len(rows.entry)], key[len(rows.entry) :])
+    order = ties_by_falling_hash(order, key, entry["hash"])
+    limit = np.array([feature.n for feature in definition.lists])
+    order = order[rank(group[order]) < limit[entry["list"][order]]]
     rows.entry_row, rows.entry = rows_of[order], entry[order]
     rows.text = pa.concat_arrays(texts).take(pa.array(order))
 
@@ -293,5 +339,5 @@ def _advance(rows: Rows, lane: np.ndarray) -> None:
     lanes = np.concatenate([rows.lane[~same], np.repeat(lane, len(rows))])
     order = np.argsort(of_row, kind="stable")
     of_row, lanes = of_row[order], lanes[order]
-    from_end = _rank(of_row[::-1])[::-1]
+    from_end = rank(of_row[::-1])[::-1]
     rows.lane_row, rows.lane = of_row[from_end < LANES_KEPT], lanes[from_end < LANES_KEPT]

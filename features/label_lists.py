@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.definitions import EntityDefinition, LastN
+from features.definitions import EntityDefinition, LastN, of_kinds
 from features.finish import uncollected
-from features.label_runs import Asked, History, change_per_label, of_kinds
+from features.label_runs import Asked, History, change_per_label
 from streams.events import KINDS
 
 EVENTS_AT_ONCE = 2_000_000  # looked at together: bounds memory where much is under way

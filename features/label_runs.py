@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from features.definitions import Counter, EntityDefinition, Sum, Window, kind_codes
+from features.definitions import Counter, EntityDefinition, Sum, Window, of_kinds
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,6 @@ def _addends(counter: Counter, history: History) -> tuple[np.ndarray, np.ndarray
         return hit, None
     addend = history.events[counter.source].gather(history.place[hit])
     return hit, addend.fill_null(0).to_numpy().astype(np.float64)
-
-
-def of_kinds(kind: np.ndarray, kinds: tuple[str, ...]) -> np.ndarray:
-    """bool: the event (its wire code) is of one of these kinds."""
-    wanted = np.zeros(256, bool)
-    wanted[kind_codes(kinds)] = True
-    return np.asarray(wanted[kind])
 
 
 def _run(
