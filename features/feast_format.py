@@ -8,12 +8,14 @@ Feast's own writer. Does not know connections.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 import mmh3
 
 from features.definitions import EntityDefinition
 
 ROW_FEATURE = "row"  # the one Bytes feature of each view
+KEYS_KEPT = 65_536  # per entity, about 150 bytes each
 _STRING = 2  # ValueType.STRING
 _BYTES_TAG = b"\x0a"  # ValueProto.bytes_val, field 1
 
@@ -34,8 +36,9 @@ class RowFormat:
         view = view_name(definition)
         self.row_field = struct.pack("<I", mmh3.hash(f"{view}:{ROW_FEATURE}", signed=False))
         self.time_field = f"_ts:{view}".encode()
+        self.key = lru_cache(maxsize=KEYS_KEPT)(self._key)
 
-    def key(self, entity_id: str) -> bytes:
+    def _key(self, entity_id: str) -> bytes:
         raw = entity_id.encode()
         return b"".join((self._head, struct.pack("<I", len(raw)), raw, self._project))
 
@@ -59,7 +62,13 @@ def _literal(raw: bytes) -> bytes:
 
 def wrap(blob: bytes) -> bytes:
     """A serialised ValueProto with `bytes_val`."""
-    return b"".join((_BYTES_TAG, _varint(len(blob)), blob))
+    return wrap_head(len(blob)) + blob
+
+
+@lru_cache(maxsize=65_536)
+def wrap_head(size: int) -> bytes:
+    """What `wrap` sets before `size` bytes."""
+    return _BYTES_TAG + _varint(size)
 
 
 def unwrap(value: bytes | None) -> bytes | None:
@@ -75,8 +84,17 @@ def unwrap(value: bytes | None) -> bytes | None:
 def timestamp(time_ms: int) -> bytes:
     """A serialised google.protobuf.Timestamp."""
     seconds, rest = divmod(time_ms, 1000)
-    out = b"\x08" + _varint(seconds) if seconds else b""
-    return out + b"\x10" + _varint(rest * 1_000_000) if rest else out
+    return _seconds(seconds) + _nanos(rest)
+
+
+@lru_cache(maxsize=65_536)
+def _seconds(seconds: int) -> bytes:
+    return b"\x08" + _varint(seconds) if seconds else b""
+
+
+@lru_cache(maxsize=1000)
+def _nanos(rest_ms: int) -> bytes:
+    return b"\x10" + _varint(rest_ms * 1_000_000) if rest_ms else b""
 
 
 def _varint(value: int) -> bytes:

@@ -13,7 +13,8 @@ store is noticed at the next batch (`GenerationChanged`), never silently half fi
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import orjson
@@ -22,7 +23,7 @@ import pyarrow as pa
 from features.connection import Connection, Script
 from features.cut import Cut
 from features.definitions import DEFINITIONS
-from features.feast_format import RowFormat, timestamp, unwrap, wrap
+from features.feast_format import RowFormat, unwrap
 from features.finish import finish_blobs
 from features.fold import Batch, Folded, fold, group
 from features.row_cache import RowCache
@@ -33,12 +34,11 @@ from features.store import (
     GenerationChanged,
     StoreDown,
 )
+from features.swap import SWAP, Swap
 from features.tiles import (
-    DIGEST_BYTES,
     FOREVER_MS,
     Rows,
     decode,
-    digest,
     encode,
     erased_until,
     tombstone,
@@ -47,23 +47,8 @@ from streams.bus import Stamp
 
 ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
 SCRIPT_ROWS = 256  # rows per script call: bounds how long the server is busy with one
-
-_SWAP = f"""
-local generation = redis.call('HGET', KEYS[1], 'generation')
-if generation ~= ARGV[1] then return {{-1}} end
-local lost = {{}}
-for i = 2, #KEYS do
-  local at = 4 + (i - 2) * 3
-  local now = redis.call('HGET', KEYS[i], ARGV[2])
-  local have = now and string.sub(now, -{DIGEST_BYTES}) or ''
-  if have == ARGV[at] then
-    redis.call('HSET', KEYS[i], ARGV[2], ARGV[at + 1], ARGV[3], ARGV[at + 2])
-  else
-    lost[#lost + 1] = i - 2
-  end
-end
-return lost
-"""
+CALLS_AT_ONCE = 16  # calls packed and sent before their replies are read: bounds memory
+T = TypeVar("T")
 
 
 class FeastFeatureStore:
@@ -86,7 +71,7 @@ class FeastFeatureStore:
         self.connection = Connection(address, db, timeout_s)
         self._formats = {name: RowFormat(d, project) for name, d in DEFINITIONS.items()}
         self._meta = f"tidemill:{project}".encode()
-        self._swap_script = Script(self.connection, _SWAP)
+        self._swap_script = Script(self.connection, SWAP)
         self._cache = RowCache(cached_rows)
         self._generation = 0
         self._cut = Cut()
@@ -123,7 +108,7 @@ class FeastFeatureStore:
             if erased_until(blobs[0]) >= until:
                 return
             blob = tombstone(until, generation, DEFINITIONS["user"].fingerprint)
-            if not self._swap_part("user", [user_id], blobs, [(0, blob)], [0], generation):
+            if not self._swap_rows("user", [user_id], blobs, [blob], [0], generation):
                 self._cache.drop("user", [user_id])
                 return
         raise StoreDown(f"user {user_id!r} is being folded without pause; erase again")
@@ -243,13 +228,14 @@ class FeastFeatureStore:
     ) -> list[bytes | None]:
         """Rows of the batch's ids: cached where they can be, else read."""
         rows = self._cache.get(entity, ids)
-        missing = [entity_id for entity_id in ids if entity_id not in rows]
-        for chunk in _chunks(iter(missing), SCRIPT_ROWS * 4):
-            blobs, stored = self._fetch(entity, chunk)
+        missing = (place for place, blob in enumerate(rows) if blob is None)
+        for places in _chunks(missing, SCRIPT_ROWS * 4):
+            blobs, stored = self._fetch(entity, [ids[place] for place in places])
             if stored != generation:
                 raise self._changed(stored)
-            rows.update(zip(chunk, blobs, strict=True))
-        return [rows[entity_id] for entity_id in ids]
+            for place, blob in zip(places, blobs, strict=True):
+                rows[place] = blob
+        return rows
 
     def _fetch(
         self, entity: EntityName, ids: Sequence[str]
@@ -268,39 +254,39 @@ class FeastFeatureStore:
         generation: int,
     ) -> list[int]:
         """Writes the changed rows whose stored bytes are still those read; the rest's places."""
-        lost: list[int] = []
-        writes = list(zip(folded.changed.tolist(), encode(folded.rows), strict=True))
+        places = folded.changed.tolist()
+        blobs = encode(folded.rows)
         times = folded.rows.head["last_event_ms"].tolist()
-        for start in range(0, len(writes), SCRIPT_ROWS):
-            part = writes[start : start + SCRIPT_ROWS]
-            failed = self._swap_part(entity, ids, stored, part, times[start:], generation)
-            gone = {part[place][0] for place in failed}
-            lost.extend(gone)
-            kept = {ids[place]: blob for place, blob in part if place not in gone}
-            self._cache.put(entity, kept)
-        self._cache.drop(entity, [ids[place] for place in lost])
-        return sorted(lost)
+        lost = self._swap_rows(
+            entity, [ids[p] for p in places], [stored[p] for p in places], blobs, times, generation
+        )
+        kept = dict(zip([ids[p] for p in places], blobs, strict=True))
+        gone = [places[row] for row in lost]
+        self._cache.put(entity, kept)
+        self._cache.drop(entity, [ids[place] for place in gone])
+        return gone
 
-    def _swap_part(
+    def _swap_rows(
         self,
         entity: EntityName,
         ids: Sequence[str],
-        stored: Sequence[bytes | None],
-        part: Sequence[tuple[int, bytes]],
+        before: Sequence[bytes | None],
+        blobs: Sequence[bytes],
         times: Sequence[int],
         generation: int,
     ) -> list[int]:
-        layout = self._formats[entity]
-        keys = [self._meta]
-        arguments: list[bytes | int] = [generation, layout.row_field, layout.time_field]
-        for (place, blob), time_ms in zip(part, times, strict=False):
-            before = stored[place]
-            keys.append(layout.key(ids[place]))
-            arguments += [b"" if before is None else digest(before), wrap(blob), timestamp(time_ms)]
-        failed: list[int] = self._swap_script(keys, arguments)
-        if failed == [-1]:
-            raise self._changed(self.stored_generation())
-        return failed
+        """Compare-and-set of each row; the places of those that lost, ascending."""
+        swap = Swap(self._formats[entity], self._meta, generation)
+        lost: list[int] = []
+        for starts in _chunks(range(0, len(ids), SCRIPT_ROWS), CALLS_AT_ONCE):
+            spans = [slice(start, start + SCRIPT_ROWS) for start in starts]
+            calls = [swap.call(ids[s], before[s], blobs[s], times[s]) for s in spans]
+            replies = self._swap_script.many(calls)
+            if [-1] in replies:
+                raise self._changed(self.stored_generation())
+            for start, reply in zip(starts, replies, strict=True):
+                lost += [start + row for row in reply]
+        return lost
 
     def _changed(self, stored: int | None) -> GenerationChanged:
         self._cache.clear()
@@ -338,8 +324,8 @@ def _only(batch: Batch, places: Sequence[int]) -> Batch:
     return Batch(ids, new_place[part.row], part.time, part.kind, part.hash, part.table)
 
 
-def _chunks(items: Iterator[str], size: int) -> Iterator[list[str]]:
-    chunk: list[str] = []
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    chunk: list[T] = []
     for item in items:
         chunk.append(item)
         if len(chunk) == size:

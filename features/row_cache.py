@@ -5,7 +5,6 @@ Knows ids and bytes. Does not decide anything: a stale row loses its compare-and
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
@@ -13,36 +12,43 @@ from features.store import EntityName
 
 
 class RowCache:
-    """The `limit` most recently written rows per process. Safe for threads."""
+    """At least the `limit // 2` and at most about `limit` rows written last, per entity.
+
+    Safe for threads. Rows age in two halves: when the young half is full it becomes the
+    old one, and the old one is forgotten. So nothing is done row by row.
+    """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._rows: OrderedDict[tuple[EntityName, str], bytes] = OrderedDict()
+        self._half = (limit + 1) // 2
+        self._young: dict[EntityName, dict[str, bytes]] = {}
+        self._old: dict[EntityName, dict[str, bytes]] = {}
         self._lock = Lock()
 
-    def get(self, entity: EntityName, ids: Sequence[str]) -> dict[str, bytes | None]:
-        """The cached rows among these ids."""
-        if not self._limit:
-            return {}
+    def get(self, entity: EntityName, ids: Sequence[str]) -> list[bytes | None]:
+        """The cached rows of these ids, None where there is none."""
         with self._lock:
-            found = ((i, self._rows.get((entity, i))) for i in ids)
-            return {entity_id: blob for entity_id, blob in found if blob is not None}
+            young, old = self._young.get(entity, {}), self._old.get(entity, {})
+            found = list(map(young.get, ids))
+            if old:
+                return [old.get(i) if b is None else b for i, b in zip(ids, found, strict=True)]
+            return found
 
     def put(self, entity: EntityName, rows: Mapping[str, bytes]) -> None:
-        if not self._limit:
+        if not self._half:
             return
         with self._lock:
-            for entity_id, blob in rows.items():
-                self._rows[entity, entity_id] = blob
-                self._rows.move_to_end((entity, entity_id))
-            while len(self._rows) > self._limit:
-                self._rows.popitem(last=False)
+            young = self._young.setdefault(entity, {})
+            young.update(rows)
+            if len(young) >= self._half:
+                self._old[entity], self._young[entity] = young, {}
 
     def drop(self, entity: EntityName, ids: Sequence[str]) -> None:
         with self._lock:
-            for entity_id in ids:
-                self._rows.pop((entity, entity_id), None)
+            for half in (self._young.get(entity, {}), self._old.get(entity, {})):
+                for entity_id in ids:
+                    half.pop(entity_id, None)
 
     def clear(self) -> None:
         with self._lock:
-            self._rows.clear()
+            self._young.clear()
+            self._old.clear()
