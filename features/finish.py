@@ -9,13 +9,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from features.definitions import TILE_SIZES_MS, EntityDefinition, Window
 from features.store import FeatureFrame, Status
-from features.tiles import Rows, decode, split_key
+from features.tiles import Rows, decode, split_key, tiles_of_size
 from streams.events import KINDS
 
 
@@ -37,48 +39,72 @@ def finish(
     definition: EntityDefinition, ids: Sequence[str], rows: Rows, now_ms: int | np.ndarray
 ) -> FeatureFrame:
     """Finished features at `now_ms`, one for all rows or int64 [N] for each its own."""
-    now = np.broadcast_to(np.asarray(now_ms, np.int64), (len(rows),))
-    columns = _counts(definition, rows, now) | _lists(definition, rows, now)
+    now_ms = now_ms if isinstance(now_ms, np.ndarray) else int(now_ms)
+    with uncollected():
+        columns = _counts(definition, rows, now_ms) | _lists(definition, rows, now_ms)
     last = rows.head["last_event_ms"].astype(np.int64)
     status = np.where(last == 0, Status.ABSENT, Status.PRESENT).astype(np.uint8)
-    status[(last > 0) & (now - last > definition.ttl_ms)] = Status.EXPIRED
+    status[(last > 0) & (now_ms - last > definition.ttl_ms)] = Status.EXPIRED
     ordered = {name: columns[name] for name in definition.columns}
     return FeatureFrame(definition.name, tuple(ids), status, last, ordered)
 
 
-def _counts(definition: EntityDefinition, rows: Rows, now: np.ndarray) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class _Tiles:
+    """The tiles of one size: `cell` is slot * rows + row, `now` the reader's for each or for all."""
+
+    cell: np.ndarray
+    index: np.ndarray
+    value: np.ndarray  # float64, exact below 2**53
+    now: int | np.ndarray
+
+
+def _counts(
+    definition: EntityDefinition, rows: Rows, now: int | np.ndarray
+) -> dict[str, np.ndarray]:
     n, slots = len(rows), len(definition.counters)
-    size, slot, index = split_key(rows.tile["key"])
-    cell = rows.tile_row * slots + slot
-    value = rows.tile["value"].astype(np.float64)  # exact below 2**53
+    sizes = {tile_ms: _tiles(rows, tile_ms, now) for tile_ms in TILE_SIZES_MS}
     columns: dict[str, np.ndarray] = {}
     for window, named in definition.windows:
-        hit = _in_window(window, size, index, now[rows.tile_row])
-        total = np.bincount(cell[hit], value[hit], minlength=n * slots).astype(np.int64)
-        by_slot = np.ascontiguousarray(total.reshape(n, slots).T)
+        tiles = sizes[window.tile_ms]
+        hit = np.flatnonzero(_in_window(window, tiles))
+        total = np.bincount(tiles.cell[hit], tiles.value[hit], minlength=n * slots)
+        by_slot = total.astype(np.int64).reshape(slots, n)
         columns.update((column, by_slot[slot]) for slot, column in named)
     return columns
 
 
-def _in_window(window: Window, size: np.ndarray, index: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """bool: the tile has the window's size and lies between now - window and now."""
-    hit = size == TILE_SIZES_MS.index(window.tile_ms)
+def _tiles(rows: Rows, tile_ms: int, now: int | np.ndarray) -> _Tiles:
+    key = rows.tile["key"]
+    at = np.flatnonzero(tiles_of_size(key, TILE_SIZES_MS.index(tile_ms)))
+    _, slot, index = split_key(key[at])
+    row = rows.tile_row[at]
+    own = now if isinstance(now, int) else now[row]
+    return _Tiles(slot * len(rows) + row, index, rows.tile["value"][at].astype(np.float64), own)
+
+
+def _in_window(window: Window, tiles: _Tiles) -> np.ndarray:
+    """bool: the tile lies between now - window and now."""
     if not window.tile_ms:
-        return np.asarray(hit)
-    oldest, newest = (now - window.span_ms) // window.tile_ms, now // window.tile_ms
-    return np.asarray(hit & (index >= oldest) & (index <= newest))
+        return np.ones(len(tiles.index), bool)
+    oldest = (tiles.now - window.span_ms) // window.tile_ms
+    newest = tiles.now // window.tile_ms
+    return np.asarray((tiles.index >= oldest) & (tiles.index <= newest))
 
 
 _KIND_NAMES = np.array(KINDS, dtype=object)
 
 
-def _lists(definition: EntityDefinition, rows: Rows, now: np.ndarray) -> dict[str, np.ndarray]:
+def _lists(
+    definition: EntityDefinition, rows: Rows, now: int | np.ndarray
+) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {}
-    begun = rows.entry["time"] <= now[rows.entry_row]
+    begun = rows.entry["time"] <= (now if isinstance(now, int) else now[rows.entry_row])
     for place, feature in enumerate(definition.lists):
         hit = begun & (rows.entry["list"] == place)
         counts = np.bincount(rows.entry_row[hit], minlength=len(rows))
-        texts = rows.text.filter(pa.array(hit)).cast(pa.large_string()).to_pylist()
+        listed = rows.text if hit.all() else rows.text.filter(pa.array(hit))
+        texts = pl.Series(listed.cast(pa.large_string())).to_list()
         columns[feature.column] = _ragged(texts, counts)
         if feature.kind_column is not None:
             kinds = _KIND_NAMES[rows.entry["kind"][hit]].tolist()

@@ -64,6 +64,11 @@ def split_key(key: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return size, slot, (key & _INDEX_MASK).astype(np.int64)
 
 
+def tiles_of_size(key: np.ndarray, size: int) -> np.ndarray:
+    """bool: the tile's size is the one at this place."""
+    return np.asarray(key >> _SIZE_SHIFT == size)
+
+
 @dataclass
 class Rows:
     """N rows as flat arrays. Each section lists its rows' parts in row order.
