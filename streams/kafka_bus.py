@@ -9,6 +9,7 @@ first and commits the offsets after it.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,10 +93,17 @@ class KafkaBus:
         absent = [topic for topic in topics if topic not in known]
         if absent:
             raise BusError(f"topic {absent[0]!r} does not exist: call ensure_topics first")
-        consumer = KafkaConsumer(self._reading(group), topics, None if from_start else self.ends)
+        member = self._reading(f"{group}.{self._epochs(topics)}")
+        consumer = KafkaConsumer(member, topics, None if from_start else self.ends)
         if not from_start:
             consumer.await_assignment()
         return consumer
+
+    def _epochs(self, topics: Sequence[str]) -> str:
+        """Part of every group's name: no offset, and no member that is about to notice that the
+        topics began again, outlives their epoch."""
+        text = ",".join(self.epoch(topic) for topic in sorted(topics))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def healthy(self, timeout_s: float = 1.0) -> bool:
         try:
