@@ -18,7 +18,6 @@ import httpx
 import polars as pl
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from playwright.sync_api import Browser, sync_playwright
 
 from deploy import wiring
 from deploy.settings import Settings, TelemetrySettings
@@ -30,9 +29,6 @@ from streams.log import EventLog
 
 ROOT = Path(__file__).resolve().parents[2]
 PEOPLE = 150  # replayed users: enough for each model to have something to learn
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
 
 
 @dataclass
@@ -103,7 +99,7 @@ class Loop:
 Eventually = Callable[[Callable[[], object], float, str], None]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def eventually() -> Eventually:
     """Waits for something that the stream brings about; fails naming it."""
 
@@ -116,7 +112,7 @@ def eventually() -> Eventually:
     return wait
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def collector() -> Iterator[tuple[str, Spans]]:
     """A real OTLP receiver over HTTP."""
     spans = Spans()
@@ -145,7 +141,7 @@ def collector() -> Iterator[tuple[str, Spans]]:
     server.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def people_of_the_past() -> MovieLens:
     """The replayed data, of `PEOPLE` users only."""
     try:
@@ -156,7 +152,7 @@ def people_of_the_past() -> MovieLens:
     return MovieLens(whole.films, whole.ratings.filter(pl.col("user_id").is_in(few.implode())))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loop(
     tmp_path_factory: pytest.TempPathFactory,
     triton_overlay: Path,
@@ -197,13 +193,3 @@ def _folded(loop: Loop) -> bool:
 def _fallbacks(loop: Loop) -> list[object]:
     user = loop.past.frame["user_id"][0]
     return list(loop.ask("feed", user_id=user, k=5)["fallbacks"])
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip("no Chromium at /usr/bin/chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()

@@ -299,7 +299,7 @@ def test_a_killed_model_server_is_answered_around_and_comes_back(
     loop: Loop, eventually: Eventually
 ) -> None:
     user = _users(loop, 9)[8]
-    assert loop.ask("feed", user_id=user, k=5)["fallbacks"] == []
+    eventually(lambda: not loop.ask("feed", user_id=user, k=5)["fallbacks"], 30, "all answers")
     _kill(loop, "triton")
     answer = loop.ask("feed", user_id=user, k=5)
     assert len(answer["items"]) == 5

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from features.memory_store import MemoryFeatureStore
 from models.release import Manifest
@@ -21,10 +21,6 @@ from serving.gateway import Dependencies, create_app
 from streams.clock import WallClock
 from streams.memory_bus import MemoryBus
 from streams.topics import topic_specs
-
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
 
 
 def _mill() -> Any:
@@ -41,21 +37,11 @@ def _mill() -> Any:
     return sys.modules[name]
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip("no Chromium at /usr/bin/chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def page(browser: Browser, serve: Callable[..., str]) -> Iterator[Page]:
+def page(chromium: Browser, serve: Callable[..., str]) -> Iterator[Page]:
     """A page that fails its test on any error in the console; it closes before the gateway."""
     del serve
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
