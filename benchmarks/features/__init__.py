@@ -1,0 +1,145 @@
+"""The feature store's speed beside its bars, which stand here before any figure.
+
+1. Folds. User, video, author and query folds into Valkey, batches of 20,000 events over
+   50,000 users and 20,000 videos, rows cached: at most 5 µs of CPU an event for all four
+   together, the store's own CPU included (the path's budget is 10 µs).
+2. Beside Feast, 500 rows, median of 7 paired runs on one Valkey. *Typed*: Feast's `push`
+   and `get_online_features(...).to_dict()` of 20 int64 fields; ours folds one new event
+   into each of the 500 rows, and reads 42 finished columns and a list. Bar: 4 times as
+   fast each. *Blob*: Feast's `push` of the stored rows' bytes, and `get_online_features`
+   of the service that finishes the same typed features from them; ours as before. Bar:
+   8 times as fast each. A row that Feast pushes must be the row that we wrote, byte for byte.
+3. Point-in-time join, 1M events x 200,000 labels, 5 % late, on event time and arrival
+   time, every declared column: at most 2 times polars' bare `join_asof` of 20 int64
+   columns on event time alone; under 1 GB above imports, inputs included; rows out equal
+   rows in. Feast's default offline store stands beside it, on event time alone.
+4. Backfill of 10M events in bounded memory: at most 1.5 times the peak of a tenth of them.
+
+`--quick` makes everything ten to a hundred times smaller and says nothing about the bars.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from benchmarks.features.events import Stream, make_events
+from benchmarks.features.offline import Backfilled, backfilled, feast_join, joined
+from benchmarks.features.online import beside_feast, fold_costs
+from benchmarks.report import Report
+from deploy.parts import process
+from deploy.parts.process import Child
+from deploy.parts.valkey import Valkey
+
+if TYPE_CHECKING:
+    from benchmarks.__main__ import Options
+
+FOLD_US, TYPED, BLOB, JOIN, PEAK_MB, GROWTH = 5.0, 4.0, 8.0, 2.0, 1000.0, 1.5
+
+
+@dataclass(frozen=True)
+class Size:
+    fold_events: int
+    join_events: int
+    labels: int
+    backfill_events: int
+    runs: int
+    seed: int = 0
+
+
+FULL = Size(1_000_000, 1_000_000, 200_000, 10_000_000, 7)
+QUICK = Size(100_000, 50_000, 10_000, 100_000, 3)
+
+
+def run(options: Options) -> Report:
+    return measure(QUICK if options.quick else FULL)
+
+
+def measure(size: Size) -> Report:
+    """Everything at one size; each part starts a store of its own."""
+    report = Report("features", asdict(size))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _folds(report, size, folder)
+        _beside_feast(report, size, folder)
+        _joins(report, size, folder)
+        _backfills(report, size, folder)
+    return report
+
+
+@contextmanager
+def _valkey(folder: Path) -> Iterator[tuple[Valkey, Child]]:
+    server = Valkey(folder)
+    child = process.start(server, 20)
+    try:
+        yield server, child
+    finally:
+        child.stop()
+
+
+def _folds(report: Report, size: Size, folder: Path) -> None:
+    events = make_events(Stream(), size.fold_events, size.seed)
+    with _valkey(folder) as (server, child):
+        costs = fold_costs(server.address, child.pid, events)
+    for cost in costs:
+        what = f"{cost.events_per_s:,.0f} events/s, {cost.rows_per_event:.2f} rows an event"
+        _row(report, f"fold {cost.entity}", cost.client_us, cost.server_us, "µs/event", what)
+    total = sum(cost.client_us + cost.server_us for cost in costs)
+    report.judge("four folds, µs CPU/event", total, f"<= {FOLD_US:g}", total <= FOLD_US)
+
+
+def _row(
+    report: Report, what: str, ours: float, other: float | str, unit: str, note: str = ""
+) -> None:
+    report.add(what=what, ours=ours, beside=other, unit=unit, note=note)
+
+
+def _beside_feast(report: Report, size: Size, folder: Path) -> None:
+    with _valkey(folder) as (server, _):
+        pairs, equal = beside_feast(server.address, folder, size.runs)
+    for pair in pairs:
+        bar = BLOB if "blob" in pair.name else TYPED
+        ours, feasts = median(pair.ours_s) * 1000, median(pair.feast_s) * 1000
+        _row(report, pair.name, ours, feasts, "ms", f"Feast/ours {pair.ratio:.1f}")
+        report.judge(f"{pair.name}, Feast/ours", pair.ratio, f">= {bar:g}", pair.ratio >= bar)
+    report.judge("pushed bytes equal ours", float(equal), "1", equal)
+
+
+def _joins(report: Report, size: Size, folder: Path) -> None:
+    for entity in ("user", "video"):
+        join = joined(folder, entity, size.join_events, size.labels, min(size.runs, 5))
+        ours, bare = median(join.ours_s), median(join.bare_s)
+        note = f"{join.rows:,} rows of {join.labels:,} labels, {join.peak_mb:,.0f} MB"
+        _row(report, f"point in time {entity}", ours, bare, "s", note)
+        name = f"join {entity}, ours/bare asof"
+        report.judge(name, join.ratio, f"<= {JOIN:g}", join.ratio <= JOIN)
+        small = join.peak_mb < PEAK_MB
+        report.judge(f"join {entity}, MB above imports", join.peak_mb, f"< {PEAK_MB:g}", small)
+        whole = join.rows == join.labels
+        report.judge(f"join {entity}, rows out", join.rows, f"{join.labels}", whole)
+    feasts = feast_join(folder, size.join_events, size.labels)
+    note = f"{feasts.rows:,} rows of {size.labels:,} labels, {feasts.peak_mb:,.0f} MB"
+    _row(report, "point in time user, Feast's default", feasts.seconds, "", "s", note)
+
+
+def _backfills(report: Report, size: Size, folder: Path) -> None:
+    tenth, whole = (_backfill(report, n, folder) for n in _tenth_and_whole(size))
+    growth = whole.peak_mb / tenth.peak_mb
+    report.judge("backfill peak, whole/tenth", growth, f"<= {GROWTH:g}", growth <= GROWTH)
+
+
+def _tenth_and_whole(size: Size) -> tuple[int, int]:
+    return size.backfill_events // 10, size.backfill_events
+
+
+def _backfill(report: Report, events: int, folder: Path) -> Backfilled:
+    with _valkey(folder) as (server, _):
+        done = backfilled(folder, server.address, events)
+    note = f"{done.events / done.seconds:,.0f} events/s, {done.cpu_us:.1f} µs CPU/event"
+    _row(report, f"backfill {events:,} events", done.seconds, done.peak_mb, "s | peak MB", note)
+    return done

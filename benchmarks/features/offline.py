@@ -1,0 +1,211 @@
+"""Point-in-time joins and backfills, each in a process of its own whose memory is watched.
+
+Knows inputs, times and peaks. A peak is the process's largest resident size above what
+it held after its imports, inputs included.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import polars as pl
+import psutil
+
+from benchmarks.features.events import Stream, make_events
+from features.definitions import DEFINITIONS
+from features.store import EntityName
+from streams.clock import HOUR_MS
+
+FEATURES = 20
+
+
+@dataclass(frozen=True)
+class Join:
+    """Seconds of a bare `join_asof` and of ours, paired; labels in and rows out."""
+
+    entity: EntityName
+    bare_s: list[float]
+    ours_s: list[float]
+    labels: int
+    rows: int
+    peak_mb: float
+
+    @property
+    def ratio(self) -> float:
+        return median(o / b for b, o in zip(self.bare_s, self.ours_s, strict=True))
+
+
+@dataclass(frozen=True)
+class FeastJoin:
+    """Feast's default offline store on the same labels: one run."""
+
+    seconds: float
+    rows: int
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Backfilled:
+    events: int
+    seconds: float
+    cpu_us: float  # of this process, per event; the store's is apart
+    peak_mb: float
+
+
+def joined(folder: Path, entity: EntityName, events: int, labels: int, runs: int) -> Join:
+    """Paired joins of `labels` labels against `events` events, on event time and arrival."""
+    return Join(**_alone(_join, folder, entity, events, labels, runs))
+
+
+def feast_join(folder: Path, events: int, labels: int) -> FeastJoin:
+    return FeastJoin(**_alone(_feast_join, folder, events, labels))
+
+
+def backfilled(folder: Path, address: str, events: int) -> Backfilled:
+    """Appends a log of `events` events and rebuilds every row from it."""
+    return Backfilled(**_alone(_backfill, folder, address, events))
+
+
+def _alone(work: Any, *arguments: Any) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        result: dict[str, Any] = pool.apply(work, arguments)
+    return result
+
+
+def _rss_mb() -> float:
+    return float(psutil.Process().memory_info().rss / 2**20)
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def _inputs(entity: EntityName, events: int, labels: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Events, and labels within an hour after an impression of their entity."""
+    frame = pl.DataFrame(make_events(Stream(), events, 3))
+    id_column = DEFINITIONS[entity].id_column
+    shown = frame.filter(pl.col("kind") == 0, pl.col(id_column).is_not_null())
+    picked = shown.sample(labels, seed=5, with_replacement=labels > len(shown), shuffle=True)
+    after = pl.Series(np.random.default_rng(5).integers(0, HOUR_MS, labels))
+    return frame, picked.select(id_column, time_ms=pl.col("event_time_ms") + after)
+
+
+def _join(_folder: Path, entity: EntityName, events: int, labels: int, runs: int) -> dict[str, Any]:
+    from features.point_in_time import features_as_of
+
+    before = _rss_mb()
+    frame, asked = _inputs(entity, events, labels)
+    id_column = DEFINITIONS[entity].id_column
+    bare, ours, rows = [], [], 0
+    for _ in range(runs):  # ours alone first, for the peak; then the pairs
+        rows = len(features_as_of(frame, asked, entity))
+        break
+    peak = _peak_mb() - before
+    numbers = [pl.lit(i, pl.Int64).alias(f"f{i}") for i in range(FEATURES)]
+    known = frame.select(id_column, "event_time_ms", *numbers).drop_nulls(id_column)
+    for _ in range(runs):
+        began = time.perf_counter()
+        _bare(known, asked, id_column)
+        middle = time.perf_counter()
+        features_as_of(frame, asked, entity)
+        bare.append(middle - began)
+        ours.append(time.perf_counter() - middle)
+    return {
+        "entity": entity,
+        "bare_s": bare,
+        "ours_s": ours,
+        "labels": labels,
+        "rows": rows,
+        "peak_mb": peak,
+    }
+
+
+def _bare(known: pl.DataFrame, asked: pl.DataFrame, id_column: str) -> pl.DataFrame:
+    return asked.sort("time_ms").join_asof(
+        known.sort("event_time_ms"),
+        left_on="time_ms",
+        right_on="event_time_ms",
+        by=id_column,
+        check_sortedness=False,
+    )
+
+
+def _feast_join(folder: Path, events: int, labels: int) -> dict[str, Any]:
+    from datetime import timedelta
+
+    from feast import Entity, FeatureStore, FeatureView, FileSource, RepoConfig, ValueType
+    from feast import Field as FeastField
+    from feast.types import Int64, String
+
+    before = _rss_mb()
+    frame, asked = _inputs("user", events, labels)
+    at = pl.from_epoch("event_time_ms", time_unit="ms").dt.replace_time_zone("UTC")
+    numbers = [pl.lit(i, pl.Int64).alias(f"f{i}") for i in range(FEATURES)]
+    path = folder / "feast_events.parquet"
+    frame.select("user_id", *numbers, event_timestamp=at).write_parquet(path)
+    config = RepoConfig(
+        project="offline",
+        provider="local",
+        registry=str(folder / "offline.db"),
+        online_store=None,
+        offline_store={"type": "file"},
+        entity_key_serialization_version=3,
+    )
+    store = FeatureStore(config=config)
+    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
+    view = FeatureView(
+        name="typed",
+        entities=[user],
+        ttl=timedelta(days=30),
+        schema=[
+            FeastField(name="user_id", dtype=String),
+            *(FeastField(name=f"f{i}", dtype=Int64) for i in range(FEATURES)),
+        ],
+        source=FileSource(name="log", path=str(path), timestamp_field="event_timestamp"),
+        online=False,
+    )
+    store.apply([user, view])
+    time_of = pl.from_epoch("time_ms", time_unit="ms").dt.replace_time_zone("UTC")
+    wanted = asked.select("user_id", event_timestamp=time_of).to_pandas()
+    began = time.perf_counter()
+    answer = store.get_historical_features(
+        entity_df=wanted, features=[f"typed:f{i}" for i in range(FEATURES)]
+    ).to_df()
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "rows": len(answer), "peak_mb": _peak_mb() - before}
+
+
+def _backfill(folder: Path, address: str, events: int) -> dict[str, Any]:
+    from features.backfill import backfill
+    from features.feast_store import FeastFeatureStore
+    from streams.bus import Stamp
+    from streams.delivery import Delivery
+    from streams.log import EventLog
+    from streams.topics import EVENTS_BY_USER
+
+    before = _rss_mb()
+    log = EventLog(folder / f"log-{events}")
+    part = 100_000
+    for at in range(0, events, part):
+        table = make_events(Stream(), min(part, events - at), at)
+        log.append(Delivery(EVENTS_BY_USER, Stamp("bench", 0, at), table))
+    store = FeastFeatureStore(address, 3, f"backfill-{events}", timeout_s=10)
+    began, cpu = time.perf_counter(), time.process_time()
+    report = backfill(log.directory, store)
+    seconds, used = time.perf_counter() - began, time.process_time() - cpu
+    peak = _peak_mb() - before
+    store.tear_down()
+    return {
+        "events": report.events,
+        "seconds": seconds,
+        "cpu_us": used / max(1, report.events) * 1e6,
+        "peak_mb": peak,
+    }
