@@ -23,9 +23,11 @@ from deploy.settings import Settings, SettingsError, load
 if TYPE_CHECKING:
     from collections import Counter
 
+    from features.registry import RegisteredFeatureStore
     from features.store import EntityName
     from serving.gateway_state import Dependencies
     from streams.feedback import Refusal
+    from streams.kafka_bus import KafkaBus
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CACHED_ROWS = 50_000  # rows that a folding process keeps decoded, about 2 kB each
@@ -146,6 +148,7 @@ def features(process: Process) -> int:
     clock = wiring.clock(settings.clock)
     bus = wiring.bus(settings, ensure_topics=True)
     store = wiring.feature_store(settings, cached_rows=CACHED_ROWS)
+    _rebuild(process, bus, store)
     handlers = {t: fold_delivery(store, e, clock=clock) for e, t in _entity_topics()}
     group = consumer_group("features", store.generation())
     process.beside("registry", store.apply)
@@ -165,6 +168,26 @@ def features(process: Process) -> int:
         stop=process.stop,
         ready=process.ready,
     )
+
+
+def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> None:
+    """The store is a cache of the log: what it has lost comes back before folding goes on."""
+    from features.backfill import Live, ensure_whole
+
+    live = Live(
+        process.settings.broker.partitions,
+        {entity: bus.epoch(topic) for entity, topic in _entity_topics()},
+    )
+    report = ensure_whole(
+        process.settings.log_dir,
+        store,
+        live,
+        progress=lambda share, what: _log.info(
+            "rebuilding features: %.0f %%, %s", 100 * share, what
+        ),
+    )
+    if report is not None:
+        _log.info("features rebuilt from %s events of the log", f"{report.events:,}")
 
 
 def _entity_topics() -> list[tuple[EntityName, str]]:

@@ -28,6 +28,7 @@ from streams.log import EventLog
 
 CHUNK_ROWS = 100_000
 _NOTE = "backfill"
+_WHOLE = "whole"  # kept beside the rows; an emptied store has lost it too
 
 Progress = Callable[[float, str], None]
 """Called with the share done in [0, 1] and what is being done."""
@@ -115,6 +116,20 @@ def backfill(
     store.note(_NOTE, None)
     progress(1.0, f"{plan.done_events:,} events")
     return BackfillReport(plan.generation, events, rows, swept, resumed)
+
+
+def ensure_whole(
+    log_dir: Path, store: FeastFeatureStore, live: Live, *, progress: Progress
+) -> BackfillReport | None:
+    """Rebuilds a store that is new, was emptied or was left half rebuilt; None for a whole one.
+
+    For the process that folds, before it begins: the store is a cache of the log.
+    """
+    if store.noted(_WHOLE) is not None:
+        return None
+    report = backfill(log_dir, store, live=live, progress=progress)
+    store.note(_WHOLE, b"1")
+    return report
 
 
 def _unfinished(store: FeastFeatureStore) -> _Plan | None:

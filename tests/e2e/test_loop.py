@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from deploy import wiring
+from deploy.settings import Settings
+from deploy.stack import Stack
 from streams.bus import Outgoing
 from streams.log import EventLog
 from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, REQUESTS, RESPONSES
@@ -347,3 +350,20 @@ def _waited(condition: Callable[[], bool], within_s: float) -> bool:
             return False
         time.sleep(0.2)
     return True
+
+
+def test_a_stack_that_starts_again_knows_what_it_knew(loop: Loop, eventually: Eventually) -> None:
+    """Broker and store keep nothing over a restart here: it all comes back from the log."""
+    user = _users(loop, 11)[10]
+    before = loop.features(user)["features"]
+    loop.stack.stop()
+    with (
+        Stack(Settings(home=loop.settings.home)) as again,
+        httpx.Client(base_url=again.page) as http,
+    ):
+        reborn = replace(loop, stack=again, http=http)
+        eventually(lambda: _same_counts(reborn, user, before), 60, "the features rebuilt")
+        eventually(
+            lambda: not reborn.ask("feed", user_id=user, k=5)["fallbacks"], 60, "the models live"
+        )
+        assert len(reborn.ask("feed", user_id=user, k=5)["items"]) == 5

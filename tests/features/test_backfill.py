@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.backfill import Live, backfill
+from features.backfill import Live, backfill, ensure_whole
 from features.definitions import DEFINITIONS
 from features.diff import compare, diff, rebuild_in_memory
 from features.feast_store import FeastFeatureStore
@@ -255,3 +255,19 @@ def test_the_log_alone_rebuilds_the_rows_in_memory(loop, tmp_path):
     for entity in DEFINITIONS:
         loop.fold(truth, entity)
     same(rebuild_in_memory(loop.log(tmp_path)), truth)
+
+
+def test_an_emptied_store_is_made_whole_from_the_log_and_a_whole_one_left_alone(
+    loop, online, tmp_path
+):
+    truth = MemoryFeatureStore()
+    for entity in DEFINITIONS:
+        loop.fold(truth, entity)
+    loop.log(tmp_path)
+    first = ensure_whole(tmp_path, online, LIVE, progress=lambda *_: None)
+    assert first is not None
+    assert ensure_whole(tmp_path, reopened(online), LIVE, progress=lambda *_: None) is None
+    online.tear_down()
+    online.connection.client.hset(online._meta, "generation", 7)  # a reader came first
+    ensure_whole(tmp_path, reopened(online), LIVE, progress=lambda *_: None)
+    same(reopened(online), truth)
