@@ -1,0 +1,104 @@
+"""What a platform logs of fusion, and what the policy may observe of it.
+
+Knows served predictions, weights with their density, actions and satisfaction. Does
+not know what users truly value: nothing here is computed from a planted truth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+HALF_LIFE = 12.0  # sessions; beside the lifelong statistic, for tastes that turn
+PRIOR_SESSIONS = 4.0  # of shrinkage of action rates
+
+
+@dataclass(frozen=True)
+class FusionLog:
+    """U users, S sessions, C candidates, K slots, T tasks. Ratios are P(action) over the
+    action's population rate, of the served predictions.
+
+    profile float32 [U, D]; means float32 [U, S, T]: attention-weighted slate means of
+    ratios; weights float32 [U, S, T] as served; log_density float32 [U, S] of them;
+    satisfied float32 [U, S] in {0, 1}; acted float32 [U, S, T]: actions per slate;
+    pools float16 [P, S, C, T], shown uint8 [P, S, K], labels bool [P, S, K, T]: of the
+    first P users only, those that methods learn slates from; attention float32 [K].
+    """
+
+    profile: torch.Tensor
+    means: torch.Tensor
+    weights: torch.Tensor
+    log_density: torch.Tensor
+    satisfied: torch.Tensor
+    acted: torch.Tensor
+    pools: torch.Tensor
+    shown: torch.Tensor
+    labels: torch.Tensor
+    attention: torch.Tensor
+
+    @property
+    def learners(self) -> int:
+        return len(self.pools)
+
+    @property
+    def sessions(self) -> int:
+        return self.satisfied.shape[1]
+
+
+@dataclass(frozen=True)
+class Observables:
+    """float32 [U, S + 1, D]: what is known of each user before session s, from the profile
+    and the user's own earlier feedback; the last row is what serving sees now."""
+
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, log: FusionLog) -> Observables:
+        """Point in time by construction: row s holds sessions < s only."""
+        users, sessions = log.satisfied.shape
+        y, mean_rate = log.satisfied, log.satisfied.mean()
+        centred = log.means - log.means.mean((0, 1))
+        n = torch.arange(sessions + 1).float()
+        known = n.clamp_min(1)[:, None]
+        rate = (_before(y) + PRIOR_SESSIONS * mean_rate) / (n + PRIOR_SESSIONS)
+        link = _before(y[..., None] * centred) - rate[..., None] * _before(centred)
+        weight = _decay(torch.ones_like(y))
+        fresh_rate = (_decay(y) + PRIOR_SESSIONS * mean_rate) / (weight + PRIOR_SESSIONS)
+        fresh = _decay(y[..., None] * centred) - fresh_rate[..., None] * _decay(centred)
+        base = log.acted.mean((0, 1))
+        acted = (_before(log.acted) + PRIOR_SESSIONS * base) / ((known + PRIOR_SESSIONS) * base)
+        scale = centred.std((0, 1)).clamp_min(1e-6) * float(y.std().clamp_min(1e-6))
+        parts = [
+            log.profile[:, None].expand(-1, sessions + 1, -1),
+            link / scale / known.sqrt(),
+            fresh / scale / weight.clamp_min(1).sqrt()[..., None],
+            ((rate - mean_rate) * n.sqrt() / float(y.std().clamp_min(1e-6)))[..., None],
+            acted.clamp_min(1e-3).log(),
+            (n / 25.0 - 1.0)[None, :, None].expand(users, -1, 1),
+        ]
+        return cls(torch.cat(parts, -1).clamp(-8, 8))
+
+    @property
+    def now(self) -> torch.Tensor:
+        return self.values[:, -1]
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[-1]
+
+
+def _before(x: torch.Tensor) -> torch.Tensor:
+    """Sums over earlier sessions: [U, S, ...] -> [U, S + 1, ...]."""
+    return torch.cat([torch.zeros_like(x[:, :1]), x.cumsum(1)], 1)
+
+
+def _decay(x: torch.Tensor) -> torch.Tensor:
+    """Like `_before`, older sessions weighing half as much every HALF_LIFE."""
+    keep, state = math.exp(-math.log(2) / HALF_LIFE), torch.zeros_like(x[:, 0])
+    rows = [state]
+    for s in range(x.shape[1]):
+        state = keep * state + x[:, s]
+        rows.append(state)
+    return torch.stack(rows, 1)
