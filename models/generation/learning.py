@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +20,15 @@ from models.generation.bundle import Lexicon
 from models.generation.decode import Tables
 from models.generation.histories import USER_QUERY_KINDS, Click, items_of, query_clicks
 from models.generation.network import OneBarNetwork, Size
-from models.generation.pointers import crowd_mass, edge_features
-from models.generation.prompt import Prompt, encode, genre_words, stack
-from models.generation.recommend import pointer_counts
+from models.generation.pointers import crowd_mass, edge_features, log_shares
+from models.generation.prompt import (
+    ANCHOR_HISTORY,
+    USER_QUERY_HISTORY,
+    Prompt,
+    encode,
+    genre_words,
+    stack,
+)
 from models.generation.words import BEGIN, END, PAD, UNKNOWN, Vocabulary, legal, words
 from models.layers.trie import ROOT, Trie, build_trie
 from models.recipe import NotEnoughData, Progress, TrainingLog
@@ -36,9 +42,9 @@ class Config:
     min_users: int = 2
     min_clicks: int = 200  # fewer legal clicks than this teach nothing
     video_clicks: int = 5  # a video clicked less often has no embedding of its own
-    steps: int = 400
+    steps: int = 120
     batch: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 0.02
     forget_video: float = 0.3  # share of prompts that hide the video's number ...
     forget_word: float = 0.1  # ... and of words hidden, so that cold ones are practised
@@ -63,39 +69,83 @@ class Trained:
 
 @dataclass(frozen=True)
 class Examples:
-    """N legal clicks: their prompts and target, int64 [N], the clicked query."""
+    """N legal clicks: their prompts and target, int64 [N], the clicked query.
+
+    number: the legal ones among all texts of the clicks, looked up once.
+    """
 
     prompts: Sequence[Prompt]
     target: np.ndarray
     clicks: Sequence[Click]
     lexicon: Lexicon
+    number: Mapping[str, int]
 
-    def pointed(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [B, 3, Q], counted on demand: for all rows at once it would be large."""
-        find = self.lexicon.queries.found
-        picked = [self.clicks[row] for row in rows]
-        return np.stack([pointer_counts(c.context, self.lexicon, find(c.earlier)) for c in picked])
+    def mass(self, rows: np.ndarray, trie: Trie, paths: Paths) -> np.ndarray:
+        """float32 [B, 3, N], the counts of live, anchors and user summed over subtrees.
+
+        Equals `trie.mass` of `pointer_counts`; few of the Q counts are above 0, so adding
+        each to its own path costs a tenth. On demand: for all rows it would be large.
+        """
+        lists = [numbers for row in rows for numbers in self._lists(self.clicks[row])]
+        owner = np.repeat(np.arange(len(lists)), [len(numbers) for numbers in lists])
+        query = np.fromiter(itertools.chain.from_iterable(lists), dtype=np.int64)
+        cells = owner[:, None] * len(trie) + paths.node[query]
+        size = len(lists) * len(trie)
+        total = np.bincount(cells[paths.there[query]], minlength=size).astype(np.float32)
+        return total.reshape(len(rows), 3, len(trie))
+
+    def _lists(self, click: Click) -> Iterator[list[int]]:
+        context = click.context
+        live, own = context.video_query[:ANCHOR_HISTORY], context.user_query[:USER_QUERY_HISTORY]
+        for texts in (live, click.earlier[:], own):
+            yield [self.number[text] for text in texts if text in self.number]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The nodes from the root down to every query's leaf.
+
+    lists: Q lists; node: int64 [Q, D], padded with the root; there: bool [Q, D], True at
+    nodes of the path and at one root per query, which every query is below.
+    """
+
+    lists: Sequence[Sequence[int]]
+    node: np.ndarray
+    there: np.ndarray
+
+    @classmethod
+    def of(cls, trie: Trie) -> Paths:
+        lists = [trie.path(int(leaf)) for leaf in trie.leaves()]
+        node = np.full((len(lists), 1 + max(map(len, lists))), ROOT, dtype=np.int64)
+        for query, path in enumerate(lists):
+            node[query, 1 : 1 + len(path)] = path
+        there = node != ROOT
+        there[:, 0] = True
+        return cls(lists, node, there)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B queries, and the E edges that each of their words could have been.
+    """B queries, and the edges that each of their words could have been.
 
-    The first B * R edges leave the root, one block of R per query; the others follow.
+    All queries share the root's R edges, so these stand apart: no gather, no scatter.
 
     prompt: word, segment, place int64 [B, P] and video int64 [B]; written: int64 [B, T],
-    begin first, padded; row: int64 [E], the edge's place in the flattened [B * T];
-    root_word: int64 [R]; deep_word: int64 [E - B * R]; feature: float32 [E, J];
-    taken: int64, the edges that were really written.
+    begin first, padded; root_word: int64 [R]; root_feature: float32 [B, R, J];
+    root_taken: int64 [B], the edges that were really written; below the root, the same of
+    E edges: deep_word int64 [E], deep_feature float32 [E, J], deep_taken int64, and
+    deep_row int64 [E], the edge's place in the flattened [B * T].
     """
 
     prompt: tuple[Tensor, ...]
     written: Tensor
-    row: Tensor
     root_word: Tensor
+    root_feature: Tensor
+    root_taken: Tensor
+    deep_row: Tensor
     deep_word: Tensor
-    feature: Tensor
-    taken: Tensor
+    deep_feature: Tensor
+    deep_taken: Tensor
 
 
 def fit(log: TrainingLog, config: Config, *, seed: int, progress: Progress) -> Trained:
@@ -149,6 +199,9 @@ def _examples(clicks: Sequence[Click], lexicon: Lexicon, config: Config) -> Exam
             f"{len(kept)} clicks on queries that {config.min_users} people used, "
             f"{config.min_clicks} are needed: gather more query_click events"
         )
+    texts = {text for click, _ in kept for text in click.context.user_query}
+    found = ((text, lexicon.queries.find(text)) for text in texts)
+    searched = {text: number for text, number in found if number is not None}
     prompts = [
         encode(click.context, lexicon.vocabulary, lexicon.video_number, lexicon.genres_of)
         for click, _ in kept
@@ -158,6 +211,7 @@ def _examples(clicks: Sequence[Click], lexicon: Lexicon, config: Config) -> Exam
         np.array([number for _, number in kept], dtype=np.int64),
         [click for click, _ in kept],
         lexicon,
+        {click.query: number for click, number in numbered if number is not None} | searched,
     )
 
 
@@ -215,16 +269,18 @@ def loss(network: OneBarNetwork, batch: Batch) -> Tensor:
     """Mean -log P(query) over the legal queries, in nats: the words' losses summed."""
     hidden, gates = network.teach(batch.prompt, batch.written)
     at_root = hidden[:, 0] @ network.word(batch.root_word).T
+    at_root = at_root + (batch.root_feature @ gates[:, 0].unsqueeze(-1)).squeeze(-1)
+    first = at_root.log_softmax(-1).gather(1, batch.root_taken[:, None])
     hidden, gates = hidden.flatten(0, 1), gates.flatten(0, 1)
-    deep_row = batch.row[at_root.numel() :]
-    below = (hidden[deep_row] * network.word(batch.deep_word)).sum(-1)
-    spoken = torch.cat([at_root.flatten(), below])
-    logits = spoken + (gates[batch.row] * batch.feature).sum(-1)
-    top = torch.full((len(hidden),), -1e9).scatter_reduce(0, batch.row, logits.detach(), "amax")
-    total = torch.zeros(len(hidden)).index_add(0, batch.row, (logits - top[batch.row]).exp())
-    rows = batch.row[batch.taken]
-    said = logits[batch.taken] - top[rows] - total[rows].log()
-    return -said.sum() / len(batch.written)
+    row = batch.deep_row
+    below = (hidden.index_select(0, row) * network.word(batch.deep_word)).sum(-1)
+    below = below + (gates.index_select(0, row) * batch.deep_feature).sum(-1)
+    top = torch.full((len(hidden),), -1e9).scatter_reduce(0, row, below.detach(), "amax")
+    total = torch.zeros(len(hidden)).index_add(0, row, (below - top[row]).exp())
+    rows = row[batch.deep_taken]
+    later = below[batch.deep_taken] - top[rows] - total[rows].log()
+    said: Tensor = first.sum() + later.sum()
+    return -said / len(batch.written)
 
 
 def _batches(
@@ -235,7 +291,7 @@ def _batches(
     rng: np.random.Generator,
 ) -> Iterator[Batch]:
     """Endless shuffled batches with some of the prompt forgotten."""
-    paths = [trie.path(int(leaf)) for leaf in trie.leaves()]
+    paths = Paths.of(trie)
     size = np.array([len(prompt.word) for prompt in examples.prompts])
     while True:
         for rows in _alike(size, config.batch, rng):
@@ -253,21 +309,17 @@ def _alike(size: np.ndarray, batch: int, rng: np.random.Generator) -> list[np.nd
 
 
 def make_batch(
-    examples: Examples,
-    trie: Trie,
-    crowd: np.ndarray,
-    paths: Sequence[Sequence[int]],
-    rows: np.ndarray,
+    examples: Examples, trie: Trie, crowd: np.ndarray, paths: Paths, rows: np.ndarray
 ) -> Batch:
     """The examples `rows` with every edge that the trie offered on the way."""
-    taken_paths = [paths[target] for target in examples.target[rows]]
+    taken_paths = [paths.lists[target] for target in examples.target[rows]]
     length, root = max(map(len, taken_paths)), trie.children(ROOT)
     written = np.full((len(rows), length), PAD, dtype=np.int64)
-    taken = [n * len(root) + path[0] - root.start for n, path in enumerate(taken_paths)]
     owner: list[int] = []
     place: list[int] = []
     offered: list[range] = []
-    edges = len(rows) * len(root)
+    taken: list[int] = []
+    edges = 0
     for n, path in enumerate(taken_paths):
         written[n, : len(path)] = [BEGIN, *trie.word[path[:-1]]]
         for step, (node, goal) in enumerate(itertools.pairwise(path), start=1):
@@ -277,37 +329,30 @@ def make_batch(
             owner.append(n)
             place.append(n * length + step)
             offered.append(children)
-    prompt = stack([examples.prompts[row] for row in rows])
-    mass = trie.mass(examples.pointed(rows))
-    deep, size = _chain(offered), [len(children) for children in offered]
-    row = np.r_[np.repeat(np.arange(len(rows)) * length, len(root)), np.repeat(place, size)]
-    feature = _features(trie, mass, crowd, deep, np.repeat(np.array(owner, dtype=np.int64), size))
+    deep = np.fromiter(itertools.chain.from_iterable(offered), dtype=np.int64)
+    size = [len(children) for children in offered]
+    mass = examples.mass(rows, trie, paths)
+    owners = np.repeat(np.array(owner, dtype=np.int64), size)
     return Batch(
-        tuple(map(torch.from_numpy, prompt)),
+        tuple(map(torch.from_numpy, stack([examples.prompts[row] for row in rows]))),
         torch.from_numpy(written),
-        torch.from_numpy(row.astype(np.int64)),
         torch.from_numpy(trie.word[root.start : root.stop]),
+        torch.from_numpy(edge_features(trie, mass, crowd, np.arange(root.start, root.stop))),
+        torch.tensor([path[0] - root.start for path in taken_paths]),
+        torch.from_numpy(np.repeat(np.array(place, dtype=np.int64), size)),
         torch.from_numpy(trie.word[deep]),
-        torch.from_numpy(feature),
-        torch.tensor(taken),
+        torch.from_numpy(_deep_features(trie, mass, crowd, deep, owners)),
+        torch.tensor(taken, dtype=torch.int64),
     )
 
 
-def _chain(ranges: Sequence[range]) -> np.ndarray:
-    return np.fromiter(itertools.chain.from_iterable(ranges), dtype=np.int64)
-
-
-def _features(
+def _deep_features(
     trie: Trie, mass: np.ndarray, crowd: np.ndarray, deep: np.ndarray, owner: np.ndarray
 ) -> np.ndarray:
-    """float32 [E, J]: the root's edges of every example, then the deep ones of `owner`s."""
-    root = trie.children(ROOT)
-    at_root = edge_features(trie, mass, crowd, np.arange(root.start, root.stop))
-    below = np.empty((len(deep), at_root.shape[-1]), dtype=np.float32)
-    bounds = np.searchsorted(owner, np.arange(len(mass) + 1))
-    for n, (first, last) in enumerate(itertools.pairwise(bounds)):
-        below[first:last] = edge_features(trie, mass[n], crowd, deep[first:last])
-    return np.concatenate([at_root.reshape(-1, at_root.shape[-1]), below])
+    """float32 [E, J]: the edge into each of `deep`, as its `owner`'s prompt sees it."""
+    child, parent = deep, trie.parent[deep]
+    share = crowd[child] / crowd[parent]
+    return log_shares(mass[owner, :, child], mass[owner, :, parent], share)
 
 
 def _forget(batch: Batch, config: Config, rng: np.random.Generator) -> Batch:

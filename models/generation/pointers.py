@@ -45,7 +45,13 @@ def edge_features(
     """
     parents = trie.parent[children]
     share = crowd[children] / crowd[parents]
-    own = np.log((mass[..., children] + share) / (mass[..., parents] + 1.0))
-    crowd_log = np.broadcast_to(np.log(share), own[..., :1, :].shape)
-    both = np.concatenate([own, crowd_log], axis=-2)
-    return np.ascontiguousarray(np.swapaxes(both, -1, -2), dtype=np.float32)
+    below, above = mass[..., children], mass[..., parents]
+    return log_shares(np.swapaxes(below, -1, -2), np.swapaxes(above, -1, -2), share)
+
+
+def log_shares(below: np.ndarray, above: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """float32 [..., E, 4]: below and above float32 [..., E, 3] are the masses at an edge's
+    two ends, share [E] the crowd's own share of it."""
+    own = np.log((below + share[:, None]) / (above + 1.0))
+    crowd_log = np.broadcast_to(np.log(share)[:, None], (*own.shape[:-1], 1))
+    return np.concatenate([own, crowd_log], axis=-1).astype(np.float32, copy=False)

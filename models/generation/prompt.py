@@ -6,9 +6,11 @@ Does not know the network that reads it.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -100,15 +102,19 @@ def taste(
     history: Sequence[str], genres_of: Mapping[str, Sequence[str]], n: int
 ) -> tuple[str, ...]:
     """The genres a user engages with most, most frequent first, as single words."""
-    seen: Counter[str] = Counter()
-    for video_id in history:
-        seen.update(genre_words(genres_of.get(video_id, ())))
+    liked = itertools.chain.from_iterable(genres_of.get(video_id, ()) for video_id in history)
+    seen = Counter(map(_genre_word, liked))
     return tuple(genre for genre, _ in seen.most_common(n))
 
 
 def genre_words(genres: Iterable[str]) -> tuple[str, ...]:
     """A genre is one word, however it is spelt: "Film Noir" is film-noir."""
-    return tuple("-".join(words(genre)) for genre in genres)
+    return tuple(map(_genre_word, genres))
+
+
+@lru_cache(maxsize=1 << 12)
+def _genre_word(genre: str) -> str:
+    return "-".join(words(genre))
 
 
 def _spread(queries: Sequence[str]) -> tuple[str, ...]:
