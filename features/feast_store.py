@@ -34,11 +34,12 @@ from features.store import (
     GenerationChanged,
     StoreDown,
 )
-from features.swap import SWAP, Swap
+from features.swap import DROP, SWAP, Swap
 from features.tiles import (
     FOREVER_MS,
     Rows,
     decode,
+    digest,
     encode,
     erased_until,
     tombstone,
@@ -72,6 +73,7 @@ class FeastFeatureStore:
         self._formats = {name: RowFormat(d, project) for name, d in DEFINITIONS.items()}
         self._meta = f"tidemill:{project}".encode()
         self._swap_script = Script(self.connection, SWAP)
+        self._drop_script = Script(self.connection, DROP)
         self._cache = RowCache(cached_rows)
         self._generation = 0
         self._cut = Cut()
@@ -196,16 +198,19 @@ class FeastFeatureStore:
         return value
 
     def sweep(self, entity: EntityName) -> int:
-        """Deletes rows that no rebuild has brought into this generation; erasures stay."""
+        """Deletes rows that no rebuild has brought into this generation; erasures stay.
+
+        A row that a live fold brings into it meanwhile stays too.
+        """
         swept, layout = 0, self._formats[entity]
         for ids in _chunks(self.ids(entity), SCRIPT_ROWS):
-            head = decode(self.blobs(entity, ids)).head
+            blobs = self.blobs(entity, ids)
+            head = decode(blobs).head
             old = (head["generation"] != self.generation()) & (head["erased_ms"] == 0)
-            keys = [layout.key(entity_id) for entity_id, o in zip(ids, old, strict=True) if o]
-            if keys:
-                with self.connection.failures():
-                    self.connection.client.unlink(*keys)
-            swept += len(keys)
+            found = [(ids[p], b) for p in np.flatnonzero(old) if (b := blobs[p]) is not None]
+            if found:
+                keys = [layout.key(entity_id) for entity_id, _ in found]
+                swept += self._drop_script(keys, [layout.row_field, *(digest(b) for _, b in found)])
         return swept
 
     def tear_down(self) -> int:

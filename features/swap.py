@@ -1,6 +1,6 @@
-"""Compare-and-set of many rows: the script that decides, and calls packed for it.
+"""Compare-and-set of many rows: the scripts that decide, and calls packed for them.
 
-Knows the script's arguments and Feast's fields. Does not know connections nor what a row
+Knows the scripts' arguments and Feast's fields. Does not know connections nor what a row
 means. A call is packed by hand because a client library's packing costs more than the
 fold itself.
 """
@@ -31,6 +31,18 @@ for i = 2, #KEYS do
   at = at + 3
 end
 return lost
+"""
+
+# KEYS: rows. ARGV: row field, then per row the digest that must still be stored.
+DROP = f"""
+local dropped = 0
+for i = 1, #KEYS do
+  local now = redis.call('HGET', KEYS[i], ARGV[1])
+  if now and string.sub(now, -{DIGEST_BYTES}) == ARGV[i + 1] then
+    dropped = dropped + redis.call('UNLINK', KEYS[i])
+  end
+end
+return dropped
 """
 
 _NONE, _END = bulk(b""), b"\r\n"

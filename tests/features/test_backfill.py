@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from features.backfill import Live, backfill, ensure_whole
+from features.cut import Cut
 from features.definitions import DEFINITIONS
 from features.diff import compare, diff, rebuild_in_memory
 from features.feast_store import FeastFeatureStore
@@ -220,6 +221,22 @@ def test_rows_that_the_log_does_not_support_are_swept_and_erasures_stay(
     assert "ghost" not in set(online.ids("user")) | set(online.ids("video"))
     back = [{"kind": "like", "event_time_ms": NOW - 1, "user_id": "gone", "video_id": "v"}]
     assert online.fold("user", event_table(back), Stamp("U", 0, 99)) == 0
+
+
+def test_a_row_folded_while_the_sweep_looks_at_it_stays(online, event_table, monkeypatch):
+    like = {"kind": "like", "event_time_ms": T0, "user_id": "u", "video_id": "v"}
+    online.fold("user", event_table([like]), Stamp("U", 0, 0))
+    online.begin_generation(Cut())
+    worker, looked_at = reopened(online), FeastFeatureStore.blobs
+
+    def fold_then(self, entity, ids):
+        blobs = looked_at(self, entity, ids)
+        worker.fold("user", event_table([like]), Stamp("U", 0, 0))
+        return blobs
+
+    monkeypatch.setattr(FeastFeatureStore, "blobs", fold_then)
+    assert online.sweep("user") == 0
+    assert online.read("user", ["u"], NOW).columns["like_count_all"].tolist() == [1]
 
 
 def test_an_empty_log_is_a_finished_backfill(online, tmp_path):
