@@ -48,13 +48,14 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A policy's value, and its difference to the logging policy with a 95 % interval."""
+    """A policy's value, and its difference to the logging policy, with 95 % intervals."""
 
     method: str
     value: float
     logged_value: float
     difference: tuple[float, float, float]  # mean, low, high
     effective_n: float
+    interval: tuple[float, float] = (-np.inf, np.inf)  # of the value
 
 
 def effective_sample_size(ratio: np.ndarray) -> float:
@@ -71,7 +72,9 @@ def ips(decisions: Decisions, *, seed: int = 0) -> Estimate:
 def snips(decisions: Decisions, *, seed: int = 0) -> Estimate:
     """Self-normalised inverse propensity: the weights are scaled to mean 1."""
     ratio = decisions.ratio / max(float(decisions.ratio.mean()), 1e-9)
-    return _estimate("SNIPS", decisions, ratio * decisions.reward, seed)
+    value = float((ratio * decisions.reward).mean()) if len(decisions) else 0.0
+    # Linear in each choice, so the interval knows that the scale was estimated too.
+    return _estimate("SNIPS", decisions, ratio * (decisions.reward - value) + value, seed)
 
 
 def doubly_robust(decisions: Decisions, *, seed: int = 0) -> Estimate:
@@ -80,17 +83,35 @@ def doubly_robust(decisions: Decisions, *, seed: int = 0) -> Estimate:
     return _estimate("DR", decisions, decisions.expected_target + residual, seed)
 
 
-def _estimate(method: str, decisions: Decisions, earned: np.ndarray, seed: int) -> Estimate:
-    names, codes = np.unique(decisions.users, return_inverse=True)
+def estimate_of(
+    method: str,
+    users: np.ndarray,
+    earned: np.ndarray,
+    reward: np.ndarray,
+    effective_n: float,
+    seed: int,
+) -> Estimate:
+    """The mean of `earned` with its interval, and beside the logged reward; all [N]."""
+    names, codes = np.unique(users, return_inverse=True)
     count = np.bincount(codes, minlength=len(names)).astype(float)
-    gain = np.bincount(codes, earned - decisions.reward, len(names)) / np.maximum(count, 1)
+
+    def interval(values: np.ndarray) -> tuple[float, float, float]:
+        mean = np.bincount(codes, values, len(names)) / np.maximum(count, 1)
+        return paired_bootstrap(mean, count, seed=seed)
+
     return Estimate(
         method=method,
         value=float(earned.mean()) if len(earned) else float("nan"),
-        logged_value=float(decisions.reward.mean()) if len(earned) else float("nan"),
-        difference=paired_bootstrap(gain, count, seed=seed),
-        effective_n=effective_sample_size(decisions.ratio),
+        logged_value=float(reward.mean()) if len(earned) else float("nan"),
+        difference=interval(earned - reward),
+        effective_n=effective_n,
+        interval=interval(earned)[1:],
     )
+
+
+def _estimate(method: str, decisions: Decisions, earned: np.ndarray, seed: int) -> Estimate:
+    effective = effective_sample_size(decisions.ratio)
+    return estimate_of(method, decisions.users, earned, decisions.reward, effective, seed)
 
 
 def fitted_sharpness(scores: np.ndarray, slot: np.ndarray, real: np.ndarray) -> float:
