@@ -72,14 +72,15 @@ def cases() -> Iterator[Case]:
         yield Case("choices", name, "independent", 1, 1.0, _single(single))
     for normalised in (False, True):
         word = " (self-normalised)" if normalised else ""
-        additive, upward = ("independent", 3, 1.0), ("plackett_luce", 3, 0.5)
-        yield Case("additive", f"item-position{word}", *additive, _whole(item_position, normalised))
-        yield Case("additive", f"pseudoinverse{word}", *additive, _whole(pseudoinverse, normalised))
-        yield Case("disturbed", f"cascade{word}", *upward, _whole(cascade, normalised))
-        yield Case("disturbed", f"slate IPS{word}", *upward, _whole(slate_ips, normalised))
-    broken = ("independent", 3, 0.0)
-    yield Case("broken", "item-position", *broken, _whole(item_position, False), holds=False)
-    yield Case("broken", "pseudoinverse", *broken, _whole(pseudoinverse, False), holds=False)
+        for name, estimator in (("item-position", item_position), ("pseudoinverse", pseudoinverse)):
+            whole = _whole(estimator, normalised)
+            yield Case("additive", name + word, "independent", 3, 1.0, whole)
+        for name, estimator in (("cascade", cascade), ("slate IPS", slate_ips)):
+            whole = _whole(estimator, normalised)
+            yield Case("disturbed", name + word, "plackett_luce", 3, 0.5, whole)
+    for name, estimator in (("item-position", item_position), ("pseudoinverse", pseudoinverse)):
+        whole = _whole(estimator, False)
+        yield Case("broken", name, "independent", 3, 0.0, whole, holds=False)
 
 
 def measure(case: Case, runs: int) -> tuple[np.ndarray, float, list[Estimate]]:

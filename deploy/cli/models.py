@@ -57,8 +57,23 @@ def train(names: Names = None, seed: Seed = 0) -> None:
 
 
 @app.command(epilog="Example: tidemill models evaluate ranker")
-def evaluate(names: Names = None, seed: Seed = 0) -> None:
+def evaluate(
+    names: Names = None,
+    seed: Seed = 0,
+    off_policy: Annotated[
+        bool, typer.Option(help="Instead: what a ranker that is not live would have earned.")
+    ] = False,
+    version: Annotated[
+        int | None, typer.Option(help="Which ranker; the newest that is not live when none.")
+    ] = None,
+    every_slate: Annotated[
+        bool, typer.Option(help="Also slates that the ranker may have learned from.")
+    ] = False,
+) -> None:
     """Trains on the first 80 % of time and judges on the rest, beside a trivial baseline."""
+    if off_policy:
+        _off_policy(_known(names) if names else ["ranker"], version, every_slate, seed)
+        return
     from models.build import evaluate as judge
 
     log = _log(_settings())
@@ -66,10 +81,35 @@ def evaluate(names: Names = None, seed: Seed = 0) -> None:
     with _told(), _bars() as bars:
         for name in _known(names):
             found = judge(name, log, seed=seed, progress=_report(bars, f"evaluate {name}"))
-            mean, low, high = found.difference
             row = (name, found.metric, f"{found.value:.4f}", found.baseline)
-            interval = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+            interval = _interval(found.difference)
             table.add_row(*row, f"{found.baseline_value:.4f}", interval, str(found.n))
+    console.print(table)
+
+
+def _off_policy(names: list[str], version: int | None, every_slate: bool, seed: int) -> None:
+    """One row an estimator: the value of re-ordering the live ranker's slates."""
+    from models.alignment.ranker_value import off_policy_value
+
+    if names != ["ranker"]:
+        raise typer.BadParameter("only the ranker's slates have logged choices: name ranker")
+    settings = _settings()
+    store, log = ReleaseStore(settings.releases_dir), _log(settings)
+    with _told(), _bars() as bars:
+        found = off_policy_value(
+            store,
+            log,
+            version=version,
+            every_slate=every_slate,
+            seed=seed,
+            progress=_report(bars, "off-policy"),
+        )
+    table = Table("estimator", "value (95 %)", "logged", "difference (95 %)", "effective choices")
+    for each in found.estimates:
+        value = f"{each.value:.4f} [{each.interval[0]:.4f}, {each.interval[1]:.4f}]"
+        row = (each.method, value, f"{each.logged_value:.4f}", _interval(each.difference))
+        table.add_row(*row, f"{each.effective_n:.0f}")
+    console.print(f"ranker {found.version} on {found.slates} slates of ranker {found.live}, live")
     console.print(table)
 
 
@@ -229,6 +269,10 @@ def _told() -> Iterator[None]:
     except (NotEnoughData, ReleaseError, ModelUnavailable) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error
+
+
+def _interval(difference: tuple[float, float, float]) -> str:
+    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference)
 
 
 def _says(release: Manifest) -> str:

@@ -72,3 +72,10 @@ def test_promote_status_rollback_and_export(
     assert run("export", "ranker", "--to", "out")[0] == 0
     assert Path("out/ranker/2/bundle/ranker.onnx").is_file()
     assert "max_batch_size: 0" in Path("out/ranker/config.pbtxt").read_text()
+
+
+def test_off_policy_says_what_it_needs(run: Run) -> None:
+    code, said = run("evaluate", "--off-policy")
+    assert code == 1
+    assert "no ranker is live" in said
+    assert "name ranker" in run("evaluate", "queries", "--off-policy")[1]

@@ -1,0 +1,103 @@
+"""What a ranker that is not live would have earned on the slates that the live one served.
+
+Knows bundles, the log and which releases served with the live version. Does not know
+releases' life (`models.update`) nor the estimators' insides (`models.alignment.off_policy`).
+
+Only slates after the moment the other ranker was sealed count, unless told otherwise:
+what a model has learned from cannot judge it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import polars as pl
+
+from models.alignment.gate import decisions_of
+from models.alignment.off_policy import Estimate, doubly_robust, ips, snips
+from models.ranking.examples import impression_examples
+from models.ranking.export import read_network
+from models.ranking.ple import scores_of
+from models.ranking.tensors import batch_of
+from models.recipe import NotEnoughData, Progress, TrainingLog
+from models.release import Bundle, ReleaseError, ReleaseStore
+
+MIN_SLATES = 60
+SLATES = 8_000
+
+
+@dataclass(frozen=True)
+class RankerValue:
+    """IPS, SNIPS and DR of re-ordering the logged slates as `version` would."""
+
+    version: int
+    live: int
+    slates: int
+    estimates: tuple[Estimate, ...]
+
+
+def off_policy_value(
+    store: ReleaseStore,
+    log: TrainingLog,
+    *,
+    version: int | None = None,
+    every_slate: bool = False,
+    seed: int = 0,
+    progress: Progress,
+) -> RankerValue:
+    """The ranker `version` (the newest that is not live when None) beside the live one.
+
+    Raises:
+        ReleaseError: nothing is live, or there is no other ranker.
+        NotEnoughData: too few slates were served since the other one was sealed.
+    """
+    live, other = _pair(store, version)
+    served = replace(log, feedback=_served_by(store, live.version, log.feedback))
+    progress(0.1, "gathering slates with matured feedback")
+    slates = impression_examples(served, count=SLATES)
+    if not every_slate:
+        slates = slates.since(other.created_ms)
+    if len(slates) < MIN_SLATES:
+        raise NotEnoughData(_too_few(len(slates), live, other, every_slate))
+    scores = []
+    for place, bundle in enumerate((live, other)):
+        progress(0.3 + 0.3 * place, f"scoring {len(slates)} slates with version {bundle.version}")
+        network, vocabulary = read_network(bundle.path)
+        scores.append(scores_of(network, batch_of(served, slates, vocabulary)))
+    decisions = decisions_of(slates, scores[0], scores[1])
+    progress(0.9, "resampling users")
+    estimates = tuple(each(decisions, seed=seed) for each in (ips, snips, doubly_robust))
+    progress(1.0, "told")
+    return RankerValue(other.version, live.version, len(slates), estimates)
+
+
+def _pair(store: ReleaseStore, version: int | None) -> tuple[Bundle, Bundle]:
+    current = store.current()
+    if current is None or "ranker" not in current.models:
+        raise ReleaseError("no ranker is live: `tidemill models promote`")
+    live = current.models["ranker"]
+    others: Sequence[int] = [v for v in store.versions("ranker") if v != live]
+    if version is not None and version not in others:
+        known = ", ".join(map(str, others)) or "none"
+        raise ReleaseError(f"ranker {version} cannot be compared with {live}; these can: {known}")
+    if not others:
+        raise ReleaseError(
+            f"ranker {live} is the only one: `tidemill models train ranker` makes another"
+        )
+    return store.bundle("ranker", live), store.bundle("ranker", version or others[-1])
+
+
+def _served_by(store: ReleaseStore, version: int, feedback: pl.DataFrame) -> pl.DataFrame:
+    """The logging policy must be one policy: rows of releases with this ranker."""
+    same = [m.release_id for m in store.manifests() if m.models.get("ranker") == version]
+    return feedback.filter(pl.col("release").is_in(same))
+
+
+def _too_few(found: int, live: Bundle, other: Bundle, every_slate: bool) -> str:
+    since = "" if every_slate else f" since ranker {other.version} was sealed"
+    advice = "serve more" if every_slate else "wait, or pass --every-slate and mind the optimism"
+    return (
+        f"{found} slates of ranker {live.version} have matured{since}, {MIN_SLATES} needed: "
+        f"{advice}"
+    )
