@@ -152,6 +152,7 @@ def features(process: Process) -> int:
     handlers = {t: fold_delivery(store, e, clock=clock) for e, t in _entity_topics()}
     group = consumer_group("features", store.generation())
     process.beside("registry", store.apply)
+    process.beside("generation", lambda: store.await_change(process.stop))
     # A store that was emptied has lost its tombstones too: a group per generation reads them anew.
     forgetting = consumer_group("feature-erasures", store.generation())
     process.beside(

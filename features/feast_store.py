@@ -13,7 +13,9 @@ store is noticed at the next batch (`GenerationChanged`), never silently half fi
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -163,6 +165,16 @@ class FeastFeatureStore:
         with self.connection.failures():
             stored = self.connection.client.hget(self._meta, "generation")
         return None if stored is None else int(stored)
+
+    def await_change(self, stop: threading.Event, every_s: float = 1.0) -> None:
+        """Returns at `stop`; an emptied store must be noticed also while nothing is folded.
+
+        Raises `GenerationChanged` when the store is not of this process's generation any more.
+        """
+        while not stop.wait(every_s):
+            with suppress(StoreDown):
+                if (stored := self.stored_generation()) != self.generation():
+                    raise self._changed(stored)
 
     def follows_declarations(self) -> bool:
         """Whether the stored rows were folded by the declarations of this code."""
