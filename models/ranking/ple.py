@@ -10,7 +10,7 @@ of P(action).
 
 Kept: own and shared experts with gates at both levels, a simplex of weights per user.
 Scaled down: width 32 instead of hundreds, ~150k parameters beside the id tables, three
-passes over at most 24,000 encounters and 8,000 slates, so that two cores train it in
+passes over at most 12,000 encounters and 8,000 slates, so that two cores train it in
 tens of seconds. Left for later: group-relative learning of the weights; they are
 learned here by the listwise loss alone.
 
@@ -65,7 +65,7 @@ _POPULARITY = VIDEO_FEATURES.index("log_play_count_all")
 class Config:
     """Everything that decides a training run beside the log and the seed."""
 
-    encounters: int = 24_000
+    encounters: int = 12_000
     slates: int = 8_000
     negatives: int = 5
     even_share: float = 0.5
