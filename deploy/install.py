@@ -46,7 +46,8 @@ def _install() -> None:
     if not _stamped("packages", REQUIREMENTS):
         _get_uv()
         _say("installing the packages of requirements.lock (about 6 GB with torch, minutes)")
-        _run_shown(_uv("install", *_what_to_install()))
+        # Compiled once here, not by every process at its first import.
+        _run_shown(_uv("install", "--compile-bytecode", *_what_to_install()))
         _stamp("packages", REQUIREMENTS)
     if not _stamped("project", ROOT / "pyproject.toml"):
         _get_uv()
