@@ -47,9 +47,36 @@ def demo(
     out.print("stopped; nothing is left running")
 
 
-@app.command(epilog="[bold]Example[/]  tidemill replay")
-def replay(world: World = None, seed: Seed = 0) -> None:
-    """Load the catalogue and the histories into the running stack; resumes where it stopped."""
+@app.command(
+    epilog="[bold]Examples[/]  tidemill replay  ·  "
+    "tidemill replay --dead-letters --cause unknown_kind --mend mending:renamed_kinds"
+)
+def replay(
+    world: World = None,
+    seed: Seed = 0,
+    dead_letters: Annotated[
+        bool, typer.Option("--dead-letters", help="Send mended dead letters again instead.")
+    ] = False,
+    mend: Annotated[
+        str | None,
+        typer.Option(help="Your mending, MODULE:FUNCTION: a DeadLetter in, bytes or None out."),
+    ] = None,
+    cause: Annotated[
+        list[str] | None, typer.Option(help="Only letters of this cause; may be repeated.")
+    ] = None,
+) -> None:
+    """Load the catalogue and the histories into the running stack; resumes where it stopped.
+
+    With --dead-letters it sends refused events again to where they came from: as they are
+    (admission may have changed, or the clock), or as --mend returns them.
+    """
+    if dead_letters:
+        from deploy.cli.letters import send_again
+
+        return send_again(mend, cause or [], out)
+    if mend or cause:
+        out.print("--mend and --cause go with --dead-letters", style="red")
+        raise typer.Exit(2)
     from deploy.world.config import DEFAULT_PATH, WorldConfig
     from deploy.world.history import history
     from deploy.world.movielens import ACKNOWLEDGEMENT
