@@ -49,10 +49,16 @@ class FusionLog:
 
 @dataclass(frozen=True)
 class Observables:
-    """float32 [U, S + 1, D]: what is known of each user before session s, from the profile
-    and the user's own earlier feedback; the last row is what serving sees now."""
+    """What is known of each user before session s; the last row is what serving sees now.
+
+    values float32 [U, S + 1, D]: the profile and the user's own earlier feedback.
+    usual float32 [U, S + 1, T]: the user's own mean slate so far. Satisfaction is read
+    against it: between users, what is predicted of them goes with what they value, and
+    would be taken for an effect of the slate.
+    """
 
     values: torch.Tensor
+    usual: torch.Tensor
 
     @classmethod
     def of(cls, log: FusionLog) -> Observables:
@@ -78,7 +84,8 @@ class Observables:
             acted.clamp_min(1e-3).log(),
             (n / 25.0 - 1.0)[None, :, None].expand(users, -1, 1),
         ]
-        return cls(torch.cat(parts, -1).clamp(-8, 8))
+        usual = (_before(log.means) + 2 * log.means.mean((0, 1))) / (known + 2)
+        return cls(torch.cat(parts, -1).clamp(-8, 8), usual)
 
     @property
     def now(self) -> torch.Tensor:

@@ -1,0 +1,129 @@
+"""GRADE: each user's own fusion weights. This docstring is its model card.
+
+Paper: GRADE (arXiv 2510.07919); its full text was not at hand, its architecture figure was.
+
+What it is: a small network (about 30k parameters) from what may be observed of a user (the
+profile, and the user's own earlier feedback, see `grade_log`) to a Dirichlet over weight
+vectors. Serving ranks by the posterior mean; exploring serves a sample and logs its density.
+
+Learned in two stages (`grade_training`): listwise by LambdaLoss on logged actions, then
+critic-free and group-relative: groups of weight vectors drawn for one user and pool, each
+with a reward, each judged against its own group's mean. Reward = sparse posterior feedback
+(what the user truly answered to the vector that was served) + dense prior (a model's
+expectation for every vector drawn) + format (weights that are weights); a KL term keeps
+the policy near the first stage.
+
+Kept: Dirichlet exploration, the two stages, the three rewards, the KL. Ours: the dense
+prior begins as predicted engagement and is corrected by posterior feedback
+(`grade_rewards`); the paper's own prior could not be read.
+
+Seam to the served ranker: `FusionPolicy.mean` maps float32 [N, D] to weights [N, T] and is
+what the ranker's fusion head returns as `weights`; the ranker's predictions must be given
+as ratios to each action's population rate, and the observables must come from the feature
+service point in time. The export as that head is not part of this module.
+
+Judged: `python -m benchmarks fusion`, in worlds whose truth is known; figures and what
+falls short stand in benchmarks/results/fusion.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+from torch.distributions import Dirichlet, kl_divergence
+from torch.nn import functional
+
+WIDTH = 150  # about 30k parameters at 30 observables
+LEAST_ALPHA = 0.05  # keeps every density finite
+START_CONCENTRATION = 40.0
+
+
+class FusionPolicy(nn.Module):
+    """Observables -> Dirichlet over T weights.
+
+    start: float [T], on the simplex: the weights of everybody before anything is learned.
+    Non-finite observables count as unknown (0): weights are on the simplex whatever comes.
+    """
+
+    def __init__(self, width: int, start: torch.Tensor) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(width, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.GELU(),
+        )  # fmt: skip
+        self.direction = nn.Linear(WIDTH, len(start))
+        self.certainty = nn.Linear(WIDTH, 1)
+        with torch.no_grad():
+            self.direction.weight.mul_(0.1)
+            self.certainty.weight.mul_(0.1)
+            self.direction.bias.copy_((start / start.sum()).clamp_min(1e-4).log())
+            self.certainty.bias.fill_(math.log(math.expm1(START_CONCENTRATION)))
+
+    def forward(self, observed: torch.Tensor) -> torch.Tensor:
+        """float32 [N, D] -> alpha float32 [N, T], positive."""
+        hidden = self.body(torch.nan_to_num(observed, 0.0, 0.0, 0.0).clamp(-10, 10))
+        total = functional.softplus(self.certainty(hidden)).clamp(1.0, 500.0)
+        alpha = total * self.direction(hidden).softmax(-1) + LEAST_ALPHA
+        return torch.as_tensor(alpha)
+
+    @torch.no_grad()
+    def mean(self, observed: torch.Tensor) -> torch.Tensor:
+        """float32 [N, T]: the weights that are served."""
+        alpha = self(observed)
+        return torch.as_tensor(alpha / alpha.sum(-1, keepdim=True))
+
+    @torch.no_grad()
+    def explore(
+        self, observed: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weights float32 [N, T], log density float32 [N]) of one sample a user."""
+        alpha = self(observed)
+        weights = draw_dirichlet(alpha, generator)
+        return weights, log_density(alpha, weights)
+
+    def draw(self, head: torch.Tensor, group: int, generator: torch.Generator) -> torch.Tensor:
+        """What `forward` gave [N, T] -> float32 [N, group, T] weight vectors."""
+        wide = head.detach().repeat_interleave(group, 0)
+        return draw_dirichlet(wide, generator).view(len(head), group, -1)
+
+    def density(self, head: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """float32 [N, G]: log density of drawn [N, G, T]."""
+        return log_density(head[:, None], drawn)
+
+    def divergence(self, head: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """float32 [N]: KL(this || reference)."""
+        ours = Dirichlet(head, validate_args=False)
+        return torch.as_tensor(kl_divergence(ours, Dirichlet(reference, validate_args=False)))
+
+    def knows_logged_density(self) -> bool:
+        """Whether densities logged with Dirichlet exploration compare with this one's."""
+        return True
+
+    def frozen(self) -> FusionPolicy:
+        twin = copy.deepcopy(self)
+        for parameter in twin.parameters():
+            parameter.requires_grad_(False)
+        return twin
+
+
+def draw_dirichlet(alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A sample per row, never on the border, where the density has no logarithm."""
+    gammas = torch._standard_gamma(alpha.contiguous(), generator=generator).clamp_min(1e-6)
+    weights = (gammas / gammas.sum(-1, keepdim=True)).clamp_min(1e-5)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def log_density(alpha: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return Dirichlet(alpha, validate_args=False).log_prob(weights)
+
+
+def group_advantage(rewards: torch.Tensor) -> torch.Tensor:
+    """Rewards [..., G] against their own group: mean 0, unit deviation; no critic.
+
+    A group of equal rewards says nothing and gets zeros, as does one of a single member.
+    """
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    scale = centred.square().mean(-1, keepdim=True).sqrt()
+    return torch.where(scale > 1e-6, centred / scale.clamp_min(1e-6), torch.zeros_like(centred))
