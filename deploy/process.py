@@ -238,6 +238,7 @@ def edge(process: Process) -> int:
 def _dependencies(process: Process) -> Dependencies:
     from models.release import ReleaseStore
     from serving.gateway_state import Dependencies
+    from serving.stages.caps import caps_of
     from streams.catalogue import CatalogueLog
 
     settings = process.settings
@@ -254,6 +255,7 @@ def _dependencies(process: Process) -> Dependencies:
         releases=ReleaseStore(settings.releases_dir),
         api_keys=settings.security.api_keys,
         host=settings.gateway.host,
+        caps=caps_of(settings.blend.author_cap, settings.blend.provenance_caps),
         state_dir=settings.home / process.name,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -73,6 +73,14 @@ class TritonSettings(Section):
 class GatewaySettings(Section):
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)  # 0: a free one is chosen
+
+
+class BlendSettings(Section):
+    """The feed's business constraints; a slate that cannot be filled within them is shorter."""
+
+    author_cap: int | None = Field(None, ge=1)  # items of one author in a slate; None: no cap
+    # The largest share of a slate's slots by provenance, e.g. {"aigc" = 0.2}; rounded down.
+    provenance_caps: dict[Literal["human", "aigc"], Annotated[float, Field(ge=0, le=1)]] = {}
 
 
 class ClockSettings(Section):
@@ -145,6 +153,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     triton: TritonSettings = TritonSettings()
     gateway: GatewaySettings = GatewaySettings()
+    blend: BlendSettings = BlendSettings()
     clock: ClockSettings = ClockSettings()
     admission: AdmissionSettings = AdmissionSettings()
     feedback: FeedbackSettings = FeedbackSettings()

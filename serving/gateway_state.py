@@ -30,6 +30,7 @@ from serving.outbox import Outbox
 from serving.pipeline import Deadlines
 from serving.query import Release
 from serving.releases import ReleaseBook, ReleaseSwitch, Watchdog
+from serving.stages.caps import Cap
 from serving.surfaces import Parts, Surfaces
 from serving.watch import FeatureWatch
 from streams.bus import Bus
@@ -45,6 +46,7 @@ class Dependencies:
     releases: `models.release.ReleaseStore`; None serves fallbacks only.
     impression_key: signs impression tokens; the feedback join checks with the same.
     api_keys: key -> scopes (events, recommend, admin).
+    caps: author and provenance caps of the feed (`serving.stages.caps`); none by default.
     state_dir: where the last good popularity is kept over restarts; None: memory only.
     """
 
@@ -59,6 +61,7 @@ class Dependencies:
     host: str = "127.0.0.1"
     state_dir: Path | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
+    caps: tuple[Cap, ...] = ()
     snapshot_every_s: float = 3.0
     watchdog_every_s: float = 5.0
 
@@ -85,6 +88,7 @@ class Gateway:
             deps.clock,
             self.activity,
             deadlines=deps.deadlines,
+            caps=deps.caps,
         )
         self.surfaces = Surfaces(parts, lambda: self.releases.now)
         self.outbox = Outbox(deps.bus)

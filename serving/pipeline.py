@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from opentelemetry import trace
@@ -94,6 +94,15 @@ class Selector(Protocol):
     def name(self) -> str: ...
 
     def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]: ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A selector that says what it held back, and why."""
+
+    def held_back(
+        self, query: Query, pool: Pool, items: tuple[Candidate, ...]
+    ) -> Sequence[Removal]: ...
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,10 @@ class Runner:
     ) -> tuple[Candidate, ...]:
         try:
             with _timed(pipeline.selector.name, run):
-                return pipeline.selector.select(query, pool)
+                items = pipeline.selector.select(query, pool)
+                if isinstance(pipeline.selector, Explains):
+                    run.removals.extend(pipeline.selector.held_back(query, pool, items))
+                return items
         except Exception as error:
             run.failed(pipeline.selector.name, error)
             return tuple(pool.finished(row, 1.0, False) for row in range(min(query.k, len(pool))))

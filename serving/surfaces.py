@@ -18,6 +18,7 @@ from serving.fallback import LastUsers, Snapshot
 from serving.pipeline import Deadlines, Pipeline, Runner
 from serving.query import Query, Release, Slate, SurfaceName
 from serving.requests import Request, candidates_of, video_of
+from serving.stages.caps import Cap
 from serving.stages.filters import (
     AlreadyEngaged,
     Duplicate,
@@ -51,6 +52,7 @@ class Parts:
     activity: Activity = field(default_factory=Activity)
     last_users: LastUsers = field(default_factory=LastUsers)
     deadlines: Deadlines = field(default_factory=Deadlines)
+    caps: tuple[Cap, ...] = ()  # the feed's; off unless settings ask
 
 
 def feed(parts: Parts) -> Pipeline:
@@ -69,7 +71,7 @@ def feed(parts: Parts) -> Pipeline:
         filters=[Duplicate(), Unavailable(parts.catalogue), AlreadyEngaged(), RecentlyShown()],
         scorer=Ranker(parts.models, parts.snapshot),
         fallback_scorer=PopularTaste(parts.catalogue, parts.snapshot),
-        selector=PlackettLuce(),
+        selector=PlackettLuce(caps=parts.caps),
         deadlines=parts.deadlines,
     )
 

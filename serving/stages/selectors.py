@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.query import Candidate, Pool, Query
+from serving.query import Candidate, Pool, Query, Removal
+from serving.stages.caps import Cap, first_reasons
 from serving.stages.scorers import standardised
 from streams.topics import entity_hash
 
@@ -26,21 +27,53 @@ class PlackettLuce:
 
     `temperature` is in standard deviations of the score: 0.1 draws the best item in
     nearly every slot where it leads by half a deviation. `explore` is the share of
-    slots given to candidates of `explore_source`.
+    slots given to candidates of `explore_source`. `caps` close candidates before each
+    slot; the draw is among the others, so the propensities stay exact.
     """
 
     temperature: float = 0.1
     diversity: float = 0.35
     explore: float = 0.08
     explore_source: str = "fresh"
+    caps: tuple[Cap, ...] = ()
     name: str = "plackett_luce"
 
     def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]:
-        if pool.scored is None:
-            return tuple(pool.finished(r, 1.0, False) for r in range(min(query.k, len(pool))))
-        draw = _Draw(self, query.seed, pool)
-        slots = range(min(query.k, len(pool)))
-        return tuple(pool.finished(*draw.slot(slot)) for slot in slots)
+        draw = None if pool.scored is None else _Draw(self, query.seed, pool)
+        left, chosen = list(range(len(pool))), list[Candidate]()
+        while left and len(chosen) < query.k:
+            open_rows = self._open(chosen, left, pool, query.k)
+            if not open_rows:
+                break
+            slot = len(chosen)
+            drawn = (open_rows[0], 1.0, False) if draw is None else draw.slot(slot, open_rows)
+            chosen.append(pool.finished(*drawn))
+            left.remove(drawn[0])
+        return tuple(chosen)
+
+    def held_back(self, query: Query, pool: Pool, items: tuple[Candidate, ...]) -> list[Removal]:
+        """What a cap kept out although it scores above something in the slate (or it is short)."""
+        if not self.caps:
+            return []
+        taken = {(c.video_id, c.query) for c in items}
+        rest = [c for c in range(len(pool)) if _key(pool.candidates[c]) not in taken]
+        reasons = first_reasons(self.caps, items, [pool.candidates[r] for r in rest], query.k)
+        short = len(items) < query.k
+        least = min((c.score for c in items), default=-np.inf)
+        found = []
+        for row, reason in zip(rest, reasons, strict=True):
+            above = pool.scored is None or bool(pool.scored.score[row] > least)
+            if reason is not None and (short or above):
+                one = pool.candidates[row]
+                found.append(Removal(one.video_id, reason[0], reason[1], one.query))
+        return found
+
+    def _open(self, chosen: list[Candidate], left: list[int], pool: Pool, k: int) -> list[int]:
+        if not self.caps:
+            return left
+        rest = [pool.candidates[row] for row in left]
+        reasons = first_reasons(self.caps, chosen, rest, k)
+        return [row for row, reason in zip(left, reasons, strict=True) if reason is None]
 
 
 @dataclass(frozen=True)
@@ -59,7 +92,6 @@ class _Draw:
     def __init__(self, rule: PlackettLuce, seed: int, pool: Pool) -> None:
         assert pool.scored is not None
         self._rule, self._seed = rule, seed
-        self._left = np.ones(len(pool), bool)
         self._value = standardised(pool.scored.score).astype(np.float64)
         self._finite = np.isfinite(self._value)
         self._fresh = np.array([c.source == rule.explore_source for c in pool.candidates])
@@ -70,14 +102,15 @@ class _Draw:
         names = [f"{c.video_id}\0{c.query or ''}" for c in pool.candidates]
         self._hash = np.array([entity_hash(name) for name in names], np.uint64)
 
-    def slot(self, slot: int) -> tuple[int, float, bool]:
+    def slot(self, slot: int, open_rows: list[int]) -> tuple[int, float, bool]:
         """(row, conditional propensity, whether the exploring share drew it)."""
+        self._left = np.zeros(len(self._value), bool)
+        self._left[open_rows] = True
         greedy, new = self._softmax(), self._uniform_new()
         share = self._rule.explore if new.any() else 0.0
         explored = bool(share) and float(_uniform(self._seed, slot, _COIN)[0]) < share
         row = self._sample(new if explored else greedy, slot)
         propensity = (1 - share) * greedy[row] + share * new[row]
-        self._left[row] = False
         self._beside = 0.7 * self._beside + self._genres[row]
         return row, float(propensity), explored
 
@@ -101,6 +134,10 @@ class _Draw:
         noise = -np.log(-np.log(_uniform(self._seed, slot, self._hash)))
         with np.errstate(divide="ignore"):
             return int(np.argmax(np.log(probability) + noise))
+
+
+def _key(candidate: Candidate) -> tuple[str, str | None]:
+    return candidate.video_id, candidate.query
 
 
 _COIN = np.array([0x9E3779B97F4A7C15], np.uint64)
