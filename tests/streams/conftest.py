@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from streams.bus import Bus, Consumer, Record
 from streams.events import KIND_CODE
 from streams.kafka_bus import KafkaBus
 from streams.memory_bus import MemoryBus
 from streams.schema import EVENT_SCHEMA
+from streams.topics import topic_specs
 
 BUSES = ("memory", "embedded_broker", "kafka_broker")
 
@@ -32,6 +35,25 @@ def bus(request: pytest.FixtureRequest) -> Bus:
 def kafka_bus(kafka_broker: str) -> KafkaBus:
     """Apache Kafka alone, for what only real transactions can promise."""
     return KafkaBus(kafka_broker)
+
+
+@pytest.fixture
+def wiped_kafka(kafka_broker: str) -> Iterator[str]:
+    """The session's Apache Kafka without any stack's topics, as a new one would be."""
+    _wipe(kafka_broker)
+    yield kafka_broker
+    _wipe(kafka_broker)
+
+
+def _wipe(servers: str) -> None:
+    admin = AdminClient({"bootstrap.servers": servers})
+    names = {spec.name for spec in topic_specs(1)}
+    present = sorted(names & admin.list_topics(timeout=10).topics.keys())
+    if present:
+        for future in admin.delete_topics(present).values():
+            future.result(timeout=10)
+    while names & admin.list_topics(timeout=10).topics.keys():
+        time.sleep(0.1)
 
 
 @pytest.fixture

@@ -1,0 +1,172 @@
+"""The door killed with SIGKILL in the middle of its transactions, on Apache Kafka.
+
+The moments of the kills come from a seed that is named when the law fails; set
+TIDEMILL_SEED to see the same moments again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+
+import orjson
+import polars as pl
+from confluent_kafka import Consumer, TopicPartition
+
+from streams import dead_letters
+from streams.bus import Outgoing, Record
+from streams.kafka_bus import KafkaBus
+from streams.schema import from_ipc
+from streams.topics import (
+    ADMITTED,
+    BEHAVIOUR,
+    BEHAVIOUR_DEAD,
+    ENTITY_TOPIC,
+    EVENTS_BY_USER,
+    partition_of,
+    topic_specs,
+)
+
+PARTITIONS, EVENTS, KILLS = 2, 24_000, 8
+PROGRAM = Path(__file__).with_name("batcher_process.py")
+
+
+def test_no_kill_loses_or_doubles_anything(wiped_kafka: str, tmp_path: Path) -> None:
+    seed = int(os.environ.get("TIDEMILL_SEED") or random.SystemRandom().randrange(2**32))
+    rng = random.Random(seed)
+    bus = KafkaBus(wiped_kafka)
+    bus.ensure_topics(topic_specs(PARTITIONS))
+    good, bad, stream = _stream(rng)
+    group, share = uuid.uuid4().hex, len(stream) // KILLS + 1
+    for life in range(KILLS):  # each life finds new work, however fast the one before was
+        _send(bus, stream[life * share : (life + 1) * share])
+        _run_and_kill(wiped_kafka, group, tmp_path, rng)
+    _run_to_the_end(bus, wiped_kafka, group, tmp_path, len(good) + len(good) // 100)
+
+    where = f"seed {seed}"
+    rows = _rows(bus, EVENTS_BY_USER)
+    assert len(rows) == len(good) + len(good) // 100, where
+    counted = rows.filter(~pl.col("duplicate"))["event_id"].to_list()
+    assert Counter(counted) == Counter(good), where
+    assert Counter(_rows(bus, ENTITY_TOPIC["video"])["event_id"].to_list()) == Counter(good), where
+    assert rows["at"].to_list() == [partition_of(u, PARTITIONS) for u in rows["user_id"]], where
+    dead = [dead_letters.read_letter(r).record.value for r in _records(bus, BEHAVIOUR_DEAD)]
+    assert Counter(dead) == Counter(bad), where
+    left = sum(_uncommitted(bus, wiped_kafka, t) for t in (ADMITTED, EVENTS_BY_USER))
+    assert left > 0, f"{where}: no kill fell into a transaction, so this run proves nothing"
+
+
+def _stream(rng: random.Random) -> tuple[list[str], list[bytes], list[bytes]]:
+    """Ids of good events, malformed values, and both as they are sent: shuffled, and then a
+    hundredth of the good ones a second time."""
+    now_ms = time.time_ns() // 1_000_000
+    good = [f"e{i:05d}" for i in range(EVENTS)]
+    bad = [f"malformed {i:03d}".encode() for i in range(EVENTS // 200)]
+    values = [
+        orjson.dumps(
+            {
+                "event_id": event_id,
+                "user_id": f"u{int(event_id[1:]) % 997}",
+                "kind": "play",
+                "video_id": f"v{int(event_id[1:]) % 311}",
+                "event_time_ms": now_ms - 1_000,
+            }
+        )
+        for event_id in good
+    ]
+    stream = [*values, *bad]
+    rng.shuffle(stream)
+    stream += rng.sample(values, EVENTS // 100)
+    return good, bad, stream
+
+
+def _send(bus: KafkaBus, values: list[bytes]) -> None:
+    messages = [Outgoing(BEHAVIOUR, v, partition=i % PARTITIONS) for i, v in enumerate(values)]
+    bus.producer().send(messages)
+
+
+def _start(bootstrap: str, group: str, folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "ready").unlink(missing_ok=True)
+    child = subprocess.Popen(
+        [sys.executable, str(PROGRAM), bootstrap, group, str(folder)], start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "ready").exists():
+        assert child.poll() is None, "the door ended while it started"
+        assert time.monotonic() < deadline, "the door did not start within 60 s"
+        time.sleep(0.02)
+    return child
+
+
+def _run_and_kill(bootstrap: str, group: str, folder: Path, rng: random.Random) -> None:
+    """One life: from its first write on it has up to 0.4 s, about ten transactions."""
+    before = _written(bootstrap)
+    child = _start(bootstrap, group, folder)
+    deadline = time.monotonic() + 60
+    while _written(bootstrap) == before:
+        assert child.poll() is None, "the door ended by itself"
+        assert time.monotonic() < deadline, "the door wrote nothing within 60 s"
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0.0, 0.4))
+    child.send_signal(signal.SIGKILL)
+    child.wait(10)
+
+
+def _written(bootstrap: str) -> int:
+    """Messages in `events.admitted`, committed or not."""
+    reader = Consumer({"bootstrap.servers": bootstrap, "group.id": "watch"})
+    places = [TopicPartition(ADMITTED, partition) for partition in range(PARTITIONS)]
+    written = sum(reader.get_watermark_offsets(place, timeout=10)[1] for place in places)
+    reader.close()
+    return int(written)
+
+
+def _run_to_the_end(bus: KafkaBus, bootstrap: str, group: str, folder: Path, expected: int) -> None:
+    child = _start(bootstrap, group, folder)
+    deadline = time.monotonic() + 90
+    try:
+        while len(_rows(bus, EVENTS_BY_USER)) < expected and time.monotonic() < deadline:
+            assert child.poll() is None, "the door ended by itself"
+            time.sleep(0.3)
+        time.sleep(0.5)  # what should not come has time to come
+    finally:
+        child.kill()
+        child.wait(10)
+
+
+def _records(bus: KafkaBus, topic: str) -> list[Record]:
+    ends = bus.ends(topic).items()
+    return [record for p, (start, stop) in ends for record in bus.scan(topic, p, start, stop)]
+
+
+def _rows(bus: KafkaBus, topic: str) -> pl.DataFrame:
+    tables = [
+        pl.DataFrame(from_ipc(r.value or b"")).with_columns(at=r.partition)
+        for r in _records(bus, topic)
+    ]
+    return pl.concat(tables) if tables else pl.DataFrame()
+
+
+def _uncommitted(bus: KafkaBus, bootstrap: str, topic: str) -> int:
+    """Messages that lie in `topic` and belong to no committed transaction."""
+    reader = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": uuid.uuid4().hex,
+            "isolation.level": "read_uncommitted",
+            "enable.auto.commit": False,
+        }
+    )
+    reader.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
+    lying = 0
+    while messages := reader.consume(1_000, 1.5):
+        lying += sum(message.error() is None for message in messages)
+    reader.close()
+    return lying - len(_records(bus, topic))
