@@ -116,7 +116,8 @@ def draw_dirichlet(alpha: torch.Tensor, generator: torch.Generator) -> torch.Ten
 
 
 def log_density(alpha: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return Dirichlet(alpha, validate_args=False).log_prob(weights)
+    density = Dirichlet(alpha, validate_args=False).log_prob(weights)  # type: ignore[no-untyped-call]
+    return torch.as_tensor(density)
 
 
 def group_advantage(rewards: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from models.ranking.grade_log import FusionLog, Observables
 
-FIRST_SESSION = 12  # before it a user's own feedback says nothing to learn from
+FIRST_SESSION = 6  # before it a user's own feedback says nothing to learn from
 
 
 def slate_means(pools: torch.Tensor, weights: torch.Tensor, looked: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ class Satisfaction(nn.Module):
     def forward(self, observed: torch.Tensor, beyond: torch.Tensor) -> torch.Tensor:
         """[N, D], slate means beyond the usual [N, G, T] -> logits [N, G]."""
         gain = (self.worth(observed)[:, None] * beyond).sum(-1)
-        return self.level(observed) + self.slope * gain
+        return torch.as_tensor(self.level(observed) + self.slope * gain)
 
 
 def training_rows(log: FusionLog, first: int = FIRST_SESSION) -> tuple[torch.Tensor, torch.Tensor]:

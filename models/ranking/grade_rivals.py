@@ -67,8 +67,12 @@ def regression(
     policy = FusionPolicy(observed.width, start)
     level = nn.Parameter(torch.logit(log.satisfied.mean()).clone())
     slope = nn.Parameter(torch.tensor(1.0))
+    groups: list[dict[str, object]] = [
+        {"params": list(policy.parameters()), "weight_decay": 3e-2},
+        {"params": [level, slope]},
+    ]
     optimiser = torch.optim.AdamW(
-        [{"params": policy.parameters(), "weight_decay": 3e-2}, {"params": [level, slope]}],
+        groups,
         2e-3, weight_decay=0.0,
     )  # fmt: skip
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)

@@ -96,11 +96,11 @@ def test_logged_weights_are_on_the_simplex_and_their_density_is_finite(headline:
     assert bool(headline.log.log_density.isfinite().all())
 
 
-def test_the_headline_world_passes_its_gate(headline: Drawn) -> None:
-    """The gate's gap at full size is told in docs/worlds/ranking.md; a small draw is near it."""
-    figures = gate(headline, 0, steps=300)
-    assert 0.07 <= figures.gap <= 0.13
-    assert 0.3 <= figures.reachable <= 0.75
+def test_the_headline_world_passes_its_gate() -> None:
+    """A tenth of the users is enough to tell; the full figures are in docs/worlds/ranking.md."""
+    figures = gate(small("headline", 0.1), 0, steps=300)
+    assert 0.07 <= figures.gap <= 0.12
+    assert 0.45 <= figures.reachable <= 0.70
     assert 0.2 <= figures.correlation <= 0.3
     assert figures.spread > 0.3
 
@@ -113,9 +113,7 @@ def test_the_null_world_gives_nobody_a_gain() -> None:
     policy = _trained(null)
     ours = null.test.utility(policy.mean(null.observed.now[null.test.users]))
     assert ours.mean() <= static * 1.002
-    assert (
-        ours.mean() >= static * 0.95
-    )  # a 25th of the users: noise costs more than in the bench
+    assert ours.mean() >= static * 0.95  # a 25th of the users: noise costs more than in the bench
 
 
 def _trained(drawn: Drawn) -> FusionPolicy:

@@ -31,12 +31,13 @@ def regress_truth(
 ) -> nn.Sequential:
     """Learns w* itself from the observables: observed [N, D], truth [N, T]; returns logits."""
     torch.manual_seed(seed)
+    last = nn.Linear(128, truth.shape[1])
     net = nn.Sequential(
         nn.Linear(observed.shape[1], 128), nn.GELU(),
-        nn.Linear(128, 128), nn.GELU(), nn.Linear(128, truth.shape[1]),
+        nn.Linear(128, 128), nn.GELU(), last,
     )  # fmt: skip
     with torch.no_grad():
-        net[-1].bias.copy_(truth.mean(0).log())
+        last.bias.copy_(truth.mean(0).log())
     optimiser = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     for _ in range(steps):

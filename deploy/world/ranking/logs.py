@@ -63,7 +63,8 @@ def _explore(
     gammas = torch._standard_gamma(wide, generator=generator).clamp_min(1e-6)
     weights = gammas / gammas.sum(-1, keepdim=True)
     weights = weights / weights.sum(-1, keepdim=True)
-    return weights, Dirichlet(alpha, validate_args=False).log_prob(weights)
+    density = Dirichlet(alpha, validate_args=False).log_prob(weights)  # type: ignore[no-untyped-call]
+    return weights, density
 
 
 def _slate(world: RankingWorld, scores: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
