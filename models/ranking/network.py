@@ -6,13 +6,16 @@ H history, T tasks, D width. Index 0 is "none", 1 is the cold bucket of unknown 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 NONE, COLD, FIRST_KNOWN = 0, 1, 2
 WEIGHT_FLOOR = 0.02  # the share of every user's weights that is spread evenly
+Architecture = Literal["ple", "shared_bottom", "single_task"]
 _CLIP = 5.0  # standardised features beyond this say "a lot" and nothing more
 
 
@@ -31,6 +34,7 @@ class Size:
     width: int = 32
     expert: int = 48
     shared_experts: int = 2
+    architecture: Architecture = "ple"  # what is served; the others are its rivals
 
 
 class Ple(nn.Module):
@@ -68,6 +72,40 @@ class Ple(nn.Module):
         return torch.stack(towers, -2)
 
 
+class SharedBottom(nn.Module):
+    """One bottom for every task (Caruana 1997): [.., D] -> [.., T, E], T views of the same.
+
+    Two levels like `Ple`, and as wide as all its experts together are for one task.
+    """
+
+    def __init__(self, width: int, size: Size) -> None:
+        super().__init__()
+        self.tasks, hidden = size.tasks, size.expert * (1 + size.shared_experts)
+        self.level_1, self.level_2 = nn.Linear(width, hidden), nn.Linear(hidden, size.expert)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom = torch.relu(self.level_2(torch.relu(self.level_1(x))))
+        return bottom.unsqueeze(-2).expand(*bottom.shape[:-1], self.tasks, -1)
+
+
+class SingleTasks(nn.Module):
+    """A bottom of its own for each task: [.., D] -> [.., T, E]; nothing is shared here."""
+
+    def __init__(self, width: int, size: Size) -> None:
+        super().__init__()
+        alone = dataclasses.replace(size, tasks=1)
+        self.bottoms = nn.ModuleList(SharedBottom(width, alone) for _ in range(size.tasks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([bottom(x) for bottom in self.bottoms], -2)
+
+
+def extraction(width: int, size: Size) -> nn.Module:
+    """The layers that `size.architecture` names: [.., width] -> [.., T, E]."""
+    layers = {"ple": Ple, "shared_bottom": SharedBottom, "single_task": SingleTasks}
+    return layers[size.architecture](width, size)
+
+
 class Ranker(nn.Module):
     """P(action) per candidate and task, and each user's fusion weights."""
 
@@ -90,7 +128,7 @@ class Ranker(nn.Module):
         self.no_history = nn.Parameter(torch.zeros(1, 1, d))
         self.query = nn.Linear(d, d, bias=False)
         self.stem = nn.Linear(5 * d + size.user_x + size.video_x + 3, 2 * d)
-        self.ple = Ple(2 * d, size)
+        self.ple = extraction(2 * d, size)  # bundles know it by this name
         self.towers = nn.ModuleList(nn.Linear(size.expert, 1) for _ in range(size.tasks))
         self.fusion = nn.Sequential(
             nn.Linear(size.user_x + d, 32), nn.ReLU(), nn.Linear(32, size.tasks)

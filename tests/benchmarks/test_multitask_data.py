@@ -1,0 +1,49 @@
+"""Laws of the multi-task rows: nothing of the future or of the label is in a feature."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.multitask.data import Missing, Proxy, movielens, taobao
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Proxy:
+    try:
+        return movielens(quick=True)
+    except Missing as reason:
+        pytest.skip(str(reason))
+
+
+def test_no_pair_is_in_two_parts(proxy: Proxy) -> None:
+    pairs = [
+        set(zip(rows.users[rows.labels[:, 0] > 0], rows.items[rows.labels[:, 0] > 0], strict=True))
+        for rows in (proxy.train, proxy.valid, proxy.test)
+    ]
+    assert all(pairs)
+    assert not pairs[0] & pairs[1]
+    assert not (pairs[0] | pairs[1]) & pairs[2]
+
+
+def test_a_negative_was_never_a_positive(proxy: Proxy) -> None:
+    wide = proxy.item_count
+    parts = (proxy.train, proxy.valid, proxy.test)
+    keys = [rows.users * wide + rows.items for rows in parts]
+    positive = np.concatenate([k[r.labels[:, 0] > 0] for k, r in zip(keys, parts, strict=True)])
+    negative = np.concatenate([k[r.labels[:, 0] == 0] for k, r in zip(keys, parts, strict=True)])
+    assert not np.isin(negative, positive).any()
+
+
+def test_harder_tasks_are_parts_of_easier_ones(proxy: Proxy) -> None:
+    labels = proxy.train.labels
+    assert (labels[:, 2] <= labels[:, 1]).all()
+    assert (labels[:, 1] <= labels[:, 0]).all()
+
+
+def test_an_absent_data_set_says_where_it_was_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: str
+) -> None:
+    monkeypatch.setenv("TIDEMILL_DATA", str(tmp_path))
+    with pytest.raises(Missing, match="TIDEMILL_DATA"):
+        taobao()
