@@ -21,6 +21,11 @@ from streams.events import KIND_CODE
 _TASTE = pa.array(
     [KIND_CODE[k] for k in ("long_view", "like", "follow", "cart", "order")], pa.uint8()
 )
+_DONE = pa.array(
+    [KIND_CODE[k] for k in ("play", "long_view", "like", "share", "follow", "cart", "order")],
+    pa.uint8(),
+)
+_DONE_KEPT = 2_000  # videos a user is known to have engaged with; the store's row keeps 50
 _WINDOW = 8  # a user's last engagements that a new one is paired with
 
 
@@ -45,6 +50,7 @@ class Activity:
     def __init__(self, users: int = 200_000, width: int = 100) -> None:
         self._users: dict[str, _Seen] = {}
         self._recent: dict[str, deque[str]] = {}
+        self._done: dict[str, dict[str, None]] = {}
         self._pairs: dict[str, dict[str, float]] = {}
         self._limit, self._width = users, width
         self._lock = threading.Lock()
@@ -56,10 +62,16 @@ class Activity:
         with self._lock:
             for user_id, at_ms, origin in zip(*columns.values(), strict=True):
                 self._count(user_id, at_ms, origin)
+            self._finish(events.filter(pc.is_in(events["kind"], value_set=_DONE)))
             liked = events.filter(pc.is_in(events["kind"], value_set=_TASTE))
             pairs = zip(liked["user_id"].to_pylist(), liked["video_id"].to_pylist(), strict=True)
             for user_id, video_id in pairs:
                 self._pair(user_id, video_id)
+
+    def engaged(self, user_id: str) -> frozenset[str]:
+        """Videos the user has played, liked, shared, followed, carted or ordered."""
+        with self._lock:
+            return frozenset(self._done.get(user_id, ()))
 
     def neighbours(self, video_id: str, limit: int = 20) -> list[tuple[str, float]]:
         """Videos engaged with by the same people, with a cosine-like weight, best first."""
@@ -83,6 +95,7 @@ class Activity:
         with self._lock:
             self._users.clear()
             self._recent.clear()
+            self._done.clear()
             self._pairs.clear()
 
     def forget(self, user_id: str) -> None:
@@ -90,6 +103,7 @@ class Activity:
         with self._lock:
             self._users.pop(user_id, None)
             self._recent.pop(user_id, None)
+            self._done.pop(user_id, None)
 
     def __len__(self) -> int:
         return len(self._users)
@@ -107,11 +121,21 @@ class Activity:
         seen = self._users.get(user_id)
         if seen is None:
             if len(self._users) >= self._limit:
-                self._users.pop(next(iter(self._users)))
+                oldest = next(iter(self._users))
+                self._users.pop(oldest)
+                self._done.pop(oldest, None)
             seen = self._users[user_id] = _Seen(0, 0, origin)
         seen.events += 1
         if at_ms >= seen.last_event_ms:
             seen.last_event_ms, seen.origin = at_ms, origin
+
+    def _finish(self, events: pa.Table) -> None:
+        names = (events["user_id"].to_pylist(), events["video_id"].to_pylist())
+        for user_id, video_id in zip(*names, strict=True):
+            done = self._done.setdefault(user_id, {})
+            done[video_id] = None
+            if len(done) > _DONE_KEPT:
+                del done[next(iter(done))]
 
     def _pair(self, user_id: str, video_id: str | None) -> None:
         if video_id is None:

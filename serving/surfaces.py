@@ -68,7 +68,12 @@ def feed(parts: Parts) -> Pipeline:
         ],
         fallback_sources=[Popular(parts.catalogue, parts.snapshot, limit=5_000)],
         hydrators=[CatalogueItems(parts.catalogue), VideoFeatures(parts.store)],
-        filters=[Duplicate(), Unavailable(parts.catalogue), AlreadyEngaged(), RecentlyShown()],
+        filters=[
+            Duplicate(),
+            Unavailable(parts.catalogue),
+            AlreadyEngaged(parts.activity),
+            RecentlyShown(),
+        ],
         scorer=Ranker(parts.models, parts.snapshot),
         fallback_scorer=PopularTaste(parts.catalogue, parts.snapshot),
         selector=PlackettLuce(caps=parts.caps),

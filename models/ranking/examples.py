@@ -2,9 +2,9 @@
 
 Knows two sources. *Impressions*: slates with matured feedback, what was passed over is
 negative. *Encounters*: actions without an impression (replayed histories hold only
-those); their negatives are sampled per user and time, half evenly from the catalogue
-of that time and half from earlier encounters (so by popularity as it then was), never
-a video that the user ever acted on. Does not know features or networks.
+those); their negatives are sampled per user and time, a stated share evenly from the
+catalogue of that time and the rest from earlier encounters (so by popularity as it then
+was), never a video that the user ever acted on. Does not know features or networks.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ learned here by the listwise loss alone.
 
 Data: point-in-time features of every candidate. Slates with matured feedback carry
 their own negatives. Encounters without an impression (replayed histories) carry none:
-five are sampled a group, half evenly, half by popularity as it then was, never a video
-the user ever acted on. P(action) is therefore calibrated to impressions only where
+five are sampled a group, evenly from the catalogue of that time, never a video the user
+ever acted on (negatives sampled by popularity cancel it: what nobody plays then looks
+as good as what everybody plays). P(action) is therefore calibrated to impressions only where
 impressions are most of the data, and else to that sampling; its order is what serves.
 A task that the data could not show (no order in a history of ratings) is not trained.
 
@@ -68,7 +69,7 @@ class Config:
     encounters: int = 12_000
     slates: int = 8_000
     negatives: int = 5
-    even_share: float = 0.5
+    even_share: float = 1.0
     judged_encounters: int = 3_000
     judged_negatives: int = 20
     width: int = 32

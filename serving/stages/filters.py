@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from serving.activity import Activity
 from serving.catalogue import LiveCatalogue
 from serving.query import Pool, Query, texts
 
@@ -52,8 +53,10 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class AlreadyEngaged:
-    """The user has played, liked, followed or bought it among their last engagements."""
+    """The user has played, liked, followed or bought it: by the store's last engagements, and
+    by what this process has seen of the user since its topic began."""
 
+    activity: Activity
     name: str = "already_engaged"
     soft: bool = False
 
@@ -62,6 +65,8 @@ class AlreadyEngaged:
         done: dict[str, str] = {}
         for video_id, kind in zip(videos, kinds, strict=False):
             done.setdefault(video_id, kind)
+        for video_id in self.activity.engaged(query.user_id):
+            done.setdefault(video_id, "earlier")
         return [
             f"already engaged: {done[c.video_id]}" if c.video_id in done else None
             for c in pool.candidates

@@ -54,7 +54,7 @@ def test_it_beats_popularity_forward_in_time(
 
 
 def test_it_beats_popularity_on_replayed_people(replayed_log: TrainingLog) -> None:
-    small = RankerRecipe(Config(encounters=4_000, judged_encounters=800))
+    small = RankerRecipe(Config(judged_encounters=800))
     found = small.evaluate(replayed_log, seed=0, progress=quiet)
     assert found.baseline_value > 0.7, "popularity is a real rival on these data"
     assert found.difference[1] > 0, found
