@@ -112,6 +112,12 @@ class EntityDefinition:
         return tuple(c.column(w) for c in self.counters for w in c.windows)
 
     @cached_property
+    def event_columns(self) -> tuple[str, ...]:
+        """The events' columns that the row is made of, beside kind, time and the event's id."""
+        sums = [c.source for c in self.counters if isinstance(c, Sum)]
+        return (self.id_column, *sums, *(feature.source for feature in self.lists))
+
+    @cached_property
     def text_list_columns(self) -> tuple[str, ...]:
         """Columns whose values are lists of str."""
         return tuple(

@@ -16,6 +16,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -50,6 +51,7 @@ from streams.bus import Stamp
 
 ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
 SCRIPT_ROWS = 256  # rows per script call: bounds how long the server is busy with one
+ROWS_AT_ONCE = 8_192  # rows of a batch folded together: bounds memory, whatever the batch
 CALLS_AT_ONCE = 16  # calls packed and sent before their replies are read: bounds memory
 T = TypeVar("T")
 
@@ -85,6 +87,10 @@ class FeastFeatureStore:
     def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
         generation = self.generation()
         batch = self._cut.beyond(entity, group(DEFINITIONS[entity], events), stamp)
+        parts = _parts(batch, ROWS_AT_ONCE)
+        return sum(self._fold_part(entity, part, stamp, generation) for part in parts)
+
+    def _fold_part(self, entity: EntityName, batch: Batch, stamp: Stamp, generation: int) -> int:
         written = 0
         for _ in range(ATTEMPTS):
             stored = self._stored(entity, batch.ids, generation)
@@ -339,6 +345,16 @@ def _only(batch: Batch, places: Sequence[int]) -> Batch:
     part = batch.where(wanted[batch.row])
     ids = [batch.ids[place] for place in places]
     return Batch(ids, new_place[part.row], part.time, part.kind, part.hash, part.table)
+
+
+def _parts(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in parts of at most `size` ids, each with all events of its ids."""
+    if len(batch.ids) <= size:
+        yield batch
+        return
+    for start in range(0, len(batch.ids), size):
+        part = batch.where((batch.row >= start) & (batch.row < start + size))
+        yield replace(part, ids=batch.ids[start : start + size], row=part.row - start)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

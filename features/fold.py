@@ -33,6 +33,12 @@ _SLOT_BITS, _INDEX_BITS = np.uint64(31 << 32), np.uint64(2**32 - 1)
 READER_SLACK_MS = HOUR_MS  # how far a reader's now may lie behind the row's newest event
 
 
+_PLACED = (
+    *("event_id", "user_id", "kind", "event_time_ms", "ingested_at_ms"),
+    *("source_partition", "source_offset"),
+)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Events that name an entity, with `row` as the place of their id in `ids`."""
@@ -42,7 +48,7 @@ class Batch:
     time: np.ndarray  # int64 [M], event time in ms
     kind: np.ndarray  # uint8 [M]
     hash: np.ndarray  # uint64 [M], of (user id, event id)
-    table: pa.Table  # the same events, for the columns that features name
+    table: pa.Table  # the same events: where and when they were, and what features name
 
     def where(self, keep: np.ndarray) -> Batch:
         """The events under a mask; `ids` stay."""
@@ -64,7 +70,9 @@ def group(definition: EntityDefinition, events: pa.Table) -> Batch:
     """The batch's events that name the entity, without those marked duplicate."""
     id_column = events.column(definition.id_column)
     keep = pc.and_(pc.is_valid(id_column), pc.invert(events.column("duplicate")))
-    table = events.filter(keep).combine_chunks()
+    # Filtering columns that no feature names would cost as much as the fold.
+    table = events.select([*dict.fromkeys((*_PLACED, *definition.event_columns))])
+    table = (table if pc.all(keep).as_py() else table.filter(keep)).combine_chunks()
     encoded = table.column(definition.id_column).combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()

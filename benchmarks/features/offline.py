@@ -23,6 +23,7 @@ from features.store import EntityName
 from streams.clock import HOUR_MS
 
 FEATURES = 20
+BATCH_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def feast_join(folder: Path, events: int, labels: int) -> FeastJoin:
 
 def backfilled(folder: Path, address: str, events: int) -> Backfilled:
     """Appends a log of `events` events and rebuilds every row from it."""
+    _alone(_append, folder, events)
     return Backfilled(**_alone(_backfill, folder, address, events))
 
 
@@ -104,10 +106,8 @@ def _join(_folder: Path, entity: EntityName, events: int, labels: int, runs: int
     before = _rss_mb()
     frame, asked = _inputs(entity, events, labels)
     id_column = DEFINITIONS[entity].id_column
-    bare, ours, rows = [], [], 0
-    for _ in range(runs):  # ours alone first, for the peak; then the pairs
-        rows = len(features_as_of(frame, asked, entity))
-        break
+    bare, ours = [], []
+    rows = len(features_as_of(frame, asked, entity))  # alone first, for the peak
     peak = _peak_mb() - before
     numbers = [pl.lit(i, pl.Int64).alias(f"f{i}") for i in range(FEATURES)]
     known = frame.select(id_column, "event_time_ms", *numbers).drop_nulls(id_column)
@@ -183,23 +183,29 @@ def _feast_join(folder: Path, events: int, labels: int) -> dict[str, Any]:
     return {"seconds": seconds, "rows": len(answer), "peak_mb": _peak_mb() - before}
 
 
-def _backfill(folder: Path, address: str, events: int) -> dict[str, Any]:
-    from features.backfill import backfill
-    from features.feast_store import FeastFeatureStore
+def _append(folder: Path, events: int) -> dict[str, Any]:
     from streams.bus import Stamp
     from streams.delivery import Delivery
     from streams.log import EventLog
     from streams.topics import EVENTS_BY_USER
 
-    before = _rss_mb()
-    log = EventLog(folder / f"log-{events}")
-    part = 100_000
+    log, part = EventLog(folder / f"log-{events}"), 1_000_000
     for at in range(0, events, part):
         table = make_events(Stream(), min(part, events - at), at)
-        log.append(Delivery(EVENTS_BY_USER, Stamp("bench", 0, at), table))
+        for row in range(0, table.num_rows, BATCH_ROWS):
+            stamp = Stamp("bench", 0, at + row)
+            log.append(Delivery(EVENTS_BY_USER, stamp, table.slice(row, BATCH_ROWS)))
+    return {}
+
+
+def _backfill(folder: Path, address: str, events: int) -> dict[str, Any]:
+    from features.backfill import backfill
+    from features.feast_store import FeastFeatureStore
+
+    before = _rss_mb()
     store = FeastFeatureStore(address, 3, f"backfill-{events}", timeout_s=10)
     began, cpu = time.perf_counter(), time.process_time()
-    report = backfill(log.directory, store)
+    report = backfill(folder / f"log-{events}", store)
     seconds, used = time.perf_counter() - began, time.process_time() - cpu
     peak = _peak_mb() - before
     store.tear_down()

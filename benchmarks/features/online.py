@@ -119,15 +119,16 @@ def _typed(
     stream: Stream,
     runs: int,
 ) -> list[Pair]:
-    fresh = iter(_one_event_each(ids, stream, runs + 1))
     frame = _typed_frame(ids, stream.end_ms)
+    stored = store.blobs("video", ids)
+    blobs = [blob for blob in stored if blob is not None]
+    times, generation = [stream.end_ms] * len(ids), store.generation()
     names = [f"typed:f{i}" for i in range(FIELDS)]
     rows = [{"video_id": i} for i in ids]
-    offsets = iter(range(10_000, 20_000))
     write = _paired(
         "write 500 x 20 typed",
         lambda: client.push("typed_push", frame),
-        lambda: store.fold("video", next(fresh), Stamp("bench", 0, next(offsets))),
+        lambda: store._swap_rows("video", ids, stored, blobs, times, generation),
         runs,
     )
     read = _paired(
@@ -144,15 +145,16 @@ def _blobs(
 ) -> list[Pair]:
     client = store.feast_client()
     view = view_name(DEFINITIONS["video"])
-    frame = _blob_frame(store, ids, stream.end_ms)
+    stored = store.blobs("video", ids)
+    blobs = [blob for blob in stored if blob is not None]
+    frame = _blob_frame([f"pushed {i}" for i in ids], blobs, stream.end_ms)
     rows = [{"video_id": i, "now_ms": stream.end_ms} for i in ids]
     service = client.get_feature_service("video")
-    fresh = iter(_one_event_each(ids, stream, runs + 1, seed=9))
-    offsets = iter(range(20_000, 30_000))
+    times, generation = [stream.end_ms] * len(ids), store.generation()
     write = _paired(
         "write 500 blobs",
         lambda: client.push(f"{view}_push", frame),
-        lambda: store.fold("video", next(fresh), Stamp("bench", 0, next(offsets))),
+        lambda: store._swap_rows("video", ids, stored, blobs, times, generation),
         runs,
     )
     read = _paired(
@@ -182,7 +184,7 @@ def _one_event_each(
     """Batches that touch every id once, newer than what is stored."""
     batches = []
     for turn in range(times):
-        events = make_events(stream, len(ids), seed * 1000 + turn)
+        events = make_events(stream, len(ids), seed + turn)
         named = events.set_column(
             events.schema.get_field_index("video_id"), "video_id", pa.array(ids)
         )
@@ -190,9 +192,8 @@ def _one_event_each(
     return batches
 
 
-def _blob_frame(store: FeastFeatureStore, ids: Sequence[str], time_ms: int) -> pd.DataFrame:
-    times = [datetime.fromtimestamp(time_ms / 1000, UTC)] * len(ids)
-    blobs = store.blobs("video", ids)
+def _blob_frame(ids: Sequence[str], blobs: Sequence[bytes], time_ms: int) -> pd.DataFrame:
+    times = [_EPOCH + timedelta(milliseconds=time_ms)] * len(ids)
     return pd.DataFrame({"video_id": ids, "row": blobs, "event_time": times})
 
 
@@ -201,6 +202,9 @@ def _bytes_equal(store: RegisteredFeatureStore, ids: Sequence[str]) -> bool:
     layout = store._formats["video"]
     redis = store.connection.client
     keys = [layout.key(entity_id) for entity_id in ids]
+    for batch in _one_event_each(ids, Stream(), 1, seed=9000):
+        if store.fold("video", batch, Stamp("last", 0, 0)) != len(ids):
+            return False
     ours = [redis.hgetall(key) for key in keys]
     last = store.read("video", ids, 0).last_event_ms.tolist()
     redis.unlink(*keys)
@@ -218,7 +222,7 @@ def _bytes_equal(store: RegisteredFeatureStore, ids: Sequence[str]) -> bool:
 def _typed_frame(ids: Sequence[str], time_ms: int) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     columns: dict[str, Any] = {f"f{i}": rng.integers(0, 1000, len(ids)) for i in range(FIELDS)}
-    times = [datetime.fromtimestamp(time_ms / 1000, UTC)] * len(ids)
+    times = [_EPOCH + timedelta(milliseconds=time_ms)] * len(ids)
     return pd.DataFrame({"video_id": ids, "event_time": times} | columns)
 
 
