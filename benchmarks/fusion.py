@@ -63,12 +63,16 @@ class Outcome:
         """(mean, low, high), relative to `over`."""
         base = self.user_values(over)
         mean, low, high = paired_bootstrap(self.user_values(method) - base, rounds=500)
-        return mean / base.mean(), low / base.mean(), high / base.mean()
+        scale = float(base.mean())
+        return mean / scale, low / scale, high / scale
 
     def share(self, method: str, of: str = "ceiling") -> tuple[float, float, float]:
-        """(mean, low, high) of (method - best static) / (of - best static), users resampled."""
+        """(mean, low, high) of (method - best static) / (of - best static), users resampled; NaN where
+        there is nothing to share, as in the null world."""
         base = self.user_values("best static")
         ours, whole = self.user_values(method) - base, self.user_values(of) - base
+        if whole.mean() < 1e-3 * base.mean():
+            return float("nan"), float("nan"), float("nan")
         rng, n = np.random.default_rng(0), len(base)
         picks = (rng.integers(0, n, n) for _ in range(500))
         draws = [ours[p].mean() / max(whole[p].mean(), 1e-9) for p in picks]
