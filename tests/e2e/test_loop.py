@@ -83,8 +83,9 @@ def test_a_feed_comes_from_the_served_models_and_explains_itself(loop: Loop) -> 
 
 
 def test_users_get_feeds_of_their_own(loop: Loop) -> None:
-    slates = {tuple(_videos(loop.ask("feed", user_id=u, k=10, seed=SEED))) for u in _users(loop, 6)}
-    assert len(slates) == 6
+    users = _users(loop, 8)
+    slates = {tuple(_videos(loop.ask("feed", user_id=u, k=10, seed=SEED))) for u in users}
+    assert len(slates) > len(users) // 2, "two people of few actions may share one; most do not"
 
 
 def test_a_click_changes_that_users_features_and_next_feed(

@@ -1,6 +1,6 @@
 """The gate of a ranking world: is there something to gain, and is it within reach?
 
-Knows the truth. Run before any method is tuned: `python -m deploy.world.ranking.gate`.
+Knows the truth. Run it first, and choose constants by it alone: `python -m deploy.world.ranking.gate`.
 """
 
 from __future__ import annotations
