@@ -50,7 +50,7 @@ class Activity:
     def __init__(self, users: int = 200_000, width: int = 100) -> None:
         self._users: dict[str, _Seen] = {}
         self._recent: dict[str, deque[str]] = {}
-        self._done: dict[str, dict[str, None]] = {}
+        self._done: dict[str, dict[str, int]] = {}
         self._pairs: dict[str, dict[str, float]] = {}
         self._limit, self._width = users, width
         self._lock = threading.Lock()
@@ -68,10 +68,10 @@ class Activity:
             for user_id, video_id in pairs:
                 self._pair(user_id, video_id)
 
-    def engaged(self, user_id: str) -> frozenset[str]:
-        """Videos the user has played, liked, shared, followed, carted or ordered."""
+    def engaged(self, user_id: str) -> dict[str, int]:
+        """Video -> when the user first played, liked, shared, followed, carted or ordered it (ms)."""
         with self._lock:
-            return frozenset(self._done.get(user_id, ()))
+            return dict(self._done.get(user_id, {}))
 
     def neighbours(self, video_id: str, limit: int = 20) -> list[tuple[str, float]]:
         """Videos engaged with by the same people, with a cosine-like weight, best first."""
@@ -130,10 +130,10 @@ class Activity:
             seen.last_event_ms, seen.origin = at_ms, origin
 
     def _finish(self, events: pa.Table) -> None:
-        names = (events["user_id"].to_pylist(), events["video_id"].to_pylist())
-        for user_id, video_id in zip(*names, strict=True):
+        columns = events.select(["user_id", "video_id", "event_time_ms"]).to_pydict()
+        for user_id, video_id, at_ms in zip(*columns.values(), strict=True):
             done = self._done.setdefault(user_id, {})
-            done[video_id] = None
+            done[video_id] = min(at_ms, done.get(video_id, at_ms))
             if len(done) > _DONE_KEPT:
                 del done[next(iter(done))]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from serving.activity import Activity
 from serving.catalogue import LiveCatalogue
@@ -53,8 +54,11 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class AlreadyEngaged:
-    """The user has played, liked, followed or bought it: by the store's last engagements, and
-    by what this process has seen of the user since its topic began."""
+    """The user has played, liked, followed or bought it.
+
+    The store's row says so of the last engagements; what has fallen off the end of its
+    list is known from this process's own fold, and only that: news come by the store.
+    """
 
     activity: Activity
     name: str = "already_engaged"
@@ -65,12 +69,21 @@ class AlreadyEngaged:
         done: dict[str, str] = {}
         for video_id, kind in zip(videos, kinds, strict=False):
             done.setdefault(video_id, kind)
-        for video_id in self.activity.engaged(query.user_id):
-            done.setdefault(video_id, "earlier")
+        oldest = _oldest_kept(query)
+        for video_id, at_ms in self.activity.engaged(query.user_id).items():
+            if at_ms < oldest:
+                done.setdefault(video_id, "earlier")
         return [
             f"already engaged: {done[c.video_id]}" if c.video_id in done else None
             for c in pool.candidates
         ]
+
+
+def _oldest_kept(query: Query) -> int:
+    """Event time (ms) of the oldest engagement in the user's row; 0 without any."""
+    columns: dict[str, Any] = {} if query.user is None else query.user.columns
+    times = columns["engaged_time_ms"][0] if "engaged_time_ms" in columns else ()
+    return int(times[-1]) if len(times) else 0
 
 
 @dataclass(frozen=True)

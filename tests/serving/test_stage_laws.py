@@ -8,12 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from features.memory_store import MemoryFeatureStore
+from serving.activity import Activity
 from serving.pipeline import Deadlines, Hydration, Pipeline, Runner
 from serving.query import Candidate, Pool, Query, Scored, Slate
+from serving.stages.filters import AlreadyEngaged
 from serving.stages.scorers import AsGiven
 from serving.stages.selectors import InOrder, PlackettLuce
+from streams.bus import Stamp
+from streams.events import KIND_CODE
+from streams.schema import EVENT_SCHEMA
 
 
 def query(**fields: Any) -> Query:
@@ -224,3 +231,29 @@ def test_the_same_request_and_seed_give_the_same_slate(runner: Runner) -> None:
     slates = {seed: ids(answer(runner, query(seed=seed), **stages)) for seed in range(20)}
     assert slates == {seed: ids(answer(runner, query(seed=seed), **stages)) for seed in range(20)}
     assert len(set(slates.values())) > 5
+
+
+def _likes(count: int, first_ms: int) -> pa.Table:
+    given = {
+        "user_id": "u", "kind": KIND_CODE["like"], "ingested_at_ms": 1, "surface": "feed",
+        "origin": "live", "late": False, "duplicate": False, "source_partition": 0,
+        "source_offset": 0,
+    }  # fmt: skip
+    rows = [
+        given | {"event_id": f"e{at}", "video_id": f"v{at}", "event_time_ms": at}
+        for at in range(first_ms, first_ms + count)
+    ]
+    return pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
+
+
+def test_what_fell_off_the_stores_list_stays_filtered_and_news_come_by_the_store_alone() -> None:
+    store, activity = MemoryFeatureStore(), Activity()
+    store.fold("user", _likes(60, 1), Stamp("e", 0, 0))
+    activity.fold(_likes(60, 1))
+    activity.fold(_likes(1, 61))  # the store has not heard of this one yet
+    asked = query(user=store.read("user", ["u"], 100))
+    pool = Pool(tuple(Candidate(f"v{at}", "given") for at in (1, 60, 61)))
+    fallen, kept, news = AlreadyEngaged(activity).judge(asked, pool)
+    assert fallen == "already engaged: earlier"
+    assert kept == "already engaged: like"
+    assert news is None
