@@ -6,8 +6,8 @@ Each is pure: the pool in, a reason or None per candidate out.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from serving.activity import Activity
 from serving.catalogue import LiveCatalogue
@@ -81,8 +81,9 @@ class AlreadyEngaged:
 
 def _oldest_kept(query: Query) -> int:
     """Event time (ms) of the oldest engagement in the user's row; 0 without any."""
-    columns: dict[str, Any] = {} if query.user is None else query.user.columns
-    times = columns["engaged_time_ms"][0] if "engaged_time_ms" in columns else ()
+    times: Sequence[int] = (
+        [] if query.user is None else query.user.columns.get("engaged_time_ms", [[]])[0]
+    )
     return int(times[-1]) if len(times) else 0
 
 
