@@ -183,7 +183,8 @@ def _ceiling(drawn: Drawn, first: FusionPolicy, seed: int) -> torch.Tensor:
             return float(judge.utility(which(observed.now[judge.users])).mean())
 
         best = max(both, key=lambda which: worth(drawn.valid, which))
-        return best(observed.now[drawn.test.users])
+        weights: torch.Tensor = best(observed.now[drawn.test.users])
+        return weights
 
 
 def _table(report: Report, world: RankingWorld, outcome: Outcome) -> None:
