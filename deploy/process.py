@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from streams.kafka_bus import KafkaBus
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+ERASURES_FILE = "erasures.jsonl"  # in the log's folder
 CACHED_ROWS = 50_000  # rows that a folding process keeps decoded, about 2 kB each
 
 _log = logging.getLogger("tidemill")
@@ -77,8 +78,10 @@ class Process:
 def batcher(process: Process) -> int:
     """The one door: behaviour → admitted → in the user's order, and per entity."""
     from streams.batcher import run
+    from streams.erasure import KeptErasures
 
     bus = wiring.bus(process.settings, ensure_topics=True)
+    KeptErasures(process.settings.log_dir / ERASURES_FILE).restore(bus)
     process.ready()
     run(
         bus,
@@ -111,13 +114,14 @@ def facts(process: Process) -> int:
         refused=_count_refused,
     )
     catalogue = CatalogueLog(settings.log_dir)
+    kept = erasure.KeptErasures(settings.log_dir / ERASURES_FILE)
     process.beside(
         "catalogue", lambda: follow(bus, catalogue.append, process.stop, group="catalogue-log")
     )
     process.beside(
         "erasures",
         lambda: erasure.follow(
-            bus, [log.erase, feedback.erase], process.stop, group="fact-erasures"
+            bus, [kept.keep, log.erase, feedback.erase], process.stop, group="fact-erasures"
         ),
     )
     return run_worker(

@@ -8,9 +8,12 @@ table of whom to forget (`Erasures`) and refuses what they did before the erasur
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -75,6 +78,46 @@ class Erasures:
         if erasure := parse(record):
             known = self.until.get(erasure.user_id, erasure.at_ms)
             self.until[erasure.user_id] = max(known, erasure.at_ms)
+
+
+class KeptErasures:
+    """The same table in a file, for a broker that forgets its topics when it restarts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def keep(self, user_id: str, at_ms: int) -> None:
+        """Adds an erasure; one that stands already is not added again."""
+        if self.until().get(user_id, -1) >= at_ms:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        line = Erasure(user_id=user_id, at_ms=at_ms).model_dump_json()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{line}\n")  # a line that a crash cut short must not swallow this one
+            file.flush()
+            os.fsync(file.fileno())
+
+    def until(self) -> dict[str, int]:
+        """User id -> time up to which to forget (ms). A line that a crash cut short is left out."""
+        found: dict[str, int] = {}
+        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+        for line in lines:
+            with suppress(ValidationError):
+                erasure = Erasure.model_validate_json(line)
+                found[erasure.user_id] = max(erasure.at_ms, found.get(erasure.user_id, 0))
+        return found
+
+    def restore(self, bus: Bus) -> int:
+        """Writes to the topic what it has lost; returns how many that were."""
+        known = Erasures(bus)
+        known.close()
+        kept = self.until().items()
+        lost = [message(user, at) for user, at in kept if known.until.get(user, -1) < at]
+        if lost:
+            producer = bus.producer()
+            producer.send(lost)
+            producer.close()
+        return len(lost)
 
 
 def erase_user(user_id: str, at_ms: int, parts: Sequence[Erase]) -> None:

@@ -322,6 +322,10 @@ def test_a_killed_broker_is_answered_around_and_nothing_logged_is_lost(
     held = len(log.read())
     user = _users(loop, 10)[9]
     likes = loop.features(user)["features"]["like_count_all"]
+    gone = _event(loop, f"gone-{uuid.uuid4().hex}", "like", video_id="v1")
+    assert loop.http.delete(f"/v1/users/{gone['user_id']}").status_code == 202
+    kept = loop.settings.log_dir / "erasures.jsonl"
+    eventually(lambda: str(gone["user_id"]) in kept.read_text(), 20, "the erasure on disk")
     _kill(loop, "broker")
     assert len(loop.ask("feed", user_id=user, k=5)["items"]) == 5
     again = _event(loop, user, "like", video_id="v1")
@@ -341,6 +345,10 @@ def test_a_killed_broker_is_answered_around_and_nothing_logged_is_lost(
         return found.get("like_count_all") == likes + 1
 
     eventually(lambda: accepted() and _waited(folded, 5), 120, "an event after the broker's return")
+    assert len(log.read()) == held + 1
+    loop.send(gone)
+    time.sleep(2.0)
+    assert loop.features(str(gone["user_id"]))["features"]["like_count_all"] == 0
     assert len(log.read()) == held + 1
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from streams.bus import Bus, Outgoing, Stamp
 from streams.delivery import Delivery
-from streams.erasure import follow, message
+from streams.erasure import Erasures, KeptErasures, follow, message
 from streams.feedback_store import FeedbackStore, read_feedback
 from streams.impression import Impression, sign
 from streams.log import EventLog
@@ -58,3 +58,19 @@ def test_a_requested_erasure_empties_log_and_feedback_of_that_user_only(
     timer.cancel()
     assert log.read()["user_id"].to_list() == [stays]
     assert read_feedback(tmp_path / "feedback")["user_id"].to_list() == [stays]
+
+
+def test_erasures_survive_a_broker_that_forgets(bus: Bus, unique: str, tmp_path: Path) -> None:
+    bus.ensure_topics([TopicSpec(ERASURES, 1)])
+    kept = KeptErasures(tmp_path / "erasures.jsonl")
+    one, two = f"one-{unique}", f"two-{unique}"
+    for user, at_ms in ((one, 5), (one, 5), (two, 7), (one, 9)):
+        kept.keep(user, at_ms)
+    with (tmp_path / "erasures.jsonl").open("a") as file:
+        file.write('{"user_id": "cut')
+    kept.keep(f"three-{unique}", 1)
+    assert kept.restore(bus) == 3
+    assert kept.restore(bus) == 0
+    table = Erasures(bus)
+    table.close()
+    assert (table.until[one], table.until[two]) == (9, 7)
