@@ -106,12 +106,20 @@ def encounters(log: TrainingLog) -> pl.DataFrame:
 
 
 def encounter_examples(
-    log: TrainingLog, *, negatives: int, even_share: float, since_ms: int, count: int, seed: int
+    log: TrainingLog,
+    *,
+    negatives: int,
+    even_share: float,
+    since_ms: int,
+    count: int,
+    seed: int,
+    unmet: int = 0,
 ) -> Examples:
     """Groups of one encounter and `negatives` sampled videos, features a moment before it.
 
     At most `count` encounters from `since_ms` on, drawn at random by `seed`;
-    `even_share` of the negatives come evenly from the catalogue.
+    `even_share` of the negatives come evenly from the catalogue of that time; the first
+    `unmet` of them from the whole catalogue, so also videos that nobody has met yet.
     """
     rng = np.random.default_rng(seed)
     seen = encounters(log)
@@ -122,7 +130,7 @@ def encounter_examples(
     labels[:, 0] = seen.select(TASKS).to_numpy()[rows]
     video = np.full((len(rows), 1 + negatives), -1, np.int64)
     video[:, 0] = seen["item"].to_numpy()[rows]
-    video[:, 1:] = _negatives(log, seen, rows, negatives, even_share, rng)
+    video[:, 1:] = _negatives(log, seen, rows, negatives, even_share, unmet, rng)
     return Examples(
         users=seen["user_id"].to_numpy()[rows],
         time_ms=times[rows] - 1,  # a moment before, so the action itself is not a feature
@@ -141,6 +149,7 @@ def _negatives(
     rows: np.ndarray,
     count: int,
     even_share: float,
+    unmet: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """int64 [rows, count] of item rows, -1 where three draws only met the user's own videos."""
@@ -150,10 +159,11 @@ def _negatives(
     created = np.sort(log.items["created_ms"].to_numpy())
     by_age = np.argsort(log.items["created_ms"].to_numpy(), kind="stable")
     existing = np.maximum(np.searchsorted(created, seen["time_ms"].to_numpy()[rows], "right"), 1)
+    reach = np.where(np.arange(count) < unmet, n_items, existing[:, None])
     drawn = np.full((len(rows), count), -1, np.int64)
     even = np.arange(count) < round(count * even_share)
     for _ in range(3):
-        from_all = by_age[(rng.random(drawn.shape) * existing[:, None]).astype(np.int64)]
+        from_all = by_age[(rng.random(drawn.shape) * reach).astype(np.int64)]
         earlier = (rng.random(drawn.shape) * np.maximum(rows, 1)[:, None]).astype(np.int64)
         fresh = np.where(even, from_all, items[earlier])
         taken = np.isin(user[rows][:, None] * n_items + fresh, own)

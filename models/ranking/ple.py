@@ -16,10 +16,11 @@ learned here by the listwise loss alone.
 
 Data: point-in-time features of every candidate. Slates with matured feedback carry
 their own negatives. Encounters without an impression (replayed histories) carry none:
-five are sampled a group, evenly from the catalogue of that time, never a video the user
-ever acted on (negatives sampled by popularity cancel it: what nobody plays then looks
-as good as what everybody plays). P(action) is therefore calibrated to impressions only where
-impressions are most of the data, and else to that sampling; its order is what serves.
+five are sampled a group, four evenly from the catalogue of that time and one from the
+whole catalogue (also what nobody has met yet), never a video the user ever acted on.
+Negatives sampled by popularity would cancel it: what nobody plays then looks as good as
+what everybody plays. P(action) is therefore calibrated to impressions only where they
+are most of the data, and else to that sampling; its order is what serves.
 A task that the data could not show (no order in a history of ratings) is not trained.
 
 Judged: on the last 20 % of time by GAUC within groups against popularity as of each
@@ -70,6 +71,7 @@ class Config:
     slates: int = 8_000
     negatives: int = 5
     even_share: float = 1.0
+    unmet: int = 1  # negatives a group; without any, what nobody has met yet looks perfect
     judged_encounters: int = 3_000
     judged_negatives: int = 20
     width: int = 32
@@ -141,6 +143,7 @@ class RankerRecipe:
             log,
             negatives=config.negatives,
             even_share=config.even_share,
+            unmet=config.unmet,
             since_ms=0,
             count=config.encounters,
             seed=seed,

@@ -82,6 +82,20 @@ def test_a_feed_comes_from_the_served_models_and_explains_itself(loop: Loop) -> 
         assert item["impression"]
 
 
+def test_a_video_that_nobody_has_met_does_not_look_perfect(
+    loop: Loop, eventually: Eventually
+) -> None:
+    new = f"new-{uuid.uuid4().hex}"
+    item = {"title": "Nobody has met it", "genres": ["Drama"]}
+    assert loop.http.put(f"/v1/catalogue/{new}", json=item).status_code in (200, 202)
+    played = loop.past.frame.filter(pl.col("kind") == "play")["video_id"].value_counts(sort=True)
+    known = played["video_id"][:5].to_list()
+    asked = {"user_id": _users(loop, 12)[11], "k": 6, "candidates": [new, *known]}
+    eventually(lambda: new in _videos(loop.ask("feed", **asked)), 15, "the new video ranked")
+    p = {item["video_id"]: item["p"]["play"] for item in loop.ask("feed", **asked)["items"]}
+    assert p[new] < max(p[video] for video in known)
+
+
 def test_users_get_feeds_of_their_own(loop: Loop) -> None:
     users = _users(loop, 8)
     slates = {tuple(_videos(loop.ask("feed", user_id=u, k=10, seed=SEED))) for u in users}
