@@ -1,0 +1,56 @@
+"""Nothing is too large for its topic: a letter is cut with its hash kept, a batch splits by bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from streams.bus import Record
+from streams.dead_letters import letter, read_letter
+from streams.schema import from_ipc
+from streams.shuffle import TRACES_HEADER, Load, Source, messages
+
+
+@pytest.mark.parametrize("size", [10, 262_144, 1_000_000])
+def test_a_letter_keeps_origin_and_hash_whatever_it_had_to_cut(size: int) -> None:
+    value, key = bytes(range(256)) * (size // 256 + 1), b"k" * 20_000
+    refused = Record("behaviour", 3, 41, key, value[:size], (("h", b"1"),), 7)
+    sent = letter(refused, "too_large", "why", "epoch", 9)
+    assert len(sent.value or b"") + len(sent.key or b"") < 300_000
+    headers = tuple(sent.headers.items())
+    read = read_letter(Record("behaviour.dead", 0, 0, sent.key, sent.value, headers, 0))
+    cause = read.cause
+    assert (cause.topic, cause.partition, cause.offset, cause.epoch) == (
+        "behaviour",
+        3,
+        41,
+        "epoch",
+    )
+    assert (cause.value_bytes, cause.key_bytes) == (size, len(key))
+    assert cause.key_sha256 == hashlib.sha256(key).hexdigest()
+    whole = size <= 262_144
+    assert cause.value_sha256 == (None if whole else hashlib.sha256(value[:size]).hexdigest())
+    assert value[:size].startswith(read.record.value or b"")
+    assert read.record.headers == (("h", b"1"),)
+
+
+def test_a_batch_splits_by_bytes_and_loses_neither_rows_nor_order_nor_traces(
+    event_table: Callable[[list[dict[str, object]]], pa.Table],
+) -> None:
+    ids = [hashlib.sha256(b"%d" % n).hexdigest() for n in range(500)]
+    table = event_table([{"event_id": i, "event_time_ms": 10**12, "kind": "like"} for i in ids])
+    source = Source("epoch", np.zeros(500, np.int64), np.arange(500))
+    load = Load(table, source, {0: "first", 499: "last"})
+    sent = list(messages(load, "events.by_user", 2, {}, max_bytes=9_000))
+    assert len(sent) > 1
+    assert all(len(message.value or b"") <= 9_000 for message in sent)
+    assert {message.partition for message in sent} == {2}
+    rows = [i for m in sent for i in from_ipc(m.value or b"")["event_id"].to_pylist()]
+    assert rows == ids
+    assert b"first" in sent[0].headers[TRACES_HEADER]
+    assert b"last" in sent[-1].headers[TRACES_HEADER]
+    assert all(TRACES_HEADER not in message.headers for message in sent[1:-1])
