@@ -1,0 +1,109 @@
+"""Every method of the fusion benchmark on one draw of a world, and the two who know the truth.
+
+Knows what each method is given and how long it may learn. All learn from one log.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.fusion.outcome import Outcome
+from deploy.world.ranking.bounds import regress_truth
+from deploy.world.ranking.config import RankingWorld
+from deploy.world.ranking.gate import Drawn, draw
+from deploy.world.ranking.pools import Judge, attention, item_value, slate_mean
+from models.ranking.grade import FusionPolicy
+from models.ranking.grade_log import Observables
+from models.ranking.grade_rewards import fit_satisfaction
+from models.ranking.grade_rivals import GaussianPolicy, invalid_share, regression, reinforce
+from models.ranking.grade_training import GroupTraining, feedback_reward, group_train, ltr
+
+
+def earn(world: RankingWorld, seed: int, pace: float) -> Outcome:
+    """Every method on one draw of a world. `pace` scales the numbers of updates."""
+    outcome, drawn = Outcome(), draw(world, seed)
+    log, observed, start = drawn.log, drawn.observed, torch.tensor(world.logging.weights)
+    now, updates = observed.now[drawn.test.users], int(400 * pace)
+    first = ltr(log, observed, start, steps=int(250 * pace), seed=seed)
+    prior = fit_satisfaction(log, observed, start, steps=int(4000 * pace), seed=seed)
+
+    def stage_two(policy: FusionPolicy, rules: GroupTraining, name: str) -> FusionPolicy:
+        def watch(step: int, current: FusionPolicy) -> None:
+            if step == rules.steps // 4:
+                utility = float(drawn.test.utility(current.mean(now)).mean())
+                outcome.note(f"quarter {name}", utility)
+
+        reward = feedback_reward(log, observed, prior if rules.prior > 0 else None, rules)
+        return group_train(policy, log, observed, reward, rules, seed, progress=watch)
+
+    fresh: Callable[[], FusionPolicy] = lambda: copy.deepcopy(first)  # noqa: E731
+    torch.manual_seed(seed)
+    gaussian = GaussianPolicy(observed.width, start)
+    policies = {
+        "LTR only": first,
+        "regression": regression(log, observed, start, steps=int(4000 * pace), seed=seed),
+        "GRADE": stage_two(fresh(), GroupTraining(steps=updates), "GRADE"),
+        "Gaussian exploration": stage_two(gaussian, GroupTraining(steps=updates), "Gaussian"),
+        "REINFORCE": reinforce(fresh(), log, observed, steps=int(400 * pace), seed=seed),
+        "posterior-only": stage_two(
+            fresh(), GroupTraining(steps=updates, prior=0, posterior=1), "posterior-only"
+        ),
+        "prior-only": stage_two(
+            fresh(), GroupTraining(steps=updates, engaged=True, posterior=0), "prior-only"
+        ),
+    }
+    weights = {name: policy.mean(now) for name, policy in policies.items()}
+    weights |= {"uniform": torch.full((5,), 0.2), "best static": drawn.static}
+    weights["ceiling"] = _ceiling(drawn, first, seed)
+    _record(drawn, weights, outcome)
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("GRADE", "Gaussian exploration"):
+        policy = policies[name]
+        drawn_vectors = policy.draw(policy(now), 4, generator)
+        outcome.note(f"invalid {name}", invalid_share(drawn_vectors))
+    return outcome
+
+
+def _record(drawn: Drawn, weights: dict[str, torch.Tensor], outcome: Outcome) -> None:
+    truth = drawn.truth[drawn.test.users]
+    for name, given in weights.items():
+        outcome.utility.setdefault(name, []).append(drawn.test.utility(given).numpy())
+        alike = torch.cosine_similarity(given.expand_as(truth), truth).mean()
+        plays, orders = drawn.test.actions(given)
+        outcome.note(f"cosine {name}", float(alike))
+        outcome.note(f"plays {name}", plays)
+        outcome.note(f"orders {name}", orders)
+    outcome.utility.setdefault("oracle", []).append(drawn.test.oracle().numpy())
+
+
+def _ceiling(drawn: Drawn, first: FusionPolicy, seed: int) -> torch.Tensor:
+    """Weights of test users by the better of two who are told the truth, on validation users."""
+    observed, n = drawn.observed, drawn.world.size.train_users
+    net = regress_truth(observed.now[:n], drawn.truth[:n], 1500, seed)
+    still = Observables(observed.now[:, None].expand_as(observed.values), observed.usual)
+    looked, truth = attention(drawn.world), drawn.truth
+
+    def true_utility(
+        u: torch.Tensor, _: torch.Tensor, pools: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        value = item_value(drawn.world, pools, truth[u])
+        scores = torch.bmm(weights, pools.transpose(1, 2))
+        top = scores.topk(drawn.world.size.slate, -1).indices
+        wide = value[:, None].expand(-1, weights.shape[1], -1)
+        return slate_mean(wide.gather(2, top), looked, 2)
+
+    policy = group_train(
+        copy.deepcopy(first), drawn.log, still, true_utility, GroupTraining(steps=500), seed
+    )
+    with torch.no_grad():
+        both = [lambda x: net(x).softmax(-1), policy.mean]
+
+        def worth(judge: Judge, which: Callable[[torch.Tensor], torch.Tensor]) -> float:
+            return float(judge.utility(which(observed.now[judge.users])).mean())
+
+        best = max(both, key=lambda which: worth(drawn.valid, which))
+        weights: torch.Tensor = best(observed.now[drawn.test.users])
+        return weights
