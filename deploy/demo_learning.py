@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 REST = ("reactivation", "queries")  # quick ones first
 ALIGNED = "ranker"  # the model whose preference update the demo runs
 _NICE = 5  # answers come before training
+_NICER = 15  # and what the demo waits for before what may come whenever it is ready
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def learn(
 
 def main(arguments: list[str]) -> int:
     home, what, *names = Path(arguments[0]), *arguments[1:]
-    os.nice(_NICE)
+    os.nice(_NICE if what == "update" or ALIGNED in names else _NICER)
     settings = state.read_settings(home)
     if what == "train":
         train_all(settings, names)
