@@ -169,10 +169,11 @@ class Stack:
 
     def _broker_answers(self) -> None:
         """The embedded broker has forgotten its topics and groups after a restart: those who
-        read it begin again, so that none waits at an offset that no longer exists."""
+        read it in a group begin again, so that none waits at an offset that no longer exists.
+        The gateway notices by itself and goes on answering."""
         wiring.bus(self.settings, ensure_topics=True)
         if self._supervisor is not None and self.settings.broker.kind == "embedded":
-            self._supervisor.restart(OWN_PROCESSES)
+            self._supervisor.restart([name for name in OWN_PROCESSES if name != "gateway"])
 
     def _own_processes(self) -> list[Service]:
         urls = {"gateway": f"{self.page}/healthz"}

@@ -12,7 +12,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ from streams.topics import BEHAVIOUR_DEAD, CATALOGUE, EVENTS_BY_USER, MODELS_PUB
 _LOG = logging.getLogger(__name__)
 _EVENTS_PER_BATCH = 12  # of the crowd's events, shown to everybody; a user's own all go
 _RETRY_S = 1.0
+_EPOCH_EVERY_S = 2.0
 _SHOWN_FIELDS: tuple[str, ...] = (
     *("event_id", "user_id", "kind", "video_id", "query", "event_time_ms"),
     *("ingested_at_ms", "surface", "origin", "late", "duplicate"),
@@ -113,13 +115,16 @@ class Live:
 
     def _tail(self, topics: Sequence[str], take: Callable[[list[Record]], None]) -> None:
         """Reads the topics from their start, again after every failure, until stopped."""
+        known: dict[str, str] = {}
         while not self._stop.is_set():
             consumer: Consumer | None = None
             try:
+                epochs = self._epochs(topics)
                 consumer = self._bus.consumer(topics, f"gateway-{uuid.uuid4().hex}")
-                if EVENTS_BY_USER in topics:
+                if EVENTS_BY_USER in topics and epochs == known:
                     self._begin_again()
-                self._read(consumer, take)
+                known = epochs
+                self._read(consumer, take, epochs)
             except BusError as error:
                 _LOG.warning("reading %s is interrupted: %s", ", ".join(topics), error)
                 self._stop.wait(_RETRY_S)
@@ -127,12 +132,22 @@ class Live:
                 if consumer is not None:
                     consumer.close()
 
+    def _epochs(self, topics: Iterable[str]) -> dict[str, str]:
+        return {topic: self._bus.epoch(topic) for topic in topics}
+
     def _begin_again(self) -> None:
-        """The topics are read from their start, so what was counted of them is dropped."""
+        """The same topics are read from their start, so what was counted of them is dropped.
+
+        Topics that were made anew hold none of it: then what was counted stays.
+        """
         self._activity.reset()
         self.totals = dict.fromkeys(self.totals, 0)
 
-    def _read(self, consumer: Consumer, take: Callable[[list[Record]], None]) -> None:
+    def _read(
+        self, consumer: Consumer, take: Callable[[list[Record]], None], epochs: dict[str, str]
+    ) -> None:
+        """Returns when stopped, or when a topic was made anew: its offsets start again."""
+        asked = time.monotonic()
         while not self._stop.is_set():
             records = consumer.poll(1_000, 0.1)
             if records:
@@ -140,6 +155,11 @@ class Live:
                     take(records)
                 except Exception:
                     _LOG.exception("a batch of live messages was left out")
+            if time.monotonic() - asked > _EPOCH_EVERY_S:
+                asked = time.monotonic()
+                with suppress(BusError):  # down: the consumer goes on by itself
+                    if self._epochs(epochs.keys()) != epochs:
+                        return
 
     def _take_catalogue(self, records: list[Record]) -> None:
         for record in records:

@@ -2,7 +2,8 @@
 
 Knows messages and deadlines. Does not know what they mean. One thread sends what many
 requests hand in, so they share a round trip; a request waits for its own message's
-acknowledgement, and no longer than it said.
+acknowledgement, and no longer than it said. While the broker does not take writes, most
+are refused at once and one now and then tries.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
+from serving.breaker import Breaker
 from streams.bus import Bus, BusError, Outgoing, Producer
 
 _LOG = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ class Outbox:
         self._bus, self._timeout_s = bus, timeout_s
         self._waiting: queue.Queue[_HandIn | None] = queue.Queue(depth)
         self._producer: Producer | None = None
+        self._breaker = Breaker(failures=2, rest_s=1.0)
         self._thread = threading.Thread(target=self._drain, name="outbox", daemon=True)
         self._thread.start()
 
@@ -38,6 +41,10 @@ class Outbox:
             BusError: it did not say so in time. It may still get them: a producer that
                 sends again uses the same event ids, and the mill counts each once.
         """
+        if not self._breaker.allows():
+            raise BusError(
+                "the broker does not take writes now: send again with the same event ids"
+            )
         done: Future[None] = Future()
         try:
             self._waiting.put_nowait((list(messages), done))
@@ -73,17 +80,21 @@ class Outbox:
     def _deliver(self, batch: list[_HandIn]) -> None:
         # A request that has given up is not sent on behalf of: it was told to send again.
         live = [(messages, done) for messages, done in batch if done.set_running_or_notify_cancel()]
+        if not live:
+            return
         try:
             if self._producer is None:
-                self._producer = self._bus.producer()
+                self._producer = self._bus.producer(timeout_s=self._timeout_s)
             self._producer.send([message for messages, _ in live for message in messages])
         except Exception as error:
             _LOG.warning("could not write to the broker: %s", error)
+            self._breaker.failed()
             self._drop_producer()
             failure = error if isinstance(error, BusError) else BusError(str(error))
             for _, done in live:
                 done.set_exception(failure)
             return
+        self._breaker.succeeded()
         for _, done in live:
             done.set_result(None)
 

@@ -104,7 +104,10 @@ class Bus(Protocol):
         Raises `BusError` when the broker stops answering before `stop` is reached.
         """
 
-    def producer(self, transactional_id: str | None = None) -> Producer: ...
+    def producer(self, transactional_id: str | None = None, *, timeout_s: float = 30.0) -> Producer:
+        """A writer; `timeout_s` is how long a write may take before it has failed (a
+        transactional one has the transaction's own limit)."""
+        ...
 
     def consumer(self, topics: Sequence[str], group: str, *, from_start: bool = True) -> Consumer:
         """A member of `group`. With `from_start=False` and no commit yet, it reads what is

@@ -83,8 +83,10 @@ class KafkaBus:
         finally:
             reader.close()
 
-    def producer(self, transactional_id: str | None = None) -> KafkaProducer:
-        return KafkaProducer(self.bootstrap_servers, transactional_id)
+    def producer(
+        self, transactional_id: str | None = None, *, timeout_s: float = 30.0
+    ) -> KafkaProducer:
+        return KafkaProducer(self.bootstrap_servers, transactional_id, timeout_s=timeout_s)
 
     def consumer(
         self, topics: Sequence[str], group: str, *, from_start: bool = True

@@ -28,7 +28,9 @@ _TRANSACTION_MS = 10_000
 class KafkaProducer:
     """Writes in order, each message once. With a transactional id, `send` is a transaction."""
 
-    def __init__(self, bootstrap_servers: str, transactional_id: str | None) -> None:
+    def __init__(
+        self, bootstrap_servers: str, transactional_id: str | None, *, timeout_s: float = 30.0
+    ) -> None:
         config = client_config(bootstrap_servers) | {
             "enable.idempotence": True,
             "partitioner": "murmur2_random",  # what Java clients choose for the same key
@@ -36,10 +38,11 @@ class KafkaProducer:
             "batch.size": 1_000_000,
             "message.max.bytes": 1_000_000,
             "queue.buffering.max.messages": 500_000,
-            "delivery.timeout.ms": 30_000,
+            "delivery.timeout.ms": int(timeout_s * 1000),
         }
         self._transactional = transactional_id is not None
         self._bootstrap = bootstrap_servers
+        self._patience_s = timeout_s + ANSWER_S  # librdkafka looks at its time-outs now and then
         self._lock = threading.Lock()
         if transactional_id is not None:
             config["transactional.id"] = transactional_id
@@ -94,7 +97,7 @@ class KafkaProducer:
 
         for message in messages:
             self._produce(message, delivered)
-        left = self._try("write", self._producer.flush, 40.0)
+        left = self._try("write", self._producer.flush, self._patience_s)
         if failures or left:
             why = failures[0].str() if failures else "it did not answer"
             raise BusError(

@@ -63,8 +63,10 @@ class MemoryBus:
             rows = self._topic(topic).partitions[partition][max(start, 0) : stop]
         return iter(rows)
 
-    def producer(self, transactional_id: str | None = None) -> MemoryProducer:
-        del transactional_id  # every write here is atomic
+    def producer(
+        self, transactional_id: str | None = None, *, timeout_s: float = 30.0
+    ) -> MemoryProducer:
+        del transactional_id, timeout_s  # every write here is atomic, and done at once
         return MemoryProducer(self)
 
     def consumer(

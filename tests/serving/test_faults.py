@@ -140,8 +140,8 @@ class Cut(MemoryBus):
 
     cut = False
 
-    def producer(self, transactional_id: str | None = None) -> Any:
-        inner = super().producer(transactional_id)
+    def producer(self, transactional_id: str | None = None, **more: Any) -> Any:
+        inner = super().producer(transactional_id, **more)
         bus = self
 
         class Producer:

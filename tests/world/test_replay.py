@@ -52,7 +52,7 @@ class _Stopping(MemoryBus):
     def epoch(self, topic: str) -> str:
         return self.inner.epoch(topic)
 
-    def producer(self, *_: object) -> _Stopping:  # type: ignore[override]
+    def producer(self, *_: object, **__: object) -> _Stopping:  # type: ignore[override]
         return self
 
     def send(self, messages: Sequence[Outgoing]) -> None:
