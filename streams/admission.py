@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from streams.bus import Record
 from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from streams.decode import MAX_EVENT_BYTES, Decoded, Refusal, decode
+from streams.decode import MAX_EVENT_BYTES, Decoded, Refusal
+from streams.formats import decode_records
 from streams.schema import EVENT_SCHEMA
 
 REPLAY_HEADER = "tidemill-replay"
@@ -57,7 +58,7 @@ def admit(
     `erased`: user id -> time of erasure in ms; events of that user up to it are refused.
     Replayed history is neither late nor ancient, but may not lie in the future.
     """
-    decoded = decode([record.value for record in records], limits.max_event_bytes)
+    decoded = decode_records(records, limits.max_event_bytes)
     replayed = _replayed(records)[decoded.rows]
     times = decoded.table["event_time_ms"].to_numpy()
     refusals = {

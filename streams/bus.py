@@ -26,7 +26,10 @@ class Record(NamedTuple):
     timestamp_ms: int = 0
 
     def header(self, name: str) -> bytes | None:
-        return next((v for k, v in self.headers if k == name), None)
+        for stated, value in self.headers:
+            if stated == name:
+                return value
+        return None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import orjson
 from pydantic import BaseModel, ConfigDict
 
 from streams.bus import Bus, Outgoing, Record
@@ -79,7 +78,7 @@ def letter(record: Record, cause: str, detail: str, epoch: str, now_ms: int) -> 
     )
     headers = {} if dropped else dict(record.headers)
     headers[UNTIL_HEADER] = until_mark(epoch, {record.partition: record.offset})
-    headers[LETTER_HEADER] = orjson.dumps(why.model_dump(exclude_none=True))
+    headers[LETTER_HEADER] = why.model_dump_json(exclude_none=True).encode()
     return Outgoing(BEHAVIOUR_DEAD, value, key, partition=0, headers=headers)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, get_args
 
@@ -30,7 +31,7 @@ from streams.events import EVENT, KIND_CODE, KINDS, Event
 from streams.schema import EVENT_SCHEMA
 
 MAX_EVENT_BYTES = 65_536
-_CHUNK_ROWS = 4_096
+CHUNK_ROWS = 4_096
 _TRIES = 12  # broken rows that a chunk may hold before all its rest is judged row by row
 _UNSCREENED = 3  # broken rows before each row of the chunk is looked at
 
@@ -61,6 +62,7 @@ _ROW_AT_FAULT = re.compile(r"in row (\d+)$")
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
+Judge = Callable[[bytes | None], Event | tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +88,16 @@ def decode(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES) -> 
     parts: list[tuple[Rows, pa.Table]] = []
     doubtful: list[int] = []
     likely, unlikely = _sort_out(values, max_bytes)
-    for start in range(0, len(likely), _CHUNK_ROWS):
-        for rows, table in _read_chunk(values, likely[start : start + _CHUNK_ROWS], doubtful):
-            sound = _vouched(table)
+    for start in range(0, len(likely), CHUNK_ROWS):
+        for rows, table in _read_chunk(values, likely[start : start + CHUNK_ROWS], doubtful):
+            sound = vouched(table)
             where = np.asarray(rows, dtype=np.int64)
-            parts.append((where[sound], _finish(table if sound.all() else table.filter(sound))))
+            parts.append((where[sound], finish(table if sound.all() else table.filter(sound))))
             doubtful.extend(where[~sound].tolist())
-    refused = _judge_rows(values, sorted(doubtful + unlikely), max_bytes, parts)
-    return Decoded(*_in_order(parts), refused)
+    refused = judge_rows(
+        values, sorted(doubtful + unlikely), partial(judge, max_bytes=max_bytes), parts
+    )
+    return Decoded(*in_order(parts), refused)
 
 
 def _sort_out(values: Sequence[bytes | None], max_bytes: int) -> tuple[list[int], list[int]]:
@@ -194,7 +198,7 @@ _ALLOWED = {
 }
 
 
-def _vouched(table: pa.Table) -> Mask:
+def vouched(table: pa.Table) -> Mask:
     """Rows that pydantic would certainly take. Lengths are in bytes, hence never too lax."""
 
     def text(name: str, most: int, absent: bool) -> Mask:
@@ -230,7 +234,7 @@ def _codes(table: pa.Table) -> npt.NDArray[np.uint8]:
     return np.asarray(found.to_numpy().astype(np.uint8))
 
 
-def _finish(table: pa.Table) -> pa.Table:
+def finish(table: pa.Table) -> pa.Table:
     """Vouched rows with the contract's defaults, and nulls where a kind states no such field."""
     kind = _codes(table)
 
@@ -253,18 +257,18 @@ def _finish(table: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=DECODED_SCHEMA)
 
 
-def _judge_rows(
+def judge_rows(
     values: Sequence[bytes | None],
     rows: Sequence[int],
-    max_bytes: int,
+    judge: Judge,
     parts: list[tuple[Rows, pa.Table]],
 ) -> list[Refusal]:
-    """Pydantic's verdict on each of `rows`: the good ones join `parts`."""
+    """The judge's verdict on each of `rows`: the good ones join `parts`."""
     refused: list[Refusal] = []
     kept: list[int] = []
     good: list[dict[str, Any]] = []
     for row in rows:
-        verdict = judge(values[row], max_bytes)
+        verdict = judge(values[row])
         if isinstance(verdict, tuple):
             refused.append(Refusal(row, *verdict))
         else:
@@ -278,14 +282,22 @@ def _judge_rows(
 
 def judge(value: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -> Event | tuple[str, str]:
     """The event in one message, or (cause, detail) of its refusal."""
-    if value is None:
-        return "null_value", "the message has no value"
-    if len(value) > max_bytes:
-        return "too_large", f"{len(value)} bytes, an event may have {max_bytes}"
+    if value is None or len(value) > max_bytes:
+        return unreadable(value, max_bytes)
     try:
         return EVENT.validate_json(value)
     except ValidationError as error:
-        return _cause(error, value)
+        cause, detail = refusal_of(error)
+        if cause == "not_json" and not is_text(value):
+            return "undecodable", "the bytes are not UTF-8"
+        return cause, detail
+
+
+def unreadable(value: bytes | None, max_bytes: int) -> tuple[str, str]:
+    """(cause, detail) of a message that has no value or more than `max_bytes`."""
+    if value is None:
+        return "null_value", "the message has no value"
+    return "too_large", f"{len(value)} bytes, an event may have {max_bytes}"
 
 
 _CAUSES = {
@@ -303,19 +315,37 @@ _CAUSES = {
 }
 
 
-def _cause(error: ValidationError, value: bytes) -> tuple[str, str]:
+def refusal_of(error: ValidationError) -> tuple[str, str]:
+    """(cause, detail) of what pydantic found first."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"][-1:])
     cause = _CAUSES.get(first["type"], "out_of_bounds")
-    if cause == "not_json" and not _is_text(value):
-        return "undecodable", "the bytes are not UTF-8"
     detail = f"{field}: {first['msg']}" if field else first["msg"]
-    if field == "event_time_ms" and cause == "out_of_bounds":
-        detail += " (milliseconds since 1970, not seconds or microseconds)"
+    if field == "event_time_ms" and cause in ("out_of_bounds", "wrong_type"):
+        detail += f" ({_time_fix(first['input'])})"
     return cause, detail[:300]
 
 
-def _is_text(value: bytes) -> bool:
+# How many milliseconds one of a unit has, and what a producer does about it.
+_UNITS = (
+    (1_000, "these look like seconds: multiply by 1000"),
+    (1e-3, "these look like microseconds: divide by 1000"),
+    (1e-6, "these look like nanoseconds: divide by 1000000"),
+)
+
+
+def _time_fix(stated: object) -> str:
+    """What to do about a time that is no whole number of milliseconds since 1970."""
+    if isinstance(stated, str):
+        return "send a number, not a string: whole milliseconds since 1970"
+    if isinstance(stated, int | float):
+        for size, fix in _UNITS:
+            if events.MIN_EVENT_TIME_MS <= stated * size <= events.MAX_EVENT_TIME_MS:
+                return fix
+    return "send whole milliseconds since 1970"
+
+
+def is_text(value: bytes) -> bool:
     try:
         value.decode()
     except UnicodeDecodeError:
@@ -323,7 +353,7 @@ def _is_text(value: bytes) -> bool:
     return True
 
 
-def _in_order(parts: list[tuple[Rows, pa.Table]]) -> tuple[Rows, pa.Table]:
+def in_order(parts: list[tuple[Rows, pa.Table]]) -> tuple[Rows, pa.Table]:
     """All parts as one table, in the order in which the messages lay."""
     if not parts:
         return np.empty(0, dtype=np.int64), DECODED_SCHEMA.empty_table()

@@ -1,6 +1,6 @@
-"""Writes the event contract as JSON Schema into docs/schemas: `python -m streams.export_schemas`.
+"""Writes the event contract into docs/schemas: `python -m streams.export_schemas`.
 
-Knows which messages are JSON and part of the contract. Does not know the internal
+Knows which messages are part of the contract, as JSON Schema and, for events, as Protobuf. Does not know the internal
 Arrow batches (`streams.schema`).
 """
 
@@ -15,12 +15,13 @@ from pydantic import TypeAdapter
 from streams.dead_letters import Cause
 from streams.erasure import Erasure
 from streams.events import CATALOGUE_EVENT, EVENT
+from streams.protobuf_schema import VERSION, proto_text
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 
 
 def schemas() -> dict[str, bytes]:
-    """File name -> JSON Schema (draft 2020-12), keys sorted so that a change is a short diff."""
+    """File name -> JSON Schema (draft 2020-12, keys sorted: a change is a short diff) or .proto."""
     adapters: dict[str, TypeAdapter[Any]] = {
         "event": EVENT,
         "catalogue_event": CATALOGUE_EVENT,
@@ -28,10 +29,11 @@ def schemas() -> dict[str, bytes]:
         "dead_letter_header": TypeAdapter(Cause),
     }
     options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
-    return {
+    json = {
         f"{name}.schema.json": orjson.dumps(adapter.json_schema(), option=options)
         for name, adapter in adapters.items()
     }
+    return json | {f"event_v{VERSION}.proto": proto_text()}
 
 
 def main() -> None:

@@ -54,12 +54,20 @@ def from_ipc(payload: bytes, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:
 
 
 def conform(table: pa.Table, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:
-    """Columns in `schema`'s order and dtypes; a missing column becomes nulls."""
+    """Columns in `schema`'s order and dtypes; a missing column becomes nulls.
+
+    Raises:
+        ValueError: a column is missing that may hold no null.
+    """
     if table.schema.equals(schema):
         return table
+    names = set(table.column_names)
+    absent = [f.name for f in schema if not f.nullable and f.name not in names]
+    if absent:
+        raise ValueError(f"the batch lacks {absent}, without which its rows mean nothing")
     columns = [
         table.column(field.name).cast(field.type)
-        if field.name in table.column_names
+        if field.name in names
         else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-BEHAVIOUR = "behaviour"  # JSON, any producer, any key
+BEHAVIOUR = "behaviour"  # JSON, or Protobuf by header; any producer, any key
 BEHAVIOUR_DEAD = "behaviour.dead"  # what admission refused: original bytes, cause and origin
 CATALOGUE = "catalogue"  # JSON, key video_id: items added, changed, taken down
 ADMITTED = "events.admitted"  # Arrow-IPC by user: validated, duplicates not decided yet

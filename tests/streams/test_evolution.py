@@ -1,0 +1,103 @@
+"""What was written once is read today to the same rows, and what a newer producer writes too.
+
+`golden/` is never made anew. events.json holds messages of version 1 and of versions to come
+(Protobuf by protoc's own code from schemas that grew or shrank), each with its row or cause;
+batches.json holds internal batches; event_v1.desc is what protoc made of event_v1.proto.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+from google.protobuf import descriptor_pb2
+
+from streams import protobuf
+from streams.bus import Record
+from streams.decode import DECODED_SCHEMA, judge
+from streams.events import KIND_CODE
+from streams.formats import CONTENT_TYPE, decode_records
+from streams.protobuf_schema import FIELDS, FILE_DESCRIPTOR
+from streams.schema import EVENT_SCHEMA, conform, from_ipc
+
+GOLDEN = Path(__file__).parent / "golden"
+Case = dict[str, Any]
+
+
+def _golden(name: str) -> list[Case]:
+    cases: list[Case] = orjson.loads((GOLDEN / name).read_bytes())
+    return cases
+
+
+def _by_name(case: Case) -> str:
+    return str(case["case"])
+
+
+EVENTS, BATCHES = _golden("events.json"), _golden("batches.json")
+
+
+def _value(case: Case) -> bytes:
+    return base64.b64decode(case["base64"]) if "base64" in case else case["text"].encode()
+
+
+def _record(case: Case, offset: int = 0) -> Record:
+    named = case["content_type"]
+    headers = ((CONTENT_TYPE, named.encode()),) if named else ()
+    return Record("behaviour", 0, offset, None, _value(case), headers)
+
+
+@pytest.mark.parametrize("case", EVENTS, ids=_by_name)
+def test_a_golden_event_is_read_to_the_same_row_or_cause_forever(case: Case) -> None:
+    got = decode_records([_record(case)])
+    assert got.table.equals(pa.Table.from_pylist(_rows(case), schema=DECODED_SCHEMA))
+    assert [r.cause for r in got.refused] == [case[k] for k in case if k == "cause"]
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in EVENTS if c.get("cause") != "unknown_format"], ids=_by_name
+)
+def test_the_library_alone_reads_a_golden_event_to_the_same(case: Case) -> None:
+    verdict = (protobuf.judge if "base64" in case else judge)(_value(case))
+    if isinstance(verdict, tuple):
+        assert verdict[0] == case["cause"]
+        return
+    stated = verdict.model_dump() | {"kind": KIND_CODE[verdict.kind]}
+    assert {name: stated.get(name) for name in DECODED_SCHEMA.names} == case["row"]
+
+
+def test_all_versions_and_formats_may_lie_in_one_poll() -> None:
+    got = decode_records([_record(case, offset) for offset, case in enumerate(EVENTS)])
+    good = [i for i, case in enumerate(EVENTS) if "row" in case]
+    assert got.rows.tolist() == good
+    assert got.table.to_pylist() == [EVENTS[i]["row"] for i in good]
+    causes = {refusal.row: refusal.cause for refusal in got.refused}
+    assert causes == {i: case["cause"] for i, case in enumerate(EVENTS) if "cause" in case}
+
+
+def _rows(case: Case) -> list[dict[str, Any]]:
+    return [case["row"]] if "row" in case else []
+
+
+@pytest.mark.parametrize("case", BATCHES, ids=_by_name)
+def test_a_golden_batch_is_read_to_the_same_table_forever(case: Case) -> None:
+    table = from_ipc(base64.b64decode(case["base64"]))
+    assert table.equals(pa.Table.from_pylist(case["rows"], schema=EVENT_SCHEMA))
+
+
+def test_a_batch_without_a_column_that_nobody_can_do_without_is_refused() -> None:
+    table = pa.Table.from_pylist(BATCHES[0]["rows"], schema=EVENT_SCHEMA)
+    with pytest.raises(ValueError, match="user_id"):
+        conform(table.drop_columns(["user_id"]))
+
+
+def test_the_protobuf_schema_is_the_contract_and_what_protoc_reads_from_its_text() -> None:
+    assert {field.name for field in FIELDS} == set(DECODED_SCHEMA.names)
+    raw = (GOLDEN / "event_v1.desc").read_bytes()
+    made = descriptor_pb2.FileDescriptorSet.FromString(raw).file[0]
+    for field in made.message_type[0].field:
+        field.ClearField("json_name")  # protoc states the default one, we leave it out
+    assert made == FILE_DESCRIPTOR
