@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
+COMBINED_BYTES = 4_000_000  # of queued messages that are folded as one batch
 CACHED_ROWS = 50_000  # rows that a folding process keeps decoded, about 2 kB each
 
 _log = logging.getLogger("tidemill")
@@ -172,6 +173,7 @@ def features(process: Process) -> int:
         data_dir=settings.home / "faust",
         stop=process.stop,
         ready=process.ready,
+        combine_bytes=COMBINED_BYTES,
     )
 
 
