@@ -132,7 +132,14 @@ def facts(process: Process) -> int:
         data_dir=settings.home / "faust",
         stop=process.stop,
         ready=process.ready,
+        instance_id=_lasting_name(settings, "facts"),
     )
+
+
+def _lasting_name(settings: Settings, name: str) -> str | None:
+    """A worker that is started again is the same member of its group, so its partitions need
+    not wait for the killed one's session to end. The embedded broker makes such a member wait."""
+    return name if settings.broker.transactional else None
 
 
 def _count_refused(refused: Counter[Refusal]) -> None:
@@ -173,6 +180,7 @@ def features(process: Process) -> int:
         data_dir=settings.home / "faust",
         stop=process.stop,
         ready=process.ready,
+        instance_id=_lasting_name(settings, "features"),
         combine_bytes=COMBINED_BYTES,
     )
 

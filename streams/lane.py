@@ -13,6 +13,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
+from streams.telemetry import name_thread
+
 _LINE_MESSAGES = 64  # of one partition, waiting to be combined
 
 
@@ -24,9 +26,10 @@ class Lane:
 
     def __init__(self, topic: str) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._work, name=f"lane-{topic}", daemon=True).start()
+        threading.Thread(target=self._work, args=(topic,), daemon=True).start()
 
-    def _work(self) -> None:
+    def _work(self, topic: str) -> None:
+        name_thread(topic.rpartition(".")[2])
         while (call := self._calls.get()) is not None:
             call()
 

@@ -35,6 +35,7 @@ from streams.delivery import BatchHandler, Delivery, combine, in_order
 from streams.faust_driver import FinishedConsumer, WorkerApp, worker_app
 from streams.kafka_bus import KafkaBus
 from streams.lane import Lane, Line
+from streams.loop import spare_the_collector
 from streams.schema import from_ipc
 
 __all__ = ["BatchHandler", "Delivery", "Exit", "Patience", "in_order", "run_worker"]
@@ -280,6 +281,7 @@ def run_worker(
         commit_interval_s=commit_interval_s,
         instance_id=instance_id,
     )
+    spare_the_collector()
     worker = _Worker(handlers, epochs, patience, combine_bytes)
     watcher = threading.Thread(target=worker.watch, args=(stop,), name="watch", daemon=True)
     watcher.start()
