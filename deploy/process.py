@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
+COMBINED_BYTES = 4_000_000  # of queued messages that are folded as one batch
 CACHED_ROWS = 50_000  # rows that a folding process keeps decoded, about 2 kB each
 
 _log = logging.getLogger("tidemill")
@@ -131,7 +132,14 @@ def facts(process: Process) -> int:
         data_dir=settings.home / "faust",
         stop=process.stop,
         ready=process.ready,
+        instance_id=_lasting_name(settings, "facts"),
     )
+
+
+def _lasting_name(settings: Settings, name: str) -> str | None:
+    """A worker that is started again is the same member of its group, so its partitions need
+    not wait for the killed one's session to end. The embedded broker makes such a member wait."""
+    return name if settings.broker.transactional else None
 
 
 def _count_refused(refused: Counter[Refusal]) -> None:
@@ -172,6 +180,8 @@ def features(process: Process) -> int:
         data_dir=settings.home / "faust",
         stop=process.stop,
         ready=process.ready,
+        instance_id=_lasting_name(settings, "features"),
+        combine_bytes=COMBINED_BYTES,
     )
 
 

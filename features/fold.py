@@ -5,8 +5,9 @@ point-in-time reads all call `fold`. Everything kept is a sum of integers, a max
 the top of a total order, so batches may come in any order of partitions and the values
 are the same.
 
-Guarantees, per row: a batch at or before the row's offset in its (epoch, partition)
-lane changes nothing; an event among the row's recent ids is not counted again, whatever
+Guarantees, per row: an event whose message lies at or before the row's offset in its
+(epoch, partition) lane changes nothing, so messages may be folded one by one or many at
+once, and cut otherwise in a replay; an event among the row's recent ids is not counted again, whatever
 epoch it comes under; an event at or before the row's erasure is never counted.
 """
 
@@ -24,6 +25,7 @@ from features.merge import merged_order, newest_first_key, rank, ties_by_falling
 from features.tiles import ENTRY, HEAD, LANE, RECENT, TILE, Rows, split_key, tile_key
 from streams.bus import Stamp
 from streams.clock import DAY_MS, HOUR_MS
+from streams.delivery import MESSAGE_OFFSET
 
 LANES_KEPT = 8  # epochs and partitions that a row remembers; a zombie is of the last few
 SAME_EVENT_MS = DAY_MS  # an id used again further apart in event time is another event
@@ -71,7 +73,8 @@ def group(definition: EntityDefinition, events: pa.Table) -> Batch:
     id_column = events.column(definition.id_column)
     keep = pc.and_(pc.is_valid(id_column), pc.invert(events.column("duplicate")))
     # Filtering columns that no feature names would cost as much as the fold.
-    table = events.select([*dict.fromkeys((*_PLACED, *definition.event_columns))])
+    combined = (MESSAGE_OFFSET,) if MESSAGE_OFFSET in events.column_names else ()
+    table = events.select([*dict.fromkeys((*_PLACED, *combined, *definition.event_columns))])
     table = (table if pc.all(keep).as_py() else table.filter(keep)).combine_chunks()
     encoded = table.column(definition.id_column).combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
@@ -103,7 +106,7 @@ def fold(
     """
     rows = _current(rows, generation)
     lane = _lane(stamp)
-    fresh = batch.where(_not_replayed(rows, lane)[batch.row])
+    fresh = batch.where(_offsets(batch, stamp) > _seen_until(rows, lane)[batch.row])
     fresh = fresh.where(fresh.time > rows.head["erased_ms"][fresh.row])
     fresh = fresh.where(_first_time(rows, fresh))
     changed = np.flatnonzero(np.bincount(fresh.row, minlength=len(rows)))
@@ -115,7 +118,7 @@ def fold(
     _add_recent(definition, rows, row, fresh)
     _add_tiles(definition, rows, row, fresh)
     _add_entries(definition, rows, row, fresh)
-    _advance(rows, lane)
+    _advance(rows, lane, row, _offsets(fresh, stamp))
     return Folded(changed, rows)
 
 
@@ -145,13 +148,26 @@ def _current(rows: Rows, generation: int) -> Rows:
     )
 
 
-def _not_replayed(rows: Rows, lane: np.ndarray) -> np.ndarray:
-    """bool [N]: the row has not yet seen this offset of this lane."""
-    same = (rows.lane["epoch"] == lane["epoch"]) & (rows.lane["partition"] == lane["partition"])
-    seen = same & (rows.lane["offset"] >= lane["offset"])
-    fresh = np.ones(len(rows), bool)
-    fresh[rows.lane_row[seen]] = False
-    return fresh
+def _offsets(batch: Batch, stamp: Stamp) -> np.ndarray:
+    """int64 [M]: the offset of the message that each event came in."""
+    if MESSAGE_OFFSET in batch.table.column_names:
+        offsets: np.ndarray = batch.table.column(MESSAGE_OFFSET).to_numpy()
+        return offsets
+    return np.full(len(batch.row), stamp.offset, np.int64)
+
+
+def _seen_until(rows: Rows, lane: np.ndarray) -> np.ndarray:
+    """int64 [N]: the last offset of this lane that the row has counted, -1 for none."""
+    same = _same_lane(rows, lane)
+    seen = np.full(len(rows), -1, np.int64)
+    seen[rows.lane_row[same]] = rows.lane["offset"][same]
+    return seen
+
+
+def _same_lane(rows: Rows, lane: np.ndarray) -> np.ndarray:
+    """bool: the part is of the lane's epoch and partition; at most one in a row is."""
+    same = rows.lane["epoch"] == lane["epoch"]
+    return np.asarray(same & (rows.lane["partition"] == lane["partition"]))
 
 
 def _first_time(rows: Rows, batch: Batch) -> np.ndarray:
@@ -340,11 +356,15 @@ def _add_entries(definition: EntityDefinition, rows: Rows, row: np.ndarray, batc
     rows.text = pa.concat_arrays(texts).take(pa.array(order))
 
 
-def _advance(rows: Rows, lane: np.ndarray) -> None:
-    """Puts this batch's lane last in every row and forgets the oldest lanes."""
-    same = (rows.lane["epoch"] == lane["epoch"]) & (rows.lane["partition"] == lane["partition"])
+def _advance(rows: Rows, lane: np.ndarray, row: np.ndarray, offset: np.ndarray) -> None:
+    """Puts this lane last in every row, at the last offset that the row has counted, and
+    forgets the oldest lanes."""
+    same = _same_lane(rows, lane)
+    added = np.repeat(lane, len(rows))
+    added["offset"] = -1
+    np.maximum.at(added["offset"], row, offset)
     of_row = np.concatenate([rows.lane_row[~same], np.arange(len(rows))])
-    lanes = np.concatenate([rows.lane[~same], np.repeat(lane, len(rows))])
+    lanes = np.concatenate([rows.lane[~same], added])
     order = np.argsort(of_row, kind="stable")
     of_row, lanes = of_row[order], lanes[order]
     from_end = rank(of_row[::-1])[::-1]

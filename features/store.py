@@ -54,8 +54,9 @@ class FeatureStore(Protocol):
     def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
         """Folds one partition's batch (`EVENT_SCHEMA`) into the rows of its entities.
 
-        Idempotent: a batch at or before a row's stamp changes nothing. Rows marked
-        duplicate are not counted. Returns the number of rows written.
+        Idempotent: a batch at or before a row's stamp changes nothing. With a column
+        `streams.delivery.MESSAGE_OFFSET` this holds event by event, whatever messages
+        were combined. Rows marked duplicate are not counted. Returns the number of rows written.
         Raises `StoreDown` when the store does not answer; the caller retries or stops.
         """
 

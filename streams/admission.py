@@ -75,6 +75,8 @@ def admit(
 
 
 def _replayed(records: Sequence[Record]) -> npt.NDArray[np.bool_]:
+    if not any(record[5] for record in records):
+        return np.zeros(len(records), dtype=np.bool_)
     marked = (bool(r.headers) and r.header(REPLAY_HEADER) == b"1" for r in records)
     return np.fromiter(marked, dtype=np.bool_, count=len(records))
 
@@ -115,8 +117,8 @@ def _stamp(
 ) -> pa.Table:
     """The decoded columns with what admission decides and where each row came from."""
     count = len(records)
-    partition = np.fromiter((r.partition for r in records), np.int32, count)[decoded.rows]
-    offset = np.fromiter((r.offset for r in records), np.int64, count)[decoded.rows]
+    partition = np.fromiter([r[1] for r in records], np.int32, count)[decoded.rows]
+    offset = np.fromiter([r[2] for r in records], np.int64, count)[decoded.rows]
     times = decoded.table["event_time_ms"].to_numpy()
     decided = {
         "ingested_at_ms": np.where(replayed, times, now_ms),

@@ -8,7 +8,7 @@ fails raises and its process ends: the supervisor starts it again where it was c
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from streams.erasure import Erasures
 from streams.loop import Input, Loop, run_loops
 from streams.sequencer import Sequencer
 from streams.shuffle import Load, Place, Source, Written, shuffle
-from streams.topics import ADMITTED, BEHAVIOUR, BEHAVIOUR_DEAD
+from streams.topics import ADMITTED, BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC
 
 _TRACEPARENT = "traceparent"
 
@@ -34,12 +34,14 @@ def run(
     transactional: bool = True,
     group: str = "tidemill",
     instance: str = "0",
+    entities: Collection[str] = tuple(ENTITY_TOPIC),
 ) -> None:
     """Admits and sequences events until `stop` is set. Blocks.
 
     `transactional=False` is for brokers without transactions and allows one process only.
     `instance`: a name that this process keeps over restarts and shares with no other, so
-    that its successor can end the transaction that a killed one left open.
+    that its successor can end the transaction that a killed one left open. `entities`:
+    whose topics are written beside the user's, where nobody reads the others.
 
     Raises:
         BusError: the broker failed or another process took this one's name or partitions;
@@ -50,7 +52,7 @@ def run(
         return Batcher(bus, clock, limits, transactional, group, instance)
 
     def sequencer() -> Loop:
-        return Sequencer(bus, clock, limits, transactional, group, instance)
+        return Sequencer(bus, clock, limits, transactional, group, instance, entities)
 
     run_loops({"batcher": batcher, "sequencer": sequencer}, stop)
 

@@ -126,8 +126,8 @@ class BusError(RuntimeError):
 def next_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
     """(topic, partition) -> the offset after the last of `records` there."""
     done: dict[tuple[str, int], int] = {}
-    for topic, partition, offset, *_ in records:
-        place = (topic, partition)
+    for record in records:
+        place, offset = (record[0], record[1]), record[2]
         if offset >= done.get(place, 0):
             done[place] = offset + 1
     return done

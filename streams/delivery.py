@@ -1,18 +1,24 @@
 """A delivery: one message of an internal topic, decoded once and handed to a `BatchHandler`.
 
-Knows the batch, where it lies and which traces run through it. Does not know who
-delivers it (`streams.worker` live, `EventLog.deliveries` from the files) nor what is
-done with it.
+Knows the batch, where it lies, which traces run through it, and how deliveries that wait
+in line become one. Does not know who delivers it (`streams.worker` live,
+`EventLog.deliveries` from the files) nor what is done with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import orjson
 import pyarrow as pa
 
 from streams.bus import Stamp
+from streams.shuffle import TRACES_HEADER
+
+MESSAGE_OFFSET = "message_offset"
+"""int64 column of a combined delivery: the offset of the message that each row came in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +28,9 @@ class Delivery:
     `table` has `streams.schema.EVENT_SCHEMA`. `headers` are the message's own
     (`traceparents` among them). `payload` holds the Arrow-IPC bytes that `table` was
     decoded from, where they are at hand, so that nobody encodes them again.
+
+    A combined delivery (`combine`) holds several messages: `stamp` is the last one's, and
+    `table` has one column more, MESSAGE_OFFSET.
     """
 
     topic: str
@@ -36,6 +45,9 @@ BatchHandler = Callable[[Delivery], None]
 
 Must change nothing the second time it sees a stamp: delivery is at least once. A
 partition's deliveries come one after another, in offset order, from one thread.
+
+One that is given combined deliveries must tell what it has seen row by row, by
+MESSAGE_OFFSET: after a restart the same messages come cut in other places.
 """
 
 
@@ -47,3 +59,26 @@ def in_order(*handlers: BatchHandler) -> BatchHandler:
             handle(delivery)
 
     return run_all
+
+
+def combine(deliveries: Sequence[Delivery]) -> Delivery:
+    """Deliveries of one partition in offset order as one, which stands at the last one's stamp."""
+    last = deliveries[-1]
+    if len(deliveries) == 1:
+        return last
+    counts = [delivery.table.num_rows for delivery in deliveries]
+    offsets = np.repeat(np.array([d.stamp.offset for d in deliveries], np.int64), counts)
+    table = pa.concat_tables([delivery.table for delivery in deliveries])
+    table = table.append_column(MESSAGE_OFFSET, pa.array(offsets))
+    return Delivery(last.topic, last.stamp, table, _headers(deliveries, counts))
+
+
+def _headers(deliveries: Sequence[Delivery], counts: Sequence[int]) -> dict[str, bytes]:
+    """The traces, at the rows where they are now. Other headers speak of one message only."""
+    traces: list[tuple[int, str]] = []
+    begin = 0
+    for delivery, count in zip(deliveries, counts, strict=True):
+        for row, trace in orjson.loads(delivery.headers.get(TRACES_HEADER, b"[]")):
+            traces.append((begin + row, trace))
+        begin += count
+    return {TRACES_HEADER: orjson.dumps(traces)} if traces else {}

@@ -24,6 +24,7 @@ from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 
 BUFFERED_MESSAGES = 16  # per agent; a message may be as large as 900 kB
+FETCH_WAIT_MS = 50  # a transaction's end does not always wake a fetch that waits for it
 
 
 class _CommittedThread(stock.AIOKafkaConsumerThread):
@@ -39,7 +40,7 @@ class _CommittedThread(stock.AIOKafkaConsumerThread):
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            fetch_max_wait_ms=500,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             max_poll_interval_ms=int(conf.broker_max_poll_interval * 1_000),
             request_timeout_ms=int(conf.broker_request_timeout * 1_000),
             session_timeout_ms=int(conf.broker_session_timeout * 1_000),

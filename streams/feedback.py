@@ -147,18 +147,19 @@ class Join:
 
     def batch(self, events: pa.Table) -> Joined:
         """Joins one batch of EVENT_SCHEMA; rows marked duplicate are left out."""
-        live = events.filter(pc.invert(events["duplicate"]))
-        tokened = live.filter(pc.is_valid(live["impression"]))
+        live = pc.invert(events["duplicate"])
+        tokened = events.select(_READ).filter(pc.and_(live, pc.is_valid(events["impression"])))
         outcomes: dict[str, Outcome] = {}
         refused: Counter[Refusal] = Counter()
-        for event in tokened.select(_READ).to_pylist():
+        for event in tokened.to_pylist():
             found = self._outcome(event)
             if isinstance(found, Refusal):
                 refused[found] += 1
             elif found is not None:
                 known = outcomes.get(found.impression.impression_id)
                 outcomes[found.impression.impression_id] = known.merge(found) if known else found
-        return Joined(outcomes, refused, live.num_rows - tokened.num_rows)
+        without_token = (pc.sum(live).as_py() or 0) - tokened.num_rows
+        return Joined(outcomes, refused, without_token)
 
     def _outcome(self, event: dict[str, Any]) -> Outcome | Refusal | None:
         impression = self._verify(event["impression"])

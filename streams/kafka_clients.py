@@ -163,7 +163,10 @@ class KafkaConsumer:
         messages = held or self._consume(max_records, 0.0) or self._consume(1, timeout_s)
         if messages and len(messages) < max_records:
             messages += self._consume(max_records - len(messages), 0.0)
-        return [record_of(m) for m in messages if is_record(m, self._bootstrap)]
+        return [record_of(m) for m in messages if m.error() is None or self._is_record(m)]
+
+    def _is_record(self, message: Any) -> bool:
+        return is_record(message, self._bootstrap)
 
     def commit(self, records: Sequence[Record]) -> None:
         if not records:
@@ -240,15 +243,18 @@ def client_config(bootstrap_servers: str) -> dict[str, Any]:
 
 
 def record_of(message: Any) -> Record:
-    return Record(
+    # Not by Record(...): a poll makes tens of thousands, and its arguments would be half the cost.
+    headers = message.headers()
+    fields = (
         message.topic(),
         message.partition(),
         message.offset(),
         message.key(),
         message.value(),
-        tuple(message.headers() or ()),
+        tuple(headers) if headers else (),
         message.timestamp()[1],
     )
+    return tuple.__new__(Record, fields)
 
 
 def is_record(message: Any, bootstrap: str) -> bool:

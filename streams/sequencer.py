@@ -11,7 +11,7 @@ horizon's tail of it first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +29,13 @@ from streams.shuffle import TRACES_HEADER, Load, Source, Written, shuffle
 from streams.topics import (
     ADMITTED,
     ENTITY_TOPIC,
-    EVENTS_BY_AUTHOR,
-    EVENTS_BY_QUERY,
     EVENTS_BY_USER,
-    EVENTS_BY_VIDEO,
 )
 
 SEQUENCED_HEADER = "tidemill-sequenced-at-ms"
 _ROW_BITS = 20  # a place is (offset of the admitted message << 20) | row within it
-_DERIVED = {
-    "video_id": EVENTS_BY_VIDEO,
-    "author_id": EVENTS_BY_AUTHOR,
-    "query": EVENTS_BY_QUERY,
-}
+_DERIVED = {"video": "video_id", "author": "author_id", "query": "query"}  # entity -> its column
+_BY_USER_ONLY = ("request_id", "impression")  # the feedback join's, which reads by user; long
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,7 +50,12 @@ class Sequencer:
         transactional: bool = True,
         group: str = "tidemill",
         instance: str = "0",
+        entities: Collection[str] = tuple(ENTITY_TOPIC),
     ) -> None:
+        """`entities`: whose topics are written; the user's always is."""
+        self._derived_of = {
+            column: ENTITY_TOPIC[e] for e, column in _DERIVED.items() if e in entities
+        }
         self._bus, self._clock = bus, clock
         self._horizon_ms = limits.duplicate_horizon_ms
         self._transactional = transactional
@@ -125,11 +124,11 @@ class Sequencer:
         return shuffle(load, "user_id", EVENTS_BY_USER, count, headers=headers)
 
     def _derived(self, load: Load, headers: dict[str, bytes]) -> Iterator[Outgoing]:
-        first = np.flatnonzero(~load.table["duplicate"].to_numpy())
-        unique = load if len(first) == load.table.num_rows else load.take(first)
-        for key, topic in _DERIVED.items():
-            written = self._written.places
-            yield from shuffle(unique, key, topic, self._partitions[topic], written, headers)
+        duplicate = load.table["duplicate"].to_numpy()
+        first = np.flatnonzero(~duplicate) if duplicate.any() else None
+        for key, topic in self._derived_of.items():
+            count, written = self._partitions[topic], self._written.places
+            yield from shuffle(load, key, topic, count, written, headers, first, _BY_USER_ONLY)
 
     def _memory_of(self, partition: int) -> RecentKeys:
         if partition not in self._memory:
@@ -179,7 +178,11 @@ def pair_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
 
 
 def read_load(records: Sequence[Record], epoch: str) -> Load:
-    """Admitted messages as one table in which each row knows its message and its trace."""
+    """Admitted messages as one table in which each row knows its message and its trace.
+
+    By partition, so that rows by user need not be moved again.
+    """
+    records = sorted(records, key=lambda record: record.partition)
     tables = [from_ipc(record.value or b"") for record in records]
     counts = np.array([table.num_rows for table in tables], dtype=np.int64)
     begins = np.concatenate([[0], np.cumsum(counts)[:-1]])

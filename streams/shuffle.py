@@ -26,6 +26,8 @@ UNTIL_HEADER = "tidemill-until"  # JSON {"epoch": source's, "until": {partition:
 TRACES_HEADER = "traceparents"  # JSON [[row, traceparent], ...]
 MAX_MESSAGE_BYTES = 900_000
 _TAIL_MESSAGES = 512
+_PACKED = 1.5  # bytes in memory that one byte of a message holds at least, as a first guess
+_FILLED = 0.9  # how full the next message is meant to be, for rows are not equally long
 
 Ints = npt.NDArray[np.int64]
 Place = tuple[str, int, int]  # (target topic, target partition, source partition)
@@ -64,12 +66,20 @@ class Load:
         inside = {r - start: t for r, t in self.traces.items() if start <= r < stop}
         return Load(self.table.slice(start, stop - start), part, inside)
 
+    def without(self, columns: Sequence[str]) -> Load:
+        if not columns:
+            return self
+        return Load(self.table.drop_columns(list(columns)), self.source, self.traces)
+
 
 def partitions_of(ids: pa.ChunkedArray | pa.Array, partitions: int) -> Ints:
     """`streams.topics.partition_of` of each id (no nulls), int64 [N]."""
-    digest = xxhash.xxh3_64_intdigest
-    hashes = np.array([digest(i) for i in pc.cast(ids, pa.binary()).to_pylist()], np.uint64)
-    return (hashes % np.uint64(partitions)).astype(np.int64)
+    whole = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    encoded = pc.dictionary_encode(whole)  # an id that comes often is hashed once
+    distinct = encoded.dictionary.cast(pa.binary()).to_pylist()
+    hashes = np.array([xxhash.xxh3_64_intdigest(i) for i in distinct], np.uint64)
+    target = (hashes % np.uint64(partitions)).astype(np.int64)
+    return np.asarray(target[encoded.indices.to_numpy()])
 
 
 def shuffle(
@@ -79,25 +89,50 @@ def shuffle(
     partitions: int,
     written: Mapping[Place, int] | None = None,
     headers: Mapping[str, bytes] | None = None,
+    rows: Ints | None = None,
+    drop: Sequence[str] = (),
 ) -> Iterator[Outgoing]:
     """Messages for `topic`, rows of one `key` in one partition and in their order.
 
-    Rows whose `key` is null go nowhere; those at or before `written` are left out.
+    Rows whose `key` is null go nowhere; those at or before `written` are left out. `rows`
+    (int64, ascending) are all that go; the columns `drop` stay behind.
     """
     ids = load.table[key]
     if ids.null_count:
-        load = load.take(np.flatnonzero(pc.is_valid(ids).to_numpy()))
-    target = partitions_of(load.table[key], partitions)
+        valid = pc.is_valid(ids).to_numpy()
+        rows = np.flatnonzero(valid) if rows is None else rows[valid[rows]]
+    target = partitions_of(ids if rows is None else ids.take(pa.array(rows)), partitions)
     if written:
-        fresh = np.flatnonzero(_unwritten(load.source, target, topic, written))
-        load, target = load.take(fresh), target[fresh]
-    order = np.argsort(target, kind="stable")
-    ordered = load.take(order)
-    cuts = np.searchsorted(target[order], np.arange(partitions + 1))
+        source = load.source if rows is None else load.source.take(rows)
+        fresh = np.flatnonzero(_unwritten(source, target, topic, written))
+        rows, target = fresh if rows is None else rows[fresh], target[fresh]
+    yield from _to_targets(load.without(drop), rows, target, topic, partitions, headers or {})
+
+
+def _to_targets(
+    load: Load,
+    rows: Ints | None,
+    target: Ints,
+    topic: str,
+    partitions: int,
+    headers: Mapping[str, bytes],
+) -> Iterator[Outgoing]:
+    """`target`: of each of `rows`. Rows are moved at most once: each move copies every column."""
+    if bool((target[1:] < target[:-1]).any()):
+        order = np.argsort(target, kind="stable")
+        rows, target = order if rows is None else rows[order], target[order]
+    if rows is not None and not _is_all(rows, load.table.num_rows):
+        load = load.take(rows)
+    cuts = np.searchsorted(target, np.arange(partitions + 1))
     for partition in range(partitions):
         if cuts[partition] < cuts[partition + 1]:
-            part = ordered.slice(int(cuts[partition]), int(cuts[partition + 1]))
-            yield from messages(part, topic, partition, headers or {})
+            part = load.slice(int(cuts[partition]), int(cuts[partition + 1]))
+            yield from messages(part, topic, partition, headers)
+
+
+def _is_all(rows: Ints, count: int) -> bool:
+    """Whether these are 0, 1, ... count - 1."""
+    return len(rows) == count and bool((np.diff(rows) == 1).all())
 
 
 def messages(
@@ -107,18 +142,36 @@ def messages(
     headers: Mapping[str, bytes],
     max_bytes: int = MAX_MESSAGE_BYTES,
 ) -> Iterator[Outgoing]:
-    """The rows as one message, or as halves of halves until each has at most `max_bytes`."""
-    batch = load.table.combine_chunks().to_batches()[0]
-    payload = to_ipc(batch)
-    rows = load.table.num_rows
-    if len(payload) > max_bytes and rows > 1:
-        yield from messages(load.slice(0, rows // 2), topic, partition, headers, max_bytes)
-        yield from messages(load.slice(rows // 2, rows), topic, partition, headers, max_bytes)
-        return
+    """The rows as messages of at most `max_bytes`, as few as what was encoded so far tells.
+
+    One row alone may be larger.
+    """
+    batch = _one_batch(load.table)
+    start, left = 0, load.table.num_rows
+    step = min(left, max(1, int(left * _PACKED * max_bytes / max(1, batch.nbytes))))
+    while left:
+        step = min(step, left)
+        payload = to_ipc(batch.slice(start, step))
+        share = max_bytes / len(payload)
+        if share < 1 and step > 1:
+            step = max(1, int(step * share * _FILLED))
+            continue
+        yield _message(load.slice(start, start + step), payload, topic, partition, headers)
+        start, left = start + step, left - step
+        step = max(1, int(step * share * _FILLED))
+
+
+def _message(
+    load: Load, payload: bytes, topic: str, partition: int, headers: Mapping[str, bytes]
+) -> Outgoing:
     own = {UNTIL_HEADER: _until(load.source), **headers}
     if load.traces:
         own[TRACES_HEADER] = orjson.dumps(sorted(load.traces.items()))
-    yield Outgoing(topic, payload, partition=partition, headers=own)
+    return Outgoing(topic, payload, partition=partition, headers=own)
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    return table.combine_chunks().to_batches()[0]
 
 
 def written_until(bus: Bus, topics: Sequence[str], epoch: str) -> dict[Place, int]:

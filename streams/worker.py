@@ -4,7 +4,8 @@ Knows topics, batches, retries and epochs. Does not know what a handler does wit
 batch. One batch per partition is in flight, acknowledged after its handler has
 returned. A handler that raises is called again; when it goes on raising, the worker
 ends and says why, and whoever starts it again finds the batch where it was: retry or
-exit, never skip.
+exit, never skip. Messages that queue while a batch is in flight may be handed over as
+one delivery (`combine_bytes`); they are retried and acknowledged together.
 
 Epochs. A topic that was made anew starts again at offset 0 under another topic id. The
 worker asks for that id after a batch was fetched and before it is handled, and about
@@ -20,20 +21,21 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, cast
 
 from streams import telemetry
 from streams.bus import Bus, BusError, Stamp
-from streams.delivery import BatchHandler, Delivery, in_order
+from streams.delivery import BatchHandler, Delivery, combine, in_order
 from streams.faust_driver import FinishedConsumer, WorkerApp, worker_app
 from streams.kafka_bus import KafkaBus
+from streams.lane import Lane, Line
+from streams.loop import spare_the_collector
 from streams.schema import from_ipc
 
 __all__ = ["BatchHandler", "Delivery", "Exit", "Patience", "in_order", "run_worker"]
@@ -100,56 +102,18 @@ class Epochs:
         return f"{name}.{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-class _Lane:
-    """One thread that calls one topic's handler, so that it is never called twice at once.
-
-    A daemon: a handler that hangs cannot keep the process from ending.
-    """
-
-    def __init__(self, topic: str) -> None:
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._work, name=f"lane-{topic}", daemon=True).start()
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
-
-    async def run(self, work: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def call() -> None:
-            error: BaseException | None = None
-            try:
-                work()
-            except BaseException as raised:
-                error = raised
-            with suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(_settle, done, error)
-
-        self._calls.put(call)
-        await done
-
-    def close(self) -> None:
-        self._calls.put(None)
-
-
-def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
-
-
 class _Worker:
     """One life of a worker: from joining the group to its end."""
 
     def __init__(
-        self, handlers: Mapping[str, BatchHandler], epochs: Epochs, patience: Patience
+        self,
+        handlers: Mapping[str, BatchHandler],
+        epochs: Epochs,
+        patience: Patience,
+        combine_bytes: int,
     ) -> None:
         self._handlers = handlers
+        self._combine_bytes = combine_bytes
         self._epochs = epochs
         self._patience = patience
         self._ending = threading.Event()
@@ -167,11 +131,11 @@ class _Worker:
     def ending(self) -> bool:
         return self._ending.is_set()
 
-    def declare(self, app: WorkerApp) -> list[_Lane]:
+    def declare(self, app: WorkerApp) -> list[Lane]:
         """One agent per topic, one actor per partition."""
         lanes = []
         for topic in self._handlers:
-            lane = _Lane(topic)
+            lane = Lane(topic)
             lanes.append(lane)
             channel = app.topic(
                 topic, key_type=bytes, key_serializer="raw", value_type=bytes,
@@ -181,37 +145,39 @@ class _Worker:
             agent(self._agent(app, topic, lane))
         return lanes
 
-    def _agent(self, app: WorkerApp, topic: str, lane: _Lane) -> Callable[[Any], Any]:
+    def _agent(self, app: WorkerApp, topic: str, lane: Lane) -> Callable[[Any], Any]:
         async def deliver(stream: Any) -> None:
             consumer = cast(FinishedConsumer, app.consumer)
-            events: AsyncIterator[Any] = stream.noack().events()
-            async for event in events:
-                message = event.message
-                try:
-                    await lane.run(partial(self._deliver, topic, message))
-                except EpochChanged as changed:
-                    self.end(Exit.NEW_EPOCH, str(changed))
-                except Exception as error:
-                    self.end(Exit.GAVE_UP, f"{_place(message)}: {error!r}")
-                if self.ending:
-                    # Returning or raising would let Faust go on to the next message.
-                    await asyncio.get_running_loop().create_future()
-                consumer.finished(message.tp, message.offset)
+            line = Line(stream.noack().events(), self._combine_bytes)
+            try:
+                while messages := await line.next():
+                    try:
+                        await lane.run(partial(self._deliver, topic, messages))
+                    except EpochChanged as changed:
+                        self.end(Exit.NEW_EPOCH, str(changed))
+                    except Exception as error:
+                        self.end(Exit.GAVE_UP, f"{_place(messages)}: {error!r}")
+                    if self.ending:
+                        # Returning or raising would let Faust go on to the next message.
+                        await asyncio.get_running_loop().create_future()
+                    consumer.finished(messages[-1].tp, messages[-1].offset)
+            finally:
+                line.close()
 
         return deliver
 
-    def _deliver(self, topic: str, message: Any) -> None:
+    def _deliver(self, topic: str, messages: Sequence[Any]) -> None:
         if self.ending:
             return
         pause = self._patience.first_pause_s
         deadline = time.monotonic() + self._patience.handler_s
         while True:
             try:
-                return self._attempt(topic, message)
+                return self._attempt(topic, messages)
             except EpochChanged:
                 raise
             except Exception as error:
-                _log.warning("%s failed, again in %.2f s: %r", _place(message), pause, error)
+                _log.warning("%s failed, again in %.2f s: %r", _place(messages), pause, error)
                 telemetry.RETRIES.labels(topic).inc()
                 if time.monotonic() + pause > deadline:
                     raise
@@ -219,15 +185,11 @@ class _Worker:
                 raise GaveUp("asked to stop while retrying")
             pause = min(2 * pause, self._patience.longest_pause_s)
 
-    def _attempt(self, topic: str, message: Any) -> None:
-        epoch = self._epochs.confirm(topic, message.time_in)
-        headers = {name: bytes(value) for name, value in (message.headers or ())}
-        delivery = Delivery(
-            topic, Stamp(epoch, message.partition, message.offset), from_ipc(message.value),
-            headers, message.value,
-        )  # fmt: skip
+    def _attempt(self, topic: str, messages: Sequence[Any]) -> None:
+        epoch = self._epochs.confirm(topic, max(message.time_in for message in messages))
+        delivery = combine([_delivery(topic, epoch, message) for message in messages])
         started = time.perf_counter()
-        with telemetry.batch_span(f"handle {topic}", headers, _attributes(delivery)):
+        with telemetry.batch_span(f"handle {topic}", delivery.headers, _attributes(delivery)):
             self._handlers[topic](delivery)
         telemetry.HANDLE_SECONDS.labels(topic).observe(time.perf_counter() - started)
         telemetry.EVENTS_HANDLED.labels(topic).inc(delivery.table.num_rows)
@@ -253,8 +215,16 @@ class _Worker:
                     _log.warning("epochs are not known now: %s", error)
 
 
-def _place(message: Any) -> str:
-    return f"{message.topic}[{message.partition}]@{message.offset}"
+def _delivery(topic: str, epoch: str, message: Any) -> Delivery:
+    headers = {name: bytes(value) for name, value in (message.headers or ())}
+    stamp = Stamp(epoch, message.partition, message.offset)
+    return Delivery(topic, stamp, from_ipc(message.value), headers, message.value)
+
+
+def _place(messages: Sequence[Any]) -> str:
+    first, last = messages[0], messages[-1]
+    until = f"-{last.offset}" if len(messages) > 1 else ""
+    return f"{first.topic}[{first.partition}]@{first.offset}{until}"
 
 
 def _attributes(delivery: Delivery) -> dict[str, str | int]:
@@ -280,6 +250,7 @@ def run_worker(
     session_timeout_s: float = 6.0,
     commit_interval_s: float = 1.0,
     instance_id: str | None = None,
+    combine_bytes: int = 0,
 ) -> int:
     """Delivers each topic of `handlers` to its handler until `stop` is set or SIGTERM comes.
 
@@ -289,6 +260,10 @@ def run_worker(
     partitions; a distinct, lasting `instance_id` each spares a rebalance on restart. The
     embedded broker answers a join after half of `session_timeout_s` and makes a static
     member wait 6 s: there, give 2 s and no `instance_id`.
+
+    `combine_bytes`: messages of one partition that have queued are handed over as one
+    delivery of at most so many payload bytes (0: each alone). Give it only where every
+    handler tells what it has seen by MESSAGE_OFFSET, as `FeatureStore.fold` does.
 
     Returns an `Exit`; after any other than STOPPED the caller starts a new process.
     """
@@ -306,7 +281,8 @@ def run_worker(
         commit_interval_s=commit_interval_s,
         instance_id=instance_id,
     )
-    worker = _Worker(handlers, epochs, patience)
+    spare_the_collector()
+    worker = _Worker(handlers, epochs, patience, combine_bytes)
     watcher = threading.Thread(target=worker.watch, args=(stop,), name="watch", daemon=True)
     watcher.start()
     with asyncio.Runner() as runner:

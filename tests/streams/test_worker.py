@@ -141,6 +141,24 @@ def test_a_worker_killed_at_random_moments_loses_nothing_and_files_nothing_twice
         assert offsets == set(range(60))
 
 
+def test_queued_messages_are_combined_in_their_order_and_a_kill_loses_none(bench: Bench) -> None:
+    names = [f"n{number}" for number in range(400)]
+    bench.send(names)
+    life = bench.start("combine")
+    bench.await_handled(60)
+    life.kill()
+    life.wait()
+    bench.start("combine")
+    bench.await_handled(len(names))
+    sizes = [int(line) for line in (bench.directory / "combined").read_text().split()]
+    assert max(sizes) > 1
+    for partition in range(PARTITIONS):
+        offsets = [o for _, p, o in bench.handled() if p == partition]
+        first_seen = list(dict.fromkeys(offsets))
+        assert first_seen == sorted(first_seen)
+        assert len(first_seen) == len(names) // PARTITIONS
+
+
 def test_a_failing_batch_is_retried_then_the_worker_exits_and_the_batch_is_not_skipped(
     bench: Bench,
 ) -> None:

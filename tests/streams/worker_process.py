@@ -1,17 +1,21 @@
 """A worker in a process of its own, for tests that kill it: log and a trail of handlings.
 
-Usage: worker_process.py NAME TOPIC BOOTSTRAP DIRECTORY SESSION_TIMEOUT_S [fail|slow]
+Usage: worker_process.py NAME TOPIC BOOTSTRAP DIRECTORY SESSION_TIMEOUT_S [fail|slow|combine]
 Writes DIRECTORY/ready once partitions are assigned and one line per handling to
-DIRECTORY/handled ("epoch partition offset rows").
+DIRECTORY/handled ("epoch partition offset rows"). With `combine` the trail has a line per
+message too, and "combined" in place of the log says how many messages each handling had.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from streams.delivery import Delivery, in_order
+import pyarrow.compute as pc
+
+from streams.delivery import MESSAGE_OFFSET, Delivery, in_order
 from streams.log import EventLog
 from streams.worker import Patience, run_worker
 
@@ -31,9 +35,29 @@ def main() -> int:
             line = f"{stamp.epoch} {stamp.partition} {stamp.offset} {delivery.table.num_rows}\n"
             file.write(line)
 
+    def trail_of_many(delivery: Delivery) -> None:
+        time.sleep(0.02)
+        parts = [delivery]
+        if MESSAGE_OFFSET in delivery.table.column_names:
+            offsets = delivery.table[MESSAGE_OFFSET]
+            parts = [
+                replace(
+                    delivery,
+                    stamp=replace(delivery.stamp, offset=offset),
+                    table=delivery.table.filter(pc.equal(offsets, offset)),
+                )
+                for offset in offsets.unique().to_pylist()
+            ]
+        with open(directory / "combined", "a") as file:
+            file.write(f"{len(parts)}\n")
+        for part in parts:
+            trail(part)
+
+    combining = mode == ["combine"]
     return run_worker(
         name,
-        {topic: in_order(log.append, trail)},
+        {topic: trail_of_many if combining else in_order(log.append, trail)},
+        combine_bytes=20_000 if combining else 0,
         bootstrap_servers=bootstrap,
         data_dir=directory,
         ready=lambda: (directory / "ready").write_text(str(time.time())) and None,

@@ -1,0 +1,78 @@
+"""The path with the user fold and the log alone: `python -m benchmarks.events.part NAME`.
+
+Knows the same loops, handlers and stores as `deploy.process`, fewer of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from deploy import state, wiring
+from deploy.process import CACHED_ROWS, COMBINED_BYTES, Process
+from streams.delivery import BatchHandler
+from streams.topics import EVENTS_BY_USER
+from streams.worker import run_worker
+
+
+def user_door(process: Process) -> int:
+    """Admission and sequencing, without the shuffles that nobody reads."""
+    from streams.batcher import run
+
+    bus = wiring.bus(process.settings, ensure_topics=True)
+    process.ready()
+    limits = wiring.limits(process.settings)
+    run(bus, clock=wiring.clock(process.settings.clock), limits=limits, stop=process.stop,
+        entities=("user",))  # fmt: skip
+    return 0
+
+
+def log(process: Process) -> int:
+    from streams.log import EventLog
+
+    return _work(process, EventLog(process.settings.log_dir).append, 0)
+
+
+def user_fold(process: Process) -> int:
+    from features.fold_worker import fold_delivery
+
+    store = wiring.feature_store(process.settings, cached_rows=CACHED_ROWS)
+    store.generation()
+    return _work(process, fold_delivery(store, "user"), COMBINED_BYTES)
+
+
+def _work(process: Process, handler: BatchHandler, combine_bytes: int) -> int:
+    wiring.bus(process.settings, ensure_topics=True)
+    return run_worker(
+        process.name,
+        {EVENTS_BY_USER: handler},
+        bootstrap_servers=process.settings.broker.bootstrap_servers,
+        data_dir=process.settings.home / "faust",
+        stop=process.stop,
+        ready=process.ready,
+        combine_bytes=combine_bytes,
+    )
+
+
+PARTS: dict[str, Callable[[Process], int]] = {"user_door": user_door, "log": log,
+                                              "user_fold": user_fold}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.events.part")
+    parser.add_argument("name", choices=sorted(PARTS))
+    parser.add_argument("--home", type=Path, required=True)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    process = Process(given.name, state.read_settings(given.home))
+    process.observe()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: process.stop.set())
+    return PARTS[given.name](process)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,190 @@
+"""JSON events for the path: a seeded stream, written to `behaviour` before the clock starts.
+
+Knows columns, shares and the producer. 5 % of the events are late, 1 % come twice (up to
+50,000 events apart, so also across batches), and one in twenty answers an impression whose
+signed token it carries. Messages are keyed by user, for the peers that need it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from confluent_kafka import Producer
+
+from benchmarks.features.events import Stream, make_events
+from streams.events import KINDS
+from streams.impression import Impression, sign
+from streams.topics import (
+    BEHAVIOUR,
+    EVENTS_BY_AUTHOR,
+    EVENTS_BY_QUERY,
+    EVENTS_BY_USER,
+    EVENTS_BY_VIDEO,
+)
+
+CHUNK = 100_000
+DUPLICATES, TOKENED, APART = 0.01, 0.05, 50_000
+TOKENS = 10_000
+_COLUMN = {
+    EVENTS_BY_VIDEO: "video_id",
+    EVENTS_BY_AUTHOR: "author_id",
+    EVENTS_BY_QUERY: "query",
+}
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What lies in `behaviour`: messages, repeats among them, and the bytes of all."""
+
+    messages: int = 0
+    duplicates: int = 0
+    bytes: int = 0
+    by_topic: tuple[tuple[str, int], ...] = ()
+    shown: int = 0
+
+    def plus(self, other: Written) -> Written:
+        mine, theirs = dict(self.by_topic), dict(other.by_topic)
+        topics = tuple((t, mine.get(t, 0) + n) for t, n in theirs.items())
+        return Written(
+            self.messages + other.messages,
+            self.duplicates + other.duplicates,
+            self.bytes + other.bytes,
+            topics,
+            self.shown + other.shown,
+        )
+
+    def expected(self, topic: str) -> int:
+        """Events that the agents of one topic see."""
+        return dict(self.by_topic).get(topic, 0)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Messages in the order in which they are sent."""
+
+    keys: list[bytes]
+    values: list[bytes]
+    written: Written
+
+
+class Source:
+    """Chunks of events that end at the wall's now, each with ids of its own."""
+
+    def __init__(self, stream: Stream, key: bytes, seed: int = 0) -> None:
+        self.stream = stream
+        self._seed = seed
+        self._tokens = _tokens(stream, key)
+
+    def lines(self, n: int) -> Lines:
+        self._seed += 1
+        rng = np.random.default_rng(self._seed)
+        shift = int(time.time() * 1000) - self.stream.end_ms
+        frame = pl.DataFrame(make_events(self.stream, n, self._seed)).select(
+            "event_id", "user_id", "video_id", "author_id", "query", "dwell_ms",
+            pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String),
+            event_time_ms=pl.col("event_time_ms") + shift,
+        )  # fmt: skip
+        frame = _with_tokens(frame, self._tokens, rng)
+        again = rng.choice(n, int(n * DUPLICATES), replace=False)
+        at = np.concatenate([np.arange(n), again + rng.integers(1, APART, len(again))])
+        order = np.concatenate([np.arange(n), again])[np.argsort(at, kind="stable")]
+        sent = frame[order]
+        values = [line.encode() for line in sent.select(_json())["line"].to_list()]
+        keys = [user.encode() for user in sent["user_id"].to_list()]
+        return Lines(keys, values, _written(frame, len(order), sum(map(len, values))))
+
+
+def preload(servers: str, source: Source, n: int, progress: Progress) -> Written:
+    """Writes `n` events, and those that come twice; returns when the broker has them."""
+    producer = Producer(
+        {"bootstrap.servers": servers, "linger.ms": 20, "batch.size": 1_000_000,
+         "queue.buffering.max.messages": 1_000_000, "queue.buffering.max.kbytes": 400_000}
+    )  # fmt: skip
+    written = Written()
+    for size in _sizes(n):
+        lines = source.lines(size)
+        send(producer, lines.keys, lines.values)
+        producer.flush()
+        written = written.plus(lines.written)
+        if written.messages % 1_000_000 < CHUNK:
+            progress(f"{written.messages:,} of {n:,} events lie in the topic")
+    return written
+
+
+def send(producer: Producer, keys: list[bytes], values: list[bytes]) -> None:
+    messages = [{"key": k, "value": v} for k, v in zip(keys, values, strict=True)]
+    if producer.produce_batch(BEHAVIOUR, messages) != len(messages):
+        raise RuntimeError("the broker did not take the events")
+
+
+def _sizes(n: int) -> Iterator[int]:
+    for start in range(0, n, CHUNK):
+        yield min(CHUNK, n - start)
+
+
+def _tokens(stream: Stream, key: bytes) -> pl.DataFrame:
+    rng = np.random.default_rng(1)
+    rows = []
+    for i in range(TOKENS):
+        user, video = f"user {rng.integers(stream.users)}", int(rng.integers(stream.videos))
+        impression = Impression(
+            request_id=f"request {i}", surface="feed", user_id=user, video_id=f"video {video}",
+            slot=0, propensity=0.5, release="r1", served_at_ms=stream.end_ms,
+        )  # fmt: skip
+        author = f"author {video % stream.authors}"
+        rows.append((user, f"video {video}", author, sign(impression, key)))
+    names = ["user_id", "video_id", "author_id", "impression"]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def _with_tokens(
+    frame: pl.DataFrame, tokens: pl.DataFrame, rng: np.random.Generator
+) -> pl.DataFrame:
+    """One event in twenty becomes a showing, a play or a like of an impression."""
+    n = len(frame)
+    picked = pl.Series(rng.random(n) < TOKENED)
+    token = tokens[rng.integers(0, len(tokens), n)]
+    kind = pl.Series(rng.choice(["shown", "play", "like"], n))
+    own = [
+        pl.when(picked).then(token[name]).otherwise(pl.col(name)).alias(name)
+        for name in ("user_id", "video_id", "author_id")
+    ]
+    return frame.with_columns(
+        *own,
+        kind=pl.when(picked).then(kind).otherwise(pl.col("kind")),
+        query=pl.when(picked).then(None).otherwise(pl.col("query")),
+        dwell_ms=pl.when(picked & (kind != "play")).then(0).otherwise(pl.col("dwell_ms")),
+        impression=pl.when(picked).then(token["impression"]).otherwise(None),
+    )
+
+
+def _json() -> pl.Expr:
+    """One JSON object a row; what an event does not have is left out, as producers do."""
+    lit = pl.lit
+    parts = [
+        *(lit('{"event_id":"'), pl.col("event_id"), lit('","user_id":"'), pl.col("user_id")),
+        *(lit('","kind":"'), pl.col("kind"), lit('","event_time_ms":')),
+        *(pl.col("event_time_ms").cast(pl.String), lit(',"surface":"feed"')),
+    ]
+    for name in ("video_id", "author_id", "query", "impression"):
+        parts.append(_optional(f',"{name}":"', pl.col(name), '"'))
+    dwell = pl.when(pl.col("dwell_ms") > 0).then(pl.col("dwell_ms").cast(pl.String))
+    parts.append(_optional(',"dwell_ms":', dwell, ""))
+    return pl.concat_str([*parts, lit("}")]).alias("line")
+
+
+def _optional(before: str, value: pl.Expr, after: str) -> pl.Expr:
+    whole = pl.concat_str([pl.lit(before), value, pl.lit(after)])
+    return pl.when(value.is_not_null()).then(whole).otherwise(pl.lit(""))
+
+
+def _written(frame: pl.DataFrame, sent: int, size: int) -> Written:
+    named = frame.select(pl.col(c).count() for c in _COLUMN.values()).row(0)
+    by_topic = ((EVENTS_BY_USER, sent), *zip(_COLUMN, named, strict=True))
+    shown = int((frame["kind"] == "shown").sum())
+    return Written(sent, sent - len(frame), size, by_topic, shown)

@@ -1,0 +1,105 @@
+"""What stands between a worker's event loop and its handlers: a thread each, and a line.
+
+Knows threads, queues and sizes. Does not know batches, offsets or retries
+(`streams.worker`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
+
+from streams.telemetry import name_thread
+
+_LINE_MESSAGES = 64  # of one partition, waiting to be combined
+
+
+class Lane:
+    """One thread that calls one topic's handler, so that it is never called twice at once.
+
+    A daemon: a handler that hangs cannot keep the process from ending.
+    """
+
+    def __init__(self, topic: str) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._work, args=(topic,), daemon=True).start()
+
+    def _work(self, topic: str) -> None:
+        name_thread(topic.rpartition(".")[2])
+        while (call := self._calls.get()) is not None:
+            call()
+
+    async def run(self, work: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def call() -> None:
+            error: BaseException | None = None
+            try:
+                work()
+            except BaseException as raised:
+                error = raised
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(_settle, done, error)
+
+        self._calls.put(call)
+        await done
+
+    def close(self) -> None:
+        self._calls.put(None)
+
+
+def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+
+
+class Line:
+    """One partition's messages in their order, as many at a time as wait and may be combined.
+
+    Make it within a running event loop; `close` ends it.
+    """
+
+    def __init__(self, events: AsyncIterator[Any], combine_bytes: int) -> None:
+        """Faust's events; at most `combine_bytes` of values are given out together."""
+        self._bytes = combine_bytes
+        self._waiting: asyncio.Queue[Any] = asyncio.Queue(_LINE_MESSAGES if combine_bytes else 1)
+        self._held: list[Any] = []
+        self._filling = asyncio.create_task(self._fill(events))
+
+    async def _fill(self, events: AsyncIterator[Any]) -> None:
+        end: Exception | None = None
+        try:
+            async for event in events:
+                await self._waiting.put(event.message)
+        except Exception as error:
+            end = error
+        await self._waiting.put(end)
+
+    async def next(self) -> list[Any]:
+        """At least one message; [] when the stream has ended. Raises what ended it."""
+        first = self._held.pop() if self._held else await self._waiting.get()
+        if isinstance(first, Exception):
+            raise first
+        if first is None:
+            return []
+        messages, size = [first], len(first.value)
+        while not self._waiting.empty() and not self._held:
+            message = self._waiting.get_nowait()
+            if message is None or isinstance(message, Exception):
+                self._held.append(message)
+                break
+            size += len(message.value)
+            (messages if size <= self._bytes else self._held).append(message)
+        return messages
+
+    def close(self) -> None:
+        self._filling.cancel()

@@ -1,0 +1,77 @@
+"""What the events benchmark says that it sent is what the path makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+
+from benchmarks.events.mill import KEY
+from benchmarks.events.source import Lines, Source
+from benchmarks.features.events import Stream
+from streams.admission import AdmissionLimits
+from streams.batcher import Batcher
+from streams.bus import Outgoing
+from streams.clock import DAY_MS, WallClock
+from streams.events import KIND_CODE
+from streams.feedback import Join
+from streams.memory_bus import MemoryBus
+from streams.schema import from_ipc
+from streams.sequencer import Sequencer
+from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER, topic_specs
+
+N = 3_000
+
+
+@pytest.fixture(scope="module")
+def lines() -> Lines:
+    return Source(Stream(users=200, videos=300, span_ms=DAY_MS), KEY, seed=5).lines(N)
+
+
+@pytest.fixture(scope="module")
+def bus(lines: Lines) -> MemoryBus:
+    bus = MemoryBus()
+    bus.ensure_topics(topic_specs(2))
+    messages = [
+        Outgoing(BEHAVIOUR, value, key, partition=key[-1] % 2)
+        for key, value in zip(lines.keys, lines.values, strict=True)
+    ]
+    bus.producer().send(messages)
+    for loop in (
+        Batcher(bus, WallClock(), AdmissionLimits()),
+        Sequencer(bus, WallClock(), AdmissionLimits()),
+    ):
+        while loop.turn(0.01):
+            pass
+        loop.close()
+    return bus
+
+
+def tables(bus: MemoryBus, topic: str) -> Iterator[pa.Table]:
+    for partition, (first, end) in bus.ends(topic).items():
+        for record in bus.scan(topic, partition, first, end):
+            yield from_ipc(record.value or b"")
+
+
+def test_every_event_is_admitted_and_every_repeat_is_marked(bus: MemoryBus, lines: Lines) -> None:
+    admitted = pa.concat_tables(tables(bus, EVENTS_BY_USER))
+    assert admitted.num_rows == lines.written.messages == N + N // 100
+    assert sum(admitted["duplicate"].to_pylist()) == lines.written.duplicates
+    assert sum(last for _, last in bus.ends(BEHAVIOUR_DEAD).values()) == 0
+    once = admitted.filter(pa.compute.invert(admitted["duplicate"]))
+    assert once["kind"].to_pylist().count(KIND_CODE["shown"]) == lines.written.shown
+
+
+@pytest.mark.parametrize("topic", ENTITY_TOPIC.values())
+def test_each_topic_carries_as_many_events_as_expected(
+    bus: MemoryBus, lines: Lines, topic: str
+) -> None:
+    carried = sum(table.num_rows for table in tables(bus, topic))
+    assert carried == lines.written.expected(topic)
+
+
+def test_every_token_is_believed(bus: MemoryBus) -> None:
+    joined = [Join(KEY).batch(table) for table in tables(bus, EVENTS_BY_USER)]
+    assert sum(len(one.outcomes) for one in joined) > N // 40
+    assert not any(one.refused for one in joined)

@@ -1,0 +1,112 @@
+"""However queued messages are combined, and wherever a replay cuts them, the rows are the same."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.definitions import DEFINITIONS
+from features.fold_worker import fold_delivery
+from features.memory_store import MemoryFeatureStore
+from streams.bus import Stamp
+from streams.clock import DAY_MS
+from streams.delivery import MESSAGE_OFFSET, Delivery, combine
+from streams.events import KINDS
+from streams.telemetry import pack, unpack
+from streams.topics import EVENTS_BY_USER
+
+MESSAGES, GAP = 12, 3  # transactions leave gaps between offsets
+NAMES = [kind for kind in KINDS if kind != "search"]
+
+
+@pytest.fixture(scope="module")
+def messages(event_table) -> list[Delivery]:
+    """One partition's messages: 0 to 6 events each of few users, some marked duplicate."""
+    rng = np.random.default_rng(3)
+
+    def event(message: int, row: int) -> dict[str, object]:
+        return {
+            "event_id": f"{message}/{row}",
+            "kind": NAMES[rng.integers(len(NAMES))],
+            "user_id": f"u{rng.integers(4)}",
+            "video_id": f"v{rng.integers(3)}",
+            "author_id": "a",
+            "query": f"q{rng.integers(2)}",
+            "dwell_ms": int(rng.integers(1000)),
+            "event_time_ms": 1_700_000_000_000 + int(rng.integers(5 * DAY_MS)),
+            "duplicate": bool(rng.random() < 0.1),
+        }
+
+    made = []
+    for number in range(MESSAGES):
+        events = [event(number, row) for row in range(rng.integers(7))]
+        made.append(Delivery(EVENTS_BY_USER, Stamp("e", 0, number * GAP), event_table(events)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def one_by_one(messages) -> dict[str, dict[str, bytes]]:
+    return folded([[message] for message in messages])
+
+
+def folded(turns: list[list[Delivery]]) -> dict[str, dict[str, bytes]]:
+    store = MemoryFeatureStore()
+    for entity in DEFINITIONS:
+        for turn in turns:
+            fold_delivery(store, entity)(combine(turn))
+    return store._rows
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[list[int]]:
+    """Workers that are killed and begin again somewhere before, each combining as it comes."""
+    turns, begin = [], 0
+    for _ in range(draw(st.integers(1, 4))):
+        end = draw(st.integers(begin + 1, MESSAGES))
+        turns += cut(draw, begin, end)
+        begin = draw(st.integers(0, end - 1))
+    return turns + cut(draw, begin, MESSAGES)
+
+
+def cut(draw: st.DrawFn, begin: int, end: int) -> list[list[int]]:
+    edges = sorted(draw(st.sets(st.integers(begin, end))) | {begin, end})
+    return [list(range(a, b)) for a, b in itertools.pairwise(edges)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(turns=lives())
+def test_any_combination_with_any_replay_gives_the_same_bytes(messages, one_by_one, turns) -> None:
+    assert folded([[messages[place] for place in turn] for turn in turns]) == one_by_one
+
+
+def test_a_zombie_that_folds_the_same_messages_otherwise_cut_changes_nothing(
+    messages, one_by_one
+) -> None:
+    ours = [messages[:5], messages[5:9], messages[9:]]
+    zombies = [messages[:3], messages[3:7], messages[7:8]]
+    turns = [turn for pair in zip(zombies, ours, strict=True) for turn in pair]
+    assert folded(turns) == one_by_one
+
+
+def test_a_single_message_is_handed_on_as_it_is(messages) -> None:
+    assert combine(messages[4:5]) is messages[4]
+
+
+def test_a_combined_delivery_knows_each_rows_message_and_trace(event_table) -> None:
+    def message(offset: int, rows: int, traced: dict[int, str]) -> Delivery:
+        ids = [f"{offset}/{row}" for row in range(rows)]
+        events = [{"event_id": i, "kind": "like", "event_time_ms": 1} for i in ids]
+        return Delivery("t", Stamp("e", 1, offset), event_table(events), pack(traced))
+
+    trace = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    one = combine([message(3, 2, {1: trace}), message(5, 1, {}), message(6, 3, {2: trace})])
+    assert one.stamp == Stamp("e", 1, 6)
+    assert one.table[MESSAGE_OFFSET].to_pylist() == [3, 3, 5, 6, 6, 6]
+    assert one.table["event_id"].to_pylist() == ["3/0", "3/1", "5/0", "6/0", "6/1", "6/2"]
+    assert unpack(one.headers) == {1: trace, 5: trace}
+    assert pa.types.is_int64(one.table[MESSAGE_OFFSET].type)
