@@ -95,7 +95,7 @@ def batcher(process: Process) -> int:
 
 def facts(process: Process) -> int:
     """What happened, to disk: the event log, feedback, the catalogue's log."""
-    from streams import erasure
+    from streams import erasure, upkeep
     from streams.catalogue import CatalogueLog, follow
     from streams.delivery import in_order
     from streams.feedback_store import FeedbackStore
@@ -122,6 +122,15 @@ def facts(process: Process) -> int:
         "erasures",
         lambda: erasure.follow(
             bus, [kept.keep, log.erase, feedback.erase], process.stop, group="fact-erasures"
+        ),
+    )
+    process.beside(
+        "upkeep",
+        lambda: upkeep.keep(
+            [log.segments, feedback.segments],
+            wiring.clock(settings.clock),
+            process.stop,
+            retention_days=settings.log.retention_days,
         ),
     )
     return run_worker(

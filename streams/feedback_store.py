@@ -30,7 +30,8 @@ State = tuple[Outcome, int]  # an outcome and its revision
 REMEMBERED = 200_000  # impressions kept in memory; one served earlier is read from disk when needed
 
 
-def _segments(directory: Path, *, sync: bool = False) -> Segments:
+def segments_of(directory: Path, *, sync: bool = False) -> Segments:
+    """The files of a `FeedbackStore`: rows of FEEDBACK_SCHEMA by the hour they were served in."""
     return Segments(directory, FEEDBACK_SCHEMA, times=("served_at_ms",), sync=sync)
 
 
@@ -56,7 +57,7 @@ class FeedbackStore:
         """`key` signed the impressions; upserts go to `producer`'s topic `feedback`, if given."""
         self._join = Join(key)
         self._windows = Windows(windows_ms)
-        self.segments = _segments(directory, sync=sync)
+        self.segments = segments_of(directory, sync=sync)
         self._producer = producer
         self._refused = refused
         self._remembered = remembered
@@ -164,7 +165,7 @@ def _latest(scan: pl.LazyFrame) -> pl.LazyFrame:
 
 def read_feedback(directory: Path) -> pl.DataFrame:
     """Every impression's last revision (FEEDBACK_SCHEMA), by (served_at_ms, impression_id)."""
-    rows = _segments(directory).consistently(lambda scan: _latest(scan).collect())
+    rows = segments_of(directory).consistently(lambda scan: _latest(scan).collect())
     return rows.select(FEEDBACK_SCHEMA.names).sort("served_at_ms", "impression_id")
 
 

@@ -104,10 +104,20 @@ class Listing:
     batches: list[int]
 
 
+class OldLayout(RuntimeError):
+    """The folder was written by a version that kept its files elsewhere."""
+
+
 class SegmentFiles:
     """The files under one folder."""
 
     def __init__(self, directory: Path, *, sync: bool = False) -> None:
+        """Raises OldLayout rather than leave what an earlier version wrote unread."""
+        if old := next(directory.glob("*/[0-9][0-9][0-9][0-9]/tail"), None):
+            raise OldLayout(
+                f"{old.parent.parent} is of an earlier layout, which this version does not read: "
+                f"move {directory} away, and load its events again"
+            )
         self.directory = directory
         self.parquet = directory / "parquet"
         self._sync = sync
@@ -157,10 +167,7 @@ class SegmentFiles:
             if again == found:
                 break
             found = again
-        by_place: dict[Place, list[Filed]] = defaultdict(list)
-        for file in found:
-            by_place[file.place].append(file)
-        return {place: counted(files) for place, files in by_place.items()}
+        return counted(found)
 
     def every_file(self, since: int = 0) -> set[Filed]:
         """All Parquet files of hours from `since` on, those that do not count among them."""
@@ -214,7 +221,11 @@ class SegmentFiles:
     def add(self, file: Filed, content: pa.Buffer) -> None:
         path = self.path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.put(path, content)
+        try:
+            self.put(path, content)
+        except FileNotFoundError:  # the hour was empty, and `remove_empty_hours` took it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.put(path, content)
 
     def remove(self, files: Iterable[Filed]) -> None:
         for file in files:
@@ -228,8 +239,8 @@ class SegmentFiles:
 
     def sweep(self) -> None:
         """Removes what does not count, and what killed writers left half-written. Hold `rewriting`."""
-        keep = {file for files in self.filed().values() for file in files}
-        self.remove(self.every_file() - keep)
+        found = self.every_file()  # once: a file that is added from now on must not be missed
+        self.remove(found - {file for files in counted(found).values() for file in files})
         folders = [folder for _, folder in self.hours()]
         for folder in [*folders, *map(self.tail_folder, self.tail_places())]:
             for name in _names(folder):
@@ -244,13 +255,14 @@ class SegmentFiles:
             yield
 
 
-def counted(files: Iterable[Filed]) -> list[Filed]:
-    """Of one partition's files those that count, in offset order."""
-    found: list[Filed] = []
+def counted(files: Iterable[Filed]) -> dict[Place, list[Filed]]:
+    """Those that count, by place and in offset order."""
+    found: dict[Place, list[Filed]] = defaultdict(list)
     for file in sorted(files, key=lambda f: (f.first, -f.last, -f.revision)):
-        if not found or file.last > found[-1].last:
-            found.append(file)
-    return found
+        before = found[file.place]
+        if not before or file.last > before[-1].last:
+            before.append(file)
+    return dict(found)
 
 
 @contextmanager

@@ -357,9 +357,10 @@ def _by_offset(
     place: Place, table: pa.Table, schema: pa.Schema
 ) -> Iterator[tuple[Stamp, pa.Table]]:
     """A file's batches as they were delivered, however upkeep has sorted the file."""
-    offsets = table["offset"].to_numpy()
-    if (np.diff(offsets) < 0).any():
-        table = table.take(np.lexsort((table["row"].to_numpy(), offsets)))
+    offsets, rows = table["offset"].to_numpy(), table["row"].to_numpy()
+    step = np.diff(offsets)
+    if ((step < 0) | ((step == 0) & (np.diff(rows) < 0))).any():
+        table = table.take(np.lexsort((rows, offsets)))
         offsets = table["offset"].to_numpy()
     edges = np.flatnonzero(np.diff(offsets)) + 1
     columns = table.select(schema.names)
