@@ -187,6 +187,7 @@ def features(process: Process) -> int:
 def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> None:
     """The store is a cache of the log: what it has lost comes back before folding goes on."""
     from features.backfill import Live, ensure_whole
+    from streams.log import EventLog
 
     live = Live(
         process.settings.broker.partitions,
@@ -201,7 +202,9 @@ def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> 
         ),
     )
     if report is not None:
-        _log.info("features rebuilt from %s events of the log", f"{report.events:,}")
+        begins = EventLog(process.settings.log_dir).begins_at_ms()
+        since = "whole" if begins is None else f"it begins at {begins} ms"
+        _log.info("features rebuilt from %s events of the log (%s)", f"{report.events:,}", since)
 
 
 def _entity_topics() -> list[tuple[EntityName, str]]:
