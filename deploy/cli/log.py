@@ -88,6 +88,7 @@ def retain(
         return
     before_ms = wiring.clock(settings.clock).now_ms() - kept * DAY_MS
     for name, segments in _parts(settings).items():
+        segments.gather()
         dropped = run(segments, before_ms)
         begins = _moment(begins_at_ms(segments.directory))
         console.print(f"{name}: {dropped:,} rows dropped; it begins at {begins}")
