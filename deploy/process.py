@@ -96,7 +96,7 @@ def batcher(process: Process) -> int:
 
 def facts(process: Process) -> int:
     """What happened, to disk: the event log, feedback, the catalogue's log."""
-    from streams import erasure
+    from streams import erasure, upkeep
     from streams.catalogue import CatalogueLog, follow
     from streams.delivery import in_order
     from streams.feedback_store import FeedbackStore
@@ -123,6 +123,15 @@ def facts(process: Process) -> int:
         "erasures",
         lambda: erasure.follow(
             bus, [kept.keep, log.erase, feedback.erase], process.stop, group="fact-erasures"
+        ),
+    )
+    process.beside(
+        "upkeep",
+        lambda: upkeep.keep(
+            [log.segments, feedback.segments],
+            wiring.clock(settings.clock),
+            process.stop,
+            retention_days=settings.log.retention_days,
         ),
     )
     return run_worker(
@@ -188,6 +197,7 @@ def features(process: Process) -> int:
 def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> None:
     """The store is a cache of the log: what it has lost comes back before folding goes on."""
     from features.backfill import Live, ensure_whole
+    from streams.log import EventLog
 
     live = Live(
         process.settings.broker.partitions,
@@ -202,7 +212,9 @@ def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> 
         ),
     )
     if report is not None:
-        _log.info("features rebuilt from %s events of the log", f"{report.events:,}")
+        begins = EventLog(process.settings.log_dir).begins_at_ms()
+        since = "whole" if begins is None else f"it begins at {begins} ms"
+        _log.info("features rebuilt from %s events of the log (%s)", f"{report.events:,}", since)
 
 
 def _entity_topics() -> list[tuple[EntityName, str]]:

@@ -98,6 +98,12 @@ class AdmissionSettings(Section):
     duplicate_horizon_ms: int = 86_400_000  # the same (user_id, event_id) within it counts once
 
 
+class LogSettings(Section):
+    """How long the event log and feedback are kept; in whole hours of arrival, UTC."""
+
+    retention_days: int | None = Field(None, ge=1)  # stack clock; None: everything is kept
+
+
 class FeedbackSettings(Section):
     """Attribution window per task, in ms of the stack clock; maturity is their maximum."""
 
@@ -156,6 +162,7 @@ class Settings(BaseSettings):
     blend: BlendSettings = BlendSettings()
     clock: ClockSettings = ClockSettings()
     admission: AdmissionSettings = AdmissionSettings()
+    log: LogSettings = LogSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     security: SecuritySettings = SecuritySettings()
     telemetry: TelemetrySettings = TelemetrySettings()

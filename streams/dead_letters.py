@@ -57,11 +57,16 @@ class DeadLetter:
 
 
 def letter(record: Record, cause: str, detail: str, epoch: str, now_ms: int) -> Outgoing:
-    """The dead letter of a refused record, small enough for any topic."""
-    value, value_sha256 = _cut(record.value, _KEEP_VALUE)
-    key, key_sha256 = _cut(record.key, _KEEP_KEY)
+    """The dead letter of a refused record, small enough for any topic.
+
+    One that was refused because its user was erased says whence it came and nothing of
+    what it held: a replay must not write an erased user's events down anew.
+    """
+    erased = cause == "erased"
+    value, value_sha256 = (None, None) if erased else _cut(record.value, _KEEP_VALUE)
+    key, key_sha256 = (None, None) if erased else _cut(record.key, _KEEP_KEY)
     size = sum(len(name) + len(content or b"") for name, content in record.headers)
-    dropped = size > _KEEP_HEADERS
+    dropped = erased or size > _KEEP_HEADERS
     why = Cause(
         cause=cause,
         detail=detail,

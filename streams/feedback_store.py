@@ -30,8 +30,9 @@ State = tuple[Outcome, int]  # an outcome and its revision
 REMEMBERED = 200_000  # impressions kept in memory; one served earlier is read from disk when needed
 
 
-def _segments(directory: Path, *, sync: bool = False) -> Segments:
-    return Segments(directory, FEEDBACK_SCHEMA, erased_by=("served_at_ms",), sync=sync)
+def segments_of(directory: Path, *, sync: bool = False) -> Segments:
+    """The files of a `FeedbackStore`: rows of FEEDBACK_SCHEMA by the hour they were served in."""
+    return Segments(directory, FEEDBACK_SCHEMA, times=("served_at_ms",), sync=sync)
 
 
 class FeedbackStore:
@@ -56,7 +57,7 @@ class FeedbackStore:
         """`key` signed the impressions; upserts go to `producer`'s topic `feedback`, if given."""
         self._join = Join(key)
         self._windows = Windows(windows_ms)
-        self._segments = _segments(directory, sync=sync)
+        self.segments = segments_of(directory, sync=sync)
         self._producer = producer
         self._refused = refused
         self._remembered = remembered
@@ -81,23 +82,23 @@ class FeedbackStore:
     def erase(self, user_id: str, at_ms: int) -> int:
         """Removes the user's rows served until `at_ms`, now and when they come again."""
         with self._lock:
-            removed = self._segments.erase(user_id, at_ms)
+            removed = self.segments.erase(user_id, at_ms)
             self._filed = None  # read back, without the user, by the next batch
             self._known.clear()
             return removed
 
     def _take(self, stamp: Stamp, outcomes: Mapping[str, Outcome]) -> None:
         place = (stamp.epoch, stamp.partition)
-        filed = self._segments.last_offset(*place)
+        filed = self.segments.last_offset(*place)
         if self._filed is None or self._filed.get(place, -1) != filed:
             self._rebuild()
         if stamp.offset <= filed:
             return
         changed = self._changed(outcomes)
-        table = self._segments.without_erased(to_table(changed, self._windows))
+        table = self.segments.without_erased(to_table(changed, self._windows))
         if table.num_rows:
             self._publish(table)
-            self._segments.append(stamp, table)
+            self.segments.append(stamp, table)
             self._filed = {**(self._filed or {}), place: stamp.offset}
             self._known |= {i: changed[i] for i in table["impression_id"].to_pylist()}
             self._forget()
@@ -118,8 +119,8 @@ class FeedbackStore:
 
     def _rebuild(self) -> None:
         """Reads every impression back, then keeps as many as are remembered."""
-        self._filed = self._segments.last_offsets()
-        rows = self._segments.consistently(lambda scan: _latest(scan).collect())
+        self._filed = self.segments.last_offsets()
+        rows = self.segments.consistently(lambda scan: _latest(scan).collect())
         self._known = {row["impression_id"]: from_row(row) for row in rows.iter_rows(named=True)}
         self._known_after_ms = None
         self._forget()
@@ -136,7 +137,7 @@ class FeedbackStore:
             and outcome.impression.served_at_ms <= self._known_after_ms
         ]
         if missing:
-            rows = self._segments.consistently(
+            rows = self.segments.consistently(
                 lambda scan: _latest(scan.filter(pl.col("impression_id").is_in(missing))).collect()
             )
             self._known |= {row["impression_id"]: from_row(row) for row in rows.to_dicts()}
@@ -164,7 +165,7 @@ def _latest(scan: pl.LazyFrame) -> pl.LazyFrame:
 
 def read_feedback(directory: Path) -> pl.DataFrame:
     """Every impression's last revision (FEEDBACK_SCHEMA), by (served_at_ms, impression_id)."""
-    rows = _segments(directory).consistently(lambda scan: _latest(scan).collect())
+    rows = segments_of(directory).consistently(lambda scan: _latest(scan).collect())
     return rows.select(FEEDBACK_SCHEMA.names).sort("served_at_ms", "impression_id")
 
 

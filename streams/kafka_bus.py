@@ -188,8 +188,7 @@ class KafkaBus:
 
 
 def _new_topic(spec: TopicSpec) -> Any:
-    config = {"cleanup.policy": "compact"} if spec.compacted else {}
-    return _ADMIN.NewTopic(spec.name, spec.partitions, config=config)
+    return _ADMIN.NewTopic(spec.name, spec.partitions, config=spec.config())
 
 
 def _ends(reader: Any, count: int) -> dict[int, int]:

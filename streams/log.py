@@ -1,4 +1,4 @@
-"""The event log: every admitted event once, in Parquet by epoch, partition and offset.
+"""The event log: every admitted event once, in Parquet by hour, partition and offset range.
 
 Knows what an event's columns are and how they are read back. Does not know how files
 are laid (`streams.segments`), nor features or feedback. This log is the only truth:
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from streams import upkeep
 from streams.delivery import Delivery
 from streams.events import KINDS
 from streams.schema import EVENT_SCHEMA
@@ -25,24 +26,24 @@ class EventLog:
     def __init__(self, directory: Path, *, sync: bool = False) -> None:
         """`sync=True` also survives a power failure, at one fsync per batch."""
         self.directory = directory
-        erased_by = ("event_time_ms", "ingested_at_ms")
-        self._segments = Segments(directory, EVENT_SCHEMA, erased_by=erased_by, sync=sync)
+        times = ("ingested_at_ms", "event_time_ms")
+        self.segments = Segments(directory, EVENT_SCHEMA, times=times, sync=sync)
 
     def append(self, delivery: Delivery) -> None:
         """Makes the batch durable; a stamp that the log holds changes nothing."""
-        self._segments.append(delivery.stamp, delivery.table, delivery.payload)
+        self.segments.append(delivery.stamp, delivery.table, delivery.payload)
 
     def gather(self) -> None:
         """Files every batch as Parquet now, for readers other than this class."""
-        self._segments.gather()
+        self.segments.gather()
 
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, since_ms: int | None = None) -> pl.LazyFrame:
         """EVENT_SCHEMA's columns plus epoch, partition, offset, row; duplicates marked.
 
-        See `Segments.scan` for what happens when files are merged meanwhile; `read`
-        is free of that.
+        With `since_ms`, hours of which no event happened or arrived since are left out. See
+        `Segments.scan` for what happens when files are merged meanwhile; `read` is free of that.
         """
-        return self._segments.scan()
+        return self.segments.scan(since_ms)
 
     def read(
         self,
@@ -55,7 +56,8 @@ class EventLog:
         """Events with `since_ms <= event_time_ms < until_ms`, by (event_time_ms, event_id).
 
         `kind` is a string (`streams.events.KINDS`); `kinds` keeps only those named.
-        Rows marked duplicate are left out unless `duplicates`.
+        Rows marked duplicate are left out unless `duplicates`. Hours before `since_ms` are
+        not opened; of later ones the parts whose events all happened outside are passed over.
         """
         keep = pl.lit(True)
         if since_ms is not None:
@@ -66,7 +68,7 @@ class EventLog:
             keep &= pl.col("kind").is_in([KINDS.index(kind) for kind in kinds])
         if not duplicates:
             keep &= ~pl.col("duplicate")
-        rows = self._segments.consistently(lambda scan: scan.filter(keep).collect())
+        rows = self.segments.consistently(lambda scan: scan.filter(keep).collect(), since_ms)
         return rows.with_columns(kind_name()).sort("event_time_ms", "event_id")
 
     def deliveries(self) -> Iterator[Delivery]:
@@ -74,17 +76,21 @@ class EventLog:
 
         Memory: one file at a time. A batch whose rows were all erased is left out.
         """
-        for stamp, table in self._segments.batches():
+        for stamp, table in self.segments.batches():
             yield Delivery(EVENTS_BY_USER, stamp, table)
 
     def last_offset(self, epoch: str, partition: int) -> int:
         """The largest offset of EVENTS_BY_USER that the log holds, -1 for none."""
-        return self._segments.last_offset(epoch, partition)
+        return self.segments.last_offset(epoch, partition)
+
+    def begins_at_ms(self) -> int | None:
+        """What happened before this may have been dropped by retention; None: nothing was."""
+        return upkeep.begins_at_ms(self.directory)
 
     def erase(self, user_id: str, at_ms: int) -> int:
         """Removes the user's events that happened or were admitted until `at_ms`, in every
         file and whenever they come again. Returns the number of rows removed."""
-        return self._segments.erase(user_id, at_ms)
+        return self.segments.erase(user_id, at_ms)
 
 
 def kind_name() -> pl.Expr:

@@ -1,31 +1,30 @@
-"""Durable batches on disk: each stamp once, small files gathered into larger ones.
+"""Durable batches on disk: each stamp once, in Parquet by hour, partition and offset range.
 
-Knows stamps, Arrow tables, files and erased users. Does not know what the rows say.
+Knows stamps, Arrow tables, hours and erased users. Does not know what the rows say, how
+files are named (`streams.segment_files`), nor when small files are merged and old hours
+dropped (`streams.upkeep`).
 
-    <epoch>/<partition>/tail/<offset>.arrow       one file per batch, written at once
-    <epoch>/<partition>/<first>-<last>.parquet    many batches, after `gather`
-    erased.json                                   users to forget, and until when
+A batch is one small file in the tail when `append` returns; many batches become Parquet
+together. A file is written beside its place and renamed into it, so a reader sees whole
+files only. A second delivery, a zombie or a replay changes nothing, and a new epoch has
+names of its own. What a Parquet file's range covers is never read from the tail or from
+a smaller file, so a crash between a rename and a removal counts nothing twice. Files
+survive the process being killed; set `sync` to survive a power failure as well.
 
-A file is written beside its place and renamed into it, so a reader sees whole files
-only. A batch is the same file whoever writes it, so a second delivery, a zombie or a
-replay changes nothing. A new epoch is a new folder: a broker whose offsets start again
-overwrites nothing. What a Parquet file's range covers is never read from the tail or
-from a smaller file, so a crash between the rename and the removal counts nothing twice.
-Files survive the process being killed; set `sync` to survive a power failure as well.
+A batch lies whole in the hour of its newest time. So no row of `hour=H` arrived or
+happened after H, and who wants what came since H leaves out all earlier folders.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote, unquote
 
 import numpy as np
 import polars as pl
@@ -35,6 +34,9 @@ import pyarrow.parquet as pq
 
 from streams.bus import Stamp
 from streams.schema import conform, from_ipc, to_ipc
+from streams.segment_files import Filed, Listing, Place, SegmentFiles, Tail, hour_of, locked
+
+_log = logging.getLogger(__name__)
 
 POSITION = pa.schema(
     [
@@ -45,29 +47,17 @@ POSITION = pa.schema(
     ]
 )
 
-GATHER_ROWS = 200_000  # a tail this long becomes one Parquet file
+GATHER_ROWS = 200_000  # a tail this long becomes Parquet
 GATHER_FILES = 256  # and so does one of this many files, so that a quiet log stays quick to read
-MERGE_FACTOR = 4  # a Parquet file is merged with a newer one at least a quarter as long
-FILE_ROWS = 2_000_000  # no merging beyond this
+GROUP_ROWS = 65_536  # rows whose smallest and largest values a Parquet file tells together
+SPANNING_MS = 3_600_000  # a batch that took longer than this to arrive is loaded history
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _File:
-    first: int
-    last: int
-    path: Path
-
-    @staticmethod
-    def parse(path: Path) -> _File:
-        first, _, last = path.stem.partition("-")
-        return _File(int(first), int(last), path)
-
-
 @dataclass
 class _Open:
-    """What this process knows of one partition's folder."""
+    """What this process knows of one partition."""
 
     last: int  # the largest offset that is on disk
     tail_rows: int
@@ -78,15 +68,16 @@ class Segments:
     """Batches of `schema` under one folder. Safe for several threads and processes."""
 
     def __init__(
-        self, directory: Path, schema: pa.Schema, *, erased_by: Sequence[str], sync: bool = False
+        self, directory: Path, schema: pa.Schema, *, times: Sequence[str], sync: bool = False
     ) -> None:
-        """`erased_by`: time columns; a row is an erased user's if any of them is old enough."""
+        """`times`: columns in ms, arrival first. The latest of them names a batch's hour; a
+        row is an erased user's if any of them is old enough; upkeep sorts by the last one."""
         self.directory = directory
         self.schema = schema
         self.full_schema = pa.schema([*schema, *POSITION])
-        self._erased_by = tuple(erased_by)
-        self._sync = sync
-        self._open: dict[tuple[str, int], _Open] = {}
+        self.times = tuple(times)
+        self.files = SegmentFiles(directory, sync=sync)
+        self._open: dict[Place, _Open] = {}
         self._erased: dict[str, int] = {}
         self._erased_version = (0, 0)
         self._lock = threading.Lock()
@@ -94,71 +85,79 @@ class Segments:
     # writing
 
     def append(self, stamp: Stamp, table: pa.Table, payload: bytes | None = None) -> bool:
-        """Makes a batch durable; False when its stamp is on disk. `payload`: `table` as IPC."""
-        folder = self._folder(stamp.epoch, stamp.partition)
-        with self._lock, _locked(folder):
-            known = self._known(stamp, folder)
-            if stamp.offset <= known.last:
-                return False
-            kept = self.without_erased(table)
-            if payload is None or kept.num_rows != table.num_rows:
-                payload = to_ipc(_one_batch(conform(kept, self.schema)))
-            self._put(folder / "tail" / f"{stamp.offset:020d}.arrow", payload)
-            known.last = stamp.offset
-            known.tail_rows += kept.num_rows
-            known.tail_files += 1
-            if known.tail_rows >= GATHER_ROWS or known.tail_files >= GATHER_FILES:
-                self._gather(folder, known)
-            return True
+        """Makes a batch durable; False when its stamp is on disk. `payload`: `table` as IPC.
 
-    def gather(self) -> None:
-        """Turns every tail into Parquet now, for readers that know nothing but Parquet."""
-        for epoch, partition, folder in self._partitions():
-            with self._lock, _locked(folder):
-                self._gather(folder, self._known(Stamp(epoch, partition, 0), folder))
+        Raises OSError (a full disk) with nothing of the batch kept.
+        """
+        place = (stamp.epoch, stamp.partition)
+        folder = self.files.tail_folder(place)
+        with self._lock:
+            if place not in self._open:
+                folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder):
+                known = self._known(place)
+                if stamp.offset <= known.last:
+                    return False
+                kept = self.without_erased(table)
+                if payload is None or kept.num_rows != table.num_rows:
+                    payload = to_ipc(_one_batch(conform(kept, self.schema)))
+                self.files.put(folder / f"{stamp.offset:020d}.arrow", payload)
+                known.last = stamp.offset
+                known.tail_rows += kept.num_rows
+                known.tail_files += 1
+                if known.tail_rows >= GATHER_ROWS or known.tail_files >= GATHER_FILES:
+                    self._gather_or_wait(place, known)
+                return True
+
+    def gather(self, unless: Callable[[Tail], bool] = lambda _: False) -> None:
+        """Turns every tail into Parquet now, for readers that know nothing but Parquet;
+        those that `unless` holds for are left."""
+        for place in self.files.tail_places():
+            with self._lock, locked(self.files.tail_folder(place)):
+                tail = self.files.tail(place)
+                if (tail.batches or tail.interrupted) and not unless(tail):
+                    self._gather(place)
+                    self._open.pop(place, None)
 
     def erase(self, user_id: str, at_ms: int) -> int:
         """Removes the user's rows up to `at_ms` from every file, and from later appends.
 
-        Returns the number of rows removed.
+        Returns the number of rows removed. Appends go on meanwhile.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with self._lock, _locked(self.directory):
+        with self.files.rewriting():
             erased = self._read_erased()
             erased[user_id] = max(at_ms, erased.get(user_id, at_ms))
-            self._put(self.directory / "erased.json", json.dumps(erased).encode())
+            self.files.put(self.directory / "erased.json", json.dumps(erased).encode())
         removed = 0
-        for _, _, folder in self._partitions():
-            with self._lock, _locked(folder):
-                removed += sum(self._rewrite(path) for path in _every_file(folder))
+        for place in self.files.tail_places():
+            with self._lock, locked(self.files.tail_folder(place)):
+                removed += self._erase_tail(place)
+        with self.files.rewriting():
+            self.files.sweep()
+            for files in self.files.filed().values():
+                removed += sum(map(self._erase_file, files))
         return removed
 
     def without_erased(self, table: pa.Table) -> pa.Table:
         """The rows that no tombstone covers."""
-        erased: Mapping[str, int] = self._read_erased()
-        if not erased:
-            return table
-        until = pc.index_in(table["user_id"], pa.array(list(erased), pa.string()))
-        limits = pa.array(list(erased.values()), pa.int64()).take(until.combine_chunks())
-        gone = pa.array(np.zeros(table.num_rows, dtype=bool))
-        for column in self._erased_by:
-            gone = pc.or_(gone, pc.fill_null(pc.less_equal(table[column], limits), False))
-        return table.filter(pc.invert(gone))
+        gone = self._gone(table)
+        return table if gone is None else table.filter(pc.invert(gone))
 
     # reading
 
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, since_ms: int | None = None) -> pl.LazyFrame:
         """Every row with its position. Parquet is read lazily, the tail at once.
 
-        A small file may be merged away between the call and `collect`, which then
-        raises FileNotFoundError: use `consistently`, or call again.
+        With `since_ms`, hours that hold nothing as new as this are left out; of the
+        others all rows come. A small file may be merged away between the call and
+        `collect`, which then raises FileNotFoundError: use `consistently`, or call again.
         """
         filed: list[Path] = []
         tails: list[pa.Table] = []
-        for epoch, partition, folder in self._partitions():
-            files, tail = _listing(folder)
-            filed += [file.path for file in files]
-            tails += [self._read_tail(epoch, partition, path) for path in tail]
+        since = 0 if since_ms is None else hour_of(since_ms)
+        for place, listing in self.files.listings(since=since).items():
+            filed += map(self.files.path, listing.filed)
+            tails += [self._read_batch(place, listing.tail, n) for n in listing.batches]
         tail_frame = pl.DataFrame(pa.concat_tables([self.full_schema.empty_table(), *tails]))
         if not filed:
             return tail_frame.lazy()
@@ -166,142 +165,148 @@ class Segments:
                                schema=tail_frame.schema, hive_partitioning=False)  # fmt: skip
         return pl.concat([lazy, tail_frame.lazy()])
 
-    def consistently(self, read: Callable[[pl.LazyFrame], T]) -> T:
-        """`read(scan())`, again when a file was merged away under it."""
+    def consistently(self, read: Callable[[pl.LazyFrame], T], since_ms: int | None = None) -> T:
+        """`read(scan(since_ms))`, again when a file was merged away under it."""
         for _ in range(20):
             try:
-                return read(self.scan())
+                return read(self.scan(since_ms))
             except FileNotFoundError:
                 continue
         raise RuntimeError(f"{self.directory} is being rewritten without pause: stop its writers")
 
     def batches(self) -> Iterator[tuple[Stamp, pa.Table]]:
         """Every batch by epoch and partition, in offset order; one file in memory at a time."""
-        for epoch, partition, folder in self._partitions():
-            done = -1
-            while (step := self._next_file(epoch, partition, folder, done)) is not None:
-                table, done = step
-                yield from _by_offset(epoch, partition, table, self.schema)
+        for place in sorted(self.files.listings()):
+            yield from self._batches_of(place)
 
     def last_offset(self, epoch: str, partition: int) -> int:
-        """The largest offset on disk, -1 when there is none."""
-        files, tail = _listing(self._path(epoch, partition))
-        return max([-1, *(file.last for file in files), *(int(path.stem) for path in tail)])
+        """The largest offset that was ever filed, -1 when there is none."""
+        place = (epoch, partition)
+        if (last := self.files.tail(place).last) >= 0:
+            return last
+        return max([-1, *(file.last for file in self.files.listing(place).filed)])
 
-    def last_offsets(self) -> dict[tuple[str, int], int]:
-        """(epoch, partition) -> the largest offset on disk."""
-        return {(e, p): self.last_offset(e, p) for e, p, _ in self._partitions()}
+    def last_offsets(self) -> dict[Place, int]:
+        """(epoch, partition) -> the largest offset that was ever filed."""
+        return {place: self.last_offset(*place) for place in self.files.listings()}
+
+    # Parquet, for `streams.upkeep` too
+
+    def read_file(self, file: Filed) -> pa.Table:
+        table = pq.read_table(self.files.path(file), partitioning=None)
+        return conform(table, self.full_schema)
+
+    def write_file(self, file: Filed, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(
+            table, sink, compression="zstd", compression_level=1, row_group_size=GROUP_ROWS
+        )
+        self.files.add(file, sink.getvalue())
 
     # inside
 
-    def _path(self, epoch: str, partition: int) -> Path:
-        return self.directory / quote(epoch, safe="") / f"{partition:04d}"
-
-    def _folder(self, epoch: str, partition: int) -> Path:
-        folder = self._path(epoch, partition)
-        if (epoch, partition) not in self._open:
-            (folder / "tail").mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def _partitions(self) -> list[tuple[str, int, Path]]:
-        return [
-            (unquote(path.parent.name), int(path.name), path)
-            for path in sorted(self.directory.glob("*/[0-9]*"))
-            if path.is_dir()
-        ]
-
-    def _known(self, stamp: Stamp, folder: Path) -> _Open:
-        place = (stamp.epoch, stamp.partition)
+    def _known(self, place: Place) -> _Open:
         if place not in self._open:
-            _, tail = _listing(folder)
-            rows = sum(from_ipc(path.read_bytes(), self.schema).num_rows for path in tail)
-            last = self.last_offset(*place)
-            self._open[place] = _Open(last, rows, len(tail))
+            tail = self.files.tail(place)
+            waiting = [n for n in tail.batches if n > tail.filed_to]
+            rows = sum(self._read_batch(place, tail, n).num_rows for n in waiting)
+            self._open[place] = _Open(self.last_offset(*place), rows, len(waiting))
         return self._open[place]
 
-    def _gather(self, folder: Path, known: _Open) -> None:
-        epoch, partition = unquote(folder.parent.name), int(folder.name)
-        files, tail = _listing(folder)
-        parts = [self._read_tail(epoch, partition, path) for path in tail]
-        offsets = [int(path.stem) for path in tail]
-        rows = sum(part.num_rows for part in parts)
-        if tail:
-            while files and (before := _rows(files[-1].path)) <= MERGE_FACTOR * rows:
-                if before + rows > FILE_ROWS:
-                    break
-                file = files.pop()
-                parts.insert(0, self._read_parquet(file.path))
-                offsets += [file.first, file.last]
-                rows += before
-            name = f"{min(offsets):020d}-{max(offsets):020d}.parquet"
-            self._write_parquet(folder / name, pa.concat_tables(parts))
-        self._sweep(folder)
+    def _gather_or_wait(self, place: Place, known: _Open) -> None:
+        """The batches are durable as they are, so a failure here fails no append."""
+        try:
+            self._gather(place)
+        except OSError as error:
+            _log.warning("%s: the tail stays as it is for now: %s", self.directory, error)
         known.tail_rows = known.tail_files = 0
 
-    def _sweep(self, folder: Path) -> None:
-        """Removes what a Parquet file's range covers."""
-        files, tail = _listing(folder)
-        keep = {file.path for file in files} | set(tail)
-        for path in _every_file(folder):
-            if path not in keep:
-                path.unlink(missing_ok=True)
+    def _gather(self, place: Place) -> None:
+        tail = self.files.tail(place)
+        listing = self.files.listing(place) if tail.interrupted else Listing([], tail, [])
+        filed_to = max([tail.filed_to, *(file.last for file in listing.filed)])
+        waiting = [n for n in tail.batches if n > filed_to]
+        parts = [self._read_batch(place, tail, n) for n in waiting]
+        if waiting:
+            self.files.put(tail.folder / "filing", b"")
+        for hour, run in hour_runs(parts, self.times):
+            filed_to = waiting[run.stop - 1]
+            file = Filed(hour, *place, first=waiting[run.start], last=filed_to)
+            self.write_file(file, pa.concat_tables(parts[run]))
+        self.files.mark_filed(tail, filed_to)
 
-    def _rewrite(self, path: Path) -> int:
-        parquet = path.suffix == ".parquet"
-        table = self._read_parquet(path) if parquet else from_ipc(path.read_bytes(), self.schema)
-        kept = self.without_erased(table)
-        if kept.num_rows < table.num_rows:
-            if parquet:
-                self._write_parquet(path, kept)
-            else:
-                self._put(path, to_ipc(_one_batch(kept)))
-        return int(table.num_rows - kept.num_rows)
+    def _erase_tail(self, place: Place) -> int:
+        listing = self.files.listing(place)
+        removed = 0
+        for offset in listing.tail.batches:
+            path = listing.tail.path(offset)
+            table = from_ipc(path.read_bytes(), self.schema)
+            kept = self.without_erased(table)
+            if kept.num_rows < table.num_rows:
+                self.files.put(path, to_ipc(_one_batch(kept)))
+                removed += table.num_rows - kept.num_rows if offset in listing.batches else 0
+        return int(removed)
 
-    def _next_file(
-        self, epoch: str, partition: int, folder: Path, done: int
-    ) -> tuple[pa.Table, int] | None:
-        for _ in range(20):
-            files, tail = _listing(folder)
+    def _erase_file(self, file: Filed) -> int:
+        """A file that holds the user is written anew as its next revision."""
+        columns = ["user_id", *self.times]
+        looked = pq.read_table(self.files.path(file), columns=columns, partitioning=None)
+        gone = self._gone(looked)
+        if gone is None or not (removed := pc.sum(gone).as_py()):
+            return 0
+        kept = self.read_file(file).filter(pc.invert(gone))
+        self.write_file(replace(file, revision=file.revision + 1), kept)
+        self.files.remove([file])
+        return int(removed)
+
+    def _gone(self, table: pa.Table) -> pa.Array | None:
+        """Which rows a tombstone covers; None when there are no tombstones."""
+        erased: Mapping[str, int] = self._read_erased()
+        if not erased:
+            return None
+        until = pc.index_in(table["user_id"], pa.array(list(erased), pa.string()))
+        limits = pa.array(list(erased.values()), pa.int64()).take(until.combine_chunks())
+        gone = pa.array(np.zeros(table.num_rows, dtype=bool))
+        for column in self.times:
+            gone = pc.or_(gone, pc.fill_null(pc.less_equal(table[column], limits), False))
+        return gone
+
+    def _batches_of(self, place: Place) -> Iterator[tuple[Stamp, pa.Table]]:
+        done, again = -1, 0
+        while True:
             try:
-                for file in files:
-                    if file.last > done:
-                        table = self._read_parquet(file.path)
-                        return table.filter(pc.greater(table["offset"], done)), file.last
-                for path in tail:
-                    if int(path.stem) > done:
-                        return self._read_tail(epoch, partition, path), int(path.stem)
-                return None
+                for table, last in self._tables_of(place, done):
+                    yield from _by_offset(place, table, self.schema)
+                    done, again = last, 0
+                return
             except FileNotFoundError:
-                continue
-        raise RuntimeError(f"{folder} is being rewritten without pause: stop its writers")
+                again += 1
+                if again > 20:
+                    raise RuntimeError(
+                        f"{self.directory} is being rewritten without pause: stop its writers"
+                    ) from None
 
-    def _read_tail(self, epoch: str, partition: int, path: Path) -> pa.Table:
-        table = from_ipc(path.read_bytes(), self.schema)
+    def _tables_of(self, place: Place, done: int) -> Iterator[tuple[pa.Table, int]]:
+        """What lies beyond the offset `done`, file by file, each with its last offset."""
+        listing = self.files.listing(place)
+        for file in listing.filed:
+            if file.last > done:
+                table = self.read_file(file)
+                yield table.filter(pc.greater(table["offset"], done)), file.last
+        for offset in listing.batches:
+            if offset > done:
+                yield self._read_batch(place, listing.tail, offset), offset
+
+    def _read_batch(self, place: Place, tail: Tail, offset: int) -> pa.Table:
+        table = from_ipc(tail.path(offset).read_bytes(), self.schema)
         rows = table.num_rows
         position = [
-            pa.array(np.full(rows, epoch, dtype=object), pa.string()),
-            pa.array(np.full(rows, partition, dtype=np.int32)),
-            pa.array(np.full(rows, int(path.stem), dtype=np.int64)),
+            pa.array(np.full(rows, place[0], dtype=object), pa.string()),
+            pa.array(np.full(rows, place[1], dtype=np.int32)),
+            pa.array(np.full(rows, offset, dtype=np.int64)),
             pa.array(np.arange(rows, dtype=np.int32)),
         ]
         return pa.Table.from_arrays([*table.columns, *position], schema=self.full_schema)
-
-    def _read_parquet(self, path: Path) -> pa.Table:
-        return conform(pq.read_table(path, partitioning=None), self.full_schema)
-
-    def _write_parquet(self, path: Path, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=1)
-        self._put(path, sink.getvalue())
-
-    def _put(self, path: Path, content: bytes | pa.Buffer) -> None:
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(beside, "wb") as file:
-            file.write(content)
-            if self._sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(beside, path)
 
     def _read_erased(self) -> dict[str, int]:
         """The tombstones; read again only when the file has changed."""
@@ -316,28 +321,28 @@ class Segments:
         return dict(self._erased)
 
 
-def _listing(folder: Path) -> tuple[list[_File], list[Path]]:
-    """Parquet files and tail files that count, in offset order. The tail is listed first:
-    what is gathered meanwhile is then seen in Parquet."""
-    tail = sorted((folder / "tail").glob("*.arrow"))
-    files: list[_File] = []
-    for file in sorted(map(_File.parse, folder.glob("[0-9]*.parquet")), key=_widest_first):
-        if not files or file.last > files[-1].last:
-            files.append(file)
-    filed = files[-1].last if files else -1
-    return files, [path for path in tail if int(path.stem) > filed]
+def hour_runs(parts: Sequence[pa.Table], times: Sequence[str]) -> Iterator[tuple[int, slice]]:
+    """Neighbouring batches that go into one file, each run with its hour.
 
-
-def _widest_first(file: _File) -> tuple[int, int]:
-    return (file.first, -file.last)
-
-
-def _every_file(folder: Path) -> list[Path]:
-    return [*folder.glob("[0-9]*.parquet"), *(folder / "tail").glob("*.arrow")]
-
-
-def _rows(path: Path) -> int:
-    return int(pq.read_metadata(path).num_rows)
+    A run is of one hour. Loaded history arrives "when it happened", so that one batch
+    may span months: such batches join the run before them, or share one, since each of
+    them in the hours of its rows would be a file for every few rows. An empty batch
+    goes with its neighbours; where all are empty there is no run.
+    """
+    start, hour, only_spanning = 0, None, True
+    for number, part in enumerate(parts):
+        if not part.num_rows:
+            continue
+        newest = hour_of(max(pc.max(part[name]).as_py() for name in times))
+        arrived = pc.min_max(part[times[0]])
+        spanning = arrived["max"].as_py() - arrived["min"].as_py() > SPANNING_MS
+        joins = spanning and (only_spanning or hour is None or newest <= hour)
+        if hour is not None and newest != hour and not joins:
+            yield hour, slice(start, number)
+            start, hour, only_spanning = number, None, True
+        hour, only_spanning = max(hour or 0, newest), only_spanning and spanning
+    if hour is not None:
+        yield hour, slice(start, len(parts))
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
@@ -349,19 +354,16 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _by_offset(
-    epoch: str, partition: int, table: pa.Table, schema: pa.Schema
+    place: Place, table: pa.Table, schema: pa.Schema
 ) -> Iterator[tuple[Stamp, pa.Table]]:
-    offsets = table["offset"].to_numpy()
+    """A file's batches as they were delivered, however upkeep has sorted the file."""
+    offsets, rows = table["offset"].to_numpy(), table["row"].to_numpy()
+    step = np.diff(offsets)
+    if ((step < 0) | ((step == 0) & (np.diff(rows) < 0))).any():
+        table = table.take(np.lexsort((rows, offsets)))
+        offsets = table["offset"].to_numpy()
     edges = np.flatnonzero(np.diff(offsets)) + 1
     columns = table.select(schema.names)
     for start, stop in zip([0, *edges], [*edges, len(offsets)], strict=True):
         if stop > start:
-            yield Stamp(epoch, partition, int(offsets[start])), columns.slice(start, stop - start)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Orders the processes that write into one folder; released by the kernel on a crash."""
-    with open(folder / ".lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            yield Stamp(*place, int(offsets[start])), columns.slice(start, stop - start)

@@ -32,18 +32,46 @@ ENTITY_TOPIC: dict[str, str] = {
 }
 
 
+DAY_MS = 86_400_000
+KEPT_MS = 7 * DAY_MS  # what users did; the log holds it from then on, so this is for outages
+SEGMENT_MS = DAY_MS  # a broker drops whole segments, so a record may stay this much longer
+ERASED_WITHIN_MS = KEPT_MS + SEGMENT_MS  # an erased user is gone from every topic by then
+FOREVER = -1
+
+
 @dataclass(frozen=True)
 class TopicSpec:
+    """A topic as it is to be made. One that exists keeps what its broker's owner has set."""
+
     name: str
     partitions: int
     compacted: bool = False
+    kept_ms: int | None = None  # None: as the broker does; FOREVER: without end
+
+    def config(self) -> dict[str, str]:
+        """The settings that differ from the broker's own, under Kafka's names."""
+        config = {"cleanup.policy": "compact"} if self.compacted else {}
+        if self.kept_ms is not None:
+            config["retention.ms"] = str(self.kept_ms)
+            if self.kept_ms != FOREVER:
+                config["segment.ms"] = str(min(self.kept_ms, SEGMENT_MS))
+        return config
 
 
 def topic_specs(partitions: int) -> list[TopicSpec]:
-    """Every topic of a stack whose entity topics have `partitions` partitions."""
+    """Every topic of a stack whose entity topics have `partitions` partitions.
+
+    What names a user goes after a while, since a broker cannot erase one user's records.
+    Whom to forget and what there is to show is kept.
+    """
     wide = [BEHAVIOUR, ADMITTED, *ENTITY_TOPIC.values(), FEEDBACK]
-    narrow = [BEHAVIOUR_DEAD, CATALOGUE, ERASURES, REQUESTS, RESPONSES, MODELS_PUBLISHED]
-    return [TopicSpec(name, partitions) for name in wide] + [TopicSpec(name, 1) for name in narrow]
+    narrow = [BEHAVIOUR_DEAD, REQUESTS, RESPONSES]
+    kept = [CATALOGUE, ERASURES, MODELS_PUBLISHED]
+    return [
+        *(TopicSpec(name, partitions, kept_ms=KEPT_MS) for name in wide),
+        *(TopicSpec(name, 1, kept_ms=KEPT_MS) for name in narrow),
+        *(TopicSpec(name, 1, kept_ms=FOREVER) for name in kept),
+    ]
 
 
 def entity_hash(entity_id: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -72,6 +73,7 @@ def backfill(
         f"{went}{report.events:,} events folded, {report.rows:,} rows written, {report.swept:,} "
         f"without support in the log removed; generation {report.generation:08x}"
     )
+    _tell_beginning(settings)
 
 
 @app.command(epilog="Example: tidemill features diff --limit 50")
@@ -85,6 +87,7 @@ def diff(
         settings = _settings()
         now_ms = wiring.clock(settings.clock).now_ms()
         found = list(islice(run(settings.log_dir, _store(settings), now_ms, progress), limit))
+    _tell_beginning(settings)
     if not found:
         console.print("0 differences: the online rows are what the log says")
         return
@@ -133,6 +136,16 @@ def freshness() -> None:
             entry.entity, f"{(now_ms - entry.folded_at_ms) / 1000:.1f}", f"{entry.lag_ms:,}"
         )
     console.print(table)
+
+
+def _tell_beginning(settings: Settings) -> None:
+    """A rebuild from a log that retention has shortened is not the whole story."""
+    from streams.log import EventLog
+
+    begins = EventLog(settings.log_dir).begins_at_ms()
+    if begins is not None:
+        when = datetime.fromtimestamp(begins / 1000, UTC)
+        console.print(f"the log begins at {when:%Y-%m-%d %H:%M} UTC: what came before was dropped")
 
 
 def _settings() -> Settings:

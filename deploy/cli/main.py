@@ -21,6 +21,7 @@ GROUPS = {
     "deploy.cli.stack": "",
     "deploy.cli.world": "",
     "deploy.cli.ask": "",
+    "deploy.cli.log": "log",
     "deploy.cli.features": "features",
     "deploy.cli.models": "models",
 }

@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 from deploy.cli.features import app
 from features.feast_store import FeastFeatureStore
 from streams.bus import Stamp
-from streams.clock import WallClock
+from streams.clock import HOUR_MS, WallClock
 from streams.delivery import Delivery
 from streams.log import EventLog
 from streams.topics import EVENTS_BY_USER
+from streams.upkeep import retain
 
 
 @pytest.fixture
@@ -43,6 +44,16 @@ def test_backfill_fills_the_store_and_diff_finds_nothing(run, like, tmp_path):
     assert same.exit_code == 0, same.output
     assert "0 differences" in same.output
     assert "like_count_1h" in run("show", "user", "ann").output
+
+
+def test_a_rebuild_from_a_log_that_was_shortened_says_where_it_begins(run, like, tmp_path):
+    log = EventLog(tmp_path / "log")
+    log.append(Delivery(EVENTS_BY_USER, Stamp("U", 0, 0), like))
+    assert "the log begins at" not in run("backfill", "--without-broker").output
+    log.gather()
+    assert retain(log.segments, WallClock().now_ms() + 2 * HOUR_MS) == 1
+    assert "the log begins at" in run("backfill", "--without-broker", "--rebuild").output
+    assert "the log begins at" in run("diff").output
 
 
 def test_diff_prints_the_difference_and_fails(run, like, valkey):

@@ -38,6 +38,18 @@ def test_a_letter_keeps_origin_and_hash_whatever_it_had_to_cut(size: int) -> Non
     assert read.record.headers == (("h", b"1"),)
 
 
+def test_the_letter_of_an_erased_users_event_holds_nothing_of_it() -> None:
+    secret = b'{"user_id": "gone", "video_id": "v9"}'
+    refused = Record("behaviour", 3, 41, b"gone", secret, (("trace", b"gone"),), 7)
+    sent = letter(refused, "erased", "event_time_ms 1, admitted at 9", "epoch", 9)
+    written = [sent.value or b"", sent.key or b"", *sent.headers.values()]
+    assert not any(b"gone" in part or b"v9" in part for part in written)
+    read = read_letter(
+        Record("behaviour.dead", 0, 0, sent.key, sent.value, (*sent.headers.items(),), 0)
+    )
+    assert (read.cause.cause, read.cause.offset, read.cause.whole) == ("erased", 41, False)
+
+
 def test_a_batch_splits_by_bytes_and_loses_neither_rows_nor_order_nor_traces(
     event_table: Callable[[list[dict[str, object]]], pa.Table],
 ) -> None:
