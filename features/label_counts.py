@@ -24,22 +24,23 @@ class _Counted:
 
     hit: np.ndarray  # bool [M]
     value: np.ndarray | None  # int64 [M], what each hit adds; None: one
-    running: np.ndarray  # [M + 1], what the events before each place add up to
+    running: np.ndarray  # int32 (sums: int64) [M + 1], what the events before each place add up to
 
-    def between(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """int64 [L]: what the events of places [start, stop) add."""
-        total = np.subtract(self.running.take(stop), self.running.take(start), dtype=np.int64)
-        return np.asarray(total)
+    until: np.ndarray  # [L], what the events before each label add up to
+
+    def since(self, start: np.ndarray) -> np.ndarray:
+        """[L]: what the events from these places until the labels add."""
+        return np.asarray(self.until - self.running.take(start))
 
     def changed(self, changes: _Changes, n: int) -> np.ndarray | int:
-        """int64 [n]: what these changes make of each label's value; 0 where none is counted."""
+        """[n]: what these changes make of each label's value; 0 where none is counted."""
         mine = np.flatnonzero(self.hit[changes.event])
         if not len(mine):
             return 0
         added = changes.sign[mine]
         if self.value is not None:
             added = added * self.value[changes.event[mine]]
-        delta = np.zeros(n + 1, np.int64)
+        delta = np.zeros(n + 1, self.running.dtype)
         np.add.at(delta, changes.label[mine], added)
         return np.cumsum(delta, out=delta)[:n]
 
@@ -50,13 +51,13 @@ class _Changes:
 
     event: np.ndarray  # int64 [C], places among the events
     label: np.ndarray  # int64 [C]
-    sign: np.ndarray  # int64 [C]
+    sign: np.ndarray  # int32 [C]
 
     @classmethod
     def of(cls, missing: Runs, early: Runs) -> _Changes:
         """A run that is missing takes its events off at its start and gives them back."""
         parts = (missing.start, missing.stop, early.start, early.stop)
-        signs = np.repeat([-1, 1, 1, -1], [len(part) for part in parts])
+        signs = np.repeat(np.array([-1, 1, 1, -1], np.int32), [len(part) for part in parts])
         events = [missing.event, missing.event, early.event, early.event]
         return cls(np.concatenate(events), np.concatenate(parts), signs)
 
@@ -64,24 +65,26 @@ class _Changes:
 def counts_at(
     definition: EntityDefinition, order: Order, history: History
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every count and sum column, int64 [L], in the labels' sorted order."""
-    counted = [_counted(counter, history) for counter in definition.counters]
+    """Every count and sum column, integers [L], in the labels' sorted order."""
+    counted = [_counted(counter, order, history) for counter in definition.counters]
     n = len(order.labels.row)
     for window, named in definition.windows:
         start = _begin(window, order)
         changes = _Changes.of(_missing(window, order), _early(window, order))
         for slot, column in named:
-            total = counted[slot].between(start, order.now)
+            total = counted[slot].since(start)
             total += counted[slot].changed(changes, n)
             yield column, total
 
 
-def _counted(counter: Counter, history: History) -> _Counted:
+def _counted(counter: Counter, order: Order, history: History) -> _Counted:
     hit = of_kinds(history.kind, counter.kinds)
     if not isinstance(counter, Sum):
-        return _Counted(hit, None, _running(hit, np.int32 if len(hit) < 2**31 else np.int64))
+        running = _running(hit, np.int32 if len(hit) < 2**31 else np.int64)
+        return _Counted(hit, None, running, running.take(order.now))
     value = history.column(counter.source).cast(pl.Int64).fill_null(0).to_numpy() * hit
-    return _Counted(hit, value, _running(value, np.int64))
+    running = _running(value, np.int64)
+    return _Counted(hit, value, running, running.take(order.now))
 
 
 def _running(value: np.ndarray, dtype: type[np.signedinteger]) -> np.ndarray:

@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from features.definitions import EntityDefinition, LastN, of_kinds
 from features.finish import uncollected
-from features.label_order import History, Keys, Order
+from features.label_order import History, Order
 from streams.events import KINDS
 
-EVENTS_AT_ONCE = 2_000_000  # looked at together: bounds memory where much is under way
+EVENTS_AT_ONCE = 100_000  # looked at together: what a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ def _last_ahead(listed: _Listed, labels: np.ndarray) -> np.ndarray:
     """One past the newest listed event that can have arrived before each label."""
     order = listed.order
     if not len(order.ahead.event):
-        return listed.high[labels]
+        return np.asarray(listed.high[labels])
     event = order.ahead.event
     slack_ms = int((order.events.time[event] - order.arrival[event]).max())
-    asked: Keys = order.labels
-    until = order.events.first_from(asked.row[labels], asked.time[labels] + slack_ms)
+    row, time = order.labels.row[labels], order.labels.time[labels]
+    until = order.events.first_from(row, time + slack_ms)
     return np.asarray(listed.before.take(until))

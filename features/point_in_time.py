@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.definitions import DEFINITIONS, EntityDefinition
 from features.fold import READER_SLACK_MS, event_hashes
@@ -87,21 +88,27 @@ def _find(
     """The answer by places, or by folding again where only that is exact."""
     ids = labels[definition.id_column]
     times = labels["time_ms"].to_numpy().astype(np.int64)
-    codes = ids.unique().drop_nulls()
+    known = _text(ids).dictionary_encode()
     frame = _events(definition, events)
-    place, row = _labelled(definition, frame, codes)
-    history, moments = _history(frame, place, row)
-    if _needs_replay(history, moments):
+    place, row = _labelled(definition, frame, known.dictionary)
+    if _comes_twice(frame, place):
         return replayed(definition, events, ids.to_list(), times)
-    asked, back = _asked(ids, codes, times)
-    order = Order(moments, history.column("ingested_at_ms").to_numpy(), asked)
+    history, moments = _history(frame, place, row)
+    arrival = frame["ingested_at_ms"].to_numpy()[history.place]
+    if int((moments.time - arrival).max(initial=0)) > READER_SLACK_MS or not moments.fit:
+        return replayed(definition, events, ids.to_list(), times)
+    asked, back = _asked(known, times)
+    order = Order(moments, arrival, asked)
     last = order.newest()[back]
     return _Found(
         order,
         history,
         _status(definition, last, times),
         last,
-        {name: column[back] for name, column in counts_at(definition, order, history)},
+        {
+            name: column[back].astype(np.int64)
+            for name, column in counts_at(definition, order, history)
+        },
         lists_at(definition, order, history, back),
     )
 
@@ -145,19 +152,25 @@ def _dtype(name: str) -> pl.DataType:
 
 
 def _labelled(
-    definition: EntityDefinition, events: pl.DataFrame, codes: pl.Series
+    definition: EntityDefinition, events: pl.DataFrame, known: pa.Array
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the labelled entities' events, and the place of their ids in `codes`."""
-    row = _rows(events[definition.id_column], codes, -1)
+    """Places of the labelled entities' events, and the place of their ids in `known`."""
+    found = pc.index_in(_text(events[definition.id_column]), known, skip_nulls=True)
+    row = found.fill_null(-1).to_numpy(zero_copy_only=False)
     place = np.flatnonzero((row >= 0) & events["kept"].to_numpy())
-    return place, row[place]
+    return place, row[place].astype(np.int64)
 
 
-def _rows(ids: pl.Series, codes: pl.Series, unknown: int) -> np.ndarray:
-    """int64: each id's place in `codes`."""
-    known = pl.DataFrame({"id": codes}).with_row_index("row")
-    found = pl.DataFrame({"id": ids}).join(known, on="id", how="left", maintain_order="left")
-    return found["row"].cast(pl.Int64).fill_null(unknown).to_numpy()
+def _text(ids: pl.Series) -> pa.Array:
+    return ids.cast(pl.String).rechunk().to_arrow()
+
+
+def _comes_twice(events: pl.DataFrame, place: np.ndarray) -> bool:
+    """Whether an event comes again unmarked."""
+    # A collision of these 64 bits costs time and never a wrong value.
+    mixed = events.select(pl.col("user_id").hash(1) ^ pl.col("event_id").hash(2)).to_series()
+    mine = mixed if len(place) == len(mixed) else pl.Series(mixed.to_numpy()[place])
+    return mine.n_unique() != len(mine)
 
 
 def _history(events: pl.DataFrame, place: np.ndarray, row: np.ndarray) -> tuple[History, Keys]:
@@ -175,21 +188,10 @@ def _history(events: pl.DataFrame, place: np.ndarray, row: np.ndarray) -> tuple[
     return History(events["kind"].to_numpy()[place], place, events), Keys(row, time)
 
 
-def _needs_replay(history: History, moments: Keys) -> bool:
-    """Whether an event comes twice unmarked, one is dated far ahead of its arrival, or times
-    lie too far apart to be packed."""
-    arrival = history.column("ingested_at_ms").to_numpy()
-    if int((moments.time - arrival).max(initial=0)) > READER_SLACK_MS or not moments.fit:
-        return True
-    # A collision of these 64 bits costs time and never a wrong value.
-    mixed = pl.col("user_id").hash(1) ^ pl.col("event_id").hash(2)
-    mine = history.frame.select(mixed.alias("event"))["event"].gather(history.place)
-    return mine.n_unique() != len(mine)
-
-
-def _asked(ids: pl.Series, codes: pl.Series, times: np.ndarray) -> tuple[Keys, np.ndarray]:
+def _asked(known: pa.DictionaryArray, times: np.ndarray) -> tuple[Keys, np.ndarray]:
     """The labels by entity and time, and int64 [L]: each label's place among them."""
-    row = _rows(ids, codes, len(codes))
+    nobody = len(known.dictionary)
+    row = known.indices.fill_null(nobody).to_numpy(zero_copy_only=False).astype(np.int64)
     order = order_by(row, times)
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
