@@ -45,7 +45,7 @@ def joined(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> pl
     if isinstance(found, FeatureFrame):
         return labels.hstack(_series(definition, found))
     columns = [pl.Series("status", found.status), pl.Series("last_event_ms", found.last)]
-    columns += [pl.Series(name, values) for name, values in found.counts.items()]
+    columns += [pl.Series(name, found.counts[name]) for name in definition.count_columns]
     lists = {s.name: s for s in list_series(found.lists, found.order, found.history)}
     names = definition.text_list_columns + definition.time_list_columns
     return labels.hstack([*columns, *(lists[name] for name in names)])

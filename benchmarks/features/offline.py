@@ -124,7 +124,7 @@ def _join(_folder: Path, entity: EntityName, events: int, labels: int, runs: int
     peak = _peak_mb() - before
     numbers = [pl.lit(i, pl.Int64).alias(f"f{i}") for i in range(FEATURES)]
     known = frame.select(id_column, "event_time_ms", *numbers).drop_nulls(id_column)
-    work = {
+    work: dict[str, Callable[[], object]] = {
         "bare_s": lambda: _bare(known, asked, id_column),
         "ours_s": lambda: joined(frame, asked, entity),
         "reader_s": lambda: features_as_of(frame, asked, entity),
