@@ -228,6 +228,9 @@ def kind_codes(kinds: tuple[str, ...]) -> list[int]:
 
 def of_kinds(codes: np.ndarray, kinds: tuple[str, ...]) -> np.ndarray:
     """bool: the wire code (uint8) is one of these kinds'."""
+    first, *others = kind_codes(kinds)
+    if not others:
+        return np.asarray(codes == first)
     wanted = np.zeros(256, bool)
-    wanted[kind_codes(kinds)] = True
-    return np.asarray(wanted[codes])
+    wanted[[first, *others]] = True
+    return wanted.take(codes)

@@ -35,7 +35,7 @@ _SLOT_BITS, _INDEX_BITS = np.uint64(31 << 32), np.uint64(2**32 - 1)
 READER_SLACK_MS = HOUR_MS  # how far a reader's now may lie behind the row's newest event
 
 
-_PLACED = (
+PLACED = (
     *("event_id", "user_id", "kind", "event_time_ms", "ingested_at_ms"),
     *("source_partition", "source_offset"),
 )
@@ -74,7 +74,7 @@ def group(definition: EntityDefinition, events: pa.Table) -> Batch:
     keep = pc.and_(pc.is_valid(id_column), pc.invert(events.column("duplicate")))
     # Filtering columns that no feature names would cost as much as the fold.
     combined = (MESSAGE_OFFSET,) if MESSAGE_OFFSET in events.column_names else ()
-    table = events.select([*dict.fromkeys((*_PLACED, *combined, *definition.event_columns))])
+    table = events.select([*dict.fromkeys((*PLACED, *combined, *definition.event_columns))])
     table = (table if pc.all(keep).as_py() else table.filter(keep)).combine_chunks()
     encoded = table.column(definition.id_column).combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):

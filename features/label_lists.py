@@ -1,143 +1,173 @@
 """Last-n lists at labels without folding: ranges of the entity's events, newest first.
 
-Knows event order, arrivals and labels. Does not know rows or stores. Where all that
-happened before a label had arrived, but for its newest events, the list is one slice.
-Only labels with a gap further back (a late event under way) or with events ahead of
-their clock are sorted out event by event.
+Knows event order, arrivals and labels. Does not know rows or stores. A list is a slice of
+the entity's listed events. Only labels with an event under way, or with events ahead of
+their clock, are sorted out event by event; their lists are laid behind the others, so that
+every list is a slice of one sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 
 from features.definitions import EntityDefinition, LastN, of_kinds
 from features.finish import uncollected
-from features.label_runs import Asked, History, change_per_label
+from features.label_order import History, Order
 from streams.events import KINDS
 
-EVENTS_AT_ONCE = 2_000_000  # looked at together: bounds memory where much is under way
+EVENTS_AT_ONCE = 100_000  # looked at together: what a core's cache holds
 
 
 @dataclass(frozen=True)
-class _Ranges:
-    """Per label the places [low, high) of its list, where `whole`; else the search's bounds."""
+class _Listed:
+    """The events that one list may hold (K of M), and the labels' places among them."""
 
-    low: np.ndarray
-    high: np.ndarray
-    whole: np.ndarray
+    event: np.ndarray  # int64 [K], places among all events
+    before: np.ndarray  # [M + 1], how many of them lie before each place
+    order: Order
+    n: int
+
+    @property
+    def high(self) -> np.ndarray:
+        """[L]: one past the newest listed event before the label."""
+        return np.asarray(self.before.take(self.order.now))
+
+    @property
+    def first(self) -> np.ndarray:
+        return np.asarray(self.before.take(self.order.first))
 
 
-def lists_at(definition: EntityDefinition, history: History, asked: Asked) -> dict[str, np.ndarray]:
-    """Every last-n column, object [L] of lists, in the labels' sorted order."""
-    columns: dict[str, np.ndarray] = {}
+@dataclass(frozen=True)
+class Lists:
+    """One feature's lists: per label `event[start:stop]`, newest first."""
+
+    feature: LastN
+    event: np.ndarray  # int64 [P], places among all events
+    start: np.ndarray  # int64 [L]
+    stop: np.ndarray  # int64 [L]
+
+    def columns(self, order: Order, history: History) -> Iterator[tuple[str, pl.Series]]:
+        """Each declared column's values at `event`."""
+        yield self.feature.column, history.column(self.feature.source, self.event)
+        if self.feature.kind_column is not None:
+            yield self.feature.kind_column, pl.Series(KINDS).gather(history.kind[self.event])
+        if self.feature.time_column is not None:
+            yield self.feature.time_column, pl.Series(order.events.time[self.event])
+
+    def slices(self) -> list[slice]:
+        with uncollected():
+            return list(map(slice, self.start.tolist(), self.stop.tolist()))
+
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """All lists one after another: offsets int64 [L + 1], places in `event`."""
+        length = self.stop - self.start
+        offsets = np.zeros(len(length) + 1, np.int64)
+        np.cumsum(length, out=offsets[1:])
+        small = np.int32 if max(offsets[-1], len(self.event)) < 2**31 else np.int64
+        since = (self.start - offsets[:-1]).astype(small)
+        return offsets, np.repeat(since, length) + np.arange(offsets[-1], dtype=small)
+
+
+def lists_at(
+    definition: EntityDefinition, order: Order, history: History, back: np.ndarray
+) -> list[Lists]:
+    """Every last-n feature's lists, labels in the order of `back` (int64 [L], places)."""
+    found = []
     for feature in definition.lists:
-        listed = history.at(np.flatnonzero(of_kinds(history.kind, feature.kinds)))
-        named = listed.column(feature.source).is_not_null().to_numpy()
-        listed = listed if named.all() else listed.at(np.flatnonzero(named))
-        ranges = _ranges(feature.n, listed, asked)
-        picked = list(_picked(feature.n, listed, asked, ranges))
-        for name, values in _values(feature, listed):
-            columns[name] = _column(values, ranges, picked)
-    return columns
+        hit = of_kinds(history.kind, feature.kinds)
+        hit &= history.frame[feature.source].is_not_null().to_numpy()[history.place]
+        event, start, stop = _slices(_listed(hit, order, feature.n))
+        found.append(Lists(feature, event, start[back], stop[back]))
+    return found
 
 
-def _values(feature: LastN, listed: History) -> Iterator[tuple[str, list[object]]]:
-    """Column name and its value at every event, oldest first."""
-    yield feature.column, listed.column(feature.source).to_list()
-    if feature.kind_column is not None:
-        yield feature.kind_column, np.array(KINDS, object)[listed.kind].tolist()
-    if feature.time_column is not None:
-        yield feature.time_column, listed.time.tolist()
+def python_lists(
+    found: list[Lists], order: Order, history: History
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every column as object [L] of lists; equal values are one object."""
+    for lists in found:
+        slices = lists.slices()
+        for name, values in lists.columns(order, history):
+            whole = values.to_list()
+            with uncollected():
+                yield name, np.fromiter(map(whole.__getitem__, slices), object, len(slices))
 
 
-def _ranges(n: int, listed: History, asked: Asked) -> _Ranges:
-    happened = asked.first_from(listed.row, listed.time)
-    arrived = asked.first_from(listed.row, listed.arrival + 1)
-    under_way = change_per_label(happened, arrived, len(asked))
-    ahead = change_per_label(arrived, happened, len(asked)) > 0
-    first, stop = _places(listed, asked, 0)
-    newest_seen = stop - under_way
-    all_seen = _latest_arrival(listed, first, newest_seen) < asked.time
-    whole = all_seen & ~ahead
-    if ahead.any():
-        slack = int((listed.time - listed.arrival).max())
-        stop = np.where(ahead, _places(listed, asked, slack)[1], stop)
-    high = np.where(whole, newest_seen, stop)
-    low = np.where(whole, high - n, np.where(ahead, first, stop - under_way - n))
-    return _Ranges(np.maximum(low, first), high, whole)
+def list_series(found: list[Lists], order: Order, history: History) -> Iterator[pl.Series]:
+    """Every column as a polars series of lists."""
+    for lists in found:
+        offsets, flat = lists.flat()
+        for name, values in lists.columns(order, history):
+            inner = values.gather(flat).to_arrow(compat_level=pl.CompatLevel.newest())
+            yield pl.Series(name, pa.LargeListArray.from_arrays(pa.array(offsets), inner))
 
 
-def _places(listed: History, asked: Asked, slack_ms: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per label its entity's first event, and one past the last until its time + slack."""
-    if not len(listed.row):
-        zeros = np.zeros(len(asked), np.int64)
-        return zeros, zeros
-    first = np.searchsorted(listed.row, asked.row, side="left")
-    last = np.searchsorted(listed.row, asked.row, side="right")
-    start = listed.time.min()
-    bits = int(listed.time.max() - start + 1).bit_length()
-    key = (listed.row << bits) + (listed.time - start)
-    until = np.clip(asked.time + slack_ms - start, 0, (1 << bits) - 1)
-    stop = np.searchsorted(key, (asked.row << bits) + until, side="right")
-    before = asked.time + slack_ms < start
-    return first, np.where(before, first, np.clip(stop, first, last))
+def _listed(hit: np.ndarray, order: Order, n: int) -> _Listed:
+    before = np.zeros(len(hit) + 1, np.int64)
+    np.cumsum(hit, out=before[1:])
+    return _Listed(np.flatnonzero(hit), before, order, n)
 
 
-def _latest_arrival(listed: History, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Per label the latest arrival among its entity's events before `stop`; 0 where none."""
-    if not len(listed.row):
-        return np.zeros(len(first), np.int64)
-    arrival = np.maximum(listed.arrival, 0)
-    bits = max(1, int(arrival.max()).bit_length())
-    running = np.maximum.accumulate((listed.row << bits) + arrival) - (listed.row << bits)
-    return np.where(stop > first, running[np.maximum(stop - 1, 0)], 0)
+def _slices(listed: _Listed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(events, start, stop): usual lists in the reversed history, unusual ones behind it."""
+    high, size = listed.high, len(listed.event)
+    low = np.maximum(high - listed.n, listed.first)
+    start, stop = size - high, size - low
+    events, laid = [listed.event[::-1]], size
+    for labels, event, counts in _picked(listed):
+        stop[labels] = laid + np.cumsum(counts)
+        start[labels] = stop[labels] - counts
+        events.append(event)
+        laid += len(event)
+    return np.concatenate(events), start, stop
 
 
-def _picked(
-    n: int, listed: History, asked: Asked, ranges: _Ranges
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(labels, places of their events newest first, events per label) of broken ranges."""
-    broken = np.flatnonzero(~ranges.whole)
-    size = np.cumsum((ranges.high - ranges.low)[broken])
-    chunk = size // EVENTS_AT_ONCE
-    for part in np.split(broken, np.flatnonzero(chunk[1:] != chunk[:-1]) + 1):
+def _picked(listed: _Listed) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(labels, their events newest first, events per label) of the unusual labels."""
+    labels, low, high = _unusual(listed)
+    events, arrival = listed.order.events, listed.order.arrival
+    chunk = np.cumsum(high - low) // EVENTS_AT_ONCE
+    for part in np.split(np.arange(len(labels)), np.flatnonzero(chunk[1:] != chunk[:-1]) + 1):
         if len(part) == 0:
             continue
-        length = ranges.high[part] - ranges.low[part]
+        length = high[part] - low[part]
         owner = np.repeat(np.arange(len(part)), length)
         begin = np.cumsum(length) - length
-        place = ranges.high[part][owner] - 1 - (np.arange(len(owner)) - begin[owner])
-        now = asked.time[part][owner]
-        seen = listed.arrival[place] < now
+        place = high[part][owner] - 1 - (np.arange(len(owner)) - begin[owner])
+        event = listed.event[place]
+        now = listed.order.labels.time[labels[part]][owner]
+        seen = arrival[event] < now
         before = np.concatenate([[0], np.cumsum(seen)])
         rank = before[1:] - before[begin][owner]
-        keep = seen & (rank <= n) & (listed.time[place] <= now)
-        yield part, place[keep], np.bincount(owner[keep], minlength=len(part))
+        # What lies ahead of the reader's clock has its place in the row but is not shown.
+        keep = seen & (rank <= listed.n) & (events.time[event] <= now)
+        yield labels[part], event[keep], np.bincount(owner[keep], minlength=len(part))
 
 
-def _column(
-    oldest_first: list[object],
-    ranges: _Ranges,
-    picked: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-) -> np.ndarray:
-    newest_first = oldest_first[::-1]
-    size = len(newest_first)
-    column = np.empty(len(ranges.whole), object)
-    whole = np.flatnonzero(ranges.whole)
-    starts, stops = size - ranges.high[whole], size - ranges.low[whole]
-    column[whole] = _slices(newest_first, starts, stops)
-    for labels, places, counts in picked:
-        values = np.array(oldest_first, object)[places].tolist()
-        stop = np.cumsum(counts)
-        column[labels] = _slices(values, stop - counts, stop)
-    return column
+def _unusual(listed: _Listed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels that miss a listed event, or hold one ahead; and where their lists can lie."""
+    order, n = listed.order, len(listed.order.labels.row)
+    hit = np.diff(listed.before).astype(bool)
+    missing = order.under_way.of(hit).count(n)
+    early = order.ahead.of(hit).count(n) > 0
+    labels = np.flatnonzero((missing > 0) | early)
+    high = listed.high[labels]
+    low = np.maximum(high - listed.n - missing[labels], listed.first[labels])
+    return labels, low, np.where(early[labels], _last_ahead(listed, labels), high)
 
 
-def _slices(values: list[object], starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """object [L]: one list per slice."""
-    slices = map(slice, starts.tolist(), stops.tolist())
-    with uncollected():
-        return np.fromiter(map(values.__getitem__, slices), object, len(starts))
+def _last_ahead(listed: _Listed, labels: np.ndarray) -> np.ndarray:
+    """One past the newest listed event that can have arrived before each label."""
+    order = listed.order
+    if not len(order.ahead.event):
+        return np.asarray(listed.high[labels])
+    event = order.ahead.event
+    slack_ms = int((order.events.time[event] - order.arrival[event]).max())
+    row, time = order.labels.row[labels], order.labels.time[labels]
+    until = order.events.first_from(row, time + slack_ms)
+    return np.asarray(listed.before.take(until))

@@ -8,30 +8,51 @@ label never sees itself, nor what came in its own millisecond), and in the windo
 its *event time* falls into. So a late event is missing at the labels between its time
 and its arrival, exactly as it was online.
 
-No row is folded: an event counts in one run of its entity's labels per window
-(`features.label_runs`), and a last-n list is a range of the entity's events
-(`features.label_lists`).
+No row is folded: events and labels are put in order once (`features.label_order`), a count
+is the difference of a running sum at two places (`features.label_counts`), and a last-n
+list is a range of the entity's events (`features.label_lists`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.definitions import DEFINITIONS, EntityDefinition
-from features.finish import uncollected
 from features.fold import READER_SLACK_MS, event_hashes
-from features.label_lists import lists_at
-from features.label_runs import Asked, History, counts_at, newest_at
+from features.label_counts import counts_at
+from features.label_lists import Lists, list_series, lists_at, python_lists
+from features.label_order import History, Keys, Order, order_by
 from features.replay_join import replayed
 from features.store import EntityName, FeatureFrame, Status
 from streams.events import KIND_CODE
 from streams.schema import EVENT_SCHEMA
 
 
+def joined(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> pl.DataFrame:
+    """The labels with `status`, `last_event_ms` and every declared column beside them.
+
+    One row per label, in their order: counts and sums int64, last-n columns lists. `events`
+    and `labels` as in `features_as_of`; the labels' other columns stay.
+    """
+    definition = DEFINITIONS[entity]
+    found = _find(definition, events, labels)
+    if isinstance(found, FeatureFrame):
+        return labels.hstack(_series(definition, found))
+    columns = [pl.Series("status", found.status), pl.Series("last_event_ms", found.last)]
+    columns += [pl.Series(name, found.counts[name]) for name in definition.count_columns]
+    lists = {s.name: s for s in list_series(found.lists, found.order, found.history)}
+    names = definition.text_list_columns + definition.time_list_columns
+    return labels.hstack([*columns, *(lists[name] for name in names)])
+
+
 def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> FeatureFrame:
-    """Features of `labels[id]` at `labels["time_ms"]`, one row per label, in their order.
+    """The same as the frame that an online reader gets: last-n columns as Python lists.
 
     Args:
         events: `EVENT_SCHEMA`'s columns (absent ones are null); `kind` as a code or as a
@@ -40,32 +61,64 @@ def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityNam
             `time_ms`, int64.
     """
     definition = DEFINITIONS[entity]
+    found = _find(definition, events, labels)
+    if isinstance(found, FeatureFrame):
+        return found
+    columns = found.counts | dict(python_lists(found.lists, found.order, found.history))
+    ordered = {name: columns[name] for name in definition.columns}
+    ids = tuple(labels[definition.id_column].to_list())
+    return FeatureFrame(entity, ids, found.status, found.last, ordered)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The answer in the labels' own order."""
+
+    order: Order
+    history: History
+    status: np.ndarray  # uint8 [L]
+    last: np.ndarray  # int64 [L], ms
+    counts: dict[str, np.ndarray]
+    lists: list[Lists]
+
+
+def _find(
+    definition: EntityDefinition, events: pl.DataFrame, labels: pl.DataFrame
+) -> _Found | FeatureFrame:
+    """The answer by places, or by folding again where only that is exact."""
     ids = labels[definition.id_column]
     times = labels["time_ms"].to_numpy().astype(np.int64)
-    codes = ids.unique().drop_nulls().sort()
-    mine = _labelled(definition, events, codes)
-    if _needs_replay(mine):
+    known = _text(ids).dictionary_encode()
+    frame = _events(definition, events)
+    place, row = _labelled(definition, frame, known.dictionary)
+    if _comes_twice(frame, place):
         return replayed(definition, events, ids.to_list(), times)
-    with uncollected():
-        return _joined(definition, mine, ids, codes, times)
+    history, moments = _history(frame, place, row)
+    arrival = frame["ingested_at_ms"].to_numpy()[history.place]
+    if int((moments.time - arrival).max(initial=0)) > READER_SLACK_MS or not moments.fit:
+        return replayed(definition, events, ids.to_list(), times)
+    asked, back = _asked(known, times)
+    order = Order(moments, arrival, asked)
+    last = order.newest()[back]
+    return _Found(
+        order,
+        history,
+        _status(definition, last, times),
+        last,
+        {
+            name: column[back].astype(np.int64)
+            for name, column in counts_at(definition, order, history)
+        },
+        lists_at(definition, order, history, back),
+    )
 
 
-def _joined(
-    definition: EntityDefinition,
-    mine: pl.DataFrame,
-    ids: pl.Series,
-    codes: pl.Series,
-    times: np.ndarray,
-) -> FeatureFrame:
-    asked, order = _asked(ids, codes, times)
-    history = _history(mine)
-    columns = counts_at(definition, history, asked) | lists_at(definition, history, asked)
-    last = newest_at(history, asked)
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
-    ordered = {name: columns[name][back] for name in definition.columns}
-    status = _status(definition, last, asked.time)[back]
-    return FeatureFrame(definition.name, tuple(ids.to_list()), status, last[back], ordered)
+def _series(definition: EntityDefinition, frame: FeatureFrame) -> list[pl.Series]:
+    types: dict[str, Any] = dict.fromkeys(definition.count_columns, pl.Int64)
+    types |= dict.fromkeys(definition.text_list_columns, pl.List(pl.String))
+    types |= dict.fromkeys(definition.time_list_columns, pl.List(pl.Int64))
+    columns = [pl.Series("status", frame.status), pl.Series("last_event_ms", frame.last_event_ms)]
+    return columns + [pl.Series(n, frame.columns[n].tolist(), t) for n, t in types.items()]
 
 
 def _status(definition: EntityDefinition, last: np.ndarray, now: np.ndarray) -> np.ndarray:
@@ -74,27 +127,23 @@ def _status(definition: EntityDefinition, last: np.ndarray, now: np.ndarray) -> 
     return status
 
 
-def _labelled(definition: EntityDefinition, events: pl.DataFrame, codes: pl.Series) -> pl.DataFrame:
-    """The events of labelled entities, with `row` as the place of their id in `codes`."""
-    wanted = {definition.id_column, "user_id", "event_id", "kind", "event_time_ms"}
-    wanted |= {"ingested_at_ms", *(f.source for f in definition.lists)}
-    wanted |= {s for c in definition.counters if (s := getattr(c, "source", None))}
-    have = events.select(*sorted(wanted & set(events.columns)), _kept(events))
+def _events(definition: EntityDefinition, events: pl.DataFrame) -> pl.DataFrame:
+    """The columns that the join reads, absent ones null, kinds as codes."""
+    wanted = {*_PLACED, *definition.event_columns}
+    have = events.select(*sorted(wanted & set(events.columns)), _kept(events)).rechunk()
     absent = [pl.lit(None, _dtype(name)).alias(name) for name in sorted(wanted - set(have.columns))]
     if have.schema["kind"] in (pl.String, pl.Categorical, pl.Enum):
         named = pl.col("kind").cast(pl.String)
         have = have.with_columns(named.replace_strict(KIND_CODE, return_dtype=pl.UInt8))
-    known = pl.DataFrame({definition.id_column: codes}).with_row_index("row")
-    return (
-        have.filter("kept", pl.col("event_time_ms") > 0)
-        .with_columns(*absent)
-        .join(known, on=definition.id_column, how="inner", maintain_order="none")
-    )
+    return have.with_columns(*absent)
+
+
+_PLACED = ("user_id", "event_id", "kind", "event_time_ms", "ingested_at_ms")
 
 
 def _kept(events: pl.DataFrame) -> pl.Expr:
     marked = pl.col("duplicate") if "duplicate" in events.columns else pl.lit(False)
-    return (~marked).alias("kept")
+    return (~marked & (pl.col("event_time_ms") > 0)).alias("kept")
 
 
 def _dtype(name: str) -> pl.DataType:
@@ -102,47 +151,48 @@ def _dtype(name: str) -> pl.DataType:
     return pl.DataFrame(empty).schema[name]
 
 
-def _needs_replay(events: pl.DataFrame) -> bool:
-    """Whether an event comes twice unmarked, or one is dated far ahead of its arrival."""
-    ahead = (events["event_time_ms"] - events["ingested_at_ms"]).max()
-    if isinstance(ahead, int) and ahead > READER_SLACK_MS:
-        return True
+def _labelled(
+    definition: EntityDefinition, events: pl.DataFrame, known: pa.Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the labelled entities' events, and the place of their ids in `known`."""
+    found = pc.index_in(_text(events[definition.id_column]), known, skip_nulls=True)
+    row = found.fill_null(-1).to_numpy(zero_copy_only=False)
+    place = np.flatnonzero((row >= 0) & events["kept"].to_numpy())
+    return place, row[place].astype(np.int64)
+
+
+def _text(ids: pl.Series) -> pa.Array:
+    return ids.cast(pl.String).rechunk().to_arrow()
+
+
+def _comes_twice(events: pl.DataFrame, place: np.ndarray) -> bool:
+    """Whether an event comes again unmarked."""
     # A collision of these 64 bits costs time and never a wrong value.
-    mixed = pl.col("user_id").hash(1) ^ pl.col("event_id").hash(2)
-    return bool(events.select(mixed.n_unique()).item() != len(events))
+    mixed = events.select(pl.col("user_id").hash(1) ^ pl.col("event_id").hash(2)).to_series()
+    mine = mixed if len(place) == len(mixed) else pl.Series(mixed.to_numpy()[place])
+    return mine.n_unique() != len(mine)
 
 
-def _asked(ids: pl.Series, codes: pl.Series, times: np.ndarray) -> tuple[Asked, np.ndarray]:
-    """The labels by entity and time, and the order that brought them there."""
-    known = pl.DataFrame({"id": codes}).with_row_index("row")
-    found = pl.DataFrame({"id": ids}).join(known, on="id", how="left", maintain_order="left")
-    row = found["row"].fill_null(len(codes)).to_numpy().astype(np.int64)
-    order = np.lexsort((times, row))
-    return Asked(row[order], times[order]), order
-
-
-def _history(events: pl.DataFrame) -> History:
-    """The events by entity, event time and hash, oldest first."""
-    row = events["row"].to_numpy().astype(np.int64)
-    time = events["event_time_ms"].to_numpy().astype(np.int64)
-    order = _by_row_and_time(row, time)
-    row, time = row[order], time[order]
+def _history(events: pl.DataFrame, place: np.ndarray, row: np.ndarray) -> tuple[History, Keys]:
+    """The events at these places by entity, event time and hash, oldest first."""
+    time = events["event_time_ms"].to_numpy()[place]
+    order = order_by(row, time)
+    row, time, place = row[order], time[order], place[order]
     tied = np.zeros(len(row), bool)
     tied[1:] = (row[1:] == row[:-1]) & (time[1:] == time[:-1])
     tied[:-1] |= tied[1:]
     at = np.flatnonzero(tied)
     if len(at):
-        hashes = event_hashes(events[["user_id", "event_id"]][order[at]].to_arrow())
-        order[at] = order[at][np.lexsort((hashes, time[at], row[at]))]
-    arrival = events["ingested_at_ms"].to_numpy()[order].astype(np.int64)
-    return History(row, time, arrival, events["kind"].to_numpy()[order], order, events)
+        hashes = event_hashes(events[["user_id", "event_id"]][place[at]].to_arrow())
+        place[at] = place[at][np.lexsort((hashes, time[at], row[at]))]
+    return History(events["kind"].to_numpy()[place], place, events), Keys(row, time)
 
 
-def _by_row_and_time(row: np.ndarray, time: np.ndarray) -> np.ndarray:
-    if len(row) == 0:
-        return np.zeros(0, np.int64)
-    since = time - time.min()
-    bits = int(since.max()).bit_length()
-    if int(row.max()).bit_length() + bits > 63:
-        return np.lexsort((time, row))
-    return np.argsort((row << bits) + since)
+def _asked(known: pa.DictionaryArray, times: np.ndarray) -> tuple[Keys, np.ndarray]:
+    """The labels by entity and time, and int64 [L]: each label's place among them."""
+    nobody = len(known.dictionary)
+    row = known.indices.fill_null(nobody).to_numpy(zero_copy_only=False).astype(np.int64)
+    order = order_by(row, times)
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return Keys(row[order], times[order]), back

@@ -86,7 +86,9 @@ def diff(
     with _told(), _bar("fold the log") as progress:
         settings = _settings()
         now_ms = wiring.clock(settings.clock).now_ms()
-        found = list(islice(run(settings.log_dir, _store(settings), now_ms, progress), limit))
+        every = run(settings.log_dir, _store(settings), now_ms, progress)
+        found = list(islice(every, limit))
+        more = sum(1 for _ in every)
     _tell_beginning(settings)
     if not found:
         console.print("0 differences: the online rows are what the log says")
@@ -95,6 +97,8 @@ def diff(
     for each in found:
         table.add_row(each.entity, each.entity_id, each.column, str(each.online), str(each.rebuilt))
     console.print(table)
+    shown = f", {len(found):,} of them here (--limit prints more)" if more else ""
+    console.print(f"{len(found) + more:,} differences{shown}")
     raise typer.Exit(1)
 
 
