@@ -3,11 +3,11 @@
 Knows field names, types and bounds. Does not know time limits (admission decides
 late, future and ancient) nor how events are carried (`streams.schema`, `streams.bus`).
 
-A producer writes one JSON object, or one Protobuf message that its header says it is
-(`streams.formats`), to the topic `behaviour`. Unknown
-fields are ignored, so a newer producer can talk to an older mill; an unknown
-`kind` is a dead letter. A null means that the field is absent. `streams.decode` reads
-the same contract column by column, and a test holds the two to each other.
+A producer writes one JSON object to the topic `behaviour`, or one Protobuf message whose
+header says so (`streams.formats`). Unknown fields are ignored, so a newer producer can talk
+to an older mill; an unknown `kind` is a dead letter. A null means that the field is absent.
+`streams.decode` reads the same contract column by column, and a test holds the two to each
+other.
 """
 
 from __future__ import annotations

@@ -32,7 +32,10 @@ REMEMBERED = 200_000  # impressions kept in memory; one served earlier is read f
 
 def segments_of(directory: Path, *, sync: bool = False) -> Segments:
     """The files of a `FeedbackStore`: rows of FEEDBACK_SCHEMA by the hour they were served in."""
-    return Segments(directory, FEEDBACK_SCHEMA, times=("served_at_ms",), sync=sync)
+    distinct = ("impression_id", "request_id")
+    return Segments(
+        directory, FEEDBACK_SCHEMA, times=("served_at_ms",), distinct=distinct, sync=sync
+    )
 
 
 class FeedbackStore:

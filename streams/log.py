@@ -27,7 +27,8 @@ class EventLog:
         """`sync=True` also survives a power failure, at one fsync per batch."""
         self.directory = directory
         times = ("ingested_at_ms", "event_time_ms")
-        self.segments = Segments(directory, EVENT_SCHEMA, times=times, sync=sync)
+        distinct = ("event_id", "request_id", "impression")
+        self.segments = Segments(directory, EVENT_SCHEMA, times=times, distinct=distinct, sync=sync)
 
     def append(self, delivery: Delivery) -> None:
         """Makes the batch durable; a stamp that the log holds changes nothing."""

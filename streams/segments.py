@@ -68,14 +68,26 @@ class Segments:
     """Batches of `schema` under one folder. Safe for several threads and processes."""
 
     def __init__(
-        self, directory: Path, schema: pa.Schema, *, times: Sequence[str], sync: bool = False
+        self,
+        directory: Path,
+        schema: pa.Schema,
+        *,
+        times: Sequence[str],
+        distinct: Sequence[str] = (),
+        sync: bool = False,
     ) -> None:
         """`times`: columns in ms, arrival first. The latest of them names a batch's hour; a
-        row is an erased user's if any of them is old enough; upkeep sorts by the last one."""
+        row is an erased user's if any of them is old enough; upkeep sorts by the last one.
+        `distinct`: strings that hardly repeat, which a dictionary would only make larger."""
         self.directory = directory
         self.schema = schema
         self.full_schema = pa.schema([*schema, *POSITION])
         self.times = tuple(times)
+        self._dictionaries = [
+            field.name
+            for field in self.full_schema
+            if pa.types.is_string(field.type) and field.name not in distinct
+        ]
         self.files = SegmentFiles(directory, sync=sync)
         self._open: dict[Place, _Open] = {}
         self._erased: dict[str, int] = {}
@@ -199,7 +211,12 @@ class Segments:
     def write_file(self, file: Filed, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(
-            table, sink, compression="zstd", compression_level=1, row_group_size=GROUP_ROWS
+            table,
+            sink,
+            compression="zstd",
+            compression_level=1,
+            row_group_size=GROUP_ROWS,
+            use_dictionary=self._dictionaries,
         )
         self.files.add(file, sink.getvalue())
 
