@@ -8,8 +8,10 @@ its `stack.json`), a container gives everything by environment.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -147,8 +149,12 @@ def facts(process: Process) -> int:
 
 def _lasting_name(settings: Settings, name: str) -> str | None:
     """A worker that is started again is the same member of its group, so its partitions need
-    not wait for the killed one's session to end. The embedded broker makes such a member wait."""
-    return name if settings.broker.transactional else None
+    not wait for the killed one's session to end. Two that run at once (other containers,
+    other homes) must not share a name. The embedded broker makes a named member wait."""
+    if not settings.broker.transactional:
+        return None
+    home = hashlib.sha256(str(settings.home.resolve()).encode()).hexdigest()[:8]
+    return f"{name}-{socket.gethostname()}-{home}"
 
 
 def _count_refused(refused: Counter[Refusal]) -> None:

@@ -24,6 +24,7 @@ says how many there were. `--quick` is small and says nothing about the bars.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,10 @@ def run(options: Options) -> Report:
 
 def measure(size: Size) -> Report:
     report = Report("events", asdict(size))
+    report.notes.append(
+        f"load average before the run: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; above "
+        "about 0.5, other work ran beside it and took its share of every absolute figure"
+    )
     with _noted(report, "the whole path"), _stack(size.partitions) as stack:
         _whole(report, size, stack)
     with _noted(report, "user fold and log"), _stack(size.partitions) as stack:
