@@ -46,6 +46,8 @@ def local(cores: int = 2) -> SparkSession:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
         "spark.sql.shuffle.partitions": str(4 * cores),
     }
     builder = SparkSession.builder.appName("tidemill").master(f"local[{cores}]")

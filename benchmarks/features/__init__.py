@@ -15,6 +15,8 @@
    1 GB above imports, inputs included; rows out equal rows in. The online reader's frame of
    the same values, whose lists are Python's, is told without a bar. Feast's default offline store stands beside it, on event time alone.
 4. Backfill of 10M events in bounded memory: at most 1.5 times the peak of a tenth of them.
+5. Spark local[2] over the log of a tenth of those events: every row of the four entities
+   byte for byte the local kernel's. Skipped, with the reason, where Spark is absent.
 
 `--quick` makes everything ten to a hundred times smaller and says nothing about the bars.
 """
@@ -30,8 +32,9 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.features.events import Stream, make_events
-from benchmarks.features.offline import Backfilled, backfilled, feast_join, joined
+from benchmarks.features.offline import Backfilled, backfilled, feast_join, joined, log_folder
 from benchmarks.features.online import beside_feast, fold_costs
+from benchmarks.features.spark import lacking, spark_fold
 from benchmarks.report import Report
 from deploy.parts import process
 from deploy.parts.process import Child
@@ -70,6 +73,7 @@ def measure(size: Size) -> Report:
         _beside_feast(report, size, folder)
         _joins(report, size, folder)
         _backfills(report, size, folder)
+        _on_spark(report, size, folder)
     return report
 
 
@@ -146,3 +150,14 @@ def _backfill(report: Report, events: int, folder: Path) -> Backfilled:
     note = f"{done.events / done.seconds:,.0f} events/s, {done.cpu_us:.1f} µs CPU/event"
     _row(report, f"backfill {events:,} events", done.seconds, done.peak_mb, "s | peak MB", note)
     return done
+
+
+def _on_spark(report: Report, size: Size, folder: Path) -> None:
+    """Over the log that the smaller backfill has left."""
+    if reason := lacking():
+        report.notes.append(f"Spark was skipped: {reason}")
+        return
+    done = spark_fold(log_folder(folder, _tenth_and_whole(size)[0]))
+    note = f"{done.rows:,} rows of {done.events:,} events, {done.differ} differ"
+    _row(report, "fold on Spark local[2]", done.spark_s, done.local_s, "s | s here", note)
+    report.judge("rows on Spark that differ", done.differ, "0", done.differ == 0)

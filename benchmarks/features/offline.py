@@ -88,6 +88,11 @@ def backfilled(folder: Path, address: str, events: int) -> Backfilled:
     return Backfilled(**_alone(_backfill, folder, address, events))
 
 
+def log_folder(folder: Path, events: int) -> Path:
+    """Where the log of so many events lies, once it was backfilled."""
+    return folder / f"log-{events}"
+
+
 def _alone(work: Any, *arguments: Any) -> dict[str, Any]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         result: dict[str, Any] = pool.apply(work, arguments)
@@ -206,7 +211,7 @@ def _append(folder: Path, events: int) -> dict[str, Any]:
     from streams.log import EventLog
     from streams.topics import EVENTS_BY_USER
 
-    log, part = EventLog(folder / f"log-{events}"), 1_000_000
+    log, part = EventLog(log_folder(folder, events)), 1_000_000
     for at in range(0, events, part):
         table = make_events(Stream(), min(part, events - at), at)
         for row in range(0, table.num_rows, BATCH_ROWS):
@@ -222,7 +227,7 @@ def _backfill(folder: Path, address: str, events: int) -> dict[str, Any]:
     before = _rss_mb()
     store = FeastFeatureStore(address, 3, f"backfill-{events}", timeout_s=10)
     began, cpu = time.perf_counter(), time.process_time()
-    report = backfill(folder / f"log-{events}", store)
+    report = backfill(log_folder(folder, events), store)
     seconds, used = time.perf_counter() - began, time.process_time() - cpu
     peak = _peak_mb() - before
     store.tear_down()
