@@ -1,0 +1,401 @@
+"""A stream platform that can be hurt: real Kafka, Valkey and processes, and a hand on each.
+
+Knows how parts are started, killed, frozen and kept alive, and how far the work has come.
+Everything is done by the test's own thread, in the order of the test's seed: whoever waits
+here also starts again what has ended, as the stack's supervisor does, but without its pauses.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import redis
+import xxhash
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from deploy import state
+from deploy.parts.kafka import Kafka
+from deploy.parts.process import Child, Command, start
+from deploy.parts.valkey import Valkey
+from deploy.settings import Settings
+from features.feast_store import FeastFeatureStore
+from features.fold_worker import consumer_group
+from features.store import StoreDown
+from features.tiles import decode
+from streams.bus import BusError, Outgoing
+from streams.dead_letters import DeadLetter, letters
+from streams.kafka_bus import KafkaBus
+from streams.log import EventLog
+from streams.topics import (
+    ADMITTED,
+    BEHAVIOUR,
+    BEHAVIOUR_DEAD,
+    ENTITY_TOPIC,
+    EVENTS_BY_USER,
+    topic_specs,
+)
+from streams.worker import Epochs
+
+LIFE = Path(__file__).with_name("life.py")
+ROOT = Path(__file__).parents[2]
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "ARROW_NUM_THREADS"), "1")
+
+
+@dataclass
+class Servers:
+    """The broker and the store of a test folder: they keep their ports when they are killed."""
+
+    kafka: Kafka
+    valkey: Valkey
+    broker: Child
+    store: Child
+
+    @classmethod
+    def started(cls, folder: Path) -> Servers:
+        kafka, valkey = Kafka(folder, folder / "kafka"), Valkey(folder)
+        return cls(kafka, valkey, start(kafka, 120.0), start(valkey))
+
+    def kill_broker(self) -> None:
+        """SIGKILL; what it had written lies on its disk."""
+        self.broker.kill()
+
+    def start_broker(self) -> None:
+        self.broker = start(self.kafka, 120.0)
+
+    def kill_store(self) -> None:
+        """SIGKILL, and an empty one in its place."""
+        self.store.kill()
+        self.store = start(self.valkey)
+
+    def empty(self) -> None:
+        """As new: no topics, no rows."""
+        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers})
+        delete_topics(admin)
+        with redis.Redis(port=self.valkey.port) as client:
+            client.flushall()
+
+    def stop(self) -> None:
+        self.broker.stop(), self.store.stop()
+
+
+def delete_topics(admin: AdminClient) -> None:
+    """Every topic of a stack, and waits until the broker has forgotten them."""
+    names = {spec.name for spec in topic_specs(1)}
+    if present := sorted(names & admin.list_topics(timeout=10).topics.keys()):
+        for future in admin.delete_topics(present).values():
+            future.result(timeout=10)
+    while names & admin.list_topics(timeout=10).topics.keys():
+        time.sleep(0.05)
+
+
+@dataclass
+class Life:
+    """A process that is wanted: its role, and the run of it that lives now."""
+
+    role: str
+    env: Mapping[str, str]
+    child: Child
+    runs: int = 1
+
+
+@dataclass
+class World:
+    """One test's platform. `hits` counts what was proved to have been hurt in the middle."""
+
+    servers: Servers
+    home: Path
+    rng: random.Random
+    partitions: int = 2
+    lives: dict[str, Life] = field(default_factory=dict)
+    hits: Counter[str] = field(default_factory=Counter)
+    story: list[str] = field(default_factory=list)
+    sent: int = 0
+    retired: list[Life] = field(default_factory=list)  # not started again; ended at the end
+    beside: list[Callable[[], None]] = field(default_factory=list)  # done while waiting
+    old_letters: list[DeadLetter] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.bus = KafkaBus(self.servers.kafka.bootstrap_servers)
+        self.store = FeastFeatureStore(self.servers.valkey.address, 0)
+        self.log = EventLog(self.settings().log_dir)
+        self.admin = AdminClient({"bootstrap.servers": self.servers.kafka.bootstrap_servers})
+        self._watch = _reader(self.servers.kafka.bootstrap_servers)
+        self.began = time.monotonic()
+        self.open_topics(self.partitions)
+
+    # ---- setting up
+
+    def settings(self) -> Settings:
+        broker = {"kind": "external", "partitions": self.partitions,
+                  "bootstrap_servers": self.servers.kafka.bootstrap_servers}  # fmt: skip
+        store = {"kind": "external", "address": self.servers.valkey.address}
+        key = {"impression_key": bytes(range(32)).hex()}
+        return Settings(home=self.home, broker=broker, store=store, security=key)
+
+    def open_topics(self, partitions: int) -> None:
+        self.partitions = partitions
+        state.write_settings(self.settings())
+        self.bus.ensure_topics(topic_specs(partitions))
+
+    def keep(self, name: str, **env: str) -> None:
+        """Keeps a process of the role `name` (up to a dash) running."""
+        role = name.partition("-")[0]
+        life = Life(role, env, self._spawn(name, role, env))
+        self.lives[name] = life
+
+    def _spawn(self, name: str, role: str, env: Mapping[str, str]) -> Child:
+        argv = [sys.executable, str(LIFE), role, "--home", str(self.home)]
+        own = {"PYTHONPATH": str(ROOT), **THREADS, **env}
+        return Child(name, Command(argv, self.home / "logs" / f"{name}.log", own, ROOT))
+
+    # ---- hurting
+
+    def each_in_its_work(
+        self, act: Callable[[str], None], most: Mapping[str, int], within_s: float = 60.0
+    ) -> None:
+        """Calls `act` with each name once its own work has gone on by at most so much.
+
+        The door's work is counted in messages, the others' in events.
+        """
+        measures = {"batcher": self.written, "facts": self.logged, "features": self.folded}
+        goals = {}
+        for name, span in most.items():
+            measure = measures[self.lives[name].role]
+            goals[name] = (measure, _number(measure) + self.rng.randint(1, span))
+
+        def reached() -> bool:
+            for name, (measure, goal) in list(goals.items()):
+                if _number(measure) >= goal:
+                    del goals[name]
+                    act(name)
+            return not goals
+
+        self.until(reached, f"work in {', '.join(most)}", within_s)
+
+    def kill(self, name: str) -> None:
+        self.tell(f"kill -9 {name}")
+        self.lives[name].child.kill()
+        self.hits[f"{self.lives[name].role} repeats"] += self.repeats(self.lives[name].role)
+
+    def freeze(self, name: str) -> None:
+        self.tell(f"freeze {name}")
+        os.kill(self.lives[name].child.pid, signal.SIGSTOP)
+
+    def thaw(self, life: Life) -> None:
+        self.tell(f"thaw {life.child.name}")
+        os.kill(life.child.pid, signal.SIGCONT)
+
+    def retire(self, name: str) -> Life:
+        """From now on it is not started again when it ends."""
+        self.retired.append(self.lives.pop(name))
+        return self.retired[-1]
+
+    def let_go(self, name: str, *, gently: bool = False) -> None:
+        """It ends and stays away."""
+        self.tell(f"{name} is let go")
+        life = self.lives.pop(name)
+        life.child.stop() if gently else life.child.kill()
+
+    def end(self) -> None:
+        for life in (*self.lives.values(), *self.retired):
+            life.child.kill()
+        self._watch.close()
+
+    def break_broker(self) -> None:
+        """kill -9; it comes back with what lies on its disk."""
+        self.tell("kill -9 broker")
+        self.servers.kill_broker()
+        self.servers.start_broker()
+        self.tell("the broker answers again")
+
+    def break_store(self) -> None:
+        """kill -9; an empty one comes in its place."""
+        self._rows_lost("kill -9 store")
+        self.servers.kill_store()
+
+    def flush_store(self) -> None:
+        self._rows_lost("flush the store")
+        with redis.Redis(port=self.servers.valkey.port) as client:
+            client.flushall()
+
+    def _rows_lost(self, how: str) -> None:
+        with redis.Redis(port=self.servers.valkey.port) as client:
+            rows = client.dbsize()
+        self.tell(f"{how}, {rows} keys lost")
+        self.hits["rows lost"] += rows
+
+    def partitions_become(self, count: int) -> None:
+        """As an operator does it: the new number into the settings, the topics deleted."""
+        self.tell(f"topics made anew with {count} partitions")
+        self.old_letters = self.dead()
+        self.partitions = count
+        state.write_settings(self.settings())
+        delete_topics(self.admin)
+        self.bus.ensure_topics(topic_specs(count))
+
+    # ---- waiting
+
+    def tend(self) -> None:
+        """Starts again what has ended."""
+        for work in self.beside:
+            work()
+        for name, life in self.lives.items():
+            if not life.child.alive():
+                self.tell(f"{name} ended with {life.child.exit_code()} and starts again")
+                life.child = self._spawn(name, life.role, life.env)
+                life.runs += 1
+
+    def until(self, condition: Callable[[], object], what: str, within_s: float = 60.0) -> None:
+        """Waits, tending, and fails with the whole story."""
+        assert self.wait(condition, within_s), f"not within {within_s:g} s: {what}\n{self.told()}"
+
+    def wait(self, condition: Callable[[], object], within_s: float) -> bool:
+        """Waits, tending; whether the condition came true."""
+        deadline = time.monotonic() + within_s
+        while not (came := _true(condition)) and time.monotonic() < deadline:
+            self.tend()
+            time.sleep(0.002)
+        return came
+
+    def tell(self, what: str) -> None:
+        self.story.append(f"{time.monotonic() - self.began:6.2f} s  {what}")
+
+    def told(self) -> str:
+        tails = [f"--- {n}\n{life.child.tail(12)}" for n, life in self.lives.items()]
+        return "\n".join([*self.story, *tails])
+
+    # ---- the stream
+
+    def send(self, values: Sequence[bytes | None]) -> None:
+        """To `behaviour`, over the partitions in turn; returns when all are acknowledged."""
+        messages = [
+            Outgoing(BEHAVIOUR, value, partition=number % self.partitions)
+            for number, value in enumerate(values, self.sent)
+        ]
+        producer = self.bus.producer()
+        producer.send(messages)
+        producer.close()
+        self.sent += len(values)
+        self.tell(f"sent {len(values)}, {self.sent} in all")
+
+    # ---- how far the work has come
+
+    def written(self) -> int:
+        """Messages that the door wrote, admitted and dead, committed or not."""
+        return sum(self._ends(ADMITTED)) + self._ends(BEHAVIOUR_DEAD)[0]
+
+    def logged(self) -> int:
+        """Rows in the event log, marked duplicates included."""
+        return self.log.read(duplicates=True).height
+
+    def folded(self) -> int:
+        """Events that the users' rows count (of kinds that are counted)."""
+        ids = [f"u{n}" for n in range(200)]
+        columns = self.store.read("user", ids, 0).columns
+        return int(sum(v.sum() for name, v in columns.items() if name.endswith("_count_all")))
+
+    def _ends(self, topic: str) -> list[int]:
+        count = 1 if topic == BEHAVIOUR_DEAD else self.partitions
+        places = [TopicPartition(topic, p) for p in range(count)]
+        return [int(self._watch.get_watermark_offsets(p, timeout=10)[1]) for p in places]
+
+    def dead(self) -> list[DeadLetter]:
+        """Every dead letter, those of deleted topics first."""
+        return [*self.old_letters, *letters(self.bus)]
+
+    def drained(self) -> bool:
+        """Whether all that was sent lies in the log or among the dead letters."""
+        return self.logged() + len(self.dead()) == self.sent
+
+    def committed(self, topic: str) -> int:
+        """Messages of a topic's committed transactions."""
+        ends = self.bus.ends(topic).items()
+        return sum(1 for p, (a, b) in ends for _ in self.bus.scan(topic, p, a, b))
+
+    # ---- proofs that something was hurt
+
+    def repeats(self, role: str) -> bool:
+        """Whether batches whose effect is there are not committed, so that they come again."""
+        if role == "batcher":
+            return False
+        epoch = self.bus.epoch(EVENTS_BY_USER)
+        done = self._handled(epoch) if role == "features" else self._filed(epoch)
+        committed = self._committed(role)
+        return any(offset >= committed.get(p, 0) for p, offset in done.items() if offset >= 0)
+
+    def _filed(self, epoch: str) -> dict[int, int]:
+        return {p: self.log.last_offset(epoch, p) for p in range(self.partitions)}
+
+    def _handled(self, epoch: str) -> dict[int, int]:
+        """Partition -> the last offset that any user's row has seen."""
+        rows = decode(self.store.blobs("user", [f"u{n}" for n in range(200)]))
+        ours = rows.lane[rows.lane["epoch"] == xxhash.xxh3_64_intdigest(epoch.encode())]
+        return {int(p): int(ours["offset"][ours["partition"] == p].max())
+                for p in np.unique(ours["partition"])}  # fmt: skip
+
+    def _committed(self, role: str) -> dict[int, int]:
+        asked = ConsumerGroupTopicPartitions(self.group(role))
+        future = self.admin.list_consumer_group_offsets([asked])[asked.group_id]
+        places = future.result(timeout=10).topic_partitions
+        return {p.partition: p.offset for p in places if p.topic == EVENTS_BY_USER}
+
+    def group(self, role: str) -> str:
+        """The consumer group of a loop: batcher, sequencer, facts or features."""
+        if role in ("batcher", "sequencer"):
+            topic = BEHAVIOUR if role == "batcher" else ADMITTED
+            return f"tidemill-{role}.{self.bus._epochs([topic])}"
+        if role == "facts":
+            return Epochs(self.bus, [EVENTS_BY_USER]).group("facts")
+        name = consumer_group("features", self.store.stored_generation() or 0)
+        return Epochs(self.bus, list(ENTITY_TOPIC.values())).group(name)
+
+    def uncommitted(self, topic: str) -> int:
+        """Messages that lie in `topic` and belong to no committed transaction."""
+        reader = _reader(self.servers.kafka.bootstrap_servers)
+        reader.assign([TopicPartition(topic, p, 0) for p in range(self.partitions)])
+        lying, left = 0, self.partitions
+        while left:
+            for message in reader.consume(1_000, 0.1):
+                error = message.error()
+                lying += error is None
+                left -= error is not None and error.code() == KafkaError._PARTITION_EOF
+        reader.close()
+        return lying - self.committed(topic)
+
+
+def _reader(servers: str) -> Consumer:
+    """A consumer that joins no group and also sees what was not committed."""
+    return Consumer(
+        {"bootstrap.servers": servers, "group.id": "chaos-watch", "enable.auto.commit": False,
+         "isolation.level": "read_uncommitted", "enable.partition.eof": True}
+    )  # fmt: skip
+
+
+def _number(measure: Callable[[], int]) -> int:
+    """0 where nobody answers."""
+    try:
+        return measure()
+    except _AWAY:
+        return 0
+
+
+_AWAY = (BusError, StoreDown, OSError, redis.RedisError, pl.exceptions.PolarsError)
+
+
+def _true(condition: Callable[[], object]) -> bool:
+    """A part that is down, or a file that is being merged, is no answer yet."""
+    try:
+        return bool(condition())
+    except _AWAY:
+        return False

@@ -1,0 +1,166 @@
+"""Whatever is done to it, the platform ends up holding exactly what was sent.
+
+Real Kafka, Valkey and processes. The moments are counts of work done, never times, so that
+they fall into the work on any machine, and each law proves that they did.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from chaos_storm import Storm
+from chaos_stream import Stream
+from chaos_verdict import Verdict
+from chaos_world import World
+
+from streams import dead_letters
+from streams.dead_letters import DeadLetter
+from streams.topics import ADMITTED, EVENTS_BY_USER
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+Draw = Callable[[int], Stream]
+
+SHARE = 1_200  # events sent before each blow
+ALL = ("batcher", "facts", "features")
+IN_WORK = {"batcher": 6, "facts": SHARE // 2, "features": SHARE // 2}
+MINUTE_MS = 60_000
+
+
+def shares(sent: Stream, count: int) -> list[list[bytes | None]]:
+    """The stream in `count` parts, each of which is work for one blow."""
+    size = len(sent.values) // count + 1
+    return [sent.values[start : start + size] for start in range(0, len(sent.values), size)]
+
+
+def keep(world: World, *names: str) -> None:
+    for name in names:
+        world.keep(name)
+
+
+def test_killed_processes_lose_nothing_and_double_nothing(
+    world: World, draw: Draw, rounds: int
+) -> None:
+    sent = draw(SHARE * 2 * rounds)
+    keep(world, *ALL)
+    for share in shares(sent, 2 * rounds):
+        world.send(share)
+        world.each_in_its_work(world.kill, IN_WORK)
+    Verdict(world, sent).awaited()
+    lying = world.uncommitted(ADMITTED) + world.uncommitted(EVENTS_BY_USER)
+    assert lying, f"no kill fell into a transaction\n{world.told()}"
+    assert world.hits["facts repeats"], world.told()
+    assert world.hits["features repeats"], world.told()
+
+
+def test_a_killed_broker_comes_back_with_what_it_had(world: World, draw: Draw, rounds: int) -> None:
+    sent = draw(SHARE * 2 * rounds)
+    keep(world, *ALL)
+    for share in shares(sent, 2 * rounds):
+        world.send(share)
+        victim = world.rng.choice(ALL)
+        world.each_in_its_work(lambda _: world.break_broker(), {victim: IN_WORK[victim]})
+        assert world.logged() < sent.rows, "the broker was killed after the work"
+    Verdict(world, sent).awaited()
+
+
+def test_an_emptied_store_is_noticed_and_filled_again_while_events_go_on(
+    world: World, draw: Draw, rounds: int
+) -> None:
+    sent = draw(SHARE * 2 * rounds)
+    keep(world, *ALL, "features-beside")
+    for number, share in enumerate(shares(sent, 2 * rounds)):
+        world.send(share)
+        hurt = world.flush_store if number % 2 else world.break_store
+        world.each_in_its_work(lambda _, hurt=hurt: hurt(), {"features": IN_WORK["features"]})
+        assert world.hits["rows lost"], "the store was empty when it was emptied"
+    Verdict(world, sent).awaited()
+
+
+def test_zombies_change_nothing_when_they_come_back(world: World, draw: Draw, rounds: int) -> None:
+    """Each process is stopped in its work, replaced, and goes on as if nothing had been."""
+    sent = draw(SHARE * 2 * rounds)
+    keep(world, *ALL)
+    parts = shares(sent, 2 * rounds)
+    for number in range(rounds):
+        world.send(parts[2 * number])
+        first = {life.role: name for name, life in world.lives.items()}  # the newest of each
+        done = (world.logged(), world.folded())
+
+        def replace(name: str, number: int = number) -> None:
+            world.freeze(name)
+            world.keep(f"{world.lives[name].role}-{number}")
+
+        world.each_in_its_work(replace, {first[role]: IN_WORK[role] for role in ALL})
+        # A frozen process may hold a file's lock, and then its successor waits for it.
+        world.wait(lambda done=done: world.logged() > done[0] and world.folded() > done[1], 4.0)
+        door = world.retire(first["batcher"])
+        for life in (door, world.lives[first["facts"]], world.lives[first["features"]]):
+            world.thaw(life)
+        world.send(parts[2 * number + 1])
+        world.until(lambda door=door: not door.child.alive(), "the fenced door ended")
+        assert door.child.exit_code() != 0
+    Verdict(world, sent).awaited()
+
+
+def test_a_storm_of_rebalances_moves_partitions_and_no_event(
+    world: World, draw: Draw, rounds: int
+) -> None:
+    """Two of each process, and members that join, take partitions, do nothing and leave."""
+    sent = draw(SHARE * 2 * rounds)
+    keep(world, *ALL, "facts-beside", "features-beside")
+    world.keep("batcher-beside", CHAOS_INSTANCE="1")
+    world.until(lambda: world.store.stored_generation(), "a first generation")
+    storm = Storm(world, joins=8 * rounds)
+    world.beside.append(storm.tick)
+    for share in shares(sent, 4 * rounds):
+        world.send(share)
+        target = world.logged() + len(share) // 2
+        world.until(lambda t=target: world.logged() >= t, "half of it logged")
+    world.until(storm.over, "the storm over")
+    Verdict(world, sent).awaited()
+    assert storm.taken, "nobody was given a partition in the storm"
+
+
+def test_a_new_epoch_with_other_partitions_counts_nothing_twice_and_forgets_nothing(
+    world: World, draw: Draw
+) -> None:
+    """Topics made anew while the folds lag behind; producers send again across the change."""
+    sent = draw(SHARE * 2)
+    keep(world, *ALL)
+    before, after = shares(sent, 2)
+    world.send(before)
+    world.each_in_its_work(world.let_go, {"features": IN_WORK["features"]})
+    world.until(lambda: world.drained(), "the log whole")
+    assert world.folded() < world.logged(), "the folds did not lag behind"
+    world.let_go("batcher", gently=True)
+    world.partitions_become(3)
+    keep(world, "batcher", "features")
+    world.send(after)
+    Verdict(world, sent, lost_topics=True).awaited()
+
+
+def test_a_wrong_clock_marks_and_refuses_by_its_time_and_what_it_refused_can_be_sent_again(
+    world: World, draw: Draw
+) -> None:
+    """Each life of the door has another clock; the slow one takes all events for future ones."""
+    sent = draw(SHARE * 2)
+    keep(world, "facts", "features")
+    skews = [world.rng.randint(90, 300), world.rng.randint(-4, 4), -world.rng.randint(30, 90)]
+    world.rng.shuffle(skews)
+    for skew, share in zip(skews, shares(sent, 4), strict=False):
+        world.keep("batcher", CHAOS_SKEW_MS=str(skew * MINUTE_MS))
+        world.send(share)
+        world.each_in_its_work(world.let_go, {"batcher": IN_WORK["batcher"]})
+    keep(world, "batcher")
+    world.send(shares(sent, 4)[3])
+    world.until(world.drained, "each event logged or refused")
+    refused = Counter(letter.record.value for letter in world.dead()) - Counter(sent.bad)
+    assert refused, "the slow clock refused nothing"
+    dead_letters.replay(world.bus, lambda letter: _if_among(refused, letter))
+    Verdict(world, sent, refused=refused).awaited()
+
+
+def _if_among(values: Counter[bytes | None], letter: DeadLetter) -> bytes | None:
+    return letter.record.value if letter.record.value in values else None
