@@ -64,6 +64,17 @@ def stream(rng: random.Random, events: int) -> Stream:
     return made
 
 
+def halves(made: Stream) -> tuple[list[bytes | None], list[bytes | None]]:
+    """Both halves of the values, without the copies that would be sent in both."""
+    middle = len(made.values) // 2
+    before, after = made.values[:middle], made.values[middle:]
+    known, bad = {*before}, {*made.bad}
+    crossing = [value for value in after if value in known and value not in bad]
+    for value in crossing:
+        made.copies[orjson.loads(value or b"")["event_id"]] -= 1
+    return before, [value for value in after if value not in known or value in bad]
+
+
 def _times(rng: random.Random, now_ms: int, events: int) -> list[int]:
     """Distinct times, a twentieth of them hours or days late, in order of use."""
     count = events + 10

@@ -156,7 +156,7 @@ class World:
 
     def _spawn(self, name: str, role: str, env: Mapping[str, str]) -> Child:
         argv = [sys.executable, str(LIFE), role, "--home", str(self.home)]
-        own = {"PYTHONPATH": str(ROOT), **THREADS, **env}
+        own = {"PYTHONPATH": str(ROOT), "CHAOS_NAME": name, **THREADS, **env}
         return Child(name, Command(argv, self.home / "logs" / f"{name}.log", own, ROOT))
 
     # ---- hurting
@@ -314,9 +314,9 @@ class World:
         """Every dead letter, those of deleted topics first."""
         return [*self.old_letters, *letters(self.bus)]
 
-    def drained(self) -> bool:
-        """Whether all that was sent lies in the log or among the dead letters."""
-        return self.logged() + len(self.dead()) == self.sent
+    def judged(self) -> int:
+        """Messages that lie in the log or among the dead letters."""
+        return self.logged() + len(self.dead())
 
     def committed(self, topic: str) -> int:
         """Messages of a topic's committed transactions."""
