@@ -21,13 +21,12 @@ import numpy as np
 import polars as pl
 import redis
 import xxhash
+from chaos_servers import Servers, delete_topics
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from deploy import state
-from deploy.parts.kafka import Kafka
-from deploy.parts.process import Child, Command, start
-from deploy.parts.valkey import Valkey
+from deploy.parts.process import Child, Command
 from deploy.settings import Settings
 from features.feast_store import FeastFeatureStore
 from features.fold_worker import consumer_group
@@ -50,53 +49,6 @@ from streams.worker import Epochs
 LIFE = Path(__file__).with_name("life.py")
 ROOT = Path(__file__).parents[2]
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "ARROW_NUM_THREADS"), "1")
-
-
-@dataclass
-class Servers:
-    """The broker and the store of a test folder: they keep their ports when they are killed."""
-
-    kafka: Kafka
-    valkey: Valkey
-    broker: Child
-    store: Child
-
-    @classmethod
-    def started(cls, folder: Path) -> Servers:
-        kafka, valkey = Kafka(folder, folder / "kafka"), Valkey(folder)
-        return cls(kafka, valkey, start(kafka, 120.0), start(valkey))
-
-    def kill_broker(self) -> None:
-        """SIGKILL; what it had written lies on its disk."""
-        self.broker.kill()
-
-    def start_broker(self) -> None:
-        self.broker = start(self.kafka, 120.0)
-
-    def kill_store(self) -> None:
-        """SIGKILL, and an empty one in its place."""
-        self.store.kill()
-        self.store = start(self.valkey)
-
-    def empty(self) -> None:
-        """As new: no topics, no rows."""
-        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers})
-        delete_topics(admin)
-        with redis.Redis(port=self.valkey.port) as client:
-            client.flushall()
-
-    def stop(self) -> None:
-        self.broker.stop(), self.store.stop()
-
-
-def delete_topics(admin: AdminClient) -> None:
-    """Every topic of a stack, and waits until the broker has forgotten them."""
-    names = {spec.name for spec in topic_specs(1)}
-    if present := sorted(names & admin.list_topics(timeout=10).topics.keys()):
-        for future in admin.delete_topics(present).values():
-            future.result(timeout=10)
-    while names & admin.list_topics(timeout=10).topics.keys():
-        time.sleep(0.05)
 
 
 @dataclass
@@ -261,11 +213,16 @@ class World:
         assert self.wait(condition, within_s), f"not within {within_s:g} s: {what}\n{self.told()}"
 
     def wait(self, condition: Callable[[], object], within_s: float) -> bool:
-        """Waits, tending; whether the condition came true."""
-        deadline = time.monotonic() + within_s
+        """Waits, tending; whether the condition came true.
+
+        It rests as long as it looks, so as to leave the machine to those it waits for.
+        """
+        looked = time.monotonic()
+        deadline = looked + within_s
         while not (came := _true(condition)) and time.monotonic() < deadline:
             self.tend()
-            time.sleep(0.002)
+            time.sleep(max(0.002, time.monotonic() - looked))
+            looked = time.monotonic()
         return came
 
     def tell(self, what: str) -> None:

@@ -17,9 +17,10 @@ from deploy.parts.process import PartUnavailable
 
 sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules, chaos_*.py
 
+from chaos_servers import Servers
 from chaos_stream import Stream, stream
 from chaos_verdict import Verdict
-from chaos_world import Servers, World
+from chaos_world import World
 
 
 @pytest.fixture(scope="session")
