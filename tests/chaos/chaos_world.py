@@ -22,7 +22,7 @@ import polars as pl
 import redis
 import xxhash
 from chaos_servers import Servers, delete_topics
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from deploy import state
@@ -82,7 +82,8 @@ class World:
         self.store = FeastFeatureStore(self.servers.valkey.address, 0)
         self.log = EventLog(self.settings().log_dir)
         self.admin = AdminClient({"bootstrap.servers": self.servers.kafka.bootstrap_servers})
-        self._watch = _reader(self.servers.kafka.bootstrap_servers)
+        self._watch = _watch(self.bus.bootstrap_servers, "read_uncommitted")
+        self._committed_watch = _watch(self.bus.bootstrap_servers, "read_committed")
         self.began = time.monotonic()
         self.open_topics(self.partitions)
 
@@ -99,6 +100,7 @@ class World:
         self.partitions = partitions
         state.write_settings(self.settings())
         self.bus.ensure_topics(topic_specs(partitions))
+        self._producer = self.bus.producer()
 
     def keep(self, name: str, **env: str) -> None:
         """Keeps a process of the role `name` (up to a dash) running."""
@@ -114,17 +116,22 @@ class World:
     # ---- hurting
 
     def each_in_its_work(
-        self, act: Callable[[str], None], most: Mapping[str, int], within_s: float = 60.0
+        self,
+        values: Sequence[bytes | None],
+        act: Callable[[str], None],
+        most: Mapping[str, int],
+        within_s: float = 90.0,
     ) -> None:
-        """Calls `act` with each name once its own work has gone on by at most so much.
+        """Sends `values`, and calls `act` with each name once its work has gone on a little.
 
-        The door's work is counted in messages, the others' in events.
+        By at most so much: the door's work is counted in messages, the others' in events.
         """
         measures = {"batcher": self.written, "facts": self.logged, "features": self.folded}
         goals = {}
         for name, span in most.items():
             measure = measures[self.lives[name].role]
             goals[name] = (measure, _number(measure) + self.rng.randint(1, span))
+        self.send(values)
 
         def reached() -> bool:
             for name, (measure, goal) in list(goals.items()):
@@ -138,7 +145,8 @@ class World:
     def kill(self, name: str) -> None:
         self.tell(f"kill -9 {name}")
         self.lives[name].child.kill()
-        self.hits[f"{self.lives[name].role} repeats"] += self.repeats(self.lives[name].role)
+        role = self.lives[name].role
+        self.hits[role] += self.in_transaction() if role == "batcher" else self.repeats(role)
 
     def freeze(self, name: str) -> None:
         self.tell(f"freeze {name}")
@@ -163,6 +171,7 @@ class World:
         for life in (*self.lives.values(), *self.retired):
             life.child.kill()
         self._watch.close()
+        self._committed_watch.close()
 
     def break_broker(self) -> None:
         """kill -9; it comes back with what lies on its disk."""
@@ -192,9 +201,9 @@ class World:
         self.tell(f"topics made anew with {count} partitions")
         self.old_letters = self.dead()
         self.partitions = count
-        state.write_settings(self.settings())
+        state.write_settings(self.settings())  # before a process can make them by the old ones
         delete_topics(self.admin)
-        self.bus.ensure_topics(topic_specs(count))
+        self.open_topics(count)
 
     # ---- waiting
 
@@ -240,9 +249,7 @@ class World:
             Outgoing(BEHAVIOUR, value, partition=number % self.partitions)
             for number, value in enumerate(values, self.sent)
         ]
-        producer = self.bus.producer()
-        producer.send(messages)
-        producer.close()
+        self._producer.send(messages)
         self.sent += len(values)
         self.tell(f"sent {len(values)}, {self.sent} in all")
 
@@ -262,10 +269,10 @@ class World:
         columns = self.store.read("user", ids, 0).columns
         return int(sum(v.sum() for name, v in columns.items() if name.endswith("_count_all")))
 
-    def _ends(self, topic: str) -> list[int]:
+    def _ends(self, topic: str, watch: Consumer | None = None) -> list[int]:
         count = 1 if topic == BEHAVIOUR_DEAD else self.partitions
         places = [TopicPartition(topic, p) for p in range(count)]
-        return [int(self._watch.get_watermark_offsets(p, timeout=10)[1]) for p in places]
+        return [(watch or self._watch).get_watermark_offsets(p, timeout=10)[1] for p in places]
 
     def dead(self) -> list[DeadLetter]:
         """Every dead letter, those of deleted topics first."""
@@ -275,17 +282,10 @@ class World:
         """Messages that lie in the log or among the dead letters."""
         return self.logged() + len(self.dead())
 
-    def committed(self, topic: str) -> int:
-        """Messages of a topic's committed transactions."""
-        ends = self.bus.ends(topic).items()
-        return sum(1 for p, (a, b) in ends for _ in self.bus.scan(topic, p, a, b))
-
     # ---- proofs that something was hurt
 
     def repeats(self, role: str) -> bool:
         """Whether batches whose effect is there are not committed, so that they come again."""
-        if role == "batcher":
-            return False
         epoch = self.bus.epoch(EVENTS_BY_USER)
         done = self._handled(epoch) if role == "features" else self._filed(epoch)
         committed = self._committed(role)
@@ -317,26 +317,17 @@ class World:
         name = consumer_group("features", self.store.stored_generation() or 0)
         return Epochs(self.bus, list(ENTITY_TOPIC.values())).group(name)
 
-    def uncommitted(self, topic: str) -> int:
-        """Messages that lie in `topic` and belong to no committed transaction."""
-        reader = _reader(self.servers.kafka.bootstrap_servers)
-        reader.assign([TopicPartition(topic, p, 0) for p in range(self.partitions)])
-        lying, left = 0, self.partitions
-        while left:
-            for message in reader.consume(1_000, 0.1):
-                error = message.error()
-                lying += error is None
-                left -= error is not None and error.code() == KafkaError._PARTITION_EOF
-        reader.close()
-        return lying - self.committed(topic)
+    def in_transaction(self) -> bool:
+        """Whether messages lie there that belong to no committed transaction."""
+        topics = (ADMITTED, EVENTS_BY_USER)
+        return any(self._ends(t) != self._ends(t, self._committed_watch) for t in topics)
 
 
-def _reader(servers: str) -> Consumer:
-    """A consumer that joins no group and also sees what was not committed."""
+def _watch(servers: str, isolation: str) -> Consumer:
+    """A consumer that only asks where partitions end."""
     return Consumer(
-        {"bootstrap.servers": servers, "group.id": "chaos-watch", "enable.auto.commit": False,
-         "isolation.level": "read_uncommitted", "enable.partition.eof": True}
-    )  # fmt: skip
+        {"bootstrap.servers": servers, "group.id": "chaos-watch", "isolation.level": isolation}
+    )
 
 
 def _number(measure: Callable[[], int]) -> int:
@@ -347,7 +338,7 @@ def _number(measure: Callable[[], int]) -> int:
         return 0
 
 
-_AWAY = (BusError, StoreDown, OSError, redis.RedisError, pl.exceptions.PolarsError)
+_AWAY = (BusError, StoreDown, KafkaException, OSError, redis.RedisError, pl.exceptions.PolarsError)
 
 
 def _true(condition: Callable[[], object]) -> bool:

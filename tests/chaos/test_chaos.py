@@ -17,12 +17,12 @@ from chaos_world import World
 
 from streams import dead_letters
 from streams.dead_letters import DeadLetter
-from streams.topics import ADMITTED, EVENTS_BY_USER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 Draw = Callable[[int], Stream]
 
-SHARE = 1_200  # events sent before each blow
+SHARE = 900  # events sent before each blow
+SPARE = 3  # further blows for a kill that did not hit
 ALL = ("batcher", "facts", "features")
 IN_WORK = {"batcher": 6, "facts": SHARE // 2, "features": SHARE // 2}
 MINUTE_MS = 60_000
@@ -42,25 +42,24 @@ def keep(world: World, *names: str) -> None:
 def test_killed_processes_lose_nothing_and_double_nothing(
     world: World, draw: Draw, rounds: int
 ) -> None:
-    sent = draw(SHARE * 2 * rounds)
+    """Each is killed until a kill is proved to have hit: the door with a transaction open, the
+    workers with batches done that were not committed and come again."""
+    parts = 2 * rounds + SPARE
+    sent = draw(SHARE * parts)
     keep(world, *ALL)
-    for share in shares(sent, 2 * rounds):
-        world.send(share)
-        world.each_in_its_work(world.kill, IN_WORK)
+    for number, share in enumerate(shares(sent, parts)):
+        victims = [role for role in ALL if number < 2 * rounds or not world.hits[role]]
+        world.each_in_its_work(share, world.kill, {role: IN_WORK[role] for role in victims})
     Verdict(world, sent).awaited()
-    lying = world.uncommitted(ADMITTED) + world.uncommitted(EVENTS_BY_USER)
-    assert lying, f"no kill fell into a transaction\n{world.told()}"
-    assert world.hits["facts repeats"], world.told()
-    assert world.hits["features repeats"], world.told()
+    assert all(world.hits[role] for role in ALL), world.told()
 
 
 def test_a_killed_broker_comes_back_with_what_it_had(world: World, draw: Draw, rounds: int) -> None:
     sent = draw(SHARE * 2 * rounds)
     keep(world, *ALL)
     for share in shares(sent, 2 * rounds):
-        world.send(share)
         victim = world.rng.choice(ALL)
-        world.each_in_its_work(lambda _: world.break_broker(), {victim: IN_WORK[victim]})
+        world.each_in_its_work(share, lambda _: world.break_broker(), {victim: IN_WORK[victim]})
         assert world.logged() < sent.rows, "the broker was killed after the work"
     Verdict(world, sent).awaited()
 
@@ -68,13 +67,20 @@ def test_a_killed_broker_comes_back_with_what_it_had(world: World, draw: Draw, r
 def test_an_emptied_store_is_noticed_and_filled_again_while_events_go_on(
     world: World, draw: Draw, rounds: int
 ) -> None:
+    """Killed, so that it comes back empty, and flushed; two processes fold into it."""
     sent = draw(SHARE * 2 * rounds)
     keep(world, *ALL, "features-beside")
     for number, share in enumerate(shares(sent, 2 * rounds)):
-        world.send(share)
         hurt = world.flush_store if number % 2 else world.break_store
-        world.each_in_its_work(lambda _, hurt=hurt: hurt(), {"features": IN_WORK["features"]})
+        generation = world.store.stored_generation()
+        world.each_in_its_work(
+            share, lambda _, hurt=hurt: hurt(), {"features": IN_WORK["features"]}
+        )
         assert world.hits["rows lost"], "the store was empty when it was emptied"
+        world.until(
+            lambda old=generation: world.store.stored_generation() not in (None, old),
+            "a new generation",
+        )
     Verdict(world, sent).awaited()
 
 
@@ -84,7 +90,6 @@ def test_zombies_change_nothing_when_they_come_back(world: World, draw: Draw, ro
     keep(world, *ALL)
     parts = shares(sent, 2 * rounds)
     for number in range(rounds):
-        world.send(parts[2 * number])
         first = {life.role: name for name, life in world.lives.items()}  # the newest of each
         done = (world.logged(), world.folded())
 
@@ -92,7 +97,9 @@ def test_zombies_change_nothing_when_they_come_back(world: World, draw: Draw, ro
             world.freeze(name)
             world.keep(f"{world.lives[name].role}-{number}")
 
-        world.each_in_its_work(replace, {first[role]: IN_WORK[role] for role in ALL})
+        world.each_in_its_work(
+            parts[2 * number], replace, {first[role]: IN_WORK[role] for role in ALL}
+        )
         # A frozen process may hold a file's lock, and then its successor waits for it.
         world.wait(lambda done=done: world.logged() > done[0] and world.folded() > done[1], 4.0)
         door = world.retire(first["batcher"])
@@ -115,9 +122,9 @@ def test_a_storm_of_rebalances_moves_partitions_and_no_event(
     storm = Storm(world, joins=8 * rounds)
     world.beside.append(storm.tick)
     for share in shares(sent, 4 * rounds):
-        world.send(share)
         target = world.logged() + len(share) // 2
-        world.until(lambda t=target: world.logged() >= t, "half of it logged")
+        world.send(share)
+        world.until(lambda target=target: world.logged() >= target, "half of it logged")
     world.until(storm.over, "the storm over")
     Verdict(world, sent).awaited()
     assert storm.taken, "nobody was given a partition in the storm"
@@ -130,8 +137,7 @@ def test_a_new_epoch_with_other_partitions_counts_nothing_twice_and_forgets_noth
     sent = draw(SHARE * 2)
     keep(world, *ALL)
     before, after = halves(sent)
-    world.send(before)
-    world.each_in_its_work(world.let_go, {"features": IN_WORK["features"]})
+    world.each_in_its_work(before, world.let_go, {"features": IN_WORK["features"]})
     world.until(lambda: world.judged() == world.sent, "the log whole")
     assert world.folded() < world.logged(), "the folds did not lag behind"
     world.let_go("batcher", gently=True)
