@@ -101,6 +101,8 @@ class World:
         state.write_settings(self.settings())
         self.bus.ensure_topics(topic_specs(partitions))
         self._producer = self.bus.producer()
+        self._epoch = self.bus.epoch(EVENTS_BY_USER)
+        self._logged: tuple[dict[int, int], int] = ({}, 0)
 
     def keep(self, name: str, **env: str) -> None:
         """Keeps a process of the role `name` (up to a dash) running."""
@@ -260,8 +262,11 @@ class World:
         return sum(self._ends(ADMITTED)) + self._ends(BEHAVIOUR_DEAD)[0]
 
     def logged(self) -> int:
-        """Rows in the event log, marked duplicates included."""
-        return self.log.read(duplicates=True).height
+        """Rows in the event log, marked duplicates included; read only when files have come."""
+        filed = self._filed()
+        if filed != self._logged[0]:
+            self._logged = (filed, self.log.read(duplicates=True).height)
+        return self._logged[1]
 
     def folded(self) -> int:
         """Events that the users' rows count (of kinds that are counted)."""
@@ -286,18 +291,17 @@ class World:
 
     def repeats(self, role: str) -> bool:
         """Whether batches whose effect is there are not committed, so that they come again."""
-        epoch = self.bus.epoch(EVENTS_BY_USER)
-        done = self._handled(epoch) if role == "features" else self._filed(epoch)
+        done = self._handled() if role == "features" else self._filed()
         committed = self._committed(role)
         return any(offset >= committed.get(p, 0) for p, offset in done.items() if offset >= 0)
 
-    def _filed(self, epoch: str) -> dict[int, int]:
-        return {p: self.log.last_offset(epoch, p) for p in range(self.partitions)}
+    def _filed(self) -> dict[int, int]:
+        return {p: self.log.last_offset(self._epoch, p) for p in range(self.partitions)}
 
-    def _handled(self, epoch: str) -> dict[int, int]:
+    def _handled(self) -> dict[int, int]:
         """Partition -> the last offset that any user's row has seen."""
         rows = decode(self.store.blobs("user", [f"u{n}" for n in range(200)]))
-        ours = rows.lane[rows.lane["epoch"] == xxhash.xxh3_64_intdigest(epoch.encode())]
+        ours = rows.lane[rows.lane["epoch"] == xxhash.xxh3_64_intdigest(self._epoch.encode())]
         return {int(p): int(ours["offset"][ours["partition"] == p].max())
                 for p in np.unique(ours["partition"])}  # fmt: skip
 
