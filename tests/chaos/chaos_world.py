@@ -48,6 +48,7 @@ from streams.worker import Epochs
 
 LIFE = Path(__file__).with_name("life.py")
 ROOT = Path(__file__).parents[2]
+OPEN_S = 1.0  # how long a kill waits for a transaction to be open
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "ARROW_NUM_THREADS"), "1")
 
 
@@ -145,9 +146,12 @@ class World:
         self.until(reached, f"work in {', '.join(most)}", within_s)
 
     def kill(self, name: str) -> None:
+        """kill -9; counts a hit when what it leaves behind is unfinished."""
+        role = self.lives[name].role
+        if role == "batcher":
+            self.wait(self.in_transaction, OPEN_S)
         self.tell(f"kill -9 {name}")
         self.lives[name].child.kill()
-        role = self.lives[name].role
         self.hits[role] += self.in_transaction() if role == "batcher" else self.repeats(role)
 
     def freeze(self, name: str) -> None:
@@ -176,7 +180,8 @@ class World:
         self._committed_watch.close()
 
     def break_broker(self) -> None:
-        """kill -9; it comes back with what lies on its disk."""
+        """kill -9 in a transaction, if one comes; it comes back with what lies on its disk."""
+        self.hits["broker"] += self.wait(self.in_transaction, OPEN_S)
         self.tell("kill -9 broker")
         self.servers.kill_broker()
         self.servers.start_broker()
