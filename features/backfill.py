@@ -28,7 +28,7 @@ from streams.log import EventLog
 
 CHUNK_ROWS = 100_000
 _NOTE = "backfill"
-_WHOLE = "whole"  # kept beside the rows; an emptied store has lost it too
+_WHOLE = "whole"  # of which epochs; kept beside the rows: an emptied store has lost it too
 
 Progress = Callable[[float, str], None]
 """Called with the share done in [0, 1] and what is being done."""
@@ -123,12 +123,15 @@ def ensure_whole(
 ) -> BackfillReport | None:
     """Rebuilds a store that is new, was emptied or was left half rebuilt; None for a whole one.
 
-    For the process that folds, before it begins: the store is a cache of the log.
+    Whole is a store for the topics that it was filled from: when they are made anew, what
+    the old ones held and no fold had seen is in the log alone. For the process that folds,
+    before it begins: the store is a cache of the log.
     """
-    if store.noted(_WHOLE) is not None:
+    epochs = orjson.dumps(dict(sorted(live.epochs.items())))
+    if store.noted(_WHOLE) == epochs:
         return None
     report = backfill(log_dir, store, live=live, progress=progress)
-    store.note(_WHOLE, b"1")
+    store.note(_WHOLE, epochs)
     return report
 
 

@@ -53,6 +53,7 @@ LOG4J = """\
 </Configuration>
 """
 
+# A killed node may register again only when its old session has run out: hence three seconds.
 PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -71,6 +72,8 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 auto.create.topics.enable=false
 controlled.shutdown.enable=false
 """

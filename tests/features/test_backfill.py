@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -288,3 +289,19 @@ def test_an_emptied_store_is_made_whole_from_the_log_and_a_whole_one_left_alone(
     online.connection.client.hset(online._meta, "generation", 7)  # a reader came first
     ensure_whole(tmp_path, reopened(online), LIVE, progress=lambda *_: None)
     same(reopened(online), truth)
+
+
+def test_a_store_whose_topics_were_made_anew_gets_from_the_log_what_no_fold_had_seen(
+    loop, online, tmp_path
+):
+    """Deleted topics take with them what was logged and not yet folded."""
+    truth = MemoryFeatureStore()
+    for entity in DEFINITIONS:
+        loop.fold(truth, entity)
+    ensure_whole(tmp_path, online, LIVE, progress=lambda *_: None)  # nothing logged, none folded
+    loop.log(tmp_path)
+    anew = replace(LIVE, epochs=dict.fromkeys(LIVE.epochs, "made anew"))
+    again = reopened(online)
+    assert ensure_whole(tmp_path, again, anew, progress=lambda *_: None) is not None
+    same(again, truth)
+    assert ensure_whole(tmp_path, reopened(online), anew, progress=lambda *_: None) is None

@@ -1,0 +1,65 @@
+"""The servers under the suite: one Apache Kafka and one Valkey, which may be killed.
+
+Knows how they are killed, how they come back on their ports, and how they are emptied.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+from confluent_kafka.admin import AdminClient
+
+from deploy.parts.kafka import Kafka
+from deploy.parts.process import Child, start
+from deploy.parts.valkey import Valkey
+from streams.topics import topic_specs
+
+
+@dataclass
+class Servers:
+    """The broker and the store of a test folder: they keep their ports when they are killed."""
+
+    kafka: Kafka
+    valkey: Valkey
+    broker: Child
+    store: Child
+
+    @classmethod
+    def started(cls, folder: Path) -> Servers:
+        kafka, valkey = Kafka(folder, folder / "kafka"), Valkey(folder)
+        return cls(kafka, valkey, start(kafka, 120.0), start(valkey))
+
+    def kill_broker(self) -> None:
+        """SIGKILL; what it had written lies on its disk."""
+        self.broker.kill()
+
+    def start_broker(self) -> None:
+        self.broker = start(self.kafka, 120.0)
+
+    def kill_store(self) -> None:
+        """SIGKILL, and an empty one in its place."""
+        self.store.kill()
+        self.store = start(self.valkey)
+
+    def empty(self) -> None:
+        """As new: no topics, no rows."""
+        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers})
+        delete_topics(admin)
+        with redis.Redis(port=self.valkey.port) as client:
+            client.flushall()
+
+    def stop(self) -> None:
+        self.broker.stop(), self.store.stop()
+
+
+def delete_topics(admin: AdminClient) -> None:
+    """Every topic of a stack, and waits until the broker has forgotten them."""
+    names = {spec.name for spec in topic_specs(1)}
+    if present := sorted(names & admin.list_topics(timeout=10).topics.keys()):
+        for future in admin.delete_topics(present).values():
+            future.result(timeout=10)
+    while names & admin.list_topics(timeout=10).topics.keys():
+        time.sleep(0.05)
