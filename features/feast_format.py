@@ -17,7 +17,7 @@ from features.connection import bulk
 from features.definitions import EntityDefinition
 
 ROW_FEATURE = "row"  # the one Bytes feature of each view
-KEYS_KEPT = 65_536  # per entity, about 150 bytes each
+KEYS_KEPT = 65_536  # per entity, about 170 bytes each
 _STRING = 2  # ValueType.STRING
 _BYTES_TAG = b"\x0a"  # ValueProto.bytes_val, field 1
 
@@ -38,16 +38,15 @@ class RowFormat:
         view = view_name(definition)
         self.row_field = struct.pack("<I", mmh3.hash(f"{view}:{ROW_FEATURE}", signed=False))
         self.time_field = f"_ts:{view}".encode()
-        self.key = lru_cache(maxsize=KEYS_KEPT)(self._key)
         self.packed_key = lru_cache(maxsize=KEYS_KEPT)(self._packed_key)
 
-    def _key(self, entity_id: str) -> bytes:
+    def key(self, entity_id: str) -> bytes:
         raw = entity_id.encode()
         return b"".join((self._head, struct.pack("<I", len(raw)), raw, self._project))
 
     def _packed_key(self, entity_id: str) -> bytes:
         """The key as a RESP bulk string."""
-        return bulk(self._key(entity_id))
+        return bulk(self.key(entity_id))
 
     def pattern(self) -> bytes:
         """A SCAN pattern that every key of this entity matches (others may: see `entity_id`)."""

@@ -235,17 +235,15 @@ def _add_recent(definition: EntityDefinition, rows: Rows, row: np.ndarray, batch
     rows.recent_row, rows.recent = rows_of[order], recent[order]
 
 
-def _add_tiles(
-    definition: EntityDefinition, rows: Rows, batch: Batch, by_row: _ByRow
-) -> None:
+def _add_tiles(definition: EntityDefinition, rows: Rows, batch: Batch, by_row: _ByRow) -> None:
     from features.loops import merge_tiles
 
     rules = _rules(definition)
     rows.tile_row, rows.tile = merge_tiles(
-        *(rows.tile_row, rows.tile, by_row.first, by_row.event, batch.time, batch.kind),
+        *(rows.tile_row, rows.tile, by_row.first, by_row.event),
+        *map(_own, (batch.time, batch.kind)),
         *(_addends(rules.sources, batch.table), rules.first, rules.key, rules.tile_ms),
         *(rules.source, rules.keep_ms, rules.size_ms, rows.head["last_event_ms"].copy()),
-        rows.tile[:0],
     )
 
 
@@ -259,6 +257,11 @@ class _ByRow:
     @classmethod
     def of(cls, row: np.ndarray, n: int) -> _ByRow:
         return cls(offsets_of(np.bincount(row, minlength=n)), np.argsort(row, kind="stable"))
+
+
+def _own(column: np.ndarray) -> np.ndarray:
+    """Arrow's memory is read-only, which to the compiler is another type to compile for."""
+    return column if column.flags.writeable else column.copy()
 
 
 @dataclass(frozen=True)
@@ -311,9 +314,7 @@ def _addends(sources: tuple[str, ...], table: pa.Table) -> np.ndarray:
     return found
 
 
-def _add_entries(
-    definition: EntityDefinition, rows: Rows, batch: Batch, by_row: _ByRow
-) -> None:
+def _add_entries(definition: EntityDefinition, rows: Rows, batch: Batch, by_row: _ByRow) -> None:
     from features.loops import merge_lists
 
     if not definition.lists:
@@ -321,8 +322,9 @@ def _add_entries(
     columns = [batch.table.column(f.source).cast(pa.large_binary()) for f in definition.lists]
     lengths = [pc.fill_null(pc.binary_length(column), -1).to_numpy() for column in columns]
     rows.entry_row, rows.entry, source = merge_lists(
-        *(rows.entry_row, rows.entry, by_row.first, by_row.event, batch.time, batch.hash),
-        *(batch.kind, np.stack(lengths).astype(np.int64), *_listed(definition)),
+        *(rows.entry_row, rows.entry, by_row.first, by_row.event),
+        *map(_own, (batch.time, batch.hash, batch.kind)),
+        *(np.stack(lengths).astype(np.int64), *_listed(definition)),
     )
     texts = [rows.text, *(chunk for column in columns for chunk in column.chunks)]
     rows.text = pa.concat_arrays(texts).take(pa.array(source))

@@ -7,24 +7,30 @@ do not; `python -m features.loops` fills the cache of compiled code, once.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit  # type: ignore[import-untyped]
+
+_compiled: Any = njit(cache=True)
 
 _SIZE_SHIFT, _SLOT_SHIFT = np.uint64(56), np.uint64(40)
 _SLOT_MASK, _INDEX_MASK = np.uint64(0xFFFF), np.uint64(2**40 - 1)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def merge_tiles(
-    old_row, old, first, event, time, kind, value,
-    rule_first, rule_key, rule_ms, rule_value, keep_ms, size_ms, newest, tile,
-):  # fmt: skip
+    old_row: np.ndarray, old: np.ndarray,
+    first: np.ndarray, event: np.ndarray, time: np.ndarray, kind: np.ndarray, value: np.ndarray,
+    rule_first: np.ndarray, rule_key: np.ndarray, rule_ms: np.ndarray, rule_value: np.ndarray,
+    keep_ms: np.ndarray, size_ms: np.ndarray, newest: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(row, tile) of every row's tiles with the events added, ascending by row and key.
 
     `event[first[r]:first[r + 1]]` are row r's events. An event of kind k adds by rules
     `rule_first[k]` to `rule_first[k + 1]`: key but for the index, tile size in ms (0: endless),
     row of `value` to add. Tiles of size s and slot c that end `keep_ms[s, c]` before the
-    row's newest event are left out. `tile` is any array of the dtype to make.
+    row's newest event are left out.
     """
     rows = len(newest)
     most, touched = 0, 0
@@ -37,7 +43,7 @@ def merge_tiles(
         most = max(most, here)
     keys, sums = np.empty(most, np.uint64), np.empty(most, np.int64)
     row_out = np.empty(len(old) + touched, np.int64)
-    out = np.empty(len(old) + touched, tile.dtype)
+    out = np.empty(len(old) + touched, old.dtype)
     at, done = 0, 0
     for r in range(rows):
         n = 0
@@ -89,8 +95,12 @@ def merge_tiles(
     return row_out[:done], out[:done]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def merge_lists(old_row, old, first, event, time, hashes, kind, length, listed, limit):
+@_compiled  # type: ignore[untyped-decorator]
+def merge_lists(
+    old_row: np.ndarray, old: np.ndarray,
+    first: np.ndarray, event: np.ndarray, time: np.ndarray, hashes: np.ndarray, kind: np.ndarray,
+    length: np.ndarray, listed: np.ndarray, limit: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """(row, entry, source) of every row's lists with the events added, newest first.
 
     `listed[l, k]`: list l takes events of kind k whose `length[l]` (bytes of text) is not
@@ -147,7 +157,25 @@ def merge_lists(old_row, old, first, event, time, hashes, kind, length, listed, 
     return row_out[:done], out[:done], source[:done]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _after(time, hashes, a, b):
+@_compiled  # type: ignore[untyped-decorator]
+def _after(time: np.ndarray, hashes: np.ndarray, a: int, b: int) -> bool:
     """Whether event a comes after b in a list."""
-    return time[a] < time[b] or (time[a] == time[b] and hashes[a] < hashes[b])
+    return bool(time[a] < time[b] or (time[a] == time[b] and hashes[a] < hashes[b]))
+
+
+def warm() -> None:
+    """Compiles both loops for the types that a fold gives them, or finds them in the cache."""
+    from features.definitions import DEFINITIONS
+    from features.fold import fold, group
+    from features.tiles import decode
+    from streams.bus import Stamp
+    from streams.schema import EVENT_SCHEMA
+
+    batch = group(DEFINITIONS["user"], EVENT_SCHEMA.empty_table())
+    fold(DEFINITIONS["user"], decode([]), batch, Stamp("", 0, 0))
+
+
+if __name__ == "__main__":
+    from features.loops import warm as _warm  # the module that folds import, not `__main__`
+
+    _warm()

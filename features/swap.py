@@ -15,7 +15,7 @@ import numpy as np
 
 from features.connection import Call, bulk
 from features.feast_format import TIMESTAMP_BYTES, RowFormat, timestamps, wrap_head
-from features.tiles import DIGEST_BYTES, digest
+from features.tiles import DIGEST_BYTES
 
 # One row's share of the packed argument: the digest that must be stored (zeros for none),
 # the length of the time, and the time in Feast's bytes.
@@ -88,7 +88,7 @@ class Swap:
 def _conditions(before: Sequence[bytes | None], times: Sequence[int]) -> bytes:
     """A RESP bulk string but for its end, which the next word brings."""
     found = np.empty(len(before), _CONDITION)
-    found["digest"] = [_NONE if row is None else digest(row) for row in before]
+    found["digest"] = [_NONE if row is None else row[-DIGEST_BYTES:] for row in before]
     found["time"], found["length"] = timestamps(np.asarray(times, np.int64))
     return bulk(found.tobytes())[:-2]
 

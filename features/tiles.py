@@ -120,7 +120,9 @@ def decode(blobs: Sequence[bytes | None]) -> Rows:
     broken = (head["version"] != VERSION) | (_row_bytes(head) != np.diff(bounds))
     head[broken] = np.zeros(1, HEAD)[0]
     cuts = _cuts(bounds, head)
-    part = [taken(joined, cuts, np.arange(place, n * _PARTS, _PARTS)) for place in range(1, _PARTS - 1)]
+    part = [
+        taken(joined, cuts, np.arange(place, n * _PARTS, _PARTS)) for place in range(1, _PARTS - 1)
+    ]
     row = [np.repeat(np.arange(n), head[name]) for name, _ in _SECTIONS]
     lane, tile, entry, recent = (
         np.frombuffer(raw, dtype) for raw, (_, dtype) in zip(part[:4], _SECTIONS, strict=True)
@@ -171,7 +173,7 @@ def encode(rows: Rows) -> list[bytes]:
         pieces.append((part, head[name].astype(np.int64) * dtype.itemsize))
     pieces.append((_text_bytes(rows.text), head["text_bytes"].astype(np.int64)))
     order = np.arange(len(pieces) * n).reshape(-1, n).T.ravel()
-    body = woven(pieces, order).tobytes()
+    body = memoryview(woven(pieces, order))  # type: ignore[arg-type]
     stops = np.cumsum(_row_bytes(head) - DIGEST_BYTES).tolist()
     return [_sealed(body[a:b]) for a, b in zip([0, *stops], stops, strict=False)]
 
@@ -196,8 +198,8 @@ def _text_bytes(text: pa.LargeBinaryArray) -> np.ndarray:
     return np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
 
 
-def _sealed(body: bytes) -> bytes:
-    return body + xxhash.xxh3_64_digest(body)
+def _sealed(body: bytes | memoryview) -> bytes:
+    return b"".join((body, xxhash.xxh3_64_digest(body)))
 
 
 def digest(blob: bytes) -> bytes:
