@@ -25,6 +25,7 @@ PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
 REQUIREMENTS = ROOT / "requirements.lock"
 INSTALLER = ROOT / "deploy" / "installer.lock"
+LOOPS = ROOT / "features" / "loops.py"
 HEARTBEAT_S = 15.0
 
 
@@ -54,6 +55,10 @@ def _install() -> None:
         _run_shown(_uv("install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)))
         _stamp("project", ROOT / "pyproject.toml")
         _say(f"ready: {VENV.name}/bin/tidemill --help")
+    if not _stamped("loops", LOOPS, REQUIREMENTS):
+        # Compiled once here (seconds), not by the first worker that folds an event.
+        _run([str(PYTHON), "-m", "features.loops"])
+        _stamp("loops", LOOPS, REQUIREMENTS)
 
 
 def _what_to_install() -> list[str]:

@@ -52,7 +52,8 @@ class Connection:
             ) from error
 
     def hget_many(self, places: Sequence[tuple[bytes, bytes]]) -> list[bytes | None]:
-        """One HGET per (key, field), sent together; replies in the same order."""
+        """One HGET per (key, field), sent together; replies in the same order. Keys come as
+        RESP bulk strings (`bulk`)."""
         packed = b"".join([_hget(key, field) for key, field in places])
         values: list[bytes | None] = self.exchange([packed], len(places))
         return values
@@ -140,7 +141,7 @@ class Script:
 
 
 def _hget(key: bytes, field: bytes) -> bytes:
-    return b"*3\r\n$4\r\nHGET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(field), field)
+    return b"*3\r\n$4\r\nHGET\r\n%b$%d\r\n%b\r\n" % (key, len(field), field)
 
 
 def bulk(word: bytes) -> bytes:

@@ -11,11 +11,13 @@ import struct
 from functools import lru_cache
 
 import mmh3
+import numpy as np
 
+from features.connection import bulk
 from features.definitions import EntityDefinition
 
 ROW_FEATURE = "row"  # the one Bytes feature of each view
-KEYS_KEPT = 65_536  # per entity, about 150 bytes each
+KEYS_KEPT = 65_536  # per entity, about 170 bytes each
 _STRING = 2  # ValueType.STRING
 _BYTES_TAG = b"\x0a"  # ValueProto.bytes_val, field 1
 
@@ -36,11 +38,15 @@ class RowFormat:
         view = view_name(definition)
         self.row_field = struct.pack("<I", mmh3.hash(f"{view}:{ROW_FEATURE}", signed=False))
         self.time_field = f"_ts:{view}".encode()
-        self.key = lru_cache(maxsize=KEYS_KEPT)(self._key)
+        self.packed_key = lru_cache(maxsize=KEYS_KEPT)(self._packed_key)
 
-    def _key(self, entity_id: str) -> bytes:
+    def key(self, entity_id: str) -> bytes:
         raw = entity_id.encode()
         return b"".join((self._head, struct.pack("<I", len(raw)), raw, self._project))
+
+    def _packed_key(self, entity_id: str) -> bytes:
+        """The key as a RESP bulk string."""
+        return bulk(self.key(entity_id))
 
     def pattern(self) -> bytes:
         """A SCAN pattern that every key of this entity matches (others may: see `entity_id`)."""
@@ -85,6 +91,36 @@ def timestamp(time_ms: int) -> bytes:
     """A serialised google.protobuf.Timestamp."""
     seconds, rest = divmod(time_ms, 1000)
     return _seconds(seconds) + _nanos(rest)
+
+
+TIMESTAMP_BYTES = 17  # of the longest: seconds in 11, nanoseconds in 6
+_SECONDS = (1 << 28, (1 << 35) - 1)  # 1978 to 3058: their varints have 5 bytes
+
+
+def timestamps(times_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`timestamp` of each: uint8 [N, TIMESTAMP_BYTES] filled with zeros, and their lengths."""
+    found = np.zeros((len(times_ms), TIMESTAMP_BYTES), np.uint8)
+    seconds, rest = np.divmod(times_ms, 1000)
+    if not ((seconds >= _SECONDS[0]) & (seconds <= _SECONDS[1])).all():
+        whole = [timestamp(time_ms) for time_ms in times_ms.tolist()]
+        for place, raw in enumerate(whole):
+            found[place, : len(raw)] = list(raw)
+        return found, np.array(list(map(len, whole)), np.uint8)
+    found[:, 0] = 0x08
+    for place in range(5):
+        found[:, 1 + place] = seconds >> 7 * place & 0x7F | (0x80 if place < 4 else 0)
+    nanos, length = _all_nanos()
+    found[:, 6:12] = nanos[rest]
+    return found, 6 + length[rest]
+
+
+@lru_cache(maxsize=1)
+def _all_nanos() -> tuple[np.ndarray, np.ndarray]:
+    """The nanoseconds of every millisecond: uint8 [1000, 6], and their lengths."""
+    each = [_nanos(rest) for rest in range(1000)]
+    padded = b"".join(raw.ljust(6, b"\0") for raw in each)
+    lengths = np.array(list(map(len, each)), np.uint8)
+    return np.frombuffer(padded, np.uint8).reshape(1000, 6), lengths
 
 
 @lru_cache(maxsize=65_536)

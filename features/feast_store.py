@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from features.connection import Connection, Script
+from features.connection import Connection, Script, bulk
 from features.cut import Cut
 from features.definitions import DEFINITIONS
 from features.feast_format import RowFormat, unwrap
@@ -51,7 +51,9 @@ from streams.bus import Stamp
 
 ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
 SCRIPT_ROWS = 256  # rows per script call: bounds how long the server is busy with one
-ROWS_AT_ONCE = 8_192  # rows of a batch folded together: bounds memory, whatever the batch
+BYTES_AT_ONCE = 16 << 20  # of rows folded together: bounds memory, whatever the batch
+ROWS_AT_ONCE = range(512, 8_192)  # fewer cost more than they save, more leave the caches
+FIRST_GUESS_BYTES = 4_096  # of a row, before any was folded
 CALLS_AT_ONCE = 16  # calls packed and sent before their replies are read: bounds memory
 T = TypeVar("T")
 
@@ -79,6 +81,7 @@ class FeastFeatureStore:
         self._swap_script = Script(self.connection, SWAP)
         self._drop_script = Script(self.connection, DROP)
         self._cache = RowCache(cached_rows)
+        self._row_bytes = dict.fromkeys(DEFINITIONS, float(FIRST_GUESS_BYTES))
         self._generation = 0
         self._cut = Cut()
 
@@ -87,8 +90,12 @@ class FeastFeatureStore:
     def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
         generation = self.generation()
         batch = self._cut.beyond(entity, group(DEFINITIONS[entity], events), stamp)
-        parts = _parts(batch, ROWS_AT_ONCE)
+        parts = _parts(batch, self._rows_at_once(entity))
         return sum(self._fold_part(entity, part, stamp, generation) for part in parts)
+
+    def _rows_at_once(self, entity: EntityName) -> int:
+        rows = int(BYTES_AT_ONCE / self._row_bytes[entity])
+        return min(max(rows, ROWS_AT_ONCE.start), ROWS_AT_ONCE.stop)
 
     def _fold_part(self, entity: EntityName, batch: Batch, stamp: Stamp, generation: int) -> int:
         written = 0
@@ -264,8 +271,9 @@ class FeastFeatureStore:
         self, entity: EntityName, ids: Sequence[str]
     ) -> tuple[list[bytes | None], int | None]:
         layout = self._formats[entity]
-        places = [(layout.key(entity_id), layout.row_field) for entity_id in ids]
-        generation, *values = self.connection.hget_many([(self._meta, b"generation"), *places])
+        places = [(layout.packed_key(entity_id), layout.row_field) for entity_id in ids]
+        fact = (bulk(self._meta), b"generation")
+        generation, *values = self.connection.hget_many([fact, *places])
         return [unwrap(v) for v in values], None if generation is None else int(generation)
 
     def _swap(
@@ -279,11 +287,12 @@ class FeastFeatureStore:
         """Writes the changed rows whose stored bytes are still those read; the rest's places."""
         places = folded.changed.tolist()
         blobs = encode(folded.rows)
+        if blobs:
+            self._row_bytes[entity] = sum(map(len, blobs)) / len(blobs)
         times = folded.rows.head["last_event_ms"].tolist()
-        lost = self._swap_rows(
-            entity, [ids[p] for p in places], [stored[p] for p in places], blobs, times, generation
-        )
-        kept = dict(zip([ids[p] for p in places], blobs, strict=True))
+        changed, before = [ids[p] for p in places], [stored[p] for p in places]
+        lost = self._swap_rows(entity, changed, before, blobs, times, generation)
+        kept = dict(zip(changed, blobs, strict=True))
         gone = [places[row] for row in lost]
         self._cache.put(entity, kept)
         self._cache.drop(entity, [ids[place] for place in gone])

@@ -14,15 +14,17 @@ epoch it comes under; an event at or before the row's erasure is never counted.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from features.definitions import TILE_SIZES_MS, EntityDefinition, Sum, of_kinds
+from features.definitions import TILE_SIZES_MS, EntityDefinition, Sum, kind_codes, of_kinds
 from features.merge import merged_order, newest_first_key, rank, ties_by_falling_hash
-from features.tiles import ENTRY, HEAD, LANE, RECENT, TILE, Rows, split_key, tile_key
+from features.spans import offsets_of
+from features.tiles import HEAD, LANE, RECENT, Rows, tile_key
 from streams.bus import Stamp
 from streams.clock import DAY_MS, HOUR_MS
 from streams.delivery import MESSAGE_OFFSET
@@ -30,8 +32,6 @@ from streams.delivery import MESSAGE_OFFSET
 LANES_KEPT = 8  # epochs and partitions that a row remembers; a zombie is of the last few
 SAME_EVENT_MS = DAY_MS  # an id used again further apart in event time is another event
 _LOW_BITS = 2**20
-_KEY_BITS = 39  # of a tile's place within its row
-_SLOT_BITS, _INDEX_BITS = np.uint64(31 << 32), np.uint64(2**32 - 1)
 READER_SLACK_MS = HOUR_MS  # how far a reader's now may lie behind the row's newest event
 
 
@@ -116,8 +116,9 @@ def fold(
     rows.head["fingerprint"] = definition.fingerprint
     np.maximum.at(rows.head["last_event_ms"], row, fresh.time)
     _add_recent(definition, rows, row, fresh)
-    _add_tiles(definition, rows, row, fresh)
-    _add_entries(definition, rows, row, fresh)
+    by_row = _ByRow.of(row, len(rows))
+    _add_tiles(definition, rows, fresh, by_row)
+    _add_entries(definition, rows, fresh, by_row)
     _advance(rows, lane, row, _offsets(fresh, stamp))
     return Folded(changed, rows)
 
@@ -234,126 +235,107 @@ def _add_recent(definition: EntityDefinition, rows: Rows, row: np.ndarray, batch
     rows.recent_row, rows.recent = rows_of[order], recent[order]
 
 
-def _add_tiles(definition: EntityDefinition, rows: Rows, row: np.ndarray, batch: Batch) -> None:
-    place, key, added = _summed(*_touched_tiles(definition, row, batch))
-    old, value = _in_row_order(rows.tile_row, rows.tile["key"]), rows.tile["value"].copy()
-    at = np.searchsorted(old, place)
-    known = np.zeros(len(at), bool)
-    inside = at < len(old)
-    known[inside] = old[at[inside]] == place[inside]
-    value[at[known]] += added[known]
-    at, place, key, added = at[~known], place[~known], key[~known], added[~known]
-    rows_of = np.insert(rows.tile_row, at, place >> _KEY_BITS)
-    key, value = np.insert(rows.tile["key"], at, key), np.insert(value, at, added)
-    newest = rows.head["last_event_ms"]
-    rows.tile_row, rows.tile = _pruned(definition, newest, rows_of, key, value)
+def _add_tiles(definition: EntityDefinition, rows: Rows, batch: Batch, by_row: _ByRow) -> None:
+    from features.loops import merge_tiles
+
+    rules = _rules(definition)
+    rows.tile_row, rows.tile = merge_tiles(
+        *(rows.tile_row, rows.tile, by_row.first, by_row.event),
+        *map(_own, (batch.time, batch.kind)),
+        *(_addends(rules.sources, batch.table), rules.first, rules.key, rules.tile_ms),
+        *(rules.source, rules.keep_ms, rules.size_ms, rows.head["last_event_ms"].copy()),
+    )
 
 
-def _touched_tiles(
-    definition: EntityDefinition, row: np.ndarray, batch: Batch
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row, key, addend) of every tile that an event of the batch adds to, with repeats."""
-    of_row = [np.zeros(0, np.int64)]
-    keys, values = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+@dataclass(frozen=True)
+class _ByRow:
+    """Row r's events are `event[first[r]:first[r + 1]]`, in the batch's order."""
+
+    first: np.ndarray
+    event: np.ndarray
+
+    @classmethod
+    def of(cls, row: np.ndarray, n: int) -> _ByRow:
+        return cls(offsets_of(np.bincount(row, minlength=n)), np.argsort(row, kind="stable"))
+
+
+def _own(column: np.ndarray) -> np.ndarray:
+    """Arrow's memory is read-only, which to the compiler is another type to compile for."""
+    return column if column.flags.writeable else column.copy()
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What `features.loops.merge_tiles` does with an event of each kind."""
+
+    first: np.ndarray  # int64 [257]: where each kind's rules begin
+    key: np.ndarray  # uint64, of the tile at index 0
+    tile_ms: np.ndarray
+    source: np.ndarray  # 0: counted; i + 1: sums `sources[i]`
+    sources: tuple[str, ...]
+    keep_ms: np.ndarray  # int64 [sizes, counters], from a tile's end to the row's newest event
+    size_ms: np.ndarray
+
+
+@lru_cache
+def _rules(definition: EntityDefinition) -> _Rules:
+    """A tile is kept while a reader within READER_SLACK_MS of the newest event can ask for it:
+    a function of the set of events alone, so the order of arrival cannot change it."""
+    sources = tuple(dict.fromkeys(c.source for c in definition.counters if isinstance(c, Sum)))
+    keep_ms = np.zeros((len(TILE_SIZES_MS), len(definition.counters)), np.int64)
+    of_kind: dict[int, list[tuple[np.ndarray, int, int]]] = {code: [] for code in range(256)}
     for slot, counter in enumerate(definition.counters):
-        hit = np.flatnonzero(of_kinds(batch.kind, counter.kinds))
-        if not len(hit):
-            continue
-        value = np.ones(len(hit), np.int64)
-        if isinstance(counter, Sum):
-            value = _addend(counter.source, batch.table, hit)
-        time, owner = batch.time[hit], row[hit]
-        for tile_ms in {window.tile_ms for window in counter.windows}:
-            index = time // tile_ms if tile_ms else np.zeros_like(time)
-            of_row.append(owner)
-            keys.append(tile_key(TILE_SIZES_MS.index(tile_ms), slot, index))
-            values.append(value)
-    return np.concatenate(of_row), np.concatenate(keys), np.concatenate(values)
-
-
-def _in_row_order(row: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """int64 that sort as (row, tile key): 2 bits of size, 5 of slot, 32 of index under the row."""
-    packed = (key >> np.uint64(56) << np.uint64(37)) | (key >> np.uint64(8) & _SLOT_BITS)
-    return np.asarray((row << _KEY_BITS) + (packed | key & _INDEX_BITS).astype(np.int64))
-
-
-def _summed(
-    row: np.ndarray, key: np.ndarray, value: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(place in row order, key, sum) of each tile once, ascending."""
-    if len(row) == 0:
-        return row, key, value
-    place = _in_row_order(row, key)
-    order = np.argsort(place, kind="stable")
-    place, key, value = place[order], key[order], value[order]
-    starts = np.ones(len(place), bool)
-    starts[1:] = place[1:] != place[:-1]
-    first = np.flatnonzero(starts)
-    return place[first], key[first], np.add.reduceat(value, first)
-
-
-def _addend(source: str, table: pa.Table, hit: np.ndarray) -> np.ndarray:
-    column = pc.fill_null(table.column(source).cast(pa.int64()), 0)
-    values: np.ndarray = column.to_numpy()
-    return np.asarray(values[hit])
-
-
-def _pruned(
-    definition: EntityDefinition,
-    newest: np.ndarray,
-    row: np.ndarray,
-    key: np.ndarray,
-    value: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Without tiles that no reader within READER_SLACK_MS of the newest event can ask for.
-
-    A function of the set of events alone, so the order of arrival cannot change it.
-    """
-    span, tile_ms = _retention(definition)
-    size, slot, index = split_key(key)
-    since = newest[row] - (span + READER_SLACK_MS)[size, slot]
-    keep = (size == 0) | ((index + 1) * tile_ms[size] > since)
-    tiles = np.empty(int(keep.sum()), TILE)
-    tiles["key"], tiles["value"] = key[keep], value[keep]
-    return row[keep], tiles
-
-
-def _retention(definition: EntityDefinition) -> tuple[np.ndarray, np.ndarray]:
-    """Longest window per (size, slot), and each size in ms (1 for the endless one)."""
-    span = np.zeros((len(TILE_SIZES_MS), len(definition.counters)), np.int64)
-    for slot, counter in enumerate(definition.counters):
+        source = 1 + sources.index(counter.source) if isinstance(counter, Sum) else 0
         for window in counter.windows:
             size = TILE_SIZES_MS.index(window.tile_ms)
-            span[size, slot] = max(span[size, slot], window.span_ms)
-    return span, np.maximum(np.array(TILE_SIZES_MS, np.int64), 1)
+            keep_ms[size, slot] = max(keep_ms[size, slot], window.span_ms + READER_SLACK_MS)
+        for tile_ms in dict.fromkeys(window.tile_ms for window in counter.windows):
+            key = tile_key(TILE_SIZES_MS.index(tile_ms), slot, np.zeros(1, np.int64))
+            for code in kind_codes(counter.kinds):
+                of_kind[code].append((key[0], tile_ms, source))
+    rules = [rule for code in range(256) for rule in of_kind[code]]
+    key, tile_ms, source = zip(*rules, strict=True)
+    return _Rules(
+        offsets_of(np.array([len(of_kind[code]) for code in range(256)])),
+        np.array(key, np.uint64),
+        np.array(tile_ms, np.int64),
+        np.array(source, np.int64),
+        sources,
+        keep_ms,
+        np.array(TILE_SIZES_MS, np.int64),
+    )
 
 
-def _add_entries(definition: EntityDefinition, rows: Rows, row: np.ndarray, batch: Batch) -> None:
-    of_row, entries, texts = [rows.entry_row], [rows.entry], [rows.text]
-    for place, feature in enumerate(definition.lists):
-        valid = batch.table.column(feature.source).is_valid().to_numpy()
-        hit = of_kinds(batch.kind, feature.kinds) & valid
-        text = batch.table.column(feature.source).filter(pa.array(hit)).cast(pa.large_binary())
-        added = np.empty(int(hit.sum()), ENTRY)
-        added["time"], added["hash"] = batch.time[hit], batch.hash[hit]
-        added["list"], added["kind"] = place, batch.kind[hit]
-        added["length"] = pc.binary_length(text).to_numpy()
-        of_row.append(row[hit])
-        entries.append(added)
-        texts.extend(text.chunks)
+def _addends(sources: tuple[str, ...], table: pa.Table) -> np.ndarray:
+    """int64 [1 + sources, M]: ones, then what each event adds to each sum."""
+    found = np.ones((1 + len(sources), table.num_rows), np.int64)
+    for place, source in enumerate(sources, start=1):
+        found[place] = pc.fill_null(table.column(source).cast(pa.int64()), 0).to_numpy()
+    return found
+
+
+def _add_entries(definition: EntityDefinition, rows: Rows, batch: Batch, by_row: _ByRow) -> None:
+    from features.loops import merge_lists
+
     if not definition.lists:
         return
-    rows_of, entry = np.concatenate(of_row), np.concatenate(entries)
-    if len(rows_of) == len(rows.entry):
-        return
-    group = rows_of * len(definition.lists) + entry["list"]
-    key = newest_first_key(group, entry["time"])
-    order = merged_order(key[: len(rows.entry)], key[len(rows.entry) :])
-    order = ties_by_falling_hash(order, key, entry["hash"])
-    limit = np.array([feature.n for feature in definition.lists])
-    order = order[rank(group[order]) < limit[entry["list"][order]]]
-    rows.entry_row, rows.entry = rows_of[order], entry[order]
-    rows.text = pa.concat_arrays(texts).take(pa.array(order))
+    columns = [batch.table.column(f.source).cast(pa.large_binary()) for f in definition.lists]
+    lengths = [pc.fill_null(pc.binary_length(column), -1).to_numpy() for column in columns]
+    rows.entry_row, rows.entry, source = merge_lists(
+        *(rows.entry_row, rows.entry, by_row.first, by_row.event),
+        *map(_own, (batch.time, batch.hash, batch.kind)),
+        *(np.stack(lengths).astype(np.int64), *_listed(definition)),
+    )
+    texts = [rows.text, *(chunk for column in columns for chunk in column.chunks)]
+    rows.text = pa.concat_arrays(texts).take(pa.array(source))
+
+
+@lru_cache
+def _listed(definition: EntityDefinition) -> tuple[np.ndarray, np.ndarray]:
+    """Which kinds each list takes (bool [lists, 256]), and how many it keeps."""
+    codes = np.arange(256)
+    takes = np.stack([of_kinds(codes, feature.kinds) for feature in definition.lists])
+    return takes, np.array([feature.n for feature in definition.lists], np.int64)
 
 
 def _advance(rows: Rows, lane: np.ndarray, row: np.ndarray, offset: np.ndarray) -> None:

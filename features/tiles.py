@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from features.spans import Bytes, offsets_of, taken, woven
+
 VERSION = 1
 FOREVER_MS = 2**63 - 1
 DIGEST_BYTES = 8
@@ -105,35 +107,46 @@ def _sizes(head: np.ndarray) -> int:
 
 
 _EMPTY = np.zeros(1, HEAD).tobytes() + bytes(DIGEST_BYTES)
+_PARTS = len(_SECTIONS) + 3  # of a row's bytes: head, sections, text, digest
 
 
 def decode(blobs: Sequence[bytes | None]) -> Rows:
     """Rows in the order of `blobs`; None, and bytes that are no row, become empty rows."""
+    n = len(blobs)
     whole = [blob if blob is not None and len(blob) >= len(_EMPTY) else _EMPTY for blob in blobs]
-    head = np.frombuffer(b"".join([b[: HEAD.itemsize] for b in whole]), HEAD).copy()
-    lengths = np.fromiter(map(len, whole), np.int64, len(whole))
-    broken = (head["version"] != VERSION) | (_row_bytes(head) != lengths)
-    for place in np.flatnonzero(broken):
-        whole[place] = _EMPTY
+    joined = b"".join(whole)
+    bounds = offsets_of(np.fromiter(map(len, whole), np.int64, n))
+    head = _heads(joined, bounds)
+    broken = (head["version"] != VERSION) | (_row_bytes(head) != np.diff(bounds))
     head[broken] = np.zeros(1, HEAD)[0]
-    start = np.full(len(whole), HEAD.itemsize, np.int64)
-    sections: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for name, dtype in _SECTIONS:
-        stop = start + head[name].astype(np.int64) * dtype.itemsize
-        joined = _slices(whole, start, stop)
-        row = np.repeat(np.arange(len(whole)), head[name])
-        sections[name] = row, np.frombuffer(joined, dtype)
-        start = stop
-    text = _slices(whole, start, start + head["text_bytes"])
-    entry = sections["entries"][1]
-    return Rows(
-        head,
-        *sections["lanes"],
-        *sections["tiles"],
-        *sections["entries"],
-        _texts(entry["length"], text),
-        *sections["recent"],
+    cuts = _cuts(bounds, head)
+    part = [
+        taken(joined, cuts, np.arange(place, n * _PARTS, _PARTS)) for place in range(1, _PARTS - 1)
+    ]
+    row = [np.repeat(np.arange(n), head[name]) for name, _ in _SECTIONS]
+    lane, tile, entry, recent = (
+        np.frombuffer(raw, dtype) for raw, (_, dtype) in zip(part[:4], _SECTIONS, strict=True)
     )
+    text = _texts(entry["length"], part[4])
+    return Rows(head, row[0], lane, row[1], tile, row[2], entry, text, row[3], recent)
+
+
+def _heads(joined: bytes, bounds: np.ndarray) -> np.ndarray:
+    cuts = np.empty((len(bounds) - 1, 2), np.int64)
+    cuts[:, 0], cuts[:, 1] = bounds[:-1] + HEAD.itemsize, bounds[1:]
+    places = np.arange(0, cuts.size, 2)
+    return np.frombuffer(taken(joined, np.append(0, cuts.ravel()), places), HEAD).copy()
+
+
+def _cuts(bounds: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """int64: where each part of each row ends, after the 0 where all begins."""
+    ends = np.empty((len(head), _PARTS), np.int64)
+    ends[:, 0] = bounds[:-1] + HEAD.itemsize
+    for place, (name, dtype) in enumerate(_SECTIONS, start=1):
+        ends[:, place] = ends[:, place - 1] + head[name].astype(np.int64) * dtype.itemsize
+    ends[:, -2] = ends[:, -3] + head["text_bytes"]
+    ends[:, -1] = bounds[1:]
+    return np.append(0, ends.ravel())
 
 
 def _row_bytes(head: np.ndarray) -> np.ndarray:
@@ -143,15 +156,8 @@ def _row_bytes(head: np.ndarray) -> np.ndarray:
     return total + head["text_bytes"].astype(np.int64)
 
 
-def _slices(whole: Sequence[bytes], start: np.ndarray, stop: np.ndarray) -> bytes:
-    spans = zip(whole, start.tolist(), stop.tolist(), strict=True)
-    return b"".join([blob[a:b] for blob, a, b in spans])
-
-
-def _texts(lengths: np.ndarray, text: bytes) -> pa.LargeBinaryArray:
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
+def _texts(lengths: np.ndarray, text: np.ndarray) -> pa.LargeBinaryArray:
+    buffers = [None, pa.py_buffer(offsets_of(lengths)), pa.py_buffer(text)]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lengths), buffers)
 
 
@@ -160,42 +166,40 @@ def encode(rows: Rows) -> list[bytes]:
     n = len(rows)
     if n == 0:
         return []
-    head = rows.head.copy()
+    head = _counted(rows)
+    sections = ((rows.lane, LANE), (rows.tile, TILE), (rows.entry, ENTRY), (rows.recent, RECENT))
+    pieces: list[tuple[Bytes, np.ndarray]] = [(head, np.full(n, HEAD.itemsize))]
+    for (name, _), (part, dtype) in zip(_SECTIONS, sections, strict=True):
+        pieces.append((part, head[name].astype(np.int64) * dtype.itemsize))
+    pieces.append((_text_bytes(rows.text), head["text_bytes"].astype(np.int64)))
+    order = np.arange(len(pieces) * n).reshape(-1, n).T.ravel()
+    body = memoryview(woven(pieces, order))  # type: ignore[arg-type]
+    stops = np.cumsum(_row_bytes(head) - DIGEST_BYTES).tolist()
+    return [_sealed(body[a:b]) for a, b in zip([0, *stops], stops, strict=False)]
+
+
+def _counted(rows: Rows) -> np.ndarray:
+    """The heads as they are stored: version and counts of this layout."""
+    n, head = len(rows), rows.head.copy()
     head["version"] = VERSION
-    owners = {
-        "lanes": (rows.lane_row, rows.lane),
-        "tiles": (rows.tile_row, rows.tile),
-        "entries": (rows.entry_row, rows.entry),
-        "recent": (rows.recent_row, rows.recent),
-    }
-    pieces: list[list[bytes]] = []
-    for name, dtype in _SECTIONS:
-        row, part = owners[name]
+    owners = (rows.lane_row, rows.tile_row, rows.entry_row, rows.recent_row)
+    for (name, _), row in zip(_SECTIONS, owners, strict=True):
         head[name] = np.bincount(row, minlength=n)
-        pieces.append(_cut(np.ascontiguousarray(part).tobytes(), head[name], dtype.itemsize))
     length = rows.entry["length"].astype(np.float64)  # exact: far below 2**53
     head["text_bytes"] = np.bincount(rows.entry_row, length, minlength=n).astype(np.int64)
-    pieces.append(_cut(_text_bytes(rows.text), head["text_bytes"], 1))
-    heads = _cut(head.tobytes(), np.ones(n, np.int64), HEAD.itemsize)
-    return [_sealed(b"".join(parts)) for parts in zip(heads, *pieces, strict=True)]
+    return head
 
 
-def _text_bytes(text: pa.LargeBinaryArray) -> bytes:
-    if len(text) == 0:
-        return b""
+def _text_bytes(text: pa.LargeBinaryArray) -> np.ndarray:
     offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
     data = text.buffers()[2]
-    return b"" if data is None else data.to_pybytes()[offsets[0] : offsets[-1]]
+    if len(text) == 0 or data is None:
+        return np.zeros(0, np.uint8)
+    return np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
 
 
-def _cut(joined: bytes, counts: np.ndarray, size: int) -> list[bytes]:
-    ends = (np.cumsum(counts.astype(np.int64)) * size).tolist()
-    starts = [0, *ends[:-1]]
-    return [joined[a:b] for a, b in zip(starts, ends, strict=True)]
-
-
-def _sealed(body: bytes) -> bytes:
-    return body + xxhash.xxh3_64_digest(body)
+def _sealed(body: bytes | memoryview) -> bytes:
+    return b"".join((body, xxhash.xxh3_64_digest(body)))
 
 
 def digest(blob: bytes) -> bytes:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ROWS, FIELDS = 500, 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # exact to the ms, where a float of seconds is not
 BATCH_ROWS = 20_000
+COMBINED_ROWS = 100_000  # what a worker folds at once when deliveries have queued
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,22 @@ class Pair:
         return median(f / o for f, o in zip(self.feast_s, self.ours_s, strict=True))
 
 
-def fold_costs(address: str, pid: int, events: pa.Table) -> list[FoldCost]:
+def fold_costs(
+    address: str, pid: int, events: pa.Table, batch_rows: int = BATCH_ROWS
+) -> list[FoldCost]:
     """Each entity's fold over the second half of the events, the first half being stored."""
-    return [_fold_cost(address, psutil.Process(pid), events, entity) for entity in DEFINITIONS]
+    server = psutil.Process(pid)
+    return [_fold_cost(address, server, events, entity, batch_rows) for entity in DEFINITIONS]
 
 
 def _fold_cost(
-    address: str, server: psutil.Process, events: pa.Table, entity: EntityName
+    address: str, server: psutil.Process, events: pa.Table, entity: EntityName, batch_rows: int
 ) -> FoldCost:
     store = FeastFeatureStore(address, 0, f"fold-{entity}", cached_rows=100_000)
     half = events.num_rows // 2
-    _fold(store, entity, events.slice(0, half), 0)
+    _fold(store, entity, events.slice(0, half), 0, batch_rows)
     client, served, began = time.process_time(), _cpu_s(server), time.perf_counter()
-    written = _fold(store, entity, events.slice(half), half)
+    written = _fold(store, entity, events.slice(half), half, batch_rows)
     wall = time.perf_counter() - began
     n = events.num_rows - half
     cost = FoldCost(
@@ -85,9 +89,15 @@ def _fold_cost(
     return cost
 
 
-def _fold(store: FeastFeatureStore, entity: EntityName, events: pa.Table, first: int) -> int:
-    starts = range(0, events.num_rows, BATCH_ROWS)
-    parts = ((first + at, events.slice(at, BATCH_ROWS)) for at in starts)
+def _fold(
+    store: FeastFeatureStore,
+    entity: EntityName,
+    events: pa.Table,
+    first: int,
+    batch_rows: int = BATCH_ROWS,
+) -> int:
+    starts = range(0, events.num_rows, batch_rows)
+    parts = ((first + at, events.slice(at, batch_rows)) for at in starts)
     return sum(store.fold(entity, part, Stamp("bench", 0, at)) for at, part in parts)
 
 

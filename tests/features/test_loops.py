@@ -1,0 +1,138 @@
+"""Laws of the compiled loops: they merge as sorting and counting by hand would."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features import loops
+from features.definitions import DEFINITIONS, TILE_SIZES_MS
+from features.fold import READER_SLACK_MS, fold, group
+from features.spans import offsets_of, taken, woven
+from features.tiles import ENTRY, decode, encode, split_key
+from streams.bus import Stamp
+from streams.clock import DAY_MS, HOUR_MS
+from streams.events import KIND_CODE
+
+T0 = 1_700_000_000_000
+kinds = st.sampled_from(["play", "like", "query_click", "shown", "order"])
+happened = st.tuples(st.integers(0, 3), st.integers(0, 40 * DAY_MS), kinds, st.integers(0, 999))
+batches = st.lists(st.lists(happened, max_size=12), min_size=1, max_size=4)
+
+
+def folded(entity, event_table, batches):
+    definition, stored = DEFINITIONS[entity], {}
+    for offset, events in enumerate(batches):
+        if not events:
+            continue
+        batch = group(definition, event_table(events))
+        rows = decode([stored.get(i) for i in batch.ids])
+        done = fold(definition, rows, batch, Stamp("e", 0, offset))
+        for place, blob in zip(done.changed, encode(done.rows), strict=True):
+            stored[batch.ids[place]] = blob
+    return definition, stored
+
+
+def as_events(batches):
+    numbers = iter(range(10_000))
+    return [
+        [
+            {
+                "kind": kind, "event_time_ms": T0 + after, "event_id": f"e{next(numbers)}",
+                "user_id": f"u{user}", "video_id": f"v{dwell}", "query": f"q {dwell}",
+                "dwell_ms": dwell,
+            }
+            for user, after, kind, dwell in batch
+        ]
+        for batch in batches
+    ]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches=batches)
+def test_tiles_are_the_counts_of_their_spans_and_none_is_kept_too_long(event_table, batches):
+    made = as_events(batches)
+    definition, stored = folded("user", event_table, made)
+    for entity_id, blob in stored.items():
+        mine = [e for batch in made for e in batch if e["user_id"] == entity_id]
+        newest, wanted = max(e["event_time_ms"] for e in mine), {}
+        for slot, counter in enumerate(definition.counters):
+            for size, tile_ms in enumerate(TILE_SIZES_MS):
+                spans = [w.span_ms for w in counter.windows if w.tile_ms == tile_ms]
+                for event in mine if spans else ():
+                    if event["kind"] not in counter.kinds:
+                        continue
+                    index = event["event_time_ms"] // tile_ms if tile_ms else 0
+                    end = (index + 1) * tile_ms
+                    if tile_ms and end <= newest - max(spans) - READER_SLACK_MS:
+                        continue
+                    added = event["dwell_ms"] if hasattr(counter, "source") else 1
+                    place = (size, slot, index)
+                    wanted[place] = wanted.get(place, 0) + added
+        rows = decode([blob])
+        keys = zip(*(part.tolist() for part in split_key(rows.tile["key"])), strict=True)
+        assert list(zip(keys, rows.tile["value"].tolist(), strict=True)) == sorted(wanted.items())
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches=st.lists(st.lists(happened, max_size=60), min_size=1, max_size=4))
+def test_lists_hold_the_newest_in_one_total_order(event_table, batches):
+    made = as_events([[(u, t // DAY_MS, k, d) for u, t, k, d in batch] for batch in batches])
+    definition, stored = folded("video", event_table, made)
+    (feature,) = definition.lists
+    for entity_id, blob in stored.items():
+        rows = decode([blob])
+        of_list = [e for batch in made for e in batch if e["video_id"] == entity_id]
+        of_list = [e for e in of_list if e["kind"] in feature.kinds]
+        texts = [t.decode() for t in rows.text.to_pylist()]
+        order = list(zip(rows.entry["time"].tolist(), rows.entry["hash"].tolist(), strict=True))
+        assert order == sorted(order, reverse=True)
+        newest = sorted((e["event_time_ms"] for e in of_list), reverse=True)[: feature.n]
+        assert [time for time, _ in order] == newest
+        assert sorted(texts) == sorted(e["query"] for e in of_list)[: feature.n]
+
+
+def test_a_full_list_gives_up_its_oldest_to_newer_ones_only():
+    n = 5
+    old = np.zeros(n, ENTRY)
+    old["time"], old["hash"], old["length"] = range(100, 50, -10), range(n), 1
+    time, hashes = np.array([75, 40, 200, 100]), np.array([9, 9, 9, 9], np.uint64)
+    listed = np.zeros((1, 256), bool)
+    listed[0, KIND_CODE["play"]] = True
+    kind = np.full(4, KIND_CODE["play"], np.uint8)
+    row, entry, source = loops.merge_lists(
+        *(np.zeros(n, np.int64), old, np.array([0, 4]), np.arange(4), time, hashes, kind),
+        *(np.ones((1, 4), np.int64), listed, np.array([n])),
+    )
+    assert entry["time"].tolist() == [200, 100, 100, 90, 80]
+    assert source.tolist() == [n + 2, n + 3, 0, 1, 2]
+    assert row.tolist() == [0] * n
+
+
+def test_no_batch_makes_a_worker_compile_again(event_table):
+    """What `python -m features.loops` compiled is all that folds need, filtered or not."""
+    events = as_events([[(i, i * HOUR_MS, "play", i) for i in range(5)]] * 3)
+    for duplicate in (False, True):
+        for batch in events:
+            batch[0]["duplicate"] = duplicate
+        for entity in DEFINITIONS:
+            folded(entity, event_table, events)
+    assert len(loops.merge_tiles.signatures) == 1
+    assert len(loops.merge_lists.signatures) == 1
+
+
+spans = st.lists(st.binary(max_size=6), min_size=1, max_size=20)
+
+
+@given(spans=spans, data=st.data())
+def test_taking_spans_is_joining_them_one_by_one(spans, data):
+    order = data.draw(st.lists(st.integers(0, len(spans) - 1), max_size=30))
+    lengths = np.array(list(map(len, spans)), np.int64)
+    wanted = b"".join(spans[place] for place in order)
+    got = taken(b"".join(spans), offsets_of(lengths), np.array(order, np.int64))
+    assert got.tobytes() == wanted
+    half = len(spans) // 2
+    pieces = [(b"".join(part), np.array(list(map(len, part)), np.int64))
+              for part in (spans[:half], spans[half:])]  # fmt: skip
+    assert woven(pieces, np.array(order, np.int64)).tobytes() == wanted
