@@ -222,6 +222,7 @@ def _freshness(
 def _recovery(
     report: Report, size: Size, stack: Mill, store: RegisteredFeatureStore, path: Path
 ) -> None:
+    flow(stack.servers, store, path.source, 100, 1.0, settle_s=60)  # what has queued is folded
     killed: list[float] = []
 
     def kill_and_start() -> None:
