@@ -38,11 +38,10 @@ def local(cores: int = 2) -> SparkSession:
     """A session in this machine's cores, for tests and small clusters of one."""
     from pyspark.sql import SparkSession
 
-    # Python workers start from the environment: they must find this interpreter and package.
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    root = str(Path(__file__).resolve().parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, sys.path)])
+    # Python workers must find this interpreter and these packages.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     settings = {
+        "spark.executorEnv.PYTHONPATH": str(Path(__file__).resolve().parent.parent),
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",
