@@ -21,6 +21,7 @@ from features.store import StoreDown
 from streams.topics import BEHAVIOUR
 
 TICK_S, PROBE_EVERY_S, LOOK_EVERY_S = 0.01, 0.04, 0.004
+MEANWHILE_S, AFTER_S = 120.0, 3.0
 
 
 @dataclass
@@ -64,17 +65,21 @@ def flow(
 ) -> Flow:
     """Sends `per_s` events a second with probes among them, and looks for the probes.
 
-    `meanwhile` runs in this thread once the flow has begun.
+    `meanwhile` runs in this thread once the flow has begun; the flow goes on until `AFTER_S`
+    after its end, at least.
     """
     lines = source.lines(min(int(per_s * seconds), 600_000))
     probes, stop = Probes(), threading.Event()
     looking = threading.Thread(target=_look, args=(store, probes, stop))
-    sent = [0]
-    sending = threading.Thread(target=_send, args=(servers, lines, probes, per_s, seconds, sent))
-    began = time.monotonic()
+    sent, began = [0], time.monotonic()
+    until = [began + MEANWHILE_S]
+    sending = threading.Thread(target=_send, args=(servers, lines, probes, per_s, until, sent))
     looking.start()
     sending.start()
-    meanwhile()
+    try:
+        meanwhile()
+    finally:
+        until[0] = max(began + seconds, time.monotonic() + AFTER_S)
     sending.join()
     took = time.monotonic() - began
     _wait_for_all(probes, settle_s)
@@ -90,12 +95,12 @@ def _wait_for_all(probes: Probes, settle_s: float) -> None:
 
 
 def _send(
-    servers: str, lines: Lines, probes: Probes, per_s: int, seconds: float, sent: list[int]
+    servers: str, lines: Lines, probes: Probes, per_s: int, until: list[float], sent: list[int]
 ) -> None:
     producer = Producer({"bootstrap.servers": servers, "linger.ms": 1})
     began = time.monotonic()
     next_probe, name = began, f"probe-{time.time_ns()}"
-    while (now := time.monotonic()) < began + seconds:
+    while (now := time.monotonic()) < until[0]:
         due = int((now - began) * per_s) - sent[0]
         at = sent[0] % max(1, len(lines.values) - due)
         send(producer, lines.keys[at : at + due], lines.values[at : at + due])
