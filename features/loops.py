@@ -32,42 +32,20 @@ def merge_tiles(
     row of `value` to add. Tiles of size s and slot c that end `keep_ms[s, c]` before the
     row's newest event are left out.
     """
-    rows = len(newest)
-    most, touched = 0, 0
-    for r in range(rows):
-        here = 0
-        for i in range(first[r], first[r + 1]):
-            k = kind[event[i]]
-            here += rule_first[k + 1] - rule_first[k]
-        touched += here
-        most = max(most, here)
+    most, touched = _touched(first, event, kind, rule_first)
     keys, sums = np.empty(most, np.uint64), np.empty(most, np.int64)
     row_out = np.empty(len(old) + touched, np.int64)
     out = np.empty(len(old) + touched, old.dtype)
     at, done = 0, 0
-    for r in range(rows):
+    for r in range(len(newest)):
         n = 0
         for i in range(first[r], first[r + 1]):
             e = event[i]
             for rule in range(rule_first[kind[e]], rule_first[kind[e] + 1]):
-                ms = rule_ms[rule]
                 key = rule_key[rule]
-                if ms:
-                    key |= np.uint64(time[e] // ms)
-                low, high = 0, n
-                while low < high:
-                    middle = (low + high) >> 1
-                    if keys[middle] < key:
-                        low = middle + 1
-                    else:
-                        high = middle
-                if low < n and keys[low] == key:
-                    sums[low] += value[rule_value[rule], e]
-                    continue
-                for place in range(n, low, -1):
-                    keys[place], sums[place] = keys[place - 1], sums[place - 1]
-                keys[low], sums[low] = key, value[rule_value[rule], e]
-                n += 1
+                if rule_ms[rule]:
+                    key |= np.uint64(time[e] // rule_ms[rule])
+                n = _add(keys, sums, n, key, value[rule_value[rule], e])
         new = 0
         while True:
             more = at < len(old) and old_row[at] == r
@@ -82,17 +60,53 @@ def merge_tiles(
             else:
                 key, total = keys[new], sums[new]
                 new += 1
-            size = np.int64(key >> _SIZE_SHIFT)
-            if size:
-                end = (np.int64(key & _INDEX_MASK) + 1) * size_ms[size]
-                slot = np.int64(key >> _SLOT_SHIFT & _SLOT_MASK)
-                if end <= newest[r] - keep_ms[size, slot]:
-                    continue
-            row_out[done] = r
-            out[done].key = key
-            out[done].value = total
-            done += 1
+            if not _expired(key, newest[r], keep_ms, size_ms):
+                row_out[done] = r
+                out[done].key, out[done].value = key, total
+                done += 1
     return row_out[:done], out[:done]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _touched(
+    first: np.ndarray, event: np.ndarray, kind: np.ndarray, rule_first: np.ndarray
+) -> tuple[int, int]:
+    """How many tiles the events of one row touch at most, and those of all rows, with repeats."""
+    most, touched = 0, 0
+    for r in range(len(first) - 1):
+        here = 0
+        for i in range(first[r], first[r + 1]):
+            here += rule_first[kind[event[i]] + 1] - rule_first[kind[event[i]]]
+        touched += here
+        most = max(most, here)
+    return most, touched
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _add(keys: np.ndarray, sums: np.ndarray, n: int, key: np.uint64, value: int) -> int:
+    """Adds to the sum of `key` among the first n ascending keys; how many there are then."""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) >> 1
+        if keys[middle] < key:
+            low = middle + 1
+        else:
+            high = middle
+    if low < n and keys[low] == key:
+        sums[low] += value
+        return n
+    for place in range(n, low, -1):
+        keys[place], sums[place] = keys[place - 1], sums[place - 1]
+    keys[low], sums[low] = key, value
+    return n + 1
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _expired(key: np.uint64, newest: int, keep_ms: np.ndarray, size_ms: np.ndarray) -> bool:
+    size = np.int64(key >> _SIZE_SHIFT)
+    end = (np.int64(key & _INDEX_MASK) + 1) * size_ms[size]
+    slot = np.int64(key >> _SLOT_SHIFT & _SLOT_MASK)
+    return bool(size and end <= newest - keep_ms[size, slot])
 
 
 @_compiled  # type: ignore[untyped-decorator]
