@@ -46,6 +46,7 @@ from models.ranking.examples import (
     require_enough,
 )
 from models.ranking.export import write_bundle
+from models.ranking.fusion import FusionTraining, learn_fusion
 from models.ranking.inputs import (
     GENRE_BUCKETS,
     HISTORY_KINDS,
@@ -56,7 +57,15 @@ from models.ranking.inputs import (
 )
 from models.ranking.network import FIRST_KNOWN, Ranker, Size
 from models.ranking.tensors import Batch, Vocabulary, batch_of, genres_by_row, vocabulary_of
-from models.ranking.training import Training, chunks_of, fit, repeatable, standardise, start_biases
+from models.ranking.training import (
+    Training,
+    chunks_of,
+    fit,
+    repeatable,
+    standardise,
+    start_biases,
+    start_fusion,
+)
 from models.recipe import Evaluation, NotEnoughData, Progress, TrainingLog
 from models.release import write_canary
 
@@ -76,6 +85,7 @@ class Config:
     judged_negatives: int = 20
     width: int = 32
     training: Training = field(default_factory=Training)
+    fusion: FusionTraining = field(default_factory=FusionTraining)
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,7 @@ class RankerRecipe:
             network = Ranker(size_of(vocabulary, config.width), genres_by_row(log, vocabulary))
             standardise(network, batches)
             start_biases(network, batches)
+            start_fusion(network, batches)
             fit(
                 network,
                 batches,
@@ -135,6 +146,10 @@ class RankerRecipe:
                 generator,
                 lambda share, what: progress(0.3 + 0.6 * share, what),
             )
+        progress(0.92, "the fusion policy")
+        for examples, batch in zip(sources, batches, strict=True):
+            if examples.impressions:
+                learn_fusion(network, batch, examples, config.fusion, seed=seed)
         return network, vocabulary, batches
 
     def _training_examples(self, log: TrainingLog, seed: int) -> list[Examples]:
