@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
 from models.ranking.network import COLD, NONE, Ranker
 from models.ranking.tensors import Batch
@@ -148,12 +148,28 @@ def fit(
 
 
 def loss_of(network: Ranker, batch: Batch, listwise: float) -> Tensor:
-    """Per-task cross-entropy over real candidates and known tasks, plus the listwise loss."""
+    """Per-task cross-entropy over real candidates and known tasks, over what was played
+    once more given the play, plus the listwise loss."""
     logits, _, scores = network(*batch.inputs())
     known = batch.real.unsqueeze(-1) & batch.known
     each = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
     pointwise = (each * known).sum() / batch.real.sum().clamp_min(1)
+    pointwise = pointwise + liking_loss(logits, batch)
     return pointwise + listwise * listwise_loss(scores, batch.labels, batch.real)
+
+
+def liking_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of the later actions given a play, P(action) / P(play); logits [G, C, T].
+
+    Whether a video was met at all is chance, the page or the crowd; what followed once it
+    played is taste. Among five sampled negatives that signal drowns, here it stands alone.
+    A proper score of the same P(action), so calibration is not bent.
+    """
+    played = batch.real & (batch.labels[..., 0] > 0)
+    given = (logsigmoid(logits[..., 1:]) - logsigmoid(logits[..., :1]))[played].clamp_max(-1e-3)
+    labels = batch.labels[..., 1:][played]
+    each = -(labels * given + (1 - labels) * torch.log1p(-given.exp())) * batch.known[1:]
+    return each.sum() / played.sum().clamp_min(1)
 
 
 def listwise_loss(scores: Tensor, labels: Tensor, real: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from models.ranking.network import KNOWN, Ranker
 from models.ranking.ple import RankerRecipe, canary
 from models.ranking.runtime import ONNX_FILE, RankerRuntime
 from models.ranking.tensors import Batch, batch_of
-from models.ranking.training import START, awaken
+from models.ranking.training import START, awaken, liking_loss
 from models.recipe import TrainingLog
 
 ORDER, PLAY = TASKS.index("order"), TASKS.index("play")
@@ -159,6 +159,24 @@ def test_a_feature_that_wakes_changes_no_score_before_it_has_learned(
     awaken(network, [batch])
     assert network.video_std.isinf().sum() < silent
     torch.testing.assert_close(network(*batch.inputs())[2], before)
+
+
+def test_liking_is_judged_among_what_was_played_alone(
+    trained: Path, small_log: TrainingLog
+) -> None:
+    _, vocabulary = read_network(trained)
+    batch = batch_of(small_log, impression_examples(small_log, count=50), vocabulary)
+    logits = torch.zeros_like(batch.labels) - 1.0
+    logits[..., PLAY] = 1.0
+    loss = liking_loss(logits, batch)
+    other = logits.clone()
+    other[batch.labels[..., PLAY] == 0] = 5.0
+    torch.testing.assert_close(liking_loss(other, batch), loss)
+    liked = replace(batch, labels=batch.labels.clone())
+    liked.labels[..., ORDER] = liked.labels[..., PLAY]
+    better = logits.clone()
+    better[..., ORDER] = 0.5
+    assert liking_loss(better, liked) < liking_loss(logits, liked)
 
 
 def test_the_best_order_is_worth_one_and_an_empty_slate_nothing() -> None:
