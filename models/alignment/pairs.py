@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.ranking.examples import Examples
+from models.ranking.examples import Examples, examination
 
-PRIOR_IMPRESSIONS = 50.0  # strength of the prior in `examination`, in impressions a slot
 MAX_WEIGHT = 4.0
 
 
@@ -33,23 +32,6 @@ class Preferences:
 
     def __len__(self) -> int:
         return len(self.group)
-
-
-def examination(examples: Examples) -> np.ndarray:
-    """How much each slot is looked at, relative to the first; float64 [slots], in (0, 1].
-
-    The rate of action by slot, shrunk to the prior 1 / log2(slot + 2). The better items
-    stand higher, so the raw rate overstates the decay; the shrinkage and `MAX_WEIGHT`
-    bound what that can do.
-    """
-    real = examples.real
-    slot = examples.slot[real]
-    prior = 1 / np.log2(np.arange(int(slot.max(initial=0)) + 1) + 2)
-    shown = np.bincount(slot, minlength=len(prior))
-    acted = np.bincount(slot, weights=examples.acted[real], minlength=len(prior))
-    first = max(acted[0] / max(shown[0], 1), 1e-3)
-    relative = (acted / first + PRIOR_IMPRESSIONS * prior) / (shown + PRIOR_IMPRESSIONS)
-    return np.asarray(np.clip(relative, 0.05, 1.0))
 
 
 def preferences(examples: Examples) -> Preferences:

@@ -3,7 +3,7 @@
 Papers: DPO (arXiv 2305.18290) and its form for one chosen and many rejected items,
 S-DPO (arXiv 2406.09215). The policy's log-preference for a candidate is the logarithm
 of the served score, fused with the user's own weights; the partition function cancels
-within a slate. Knows tensors, preferences and seeds. Does not know logs or gates.
+within a slate. Only P(action) moves here: the weights learn by `models.ranking.fusion`. Knows tensors, preferences and seeds. Does not know logs or gates.
 
 Kept: the frozen reference, beta, the listwise form. Added: the tasks' cross-entropy on
 the same slates, so that P(action) stays one. Scaled down: a few passes over thousands
@@ -51,7 +51,8 @@ def align(
     challenger = deepcopy(reference)
     with repeatable(seed, settings.threads) as generator:
         frozen = reference_scores(reference, batch)
-        optimiser = torch.optim.AdamW(challenger.parameters(), settings.rate, weight_decay=0.0)
+        learns = [parameter for _, parameter in challenger.predicting()]
+        optimiser = torch.optim.AdamW(learns, settings.rate, weight_decay=0.0)
         for epoch in range(settings.epochs):
             order = torch.randperm(len(wanted), generator=generator)
             for rows in chunks_of(order, settings.lists):

@@ -1,4 +1,8 @@
-"""The ranker's challenger: aligned on earlier slates, judged on later ones.
+"""The ranker's challenger: taught by earlier slates, judged on later ones.
+
+Both halves go on from the incumbent: P(action) by preference (`preference`), with the
+weights held; then the fusion policy by groups (`models.ranking.fusion`), with P(action)
+held, near the policy that served. One gate judges what comes of both.
 
 Knows how a ranker's bundle becomes another. Does not know releases' order or servers
 (`models.update`).
@@ -6,6 +10,7 @@ Knows how a ranker's bundle becomes another. Does not know releases' order or se
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +21,10 @@ from models.alignment.pairs import preferences
 from models.alignment.preference import Alignment, align
 from models.ranking.examples import Examples, impression_examples
 from models.ranking.export import read_network, write_bundle
+from models.ranking.fusion import FusionTraining, learn_fusion
 from models.ranking.ple import canary, scores_of
 from models.ranking.tensors import batch_of
+from models.ranking.training import awaken
 from models.recipe import NotEnoughData, Progress, TrainingLog
 from models.release import write_canary
 
@@ -31,6 +38,7 @@ class RankerUpdate:
     min_slates: int = 100
     min_preferences: int = 50
     alignment: Alignment = field(default_factory=Alignment)
+    fusion: FusionTraining = field(default_factory=FusionTraining)
     rules: Rules = field(default_factory=Rules)
 
     def challenge(
@@ -51,14 +59,18 @@ class RankerUpdate:
         network, vocabulary = read_network(incumbent)
         progress(0.1, f"features of {len(earlier) + len(later)} slates")
         batch, judged = (batch_of(log, part, vocabulary) for part in (earlier, later))
+        policy = deepcopy(network)
+        awaken(policy, [batch])
         aligned = align(
-            network,
+            policy,
             batch,
             wanted,
             self.alignment,
             seed=seed,
             progress=lambda share, what: progress(0.4 + 0.4 * share, what),
         )
+        progress(0.82, "the fusion policy")
+        learn_fusion(aligned, batch, earlier, self.fusion, seed=seed)
         progress(0.85, "judging forward in time and off-policy")
         verdict = judge(
             later, scores_of(network, judged), scores_of(aligned, judged), self.rules, seed=seed

@@ -18,6 +18,7 @@ from models.ranking.inputs import TASKS
 from models.recipe import NotEnoughData, TrainingLog
 from streams.clock import DAY_MS
 
+PRIOR_IMPRESSIONS = 50.0  # strength of the prior in `examination`, in impressions a slot
 MIN_ENCOUNTERS, MIN_USERS, MIN_VIDEOS = 200, 10, 20
 _FEED = "feed"
 
@@ -43,6 +44,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @property
+    def impressions(self) -> bool:
+        """Whether these are slates of a release; encounters have none."""
+        return bool(len(self)) and bool((self.release != "").any())
 
     @property
     def real(self) -> np.ndarray:
@@ -219,6 +225,23 @@ def _spread(
     out: np.ndarray = np.full(shape, fill, dtype)
     out[at] = values
     return out
+
+
+def examination(examples: Examples) -> np.ndarray:
+    """How much each slot is looked at, relative to the first; float64 [slots], in (0, 1].
+
+    The rate of action by slot, shrunk to the prior 1 / log2(slot + 2). The better items
+    stand higher, so the raw rate overstates the decay; the shrinkage
+    and the callers' clips bound what that can do.
+    """
+    real = examples.real
+    slot = examples.slot[real]
+    prior = 1 / np.log2(np.arange(int(slot.max(initial=0)) + 1) + 2)
+    shown = np.bincount(slot, minlength=len(prior))
+    acted = np.bincount(slot, weights=examples.acted[real], minlength=len(prior))
+    first = max(acted[0] / max(shown[0], 1), 1e-3)
+    relative = (acted / first + PRIOR_IMPRESSIONS * prior) / (shown + PRIOR_IMPRESSIONS)
+    return np.asarray(np.clip(relative, 0.05, 1.0))
 
 
 def require_enough(log: TrainingLog) -> None:

@@ -6,6 +6,7 @@ tensors only and is read with `weights_only=True`.
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.ranking.inputs import GENRE_BUCKETS, HISTORY, USER_FEATURES, VIDEO_FEATURES
+from models.ranking.inputs import GENRE_BUCKETS, HISTORY, TASKS, USER_FEATURES, VIDEO_FEATURES
 from models.ranking.network import Ranker, Size
 from models.ranking.runtime import ONNX_FILE
 from models.ranking.tensors import Vocabulary
 
 WEIGHTS_FILE = "weights.pt"
+FUSION_FILE = "fusion.json"  # for people: rates and start as the graph holds them
 
 
 class OneRequest(nn.Module):
@@ -50,7 +52,17 @@ def write_bundle(network: Ranker, vocabulary: Vocabulary, folder: Path) -> None:
     network.eval()
     vocabulary.save(folder)
     torch.save({"size": asdict(network.size), "state": network.state_dict()}, folder / WEIGHTS_FILE)
+    (folder / FUSION_FILE).write_text(json.dumps(fusion_of(network), indent=1))
     _write_graph(OneRequest(network), folder / ONNX_FILE)
+
+
+def fusion_of(network: Ranker) -> dict[str, object]:
+    """Each task's population rate and start weight, and whether weights are each user's own."""
+    return {
+        "rates": dict(zip(TASKS, network.rates.tolist(), strict=True)),
+        "start": dict(zip(TASKS, network.start.tolist(), strict=True)),
+        "personal": bool(network.personal),
+    }
 
 
 def _write_graph(request: OneRequest, path: Path) -> None:
@@ -71,11 +83,21 @@ def _write_graph(request: OneRequest, path: Path) -> None:
 
 
 def read_network(folder: Path) -> tuple[Ranker, Vocabulary]:
-    """The network of a bundle, ready to be trained on."""
+    """The network of a bundle, ready to be trained on.
+
+    Raises:
+        ValueError: the bundle was written by another form of the network.
+    """
     stored = torch.load(folder / WEIGHTS_FILE, weights_only=True)
     size = Size(**stored["size"])
     network = Ranker(size, torch.zeros_like(stored["state"]["genres_of_video"]))
-    network.load_state_dict(stored["state"])
+    try:
+        network.load_state_dict(stored["state"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"the ranker in {folder} has another form, it serves but cannot be taught: "
+            "`tidemill models train ranker` makes a new one"
+        ) from error
     return network.eval(), Vocabulary.read(folder)
 
 

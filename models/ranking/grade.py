@@ -17,10 +17,10 @@ Kept: Dirichlet exploration, the two stages, the three rewards, the KL. Ours: th
 prior begins as predicted engagement and is corrected by posterior feedback
 (`grade_rewards`); the paper's own prior could not be read.
 
-Seam to the served ranker: `FusionPolicy.mean` maps float32 [N, D] to weights [N, T] and is
-what the ranker's fusion head returns as `weights`; the ranker's predictions must be given
-as ratios to each action's population rate, and the observables must come from the feature
-service point in time. The export as that head is not part of this module.
+Served: the ranker holds a policy (`network.Ranker.weights`) over the user's features, taken
+point in time, and fuses P(action) as ratios to each action's population rate; `fusion`
+learns it from the loop's slates with the same two stages. `grade_log`, `grade_rewards`,
+`grade_training` and `grade_rivals` are the form that is judged offline.
 
 Judged: `python -m benchmarks fusion`, in worlds whose truth is known; figures and what
 falls short stand in benchmarks/results/fusion.json.
@@ -58,15 +58,27 @@ class FusionPolicy(nn.Module):
         with torch.no_grad():
             self.direction.weight.mul_(0.1)
             self.certainty.weight.mul_(0.1)
-            self.direction.bias.copy_((start / start.sum()).clamp_min(1e-4).log())
             self.certainty.bias.fill_(math.log(math.expm1(START_CONCENTRATION)))
+        self.begin_at(start)
 
     def forward(self, observed: torch.Tensor) -> torch.Tensor:
         """float32 [N, D] -> alpha float32 [N, T], positive."""
         hidden = self.body(torch.nan_to_num(observed, 0.0, 0.0, 0.0).clamp(-10, 10))
         total = functional.softplus(self.certainty(hidden)).clamp(1.0, 500.0)
-        alpha = total * self.direction(hidden).softmax(-1) + LEAST_ALPHA
-        return torch.as_tensor(alpha)
+        alpha: torch.Tensor = total * self.direction(hidden).softmax(-1) + LEAST_ALPHA
+        return alpha
+
+    @property
+    def reads(self) -> nn.Linear:
+        """The layer that reads the observables."""
+        first = self.body[0]
+        assert isinstance(first, nn.Linear)
+        return first
+
+    def begin_at(self, start: torch.Tensor) -> None:
+        """Everybody's weights begin at `start` [T], on the simplex; what was learned is dropped."""
+        with torch.no_grad():
+            self.direction.bias.copy_((start / start.sum()).clamp_min(1e-4).log())
 
     @torch.no_grad()
     def mean(self, observed: torch.Tensor) -> torch.Tensor:

@@ -122,7 +122,7 @@ def group_train(
                 before[:, 0] = log.log_density[u, s]
             advantage = group_advantage(reward(u, s, pools, drawn) + format_reward(drawn))
         for _ in range(2):
-            loss = _surrogate(policy, reference, seen, drawn, before, advantage, rules)
+            loss = clipped_objective(policy, reference, seen, drawn, before, advantage, rules)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -133,7 +133,7 @@ def group_train(
     return policy
 
 
-def _surrogate(
+def clipped_objective(
     policy: FusionPolicy,
     reference: FusionPolicy,
     seen: torch.Tensor,

@@ -261,10 +261,11 @@ def _lists(frame: FeatureFrame, name: str) -> Sequence[Sequence[str]]:
 
 
 def _rate(frame: FeatureFrame, kind: str, per: str) -> np.ndarray:
-    rate: np.ndarray = (_column(frame, f"{kind}_count_all") + 0.5) / (
-        _column(frame, f"{per}_count_all") + 10
-    )
-    return rate
+    """Smoothed. Who acted had the chance to: replayed plays have no `shown`, and a rate far
+    above 1 would fall with every showing, so that the most shown would look the worst."""
+    acts = _column(frame, f"{kind}_count_all")
+    chances = np.maximum(_column(frame, f"{per}_count_all"), acts)
+    return np.asarray((acts + 0.5) / (chances + 10))
 
 
 def _log_since(then_ms: np.ndarray, now_ms: np.ndarray, unit_ms: int) -> np.ndarray:

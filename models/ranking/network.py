@@ -1,4 +1,4 @@
-"""The ranker's network: history attention, two PLE levels, and a fusion head on the simplex.
+"""The ranker's network: history attention, two PLE levels, and GRADE's fusion policy.
 
 Knows tensors. Does not know data, training or export. Shapes: B requests, C candidates,
 H history, T tasks, D width. Index 0 is "none", 1 is the cold bucket of unknown ids.
@@ -7,14 +7,17 @@ H history, T tasks, D width. Index 0 is "none", 1 is the cold bucket of unknown 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from models.ranking.grade import FusionPolicy
+
 NONE, COLD, FIRST_KNOWN = 0, 1, 2
-WEIGHT_FLOOR = 0.02  # the share of every user's weights that is spread evenly
+KNOWN = -1  # the column of user_x that says whether the feature service knows the user
 Architecture = Literal["ple", "shared_bottom", "single_task"]
 _CLIP = 5.0  # standardised features beyond this say "a lot" and nothing more
 
@@ -107,8 +110,18 @@ def extraction(width: int, size: Size) -> nn.Module:
 
 
 class Ranker(nn.Module):
-    """P(action) per candidate and task, and each user's fusion weights."""
+    """P(action) per candidate and task, and each user's fusion weights.
 
+    rates [T]: each action's population rate; P(action) is fused as a ratio to it, since
+    weights mean nothing over predictions of different scale. start [T], on the simplex:
+    the declared weights of everybody before the policy is `personal` (0 or 1), and of users
+    that the feature service does not know. A feature of infinite deviation did not vary in
+    training and counts for nothing.
+    """
+
+    rates: Tensor
+    start: Tensor
+    personal: Tensor
     user_mean: Tensor
     user_std: Tensor
     video_mean: Tensor
@@ -130,9 +143,11 @@ class Ranker(nn.Module):
         self.stem = nn.Linear(5 * d + size.user_x + size.video_x + 3, 2 * d)
         self.ple = extraction(2 * d, size)  # bundles know it by this name
         self.towers = nn.ModuleList(nn.Linear(size.expert, 1) for _ in range(size.tasks))
-        self.fusion = nn.Sequential(
-            nn.Linear(size.user_x + d, 32), nn.ReLU(), nn.Linear(32, size.tasks)
-        )
+        even = torch.full((size.tasks,), 1 / size.tasks)
+        self.fusion = FusionPolicy(size.user_x, even)
+        self.register_buffer("start", even.clone())
+        self.register_buffer("rates", torch.ones(size.tasks))
+        self.register_buffer("personal", torch.zeros(()))
         for name, length in (("user", size.user_x), ("video", size.video_x)):
             self.register_buffer(f"{name}_mean", torch.zeros(length))
             self.register_buffer(f"{name}_std", torch.ones(length))
@@ -154,9 +169,9 @@ class Ranker(nn.Module):
         user: int64 [B]; user_x [B, Fu]; history, history_kind: int64 [B, H];
         video, author: int64 [B, C]; genres [B, C, G]; video_x [B, C, Fv].
         """
-        facts_BU = ((user_x - self.user_mean) / self.user_std).clamp(-_CLIP, _CLIP)
-        facts_BCV = ((video_x - self.video_mean) / self.video_std).clamp(-_CLIP, _CLIP)
-        item_BCD = self.video(video) + self.genre(genres) + self.author(author)
+        facts_BU = self.facts(user_x)
+        facts_BCV = _clipped((video_x - self.video_mean) / self.video_std)
+        item_BCD = self.video(video) + self.genre(_clipped(genres)) + self.author(author)
         past_BHD = self._past(history, history_kind)
         seen_BH1 = (history != NONE).unsqueeze(-1).to(past_BHD.dtype)
         taste_BD = (past_BHD[:, 1:] * seen_BH1).sum(1) / (seen_BH1.sum(1) + 1)
@@ -164,8 +179,42 @@ class Ranker(nn.Module):
         x = self._stem(item_BCD, near_BCD, taste_BD, self.user(user), facts_BU, facts_BCV)
         hidden = self.ple(x)
         logits = torch.cat([t(hidden[..., n, :]) for n, t in enumerate(self.towers)], -1)
-        weights = self._weights(facts_BU, taste_BD)
-        return logits, weights, fuse(logits, weights)
+        weights = self.weights(user_x)
+        return logits, weights, self.fuse(logits, weights)
+
+    def facts(self, user_x: Tensor) -> Tensor:
+        """What the policy observes: user_x [B, Fu], standardised, finite whatever comes in."""
+        return _clipped((user_x - self.user_mean) / self.user_std)
+
+    def weights(self, user_x: Tensor) -> Tensor:
+        """float32 [B, T] on the simplex: the policy's posterior mean, or `start`."""
+        alpha: Tensor = self.fusion(self.facts(user_x))
+        known = (user_x[:, KNOWN:] > 0.5).to(alpha.dtype) * self.personal
+        own = alpha / alpha.sum(-1, keepdim=True)
+        weights: Tensor = known * own + (1 - known) * self.start
+        return weights
+
+    def fuse(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """The served score: each P(action) over its rate, times its weight.
+
+        [B, C, T], [B, T] -> [B, C].
+        """
+        score: Tensor = (self.ratios(logits) * weights.unsqueeze(1)).sum(-1)
+        return score
+
+    def ratios(self, logits: Tensor) -> Tensor:
+        """P(action) in units of its population rate; [B, C, T]."""
+        return logits.sigmoid() / self.rates
+
+    def predicting(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters of P(action); those of the fusion policy learn apart (`models.ranking.fusion`)."""
+        return (each for each in self.named_parameters() if not each[0].startswith("fusion."))
+
+    def first_columns(self, side: str) -> list[Tensor]:
+        """Views [out, F] of the weights that read one side's facts ("user" or "video")."""
+        at = 5 * self.size.width + (self.size.user_x if side == "video" else 0)
+        stem = self.stem.weight[:, at : at + getattr(self.size, f"{side}_x")]
+        return [stem] if side == "video" else [stem, self.fusion.reads.weight]
 
     def _past(self, history: Tensor, kind: Tensor) -> Tensor:
         """[B, 1 + H, D]; the first place stands for "nothing in particular"."""
@@ -191,14 +240,10 @@ class Ranker(nn.Module):
         parts = [item, near, item * near, item * taste_BCD, user_BCD, facts_BCU, video, *dots]
         return torch.relu(self.stem(torch.cat(parts, -1)))
 
-    def _weights(self, facts: Tensor, taste: Tensor) -> Tensor:
-        raw: Tensor = self.fusion(torch.cat([facts, taste], -1)).softmax(-1)
-        return raw * (1 - WEIGHT_FLOOR) + WEIGHT_FLOOR / self.size.tasks
 
-
-def fuse(logits: Tensor, weights: Tensor) -> Tensor:
-    """The served score: the user's weighted sum of P(action); [B, C, T], [B, T] -> [B, C]."""
-    return (logits.sigmoid() * weights.unsqueeze(1)).sum(-1)
+def _clipped(facts: Tensor) -> Tensor:
+    """Facts within the clip; what is not finite counts as nothing."""
+    return torch.nan_to_num(facts, 0.0, 0.0, 0.0).clamp(-_CLIP, _CLIP)
 
 
 def split_last(x: Tensor, size: int) -> Tensor:

@@ -4,15 +4,17 @@ Papers: PLE (Tang et al., RecSys 2020) for the experts; the fusion of task predi
 by per-user weights follows GRADE (arXiv 2510.07919), whose full text was not at hand.
 
 What it is: five tasks (play, long_view, like, follow, order) over two PLE levels; the
-candidate attends over the user's last 50 engagements (videos by id and genre); a small
-head gives each user weights on the simplex, and the served score is the weighted sum
-of P(action).
+candidate attends over the user's last 50 engagements (videos by id and genre); GRADE's
+policy (`grade`) gives each user weights on the simplex, and the served score is the
+weighted sum of P(action), each over its population rate (`fusion.json` beside the graph).
 
 Kept: own and shared experts with gates at both levels, a simplex of weights per user.
 Scaled down: width 32 instead of hundreds, ~150k parameters beside the id tables, three
 passes over at most 12,000 encounters and 8,000 slates, so that two cores train it in
-tens of seconds. Left for later: group-relative learning of the weights; they are
-learned here by the listwise loss alone.
+tens of seconds. The weights are learned from slates with matured feedback (`fusion`);
+where the log holds too few, as replayed histories do, everybody has the declared start
+(`training.START`), and so has whom the feature service does not know. Left for later:
+serving sampled weights with their density; slots explore instead.
 
 Data: point-in-time features of every candidate. Slates with matured feedback carry
 their own negatives. Encounters without an impression (replayed histories) carry none:
@@ -21,6 +23,9 @@ whole catalogue (also what nobody has met yet), never a video the user ever acte
 Negatives sampled by popularity would cancel it: what nobody plays then looks as good as
 what everybody plays. P(action) is therefore calibrated to impressions only where they
 are most of the data, and else to that sampling; its order is what serves.
+What was met in a history is not what was liked: the later actions are also learned given
+the play (`training.liking_loss`). A feature that did not vary in training (nothing is
+shown in a history) is silent until an update has seen it vary.
 A task that the data could not show (no order in a history of ratings) is not trained.
 
 Judged: on the last 20 % of time by GAUC within groups against popularity as of each
@@ -46,6 +51,7 @@ from models.ranking.examples import (
     require_enough,
 )
 from models.ranking.export import write_bundle
+from models.ranking.fusion import FusionTraining, learn_fusion
 from models.ranking.inputs import (
     GENRE_BUCKETS,
     HISTORY_KINDS,
@@ -56,7 +62,15 @@ from models.ranking.inputs import (
 )
 from models.ranking.network import FIRST_KNOWN, Ranker, Size
 from models.ranking.tensors import Batch, Vocabulary, batch_of, genres_by_row, vocabulary_of
-from models.ranking.training import Training, chunks_of, fit, repeatable, standardise, start_biases
+from models.ranking.training import (
+    Training,
+    chunks_of,
+    fit,
+    repeatable,
+    standardise,
+    start_biases,
+    start_fusion,
+)
 from models.recipe import Evaluation, NotEnoughData, Progress, TrainingLog
 from models.release import write_canary
 
@@ -76,6 +90,7 @@ class Config:
     judged_negatives: int = 20
     width: int = 32
     training: Training = field(default_factory=Training)
+    fusion: FusionTraining = field(default_factory=FusionTraining)
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,7 @@ class RankerRecipe:
             network = Ranker(size_of(vocabulary, config.width), genres_by_row(log, vocabulary))
             standardise(network, batches)
             start_biases(network, batches)
+            start_fusion(network, batches)
             fit(
                 network,
                 batches,
@@ -135,6 +151,10 @@ class RankerRecipe:
                 generator,
                 lambda share, what: progress(0.3 + 0.6 * share, what),
             )
+        progress(0.92, "the fusion policy")
+        for examples, batch in zip(sources, batches, strict=True):
+            if examples.impressions:
+                learn_fusion(network, batch, examples, config.fusion, seed=seed)
         return network, vocabulary, batches
 
     def _training_examples(self, log: TrainingLog, seed: int) -> list[Examples]:

@@ -12,15 +12,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
 from models.ranking.network import COLD, NONE, Ranker
 from models.ranking.tensors import Batch
 from models.recipe import Progress
 
 _TINY = 1e-6
+_SIDES = ("user", "video")
+_STILL = 1e-5  # deviation below which a feature did not vary
+_LEAST_RATE = 0.002  # a rarer action would outweigh everything by the noise of its prediction
+_LEAST_WEIGHT = 0.02  # of a task that the log has not shown yet: an update may raise it
 # What an acted-on candidate counts for in the listwise loss, by task (order of TASKS).
 GAINS = (1.0, 1.0, 2.0, 3.0, 4.0)
+# Everybody's fusion weights before feedback has taught any (order of TASKS). Declared, not
+# fitted: in a history without impressions P(play) tells what people came across, the later
+# actions what they liked of it; so the commonest of those leads, and the rare, noisy ones follow.
+START = (0.1, 0.2, 0.4, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,35 @@ def repeatable(seed: int, threads: int) -> Iterator[torch.Generator]:
 
 
 def standardise(network: Ranker, batches: Sequence[Batch]) -> None:
-    """Sets the network's means and deviations from what it will be trained on."""
+    """Sets the network's means and deviations from what it will be trained on.
+
+    What does not vary there (nothing was shown in a replayed history) is silenced: its
+    weights would stay as they were drawn, and be noise as soon as it varies in serving.
+    """
+    for side in _SIDES:
+        getattr(network, f"{side}_std").fill_(torch.inf)
+    awaken(network, batches)
     with torch.no_grad():
-        user_x = torch.cat([b.user_x for b in batches])
-        video_x = torch.cat([b.video_x[b.real] for b in batches])
-        for name, values in (("user", user_x), ("video", video_x)):
-            getattr(network, f"{name}_mean").copy_(values.mean(0))
-            getattr(network, f"{name}_std").copy_(values.std(0, unbiased=False).clamp_min(0.05))
+        for side in _SIDES:
+            silent = getattr(network, f"{side}_std").isinf()
+            for columns in network.first_columns(side):
+                columns[:, silent] = 0.0
+
+
+def awaken(network: Ranker, batches: Sequence[Batch]) -> None:
+    """Gives silenced features that vary by now a mean and a deviation. Their weights are 0,
+    so no score changes until they have learned."""
+    values = {
+        "user": torch.cat([b.user_x for b in batches]),
+        "video": torch.cat([b.video_x[b.real] for b in batches]),
+    }
+    with torch.no_grad():
+        for side, rows in values.items():
+            mean, std = getattr(network, f"{side}_mean"), getattr(network, f"{side}_std")
+            spread = rows.std(0, unbiased=False)
+            woken = std.isinf() & (spread > _STILL)
+            mean.copy_(torch.where(woken, rows.mean(0), mean))
+            std.copy_(torch.where(woken, spread.clamp_min(0.05), std))
 
 
 def start_biases(network: Ranker, batches: Sequence[Batch]) -> None:
@@ -69,6 +99,20 @@ def start_biases(network: Ranker, batches: Sequence[Batch]) -> None:
             tower.bias.fill_(float(torch.logit(share)))  # type: ignore[operator]
 
 
+def start_fusion(network: Ranker, batches: Sequence[Batch]) -> None:
+    """Population rates of the actions, and the declared start of the weights.
+
+    The weights are not learned from histories: a listwise loss over sampled negatives says
+    nothing of which action a user values, and ends at one task that the seed picks.
+    """
+    with torch.no_grad():
+        labels = torch.cat([b.labels[b.real] for b in batches])
+        network.rates.copy_(labels.mean(0).clamp_min(_LEAST_RATE))
+        start = torch.where(labels.any(0), labels.new_tensor(START), _LEAST_WEIGHT)
+        network.start.copy_(start / start.sum())
+        network.fusion.begin_at(network.start)
+
+
 def fit(
     network: Ranker,
     batches: Sequence[Batch],
@@ -77,8 +121,8 @@ def fit(
     progress: Progress,
 ) -> None:
     """Trains in place over every group of every source, `epochs` times."""
-    table = [p for n, p in network.named_parameters() if p.ndim == 2]
-    rest = [p for n, p in network.named_parameters() if p.ndim != 2]
+    table = [p for _, p in network.predicting() if p.ndim == 2]
+    rest = [p for _, p in network.predicting() if p.ndim != 2]
     optimiser = torch.optim.AdamW(
         [{"params": table, "weight_decay": settings.decay}, {"params": rest, "weight_decay": 0.0}],
         lr=settings.rate,
@@ -104,12 +148,28 @@ def fit(
 
 
 def loss_of(network: Ranker, batch: Batch, listwise: float) -> Tensor:
-    """Per-task cross-entropy over real candidates and known tasks, plus the listwise loss."""
+    """Per-task cross-entropy over real candidates and known tasks, over what was played
+    once more given the play, plus the listwise loss."""
     logits, _, scores = network(*batch.inputs())
     known = batch.real.unsqueeze(-1) & batch.known
     each = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
     pointwise = (each * known).sum() / batch.real.sum().clamp_min(1)
+    pointwise = pointwise + liking_loss(logits, batch)
     return pointwise + listwise * listwise_loss(scores, batch.labels, batch.real)
+
+
+def liking_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of the later actions given a play, P(action) / P(play); logits [G, C, T].
+
+    Whether a video was met at all is chance, the page or the crowd; what followed once it
+    played is taste. Among five sampled negatives that signal drowns, here it stands alone.
+    A proper score of the same P(action), so calibration is not bent.
+    """
+    played = batch.real & (batch.labels[..., 0] > 0)
+    given = (logsigmoid(logits[..., 1:]) - logsigmoid(logits[..., :1]))[played].clamp_max(-1e-3)
+    labels = batch.labels[..., 1:][played]
+    each = -(labels * given + (1 - labels) * torch.log1p(-given.exp())) * batch.known[1:]
+    return each.sum() / played.sum().clamp_min(1)
 
 
 def listwise_loss(scores: Tensor, labels: Tensor, real: Tensor) -> Tensor:

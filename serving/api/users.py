@@ -12,7 +12,9 @@ from features.store import FeatureFrame, Status, StoreDown
 from serving.api.json import json_reply
 from serving.auth import needs
 from serving.gateway_state import Gateway, gateway_of
+from serving.query import Slate
 from serving.requests import FeedRequest
+from serving.stages.scorers import RANKER
 from serving.watch import plain_row
 from streams import erasure
 from streams.bus import BusError
@@ -81,5 +83,21 @@ def _described(gateway: Gateway, user_id: str, frame: FeatureFrame, stale: bool)
         "features": plain_row(frame),
         "tasks": list(slate.weights),
         "weights": dict(slate.weights),
+        "ranker": _ranker(slate),
         "release": slate.query.release.release_id,
     }
+
+
+def _ranker(slate: Slate) -> dict[str, Any] | None:
+    """Tasks × weights by the live ranker; None where something else answered.
+
+    `p`: P(action) of the video that it would put first.
+    """
+    if not slate.weights or not slate.items:
+        return None
+    tasks = [
+        {"task": task, "weight": weight, "p": slate.items[0].p.get(task)}
+        for task, weight in slate.weights.items()
+    ]
+    version = slate.query.release.version(RANKER)
+    return {"version": version, "video_id": slate.items[0].video_id, "tasks": tasks}

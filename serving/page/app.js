@@ -59,7 +59,8 @@ function draw(reply, places) {
   for (const f of reply.fallbacks) notes.push(`${f.stage}: ${f.reason}`);
   at("feed-about").textContent = notes.join(" · ");
   const weights = Object.entries(reply.weights).map(([task, w]) => `${task.replace("_", " ")} ${w.toFixed(2)}`);
-  at("weights").textContent = weights.length ? `— ${weights.join(", ")}` : "— no ranker yet: popularity and taste";
+  const ranker = reply.models.ranker ? `ranker v${reply.models.ranker}: ` : "";
+  at("weights").textContent = weights.length ? `— ${ranker}${weights.join(", ")}` : "— no ranker yet: popularity and taste";
 }
 
 async function queriesUnder(item, turn) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from features.definitions import DEFINITIONS
 from features.store import FeatureFrame
 from models.promotion import quiet
 from models.ranking.examples import encounter_examples, encounters
-from models.ranking.export import OneRequest, read_network
+from models.ranking.export import FUSION_FILE, OneRequest, read_network
 from models.ranking.inputs import SIGNATURE, TASKS, assemble, id_hash
 from models.ranking.ple import Config, RankerRecipe, canary
 from models.ranking.runtime import RankerRuntime, rows_of
@@ -119,9 +120,11 @@ def test_weights_are_on_the_simplex_for_everybody(trained: Path) -> None:
         assert weights.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_score_is_the_users_weighted_sum(trained: Path) -> None:
+def test_the_score_is_the_users_weighted_sum_of_ratios_to_population_rates(trained: Path) -> None:
     served = RankerRuntime(trained).infer(request(30))
-    np.testing.assert_allclose(served["p"] @ served["weights"], served["score"], atol=1e-5)
+    told = json.loads((trained / FUSION_FILE).read_text())["rates"]
+    ratios = served["p"] / np.array([told[task] for task in TASKS], np.float32)
+    np.testing.assert_allclose(ratios @ served["weights"], served["score"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_candidate_does_not_depend_on_its_neighbours(trained: Path) -> None:

@@ -49,6 +49,17 @@ def test_an_answer_names_its_release_and_signs_every_impression(mill: Any) -> No
         assert shown.request_id == reply["request_id"]
 
 
+def test_a_user_is_explained_by_tasks_times_weights_of_the_live_ranker(mill: Any) -> None:
+    found = mill.client.get("/v1/users/u1").json()
+    ranker = found["ranker"]
+    assert ranker["version"] == mill.feed()["models"]["ranker"]
+    told = {each["task"]: each["weight"] for each in ranker["tasks"]}
+    assert told == pytest.approx(mill.feed()["weights"])
+    assert all(0 <= each["p"] <= 1 for each in ranker["tasks"])
+    mill.models.down = True
+    assert mill.client.get("/v1/users/u1").json()["ranker"] is None
+
+
 def test_an_unknown_user_gets_an_answer_marked_cold(mill: Any) -> None:
     reply = mill.feed(user_id="nobody")
     assert reply["cold_start"] is True
