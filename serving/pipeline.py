@@ -1,6 +1,6 @@
 """Runs the stages of a surface: in order, side by side, within deadlines, failing open.
 
-Knows what a stage is and the laws it must keep. Does not know any one stage
+Knows the laws that a stage (`serving.stage`) must keep. Does not know any one stage
 (`serving.stages`) nor which surface uses which (`serving.surfaces`).
 
     query hydrators ∥ → sources ∥ → filters → pre-rank → candidate hydrators ∥ → scorers → selector
@@ -26,102 +26,26 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 from opentelemetry import trace
 
-from features.store import FeatureFrame
 from serving.query import Candidate, Fallback, Pool, Query, Removal, Scored, Slate
-from streams.events import CatalogueItem
+from serving.stage import (
+    CandidateHydrator,
+    Explains,
+    Filter,
+    Hydration,
+    Prerank,
+    QueryHydrator,
+    Scorer,
+    Selector,
+    Source,
+)
 
 T = TypeVar("T")
 _TRACER = trace.get_tracer("tidemill.serving")
-
-
-class QueryHydrator(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields of Query that it may write."""
-
-    def hydrate(self, query: Query) -> Query: ...
-
-
-class Source(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def fetch(self, query: Query) -> Sequence[Candidate]: ...
-
-
-@dataclass(frozen=True)
-class Hydration:
-    """Columns for the pool, one row per candidate, in the candidates' order."""
-
-    items: Sequence[CatalogueItem | None] | None = None
-    videos: FeatureFrame | None = None
-
-    def fits(self, length: int) -> bool:
-        return all(column is None or len(column) == length for column in (self.items, self.videos))
-
-
-class CandidateHydrator(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration: ...
-
-
-class Filter(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def soft(self) -> bool:
-        """A soft filter gives way when too few would be left."""
-
-    def judge(self, query: Query, pool: Pool) -> Sequence[str | None]:
-        """Per candidate the reason to remove it, or None to keep it."""
-
-
-class Prerank(Protocol):
-    """A light score that decides which candidates the scorer sees at all."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def keep(self) -> int:
-        """How many go on."""
-
-    def worth(self, query: Query, pool: Pool) -> np.ndarray:
-        """float [C], higher is better; NaN comes last."""
-
-
-class Scorer(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def score(self, query: Query, pool: Pool) -> Scored: ...
-
-
-class Selector(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]: ...
-
-
-@runtime_checkable
-class Explains(Protocol):
-    """A selector that says what it held back, and why."""
-
-    def held_back(
-        self, query: Query, pool: Pool, items: tuple[Candidate, ...]
-    ) -> Sequence[Removal]: ...
 
 
 @dataclass(frozen=True)
@@ -200,6 +124,7 @@ class Runner:
             removals=tuple(run.removals),
             stage_ms=run.stage_ms,
             candidates_seen=len(candidates),
+            seen=pool.seen(items),
         )
 
     def _hydrate_query(self, pipeline: Pipeline, query: Query, run: _Run) -> Query:

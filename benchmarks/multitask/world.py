@@ -56,9 +56,11 @@ def _proxy(rules: RankingWorld) -> Proxy:
     session = np.repeat(np.arange(rules.size.sessions), users * rules.size.slate)
     part = np.searchsorted(CUTS, session / rules.size.sessions, side="right")
     x = _features(user, item, labels, part == 0, people.profile.numpy(), traits)
-    rows = [Rows(user[p], item[p], x[p], labels[p]) for p in (part == n for n in (1, 2, 3))]
+    train, valid, test = (
+        Rows(user[p], item[p], x[p], labels[p]) for p in (part == n for n in (1, 2, 3))
+    )
     digest = hashlib.sha256(user.tobytes() + item.tobytes() + labels.tobytes()).hexdigest()[:16]
-    return Proxy(f"world {rules.name}", TASKS, users, ITEMS, *rows, digest)
+    return Proxy(f"world {rules.name}", TASKS, users, ITEMS, train, valid, test, digest)
 
 
 def _features(

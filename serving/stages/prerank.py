@@ -38,7 +38,9 @@ class TasteTowers:
     def worth(self, query: Query, pool: Pool) -> np.ndarray:
         """float64 [C]; what explores is worth everything."""
         liking = PopularTaste(self.catalogue, self.snapshot).score(query, pool).score
-        worth = np.nan_to_num(liking.astype(float)) + _TOGETHER * self._together(query, pool)
+        worth: np.ndarray = np.nan_to_num(liking.astype(float)) + _TOGETHER * self._together(
+            query, pool
+        )
         worth[[candidate.source == EXPLORED for candidate in pool.candidates]] = np.inf
         return worth
 
