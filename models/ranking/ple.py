@@ -19,11 +19,13 @@ their own negatives. Encounters without an impression (replayed histories) carry
 five are sampled a group, four evenly from the catalogue of that time and one from the
 whole catalogue (also what nobody has met yet), never a video the user ever acted on.
 Negatives sampled by popularity would cancel it: what nobody plays then looks as good as
-what everybody plays. P(action) is therefore calibrated to impressions only where they
-are most of the data, and else to that sampling; its order is what serves.
+what everybody plays. Where slates are many, the last tenth of them in time is held out
+and P(action) is calibrated on it per task (Platt), so that it means impressions at the
+first slot; where they are few, it means that sampling, and its order is what serves.
+What a slot costs is learned beside the network and left out when it serves.
 A task that the data could not show (no order in a history of ratings) is not trained.
 
-Judged: on the last 20 % of time by GAUC within groups against popularity as of each
+Judged (with ECE and reliability per task, where there are slates): on the last 20 % of time by GAUC within groups against popularity as of each
 group's moment (plays so far), on encounters with 20 evenly sampled videos and, where
 there are, on slates.
 """
@@ -31,7 +33,7 @@ there are, on slates.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,7 @@ import torch
 
 from models.datasets import log_until, split_time_ms
 from models.evaluation import PerUser, auc_per_user, compare
+from models.ranking.calibrate import Calibration, calibrated, held_out, told
 from models.ranking.examples import (
     Examples,
     encounter_examples,
@@ -87,7 +90,7 @@ class RankerRecipe:
 
     def train(self, log: TrainingLog, bundle: Path, *, seed: int, progress: Progress) -> None:
         """Writes ranker.onnx, weights.pt, vocabulary.npz and a canary into `bundle`."""
-        network, vocabulary, batches = self._learn(log, seed, progress)
+        network, vocabulary, batches, _ = self._learn(log, seed, progress)
         progress(0.95, "exporting to ONNX")
         write_bundle(network, vocabulary, bundle)
         write_canary(bundle, canary())
@@ -96,7 +99,7 @@ class RankerRecipe:
     def evaluate(self, log: TrainingLog, *, seed: int, progress: Progress) -> Evaluation:
         """Trains on the log's first 80 % in time; GAUC against popularity on the rest."""
         split = split_time_ms(log)
-        network, vocabulary, _ = self._learn(log_until(log, split), seed, progress)
+        network, vocabulary, _, fitted = self._learn(log_until(log, split), seed, progress)
         progress(0.95, "judging on the last 20 % of time")
         judged = [
             (examples, batch_of(log, examples, vocabulary))
@@ -110,15 +113,17 @@ class RankerRecipe:
             model.append(group_auc(examples, scores_of(network, batch)))
             popularity.append(group_auc(examples, batch.video_x[..., _POPULARITY].numpy()))
         progress(1.0, "judged")
-        return compare("GAUC", by_user(model), "popularity", by_user(popularity), seed=seed)
+        found = compare("GAUC", by_user(model), "popularity", by_user(popularity), seed=seed)
+        slates = [batch for examples, batch in judged if examples.release[0]]
+        return replace(found, notes=told(network, slates[0] if slates else None, fitted))
 
     def _learn(
         self, log: TrainingLog, seed: int, progress: Progress
-    ) -> tuple[Ranker, Vocabulary, list[Batch]]:
+    ) -> tuple[Ranker, Vocabulary, list[Batch], Calibration]:
         require_enough(log)
         config = self.config
         progress(0.0, "gathering examples")
-        sources = self._training_examples(log, seed)
+        sources, held = self._training_examples(log, seed)
         vocabulary = vocabulary_of(log)
         batches = []
         for done, examples in enumerate(sources):
@@ -128,16 +133,18 @@ class RankerRecipe:
             network = Ranker(size_of(vocabulary, config.width), genres_by_row(log, vocabulary))
             standardise(network, batches)
             start_biases(network, batches)
-            fit(
+            slots = fit(
                 network,
                 batches,
                 config.training,
                 generator,
                 lambda share, what: progress(0.3 + 0.6 * share, what),
             )
-        return network, vocabulary, batches
+        later = batch_of(log, held, vocabulary) if len(held) else None
+        return network, vocabulary, batches, calibrated(network, later, slots)
 
-    def _training_examples(self, log: TrainingLog, seed: int) -> list[Examples]:
+    def _training_examples(self, log: TrainingLog, seed: int) -> tuple[list[Examples], Examples]:
+        """What is learned from, and the later slates that calibrate (none where few)."""
         config = self.config
         met = encounter_examples(
             log,
@@ -148,8 +155,8 @@ class RankerRecipe:
             count=config.encounters,
             seed=seed,
         )
-        sources = [met, impression_examples(log, count=config.slates)]
-        return [examples for examples in sources if len(examples)]
+        slates, held = held_out(impression_examples(log, count=config.slates))
+        return [examples for examples in (met, slates) if len(examples)], held
 
     def _judged(self, log: TrainingLog, split_ms: int, seed: int) -> list[Examples]:
         met = encounter_examples(
