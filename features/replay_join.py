@@ -31,7 +31,7 @@ def replayed(
     definition: EntityDefinition, events: pl.DataFrame, ids: list[str], times: np.ndarray
 ) -> FeatureFrame:
     """Features of `ids` at `times` (int64 [L], ms), one row per label, in their order."""
-    batch = group(definition, _event_table(events))
+    batch = group(definition, event_table(events))
     place = {entity_id: row for row, entity_id in enumerate(batch.ids)}
     rows = np.array([place.get(entity_id, -1) for entity_id in ids], np.int64)
     frames, order = [], []
@@ -42,7 +42,8 @@ def replayed(
     return _in_order(definition, ids, frames, order)
 
 
-def _event_table(events: pl.DataFrame) -> pa.Table:
+def event_table(events: pl.DataFrame) -> pa.Table:
+    """Events as the kernel folds them (`EVENT_SCHEMA`); `kind` may be a code or a string."""
     if events.schema["kind"] in (pl.String, pl.Categorical, pl.Enum):
         codes = pl.col("kind").cast(pl.String).replace_strict(KIND_CODE, return_dtype=pl.UInt8)
         events = events.with_columns(codes)

@@ -52,6 +52,7 @@ class Evaluation:
     baseline_value: float
     difference: tuple[float, float, float]  # mean, low, high
     n: int
+    notes: tuple[str, ...] = ()  # what else was found, one line each
 
     @property
     def beats_baseline(self) -> bool:

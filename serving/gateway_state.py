@@ -17,6 +17,7 @@ from fastapi import Request
 
 from features.store import FeatureStore
 from models.client import ModelClient
+from models.ranking.served import ServedLog
 from serving.activity import Activity
 from serving.auth import Keys
 from serving.breaker import GuardedModels, GuardedStore
@@ -30,11 +31,14 @@ from serving.outbox import Outbox
 from serving.pipeline import Deadlines
 from serving.query import Release
 from serving.releases import ReleaseBook, ReleaseSwitch, Watchdog
+from serving.served_features import ServedFeatures
 from serving.stages.caps import Cap
 from serving.surfaces import Parts, Surfaces
 from serving.watch import FeatureWatch
 from streams.bus import Bus
 from streams.clock import Clock
+
+SERVED, SKEW = "served", "skew.json"  # under a gateway's state_dir
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Dependencies:
     impression_key: signs impression tokens; the feedback join checks with the same.
     api_keys: key -> scopes (events, recommend, admin).
     caps: author and provenance caps of the feed (`serving.stages.caps`); none by default.
-    state_dir: where the last good popularity is kept over restarts; None: memory only.
+    state_dir: where the last good popularity is kept over restarts, and what the ranker saw
+        of each slate; None: memory only, and nothing of slates.
     """
 
     bus: Bus
@@ -92,6 +97,8 @@ class Gateway:
         )
         self.surfaces = Surfaces(parts, lambda: self.releases.now)
         self.outbox = Outbox(deps.bus)
+        self.served = ServedFeatures(ServedLog(deps.state_dir / SERVED) if deps.state_dir else None)
+        self.skew_file = deps.state_dir / SKEW if deps.state_dir else None
         self.live = Live(
             deps.bus,
             self.catalogue,
@@ -114,6 +121,7 @@ class Gateway:
         self.snapshot.refresh()
         for part in (self.live, self.snapshot, self.releases, self.watchdog, self.watch):
             part.start()
+        self.served.start()
         self.health.ask()
         self.health.start()
         threading.Thread(target=self._tell_stats, name="stats", daemon=True).start()
@@ -124,6 +132,7 @@ class Gateway:
         for part in (self.watch, self.watchdog, self.releases, self.snapshot, self.live):
             part.stop()
         self.outbox.close()
+        self.served.stop()
         self.surfaces.close()
 
     def can_answer(self) -> bool:

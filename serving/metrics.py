@@ -6,6 +6,9 @@ one process do not meet.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.query import Slate
@@ -51,6 +54,24 @@ class Metrics:
         self.dead_seen = Counter(
             "tidemill_dead_letters_seen", "Dead letters seen.", ["cause"], registry=self.registry
         )
+        self.feature_skew = Gauge(
+            "tidemill_feature_skew",
+            "Served values that differed from the log's own in the last `features skew`.",
+            ["feature"],
+            registry=self.registry,
+        )
+        self.skew_checked = Gauge(
+            "tidemill_feature_skew_checked",
+            "Slates and candidates that the last `features skew` compared.",
+            ["what"],
+            registry=self.registry,
+        )
+        self.served_kept = Gauge(
+            "tidemill_served_slates",
+            "Slates whose features were logged as served, or dropped at a full queue.",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.part_up = Gauge(
             "tidemill_part_up", "1 when the part answers.", ["part"], registry=self.registry
         )
@@ -63,6 +84,20 @@ class Metrics:
             self.stage_seconds.labels(surface, stage).observe(took_ms / 1e3)
         for fallback in slate.fallbacks:
             self.fallbacks.labels(surface, fallback.stage).inc()
+
+    def skew(self, path: Path | None) -> None:
+        """What the last skew check wrote; nothing where none ran."""
+        try:
+            found = orjson.loads(path.read_bytes()) if path is not None else None
+        except (OSError, orjson.JSONDecodeError):
+            return
+        if found is None:
+            return
+        self.feature_skew.clear()
+        for feature, differing in found["differing"].items():
+            self.feature_skew.labels(feature).set(differing)
+        for what in ("slates", "candidates"):
+            self.skew_checked.labels(what).set(found[what])
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

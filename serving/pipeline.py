@@ -1,9 +1,12 @@
 """Runs the stages of a surface: in order, side by side, within deadlines, failing open.
 
-Knows what a stage is and the laws it must keep. Does not know any one stage
+Knows the laws that a stage (`serving.stage`) must keep. Does not know any one stage
 (`serving.stages`) nor which surface uses which (`serving.surfaces`).
 
-    query hydrators ∥ → sources ∥ → candidate hydrators ∥ → filters → scorers → selector
+    query hydrators ∥ → sources ∥ → filters → pre-rank → candidate hydrators ∥ → scorers → selector
+
+Filters and the pre-rank come before the hydrators, so that features are read and ranked
+only of what may still stand in the slate, however many candidates there were.
 
 Laws, held here rather than trusted (`tests/serving/test_stage_laws.py`):
 - a query hydrator writes only the fields that it declares;
@@ -11,6 +14,8 @@ Laws, held here rather than trusted (`tests/serving/test_stage_laws.py`):
   length is thrown away and said so;
 - a lost source means fewer candidates, never a lost answer;
 - a filter gives a reason for each removal; a soft filter never leaves fewer than k;
+- a pre-rank keeps at most its limit, never fewer than k, and each cut has its place as
+  reason; one that fails keeps the first that the sources gave, and the reply says so;
 - a scorer that fails or overruns is replaced by its fallback, and the reply says so.
 """
 
@@ -21,88 +26,26 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 from opentelemetry import trace
 
-from features.store import FeatureFrame
 from serving.query import Candidate, Fallback, Pool, Query, Removal, Scored, Slate
-from streams.events import CatalogueItem
+from serving.stage import (
+    CandidateHydrator,
+    Explains,
+    Filter,
+    Hydration,
+    Prerank,
+    QueryHydrator,
+    Scorer,
+    Selector,
+    Source,
+)
 
 T = TypeVar("T")
 _TRACER = trace.get_tracer("tidemill.serving")
-
-
-class QueryHydrator(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields of Query that it may write."""
-
-    def hydrate(self, query: Query) -> Query: ...
-
-
-class Source(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def fetch(self, query: Query) -> Sequence[Candidate]: ...
-
-
-@dataclass(frozen=True)
-class Hydration:
-    """Columns for the pool, one row per candidate, in the candidates' order."""
-
-    items: Sequence[CatalogueItem | None] | None = None
-    videos: FeatureFrame | None = None
-
-    def fits(self, length: int) -> bool:
-        return all(column is None or len(column) == length for column in (self.items, self.videos))
-
-
-class CandidateHydrator(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration: ...
-
-
-class Filter(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def soft(self) -> bool:
-        """A soft filter gives way when too few would be left."""
-
-    def judge(self, query: Query, pool: Pool) -> Sequence[str | None]:
-        """Per candidate the reason to remove it, or None to keep it."""
-
-
-class Scorer(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def score(self, query: Query, pool: Pool) -> Scored: ...
-
-
-class Selector(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]: ...
-
-
-@runtime_checkable
-class Explains(Protocol):
-    """A selector that says what it held back, and why."""
-
-    def held_back(
-        self, query: Query, pool: Pool, items: tuple[Candidate, ...]
-    ) -> Sequence[Removal]: ...
 
 
 @dataclass(frozen=True)
@@ -144,6 +87,7 @@ class Pipeline:
     selector: Selector
     fallback_sources: Sequence[Source] = ()  # asked in order, only while there are no candidates
     fallback_scorer: Scorer | None = None
+    prerank: Prerank | None = None  # without one every candidate is scored
     deadlines: Deadlines = Deadlines()
 
 
@@ -164,10 +108,11 @@ class Runner:
             span.set_attribute("tidemill.release", query.release.release_id)
             query = self._hydrate_query(pipeline, query, run)
             candidates = self._fetch(pipeline, query, run)
-            query, pool = self._hydrate(pipeline, query, candidates, run)
-            pool = self._filter(pipeline, query, pool, run)
+            pool = self._filter(pipeline, query, Pool(candidates), run)
             if not len(pool) and candidates and pipeline.fallback_sources:
-                query, pool = self._refill(pipeline, query, run)
+                pool = self._refill(pipeline, query, run)
+            pool = self._prerank(pipeline, query, pool, run)
+            query, pool = self._hydrate(pipeline, query, pool, run)
             pool = self._score(pipeline, query, pool, run)
             items = self._select(pipeline, query, pool, run)
             span.set_attribute("tidemill.fallbacks", len(run.fallbacks))
@@ -179,6 +124,7 @@ class Runner:
             removals=tuple(run.removals),
             stage_ms=run.stage_ms,
             candidates_seen=len(candidates),
+            seen=pool.seen(items),
         )
 
     def _hydrate_query(self, pipeline: Pipeline, query: Query, run: _Run) -> Query:
@@ -205,11 +151,10 @@ class Runner:
                 return found
         return ()
 
-    def _refill(self, pipeline: Pipeline, query: Query, run: _Run) -> tuple[Query, Pool]:
+    def _refill(self, pipeline: Pipeline, query: Query, run: _Run) -> Pool:
         """Everything was filtered away: the fallback sources get their turn, once."""
         candidates = self._last_resort(pipeline, query, run)
-        query, pool = self._hydrate(pipeline, query, candidates, run)
-        return query, self._filter(pipeline, query, pool, run)
+        return self._filter(pipeline, query, Pool(candidates), run)
 
     def _ask(
         self, sources: Sequence[Source], query: Query, limit: float, run: _Run
@@ -217,10 +162,25 @@ class Runner:
         done = self._together([(s.name, _bind(s.fetch, query)) for s in sources], limit, run)
         return tuple(c for s in sources for c in done.get(s.name) or ())
 
+    def _prerank(self, pipeline: Pipeline, query: Query, pool: Pool, run: _Run) -> Pool:
+        stage = pipeline.prerank
+        if stage is None or len(pool) <= max(stage.keep, query.k):
+            return pool
+        worth = np.arange(len(pool), 0, -1)  # the sources' order, where the stage fails
+        try:
+            with _timed(stage.name, run):
+                judged = np.asarray(stage.worth(query, pool))
+                if judged.shape != worth.shape:
+                    raise StageFailed("judged another number of candidates")
+                worth = judged
+        except Exception as error:
+            run.failed(stage.name, error)
+        return _cut(stage, pool, worth, max(stage.keep, query.k), run)
+
     def _hydrate(
-        self, pipeline: Pipeline, query: Query, candidates: tuple[Candidate, ...], run: _Run
+        self, pipeline: Pipeline, query: Query, pool: Pool, run: _Run
     ) -> tuple[Query, Pool]:
-        pool = Pool(candidates)
+        candidates = pool.candidates
         if not candidates:
             return query, pool
         calls = [(h.name, _bind(h.hydrate, query, candidates)) for h in pipeline.hydrators]
@@ -351,6 +311,15 @@ def _remove(
             candidate = pool.candidates[row]
             run.removals.append(Removal(candidate.video_id, stage.name, reason, candidate.query))
     return pool.keep(keep)
+
+
+def _cut(stage: Prerank, pool: Pool, worth: np.ndarray, keep: int, run: _Run) -> Pool:
+    """The `keep` worthiest, in the order that they came in; the others are removals."""
+    order = np.argsort(-worth, kind="stable")  # NaN sorts last
+    for place, row in enumerate(order[keep:].tolist(), keep + 1):
+        cut, reason = pool.candidates[row], f"place {place} of {len(pool)}: {keep} are ranked"
+        run.removals.append(Removal(cut.video_id, stage.name, reason, cut.query))
+    return pool.keep(sorted(order[:keep].tolist()))
 
 
 def _weights(pool: Pool) -> dict[str, float]:

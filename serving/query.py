@@ -83,6 +83,9 @@ class Scored:
     p: np.ndarray  # float32 [C, T]
     tasks: tuple[str, ...] = ()
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # float32 [T]
+    user_x: np.ndarray | None = None  # what the model was given: float32 [Fu], history [H],
+    history: np.ndarray | None = None  # and of each candidate
+    video_x: np.ndarray | None = None  # float32 [C, Fv]
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,22 @@ class Pool:
             candidates=tuple(self.candidates[row] for row in rows),
             videos=None if self.videos is None else take(self.videos, rows),
         )
+
+    def seen(self, items: Sequence[Candidate]) -> dict[str, np.ndarray] | None:
+        """user_x, history and the items' rows of video_x, in their order; None unless a
+        model scored them from features."""
+        scored = self.scored
+        if scored is None or scored.video_x is None:
+            return None
+        if scored.user_x is None or scored.history is None:
+            return None
+        row = {candidate.video_id: at for at, candidate in enumerate(self.candidates)}
+        rows = [row[item.video_id] for item in items]
+        return {
+            "user_x": scored.user_x,
+            "history": scored.history,
+            "video_x": scored.video_x[rows],
+        }
 
     def finished(self, row: int, propensity: float, explored: bool) -> Candidate:
         """Candidate `row` with its scores written out, as it stands in a slate."""
@@ -141,6 +160,7 @@ class Slate:
     removals: tuple[Removal, ...]
     stage_ms: Mapping[str, float]
     candidates_seen: int = 0  # how many the sources gave
+    seen: Mapping[str, np.ndarray] | None = None  # `Pool.seen` of the items
 
 
 def take(frame: FeatureFrame, rows: Sequence[int]) -> FeatureFrame:

@@ -34,6 +34,7 @@ from serving.stages.generated import (
     Trajectory,
 )
 from serving.stages.hydrators import CatalogueItems, UserFeatures, VideoFeatures
+from serving.stages.prerank import TasteTowers
 from serving.stages.scorers import AsGiven, PopularTaste, Ranker
 from serving.stages.selectors import InOrder, PlackettLuce
 from serving.stages.sources import Fresh, Given, Near, Neighbours, Popular
@@ -76,6 +77,7 @@ def feed(parts: Parts) -> Pipeline:
         ],
         scorer=Ranker(parts.models, parts.snapshot),
         fallback_scorer=PopularTaste(parts.catalogue, parts.snapshot),
+        prerank=TasteTowers(parts.catalogue, parts.snapshot, parts.activity),
         selector=PlackettLuce(caps=parts.caps),
         deadlines=parts.deadlines,
     )
@@ -91,6 +93,7 @@ def rerank(parts: Parts) -> Pipeline:
         filters=[Duplicate(), Unavailable(parts.catalogue)],
         scorer=Ranker(parts.models, parts.snapshot),
         fallback_scorer=PopularTaste(parts.catalogue, parts.snapshot),
+        prerank=TasteTowers(parts.catalogue, parts.snapshot, parts.activity),
         selector=PlackettLuce(explore=0.0),
         deadlines=parts.deadlines,
     )

@@ -21,7 +21,7 @@ from deploy.world.movielens import DataUnavailable, load
 
 CUTS = (0.40, 0.80, 0.88)
 NEGATIVES = 2
-TAOBAO_USERS = 4_000
+MOVIELENS_SHARE, TAOBAO_USERS = 0.6, 3_000  # of users: a run is minutes on one thread
 
 
 class Missing(RuntimeError):
@@ -64,8 +64,9 @@ def movielens(*, quick: bool = False) -> Proxy:
     users, items = _codes(data.ratings["user_id"], 0), _codes(data.ratings["video_id"], 1)
     rating = data.ratings["rating"].to_numpy()
     labels = np.stack([rating > 0, rating >= 4, rating == 5], 1).astype(np.float32)
+    share = MOVIELENS_SHARE / (2 if quick else 1)
     genres = _genres(data.ratings["video_id"], items, {f.video_id: f.genres for f in data.films})
-    return _cut("movielens", ("watched", "at_least_4", "is_5"), users, items, labels, genres, quick)
+    return _cut("movielens", ("watched", "at_least_4", "is_5"), users, items, labels, genres, share)
 
 
 def taobao(*, quick: bool = False) -> Proxy:
@@ -86,7 +87,7 @@ def taobao(*, quick: bool = False) -> Proxy:
     labels = pairs.select("cart", "buy").to_numpy().astype(np.float32)
     users, items = _codes(pairs["user"], 0), _codes(pairs["item"], 1)
     none = np.zeros((int(items.max()) + 1, 1), np.float32)
-    return _cut("taobao", ("cart", "buy"), users, items, labels, none, quick=False)
+    return _cut("taobao", ("cart", "buy"), users, items, labels, none, share=1.0)
 
 
 def _pairs(path: Path, kind: str) -> pl.DataFrame:
@@ -104,12 +105,11 @@ def _cut(
     items: np.ndarray,
     labels: np.ndarray,
     traits: np.ndarray,
-    quick: bool,
+    share: float,
 ) -> Proxy:
     """Positives in order -> the four parts, with sampled negatives and history's features."""
-    if quick:
-        kept = users < int(users.max() + 1) // 3
-        users, items, labels = users[kept], items[kept], labels[kept]
+    kept = users < int((users.max() + 1) * share)
+    users, items, labels = users[kept], items[kept], labels[kept]
     place = _share_of_user(users)
     part = np.searchsorted(CUTS, place, side="right")
     shape = (int(users.max()) + 1, int(items.max()) + 1)

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import orjson
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from features.backfill import Live
     from features.backfill import Progress as Report
     from features.registry import RegisteredFeatureStore
+    from models.ranking.skew import Skewed, SkewReport
 
 app = typer.Typer(
     help="Apply, rebuild, compare and look at features.",
@@ -100,6 +103,57 @@ def diff(
     shown = f", {len(found):,} of them here (--limit prints more)" if more else ""
     console.print(f"{len(found) + more:,} differences{shown}")
     raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tidemill features skew --slates 500")
+def skew(
+    slates: Annotated[int, typer.Option(min=1, help="The newest slates to compare.")] = 2_000,
+    in_flight_s: Annotated[
+        float,
+        typer.Option(min=0, help="Slates this close (wall seconds) to an event are left out."),
+    ] = 2.0,
+) -> None:
+    """Compares what the ranker saw with what training would read; exit code 1 where they differ."""
+    from models.datasets import load_training_log
+    from models.ranking.served import ServedLog
+    from models.ranking.skew import skew as judge
+
+    settings = _settings()
+    home = settings.home / "gateway"
+    now_ms = wiring.clock(settings.clock).now_ms()
+    log = load_training_log(settings.log_dir, settings.feedback_dir, now_ms)
+    served = ServedLog(home / "served").read(slates)
+    found = judge(served, log, in_flight_ms=int(in_flight_s * 1e3 * settings.clock.rate))
+    _keep_for_metrics(home / "skew.json", found)
+    console.print(
+        f"{found.slates:,} slates and {found.candidates:,} candidates compared; left out: "
+        f"{found.in_flight:,} with events in flight, {found.foreign:,} that cannot be compared; "
+        f"{found.stale:,} of the slates were answered from last good rows"
+    )
+    if found.clean:
+        said = "no skew: what was served is what training reads" if found.slates else "no verdict"
+        console.print(said)
+        return
+    for each in found.skewed:
+        _tell(each)
+    raise typer.Exit(1)
+
+
+def _keep_for_metrics(path: Path, found: SkewReport) -> None:
+    """The gateway's /metrics tells it from then on (`tidemill_feature_skew`)."""
+    differing = {each.feature: each.differing for each in found.skewed}
+    body = {"slates": found.slates, "candidates": found.candidates, "differing": differing}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(orjson.dumps(body))
+
+
+def _tell(each: Skewed) -> None:
+    console.print(
+        f"{each.feature}: {each.differing:,} of {each.compared:,} differ, by {each.mean_size:.4g} "
+        f"in the mean and {each.largest:.4g} at most ({each.served:.4g} served, "
+        f"{each.joined:.4g} in the log; request {each.request_id})",
+        markup=False,
+    )
 
 
 @app.command(epilog="Example: tidemill features show user 196")

@@ -77,6 +77,7 @@ def evaluate(
     from models.build import evaluate as judge
 
     log = _log(_settings())
+    notes: list[str] = []
     table = Table("model", "metric", "value", "baseline", "its value", "difference (95 %)", "n")
     with _told(), _bars() as bars:
         for name in _known(names):
@@ -84,7 +85,10 @@ def evaluate(
             row = (name, found.metric, f"{found.value:.4f}", found.baseline)
             interval = _interval(found.difference)
             table.add_row(*row, f"{found.baseline_value:.4f}", interval, str(found.n))
+            notes += [f"{name}: {note}" for note in found.notes]
     console.print(table)
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
 
 
 def _off_policy(names: list[str], version: int | None, every_slate: bool, seed: int) -> None:

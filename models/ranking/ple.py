@@ -21,8 +21,10 @@ their own negatives. Encounters without an impression (replayed histories) carry
 five are sampled a group, four evenly from the catalogue of that time and one from the
 whole catalogue (also what nobody has met yet), never a video the user ever acted on.
 Negatives sampled by popularity would cancel it: what nobody plays then looks as good as
-what everybody plays. P(action) is therefore calibrated to impressions only where they
-are most of the data, and else to that sampling; its order is what serves.
+what everybody plays. Where slates are many, the last tenth of them in time is held out
+and P(action) is calibrated on it per task (Platt), so that it means impressions at the
+first slot; where they are few, it means that sampling, and its order is what serves.
+What a slot costs is learned beside the network and left out when it serves.
 What was met in a history is not what was liked: the later actions are also learned given
 the play (`training.liking_loss`). A feature that did not vary in training (nothing is
 shown in a history) is silent until an update has seen it vary.
@@ -30,13 +32,13 @@ A task that the data could not show (no order in a history of ratings) is not tr
 
 Judged: on the last 20 % of time by GAUC within groups against popularity as of each
 group's moment (plays so far), on encounters with 20 evenly sampled videos and, where
-there are, on slates.
+there are, on slates; there also by ECE and reliability per task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,7 @@ import torch
 
 from models.datasets import log_until, split_time_ms
 from models.evaluation import PerUser, auc_per_user, compare
+from models.ranking.calibrate import Calibration, calibrated, held_out, told
 from models.ranking.examples import (
     Examples,
     encounter_examples,
@@ -102,7 +105,7 @@ class RankerRecipe:
 
     def train(self, log: TrainingLog, bundle: Path, *, seed: int, progress: Progress) -> None:
         """Writes ranker.onnx, weights.pt, vocabulary.npz and a canary into `bundle`."""
-        network, vocabulary, batches = self._learn(log, seed, progress)
+        network, vocabulary, batches, _ = self._learn(log, seed, progress)
         progress(0.95, "exporting to ONNX")
         write_bundle(network, vocabulary, bundle)
         write_canary(bundle, canary())
@@ -111,7 +114,7 @@ class RankerRecipe:
     def evaluate(self, log: TrainingLog, *, seed: int, progress: Progress) -> Evaluation:
         """Trains on the log's first 80 % in time; GAUC against popularity on the rest."""
         split = split_time_ms(log)
-        network, vocabulary, _ = self._learn(log_until(log, split), seed, progress)
+        network, vocabulary, _, fitted = self._learn(log_until(log, split), seed, progress)
         progress(0.95, "judging on the last 20 % of time")
         judged = [
             (examples, batch_of(log, examples, vocabulary))
@@ -125,15 +128,17 @@ class RankerRecipe:
             model.append(group_auc(examples, scores_of(network, batch)))
             popularity.append(group_auc(examples, batch.video_x[..., _POPULARITY].numpy()))
         progress(1.0, "judged")
-        return compare("GAUC", by_user(model), "popularity", by_user(popularity), seed=seed)
+        found = compare("GAUC", by_user(model), "popularity", by_user(popularity), seed=seed)
+        slates = [batch for examples, batch in judged if examples.release[0]]
+        return replace(found, notes=told(network, slates[0] if slates else None, fitted))
 
     def _learn(
         self, log: TrainingLog, seed: int, progress: Progress
-    ) -> tuple[Ranker, Vocabulary, list[Batch]]:
+    ) -> tuple[Ranker, Vocabulary, list[Batch], Calibration]:
         require_enough(log)
         config = self.config
         progress(0.0, "gathering examples")
-        sources = self._training_examples(log, seed)
+        sources, held = self._training_examples(log, seed)
         vocabulary = vocabulary_of(log)
         batches = []
         for done, examples in enumerate(sources):
@@ -144,20 +149,23 @@ class RankerRecipe:
             standardise(network, batches)
             start_biases(network, batches)
             start_fusion(network, batches)
-            fit(
+            slots = fit(
                 network,
                 batches,
                 config.training,
                 generator,
                 lambda share, what: progress(0.3 + 0.6 * share, what),
             )
+        later = batch_of(log, held, vocabulary) if len(held) else None
+        calibration = calibrated(network, later, slots)
         progress(0.92, "the fusion policy")
         for examples, batch in zip(sources, batches, strict=True):
             if examples.impressions:
                 learn_fusion(network, batch, examples, config.fusion, seed=seed)
-        return network, vocabulary, batches
+        return network, vocabulary, batches, calibration
 
-    def _training_examples(self, log: TrainingLog, seed: int) -> list[Examples]:
+    def _training_examples(self, log: TrainingLog, seed: int) -> tuple[list[Examples], Examples]:
+        """What is learned from, and the later slates that calibrate (none where few)."""
         config = self.config
         met = encounter_examples(
             log,
@@ -168,8 +176,8 @@ class RankerRecipe:
             count=config.encounters,
             seed=seed,
         )
-        sources = [met, impression_examples(log, count=config.slates)]
-        return [examples for examples in sources if len(examples)]
+        slates, held = held_out(impression_examples(log, count=config.slates))
+        return [examples for examples in (met, slates) if len(examples)], held
 
     def _judged(self, log: TrainingLog, split_ms: int, seed: int) -> list[Examples]:
         met = encounter_examples(

@@ -48,7 +48,8 @@ class Vocabulary:
 class Batch:
     """Tensors of G groups, as `models.ranking.network.Ranker.forward` takes them.
 
-    `real` [G, C] marks candidates that are not padding; `labels` [G, C, T] float32.
+    `real` [G, C] marks candidates that are not padding; `labels` [G, C, T] float32;
+    `slot` int64 [G, C], 0 for what was never in a slate.
     """
 
     user: Tensor
@@ -61,6 +62,7 @@ class Batch:
     video_x: Tensor
     real: Tensor
     labels: Tensor
+    slot: Tensor
     known: Tensor  # bool [T]
 
     def __len__(self) -> int:
@@ -110,6 +112,7 @@ def batch_of(log: TrainingLog, examples: Examples, vocabulary: Vocabulary) -> Ba
         video_x=torch.from_numpy(wide["video_x"]),
         real=torch.from_numpy(examples.real),
         labels=torch.from_numpy(examples.labels.astype(np.float32)),
+        slot=torch.from_numpy(examples.slot),
         known=torch.from_numpy(examples.known),
     )
 

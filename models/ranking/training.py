@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
 from models.ranking.network import COLD, NONE, Ranker
+from models.ranking.position import SlotBias
 from models.ranking.tensors import Batch
 from models.recipe import Progress
 
@@ -42,6 +43,7 @@ class Training:
     id_dropout: float = 0.1
     user_dropout: float = 0.5
     listwise: float = 1.0
+    slot_rate: float = 6e-2  # of slots' biases: few numbers, which must not lag behind the rest
     threads: int = 1
 
 
@@ -119,24 +121,30 @@ def fit(
     settings: Training,
     generator: torch.Generator,
     progress: Progress,
-) -> None:
-    """Trains in place over every group of every source, `epochs` times."""
+) -> SlotBias:
+    """Trains in place over every group of every source, `epochs` times.
+
+    Returns what slots were found to cost; it is no part of what serves.
+    """
+    slots = SlotBias(network.size.tasks)
     table = [p for _, p in network.predicting() if p.ndim == 2]
     rest = [p for _, p in network.predicting() if p.ndim != 2]
     optimiser = torch.optim.AdamW(
         [{"params": table, "weight_decay": settings.decay}, {"params": rest, "weight_decay": 0.0}],
         lr=settings.rate,
     )
+    optimiser.add_param_group({"params": list(slots.parameters()), "weight_decay": 0.0})
     steps = settings.epochs * sum(-(-len(b) // settings.groups) for b in batches)
+    rates = [settings.rate, settings.rate, settings.slot_rate]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.rate, total_steps=max(steps, 2), pct_start=0.15
+        optimiser, rates, total_steps=max(steps, 2), pct_start=0.15
     )
     network.train()
     done = 0
     for epoch in range(settings.epochs):
         for source, rows in _order(batches, settings.groups, generator):
             batch = hide_ids(batches[source].take(rows), settings, generator)
-            loss = loss_of(network, batch, settings.listwise)
+            loss = loss_of(network, batch, settings.listwise, slots)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -145,17 +153,26 @@ def fit(
             done += 1
             progress(done / steps, f"epoch {epoch + 1} of {settings.epochs}, loss {loss:.3f}")
     network.eval()
+    return slots
 
 
-def loss_of(network: Ranker, batch: Batch, listwise: float) -> Tensor:
+def loss_of(
+    network: Ranker, batch: Batch, listwise: float, slots: SlotBias | None = None
+) -> Tensor:
     """Per-task cross-entropy over real candidates and known tasks, over what was played
-    once more given the play, plus the listwise loss."""
+    once more given the play, plus the listwise loss.
+
+    slots: explains what is due to the place that a candidate was shown at.
+    """
     logits, _, scores = network(*batch.inputs())
+    place = None
+    if slots is not None:
+        logits, place = logits + slots.tasks(batch.slot), slots.group(batch.slot)
     known = batch.real.unsqueeze(-1) & batch.known
     each = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
     pointwise = (each * known).sum() / batch.real.sum().clamp_min(1)
     pointwise = pointwise + liking_loss(logits, batch)
-    return pointwise + listwise * listwise_loss(scores, batch.labels, batch.real)
+    return pointwise + listwise * listwise_loss(scores, batch.labels, batch.real, place)
 
 
 def liking_loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -172,15 +189,19 @@ def liking_loss(logits: Tensor, batch: Batch) -> Tensor:
     return each.sum() / played.sum().clamp_min(1)
 
 
-def listwise_loss(scores: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+def listwise_loss(
+    scores: Tensor, labels: Tensor, real: Tensor, place: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of each group's gains and its softmax over log-scores (ListNet's top one).
 
-    scores [G, C]; labels [G, C, T]; real bool [G, C]. Groups without an action say nothing.
+    scores [G, C]; labels [G, C, T]; real bool [G, C]; place [G, C], added to log-scores for
+    what a slot explains. Groups without an action say nothing.
     """
     gains = (labels * labels.new_tensor(GAINS)).amax(-1) * real
     total = gains.sum(-1, keepdim=True)
     wanted = gains / total.clamp_min(_TINY)
-    chosen = log_softmax(log_score(scores).masked_fill(~real, -1e9), -1)
+    preferred = log_score(scores) if place is None else log_score(scores) + place
+    chosen = log_softmax(preferred.masked_fill(~real, -1e9), -1)
     return -(wanted * chosen).sum() / (total > 0).sum().clamp_min(1)
 
 

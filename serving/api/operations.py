@@ -33,6 +33,9 @@ def metrics(gateway: State) -> Response:
     """Prometheus' text form."""
     for name, part in gateway.health.now().items():
         gateway.metrics.part_up.labels(name).set(part["status"] == "up")
+    gateway.metrics.skew(gateway.skew_file)
+    for outcome, count in (("kept", gateway.served.kept), ("dropped", gateway.served.dropped)):
+        gateway.metrics.served_kept.labels(outcome).set(count)
     return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

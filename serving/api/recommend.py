@@ -49,5 +49,6 @@ def _answer(
     with tracer().start_as_current_span(name, context=context_of(request.headers)):
         slate = gateway.surfaces.answer(body)
         reply = to_reply(slate, gateway.impression_key, gateway.catalogue)
+    gateway.served.keep(slate)
     gateway.metrics.answered(slate, time.perf_counter() - started)
     return json_reply(reply)

@@ -68,6 +68,7 @@ def erase(user_id: UserId, gateway: State) -> Response:
         ) from error
     gateway.surfaces.parts.last_users.forget(user_id)
     gateway.activity.forget(user_id)
+    gateway.served.erase(user_id)
     return json_reply({"user_id": user_id, "at_ms": now_ms, "erased": ["tombstone", "store"]}, 202)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from features.store import FeatureStore, Status
 from serving.catalogue import LiveCatalogue
 from serving.fallback import LastUsers
-from serving.pipeline import Hydration
 from serving.query import Candidate, Query
+from serving.stage import Hydration
 
 
 @dataclass(frozen=True)

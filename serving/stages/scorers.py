@@ -45,7 +45,13 @@ class Ranker:
             timeout_s=self.timeout_s,
             headers=current_headers(),
         )
-        return Scored(score=out["score"], p=out["p"], tasks=tuple(TASKS), weights=out["weights"])
+        return Scored(
+            score=out["score"],
+            p=out["p"],
+            tasks=tuple(TASKS),
+            weights=out["weights"],
+            **{name: tensors[name] for name in ("user_x", "history", "video_x")},
+        )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.multitask.data import Missing, Proxy, movielens, taobao
+from benchmarks.multitask.world import world
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +48,13 @@ def test_an_absent_data_set_says_where_it_was_looked_for(
     monkeypatch.setenv("TIDEMILL_DATA", str(tmp_path))
     with pytest.raises(Missing, match="TIDEMILL_DATA"):
         taobao()
+
+
+def test_the_world_repeats_itself_and_its_tests_come_last() -> None:
+    first, again = world(None, quick=True), world(None, quick=True)
+    assert first.checksum == again.checksum
+    assert first.tasks == ("play", "long_view", "like", "follow", "order")
+    assert min(len(first.train), len(first.valid), len(first.test)) > 0
+    assert np.isfinite(first.train.x).all()
+    rates = first.train.labels.mean(0)
+    assert rates[0] == pytest.approx(0.1762, abs=0.03), "the world's stated play rate"

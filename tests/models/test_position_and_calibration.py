@@ -1,0 +1,132 @@
+"""Laws of the counter-measure for position and of calibration on later slates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models.promotion import quiet
+from models.ranking.calibrate import ENOUGH, Platt, calibrate, curves, held_out, platt
+from models.ranking.examples import impression_examples
+from models.ranking.inputs import TASKS
+from models.ranking.network import Ranker
+from models.ranking.ple import RankerRecipe, size_of
+from models.ranking.position import SLOTS, SlotBias
+from models.ranking.tensors import Batch, batch_of, genres_by_row, vocabulary_of
+from models.ranking.training import Training, fit, repeatable, standardise, start_biases
+from models.recipe import TrainingLog
+
+LEARN = Training(epochs=6, groups=64, user_dropout=1.0)
+
+
+@pytest.fixture(scope="module")
+def slates(small_log: TrainingLog) -> Batch:
+    examples = impression_examples(small_log, count=2_000)
+    return batch_of(small_log, examples, vocabulary_of(small_log))
+
+
+def made(log: TrainingLog) -> Ranker:
+    vocabulary = vocabulary_of(log)
+    return Ranker(size_of(vocabulary, 16), genres_by_row(log, vocabulary))
+
+
+def learned(log: TrainingLog, batch: Batch) -> tuple[Ranker, SlotBias]:
+    with repeatable(0, 1) as generator:
+        network = made(log)
+        standardise(network, [batch])
+        start_biases(network, [batch])
+        return network, fit(network, [batch], LEARN, generator, quiet)
+
+
+def shown_low(batch: Batch) -> tuple[Batch, torch.Tensor]:
+    """Even videos stand low four times of five; all are liked alike, looked at less below."""
+    rng = np.random.default_rng(5)
+    even = (batch.video % 2 == 0).numpy()
+    low = rng.random(even.shape) < np.where(even, 0.8, 0.2)
+    slot = np.where(low, 5, 0)
+    played = rng.random(even.shape) < 0.5 * np.where(low, 0.3, 1.0)
+    labels = np.zeros((*even.shape, len(TASKS)), np.float32)
+    labels[..., 0] = played & batch.real.numpy()
+    wrong = replace(batch, slot=torch.from_numpy(slot), labels=torch.from_numpy(labels))
+    return wrong, torch.from_numpy(even) & batch.real
+
+
+def test_what_was_shown_low_is_not_blamed_for_its_place(
+    small_log: TrainingLog, slates: Batch
+) -> None:
+    batch, even = shown_low(slates)
+    blind = replace(batch, slot=torch.zeros_like(batch.slot))
+    gap = {}
+    for name, seen in (("with", batch), ("without", blind)):
+        network, slots = learned(small_log, seen)
+        with torch.no_grad():
+            play = network(*batch.inputs())[0][..., 0]
+        gap[name] = float(play[batch.real & ~even].mean() - play[even].mean())
+        if name == "with":
+            assert slots.odds()[5, 0] == pytest.approx(0.15 / 0.85, rel=0.5)
+    assert abs(gap["with"]) < 0.5 * abs(gap["without"]), gap
+
+
+def test_the_first_slot_and_encounters_have_no_bias() -> None:
+    slots = SlotBias(3)
+    torch.nn.init.ones_(slots.of.weight[1:])
+    slot = torch.tensor([[0, 1, SLOTS + 50]])
+    assert slots.tasks(slot)[0, 0].tolist() == [0, 0, 0]
+    assert slots.tasks(slot)[0, 2].tolist() == [1, 1, 1]
+    assert slots.group(slot).tolist() == [[0, 1, 1]]
+
+
+def test_a_boast_is_scaled_back_and_an_offset_is_not_scaled() -> None:
+    rng = np.random.default_rng(0)
+    logit, offset = rng.normal(-2, 1, 40_000), rng.choice([0.0, -1.0], 40_000)
+    happened = rng.random(40_000) < 1 / (1 + np.exp(-(logit + offset)))
+    found = platt(2 * logit + 1, happened, offset)
+    assert found.slope == pytest.approx(0.5, abs=0.03)
+    assert found.shift == pytest.approx(-0.5, abs=0.06)
+
+
+def test_too_few_actions_leave_a_task_as_it_is() -> None:
+    happened = np.zeros(5_000, bool)
+    happened[: ENOUGH - 1] = True
+    assert platt(np.linspace(-3, 3, 5_000), happened) == Platt(1.0, 0.0)
+
+
+def test_calibration_lowers_the_error_and_keeps_the_order(
+    small_log: TrainingLog, slates: Batch
+) -> None:
+    network, slots = learned(small_log, slates)
+    with torch.no_grad():
+        network.towers[0].weight.mul_(2.0)  # type: ignore[operator]
+        network.towers[0].bias.add_(1.0)  # type: ignore[operator]
+        before = network(*slates.inputs())[0][..., 0][slates.real]
+        done = calibrate(network, slates, slots)
+        after = network(*slates.inputs())[0][..., 0][slates.real]
+    assert torch.equal(before.argsort(stable=True), after.argsort(stable=True)) or (
+        torch.corrcoef(torch.stack([before, after]))[0, 1] > 0.9999
+    )
+    now, raw = curves(network, slates, slots)[0], curves(network, slates, slots, done)[0]
+    assert now.ece < 0.03 < raw.ece
+    assert done[4] == Platt(), "nothing was ordered: nothing is scaled"
+
+
+def test_what_calibrates_is_later_than_what_is_learned(small_log: TrainingLog) -> None:
+    slates = impression_examples(small_log, count=2_000)
+    learn, held = held_out(slates)
+    assert learn.time_ms.max() < held.time_ms.min()
+    assert len(learn) + len(held) == len(slates)
+    few, none = held_out(slates.newest(20))
+    assert (len(few), len(none)) == (20, 0)
+
+
+def test_evaluation_tells_reliability_of_each_task(
+    small_log: TrainingLog, before_slates: TrainingLog, quick_recipe: RankerRecipe
+) -> None:
+    notes = quick_recipe.evaluate(small_log, seed=0, progress=quiet).notes
+    assert [note.split(":")[0] for note in notes] == list(TASKS)
+    assert "ECE" in notes[0]
+    assert "uncalibrated" in notes[0]
+    without = quick_recipe.evaluate(before_slates, seed=0, progress=quiet).notes
+    assert without[0].startswith("no slates")
