@@ -77,7 +77,9 @@ def fake_ranker(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     mix = np.array([1.0, 1.0, 1.5, 0.5, 1.0]) + (inputs["user_hash"][0] % 7) / 10
     weights = (mix / mix.sum()).astype(np.float32)
     assert p.shape[1] == len(TASKS)
-    return {"p": p, "weights": weights, "score": (p @ weights).astype(np.float32)}
+    rates = np.array([0.4, 0.2, 0.1, 0.05, 0.02], np.float32)
+    score = ((p / rates) @ weights).astype(np.float32)
+    return {"p": p, "weights": weights, "rates": rates, "score": score}
 
 
 def fake_queries(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from opentelemetry import trace
@@ -119,7 +119,8 @@ class Runner:
         return Slate(
             query=query,
             items=items,
-            weights=_weights(pool),
+            weights=_by_task(pool, "weights"),
+            rates=_by_task(pool, "rates"),
             fallbacks=tuple(run.fallbacks),
             removals=tuple(run.removals),
             stage_ms=run.stage_ms,
@@ -322,11 +323,12 @@ def _cut(stage: Prerank, pool: Pool, worth: np.ndarray, keep: int, run: _Run) ->
     return pool.keep(sorted(order[:keep].tolist()))
 
 
-def _weights(pool: Pool) -> dict[str, float]:
+def _by_task(pool: Pool, name: Literal["weights", "rates"]) -> dict[str, float]:
+    """Empty where the scorer says nothing of tasks, as popularity does."""
     if pool.scored is None:
         return {}
-    weights = [float(w) for w in pool.scored.weights]
-    return dict(zip(pool.scored.tasks, weights, strict=True)) if weights else {}
+    values = [float(value) for value in getattr(pool.scored, name)]
+    return dict(zip(pool.scored.tasks, values, strict=True)) if values else {}
 
 
 def _reason(error: BaseException) -> str:

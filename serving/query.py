@@ -83,6 +83,7 @@ class Scored:
     p: np.ndarray  # float32 [C, T]
     tasks: tuple[str, ...] = ()
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # float32 [T]
+    rates: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # float32 [T]
     user_x: np.ndarray | None = None  # what the model was given: float32 [Fu], history [H],
     history: np.ndarray | None = None  # and of each candidate
     video_x: np.ndarray | None = None  # float32 [C, Fv]
@@ -156,6 +157,7 @@ class Slate:
     query: Query
     items: tuple[Candidate, ...]
     weights: Mapping[str, float]  # task -> the user's fusion weight, on the simplex
+    rates: Mapping[str, float]  # task -> its population rate: a weight weighs P(action) over it
     fallbacks: tuple[Fallback, ...]  # stages that failed open, with their reason
     removals: tuple[Removal, ...]
     stage_ms: Mapping[str, float]

@@ -30,6 +30,7 @@ def to_reply(slate: Slate, key: bytes, catalogue: LiveCatalogue) -> dict[str, An
         "cold_start": query.cold_start,
         "stale": query.stale,
         "weights": _finite(slate.weights),
+        "rates": _finite(slate.rates),
         "fallbacks": [{"stage": f.stage, "reason": f.reason} for f in slate.fallbacks],
         "items": [_item(query, slot, c, key) for slot, c in enumerate(slate.items)],
         "removed": [

@@ -40,11 +40,12 @@ class OneRequest(nn.Module):
         author: Tensor,
         genres: Tensor,
         video_x: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """p [C, T], weights [T], score [C]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p [C, T], weights [T], rates [T], score [C]."""
         rest = (user_x, history, history_kind, video, author, genres, video_x)
         logits, weights, score = self.network(user, *(each.unsqueeze(0) for each in rest))
-        return logits[0].sigmoid(), weights[0], score[0]
+        rates = self.network.rates + 0 * weights[0]  # an output must hang on the inputs
+        return logits[0].sigmoid(), weights[0], rates, score[0]
 
 
 def write_bundle(network: Ranker, vocabulary: Vocabulary, folder: Path) -> None:
@@ -76,7 +77,7 @@ def _write_graph(request: OneRequest, path: Path) -> None:
             example_inputs(candidates=3),
             str(path),
             input_names=names,
-            output_names=["p", "weights", "score"],
+            output_names=["p", "weights", "rates", "score"],
             dynamic_axes={name: {0: "candidates"} for name in [*names[4:], "p", "score"]},
             dynamo=False,
         )

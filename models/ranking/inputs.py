@@ -93,6 +93,7 @@ SIGNATURE = Signature(
     outputs=(
         TensorSpec("p", "FP32", (-1, len(TASKS))),
         TensorSpec("weights", "FP32", (len(TASKS),)),
+        TensorSpec("rates", "FP32", (len(TASKS),)),
         TensorSpec("score", "FP32", (-1,)),
     ),
 )

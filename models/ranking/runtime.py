@@ -38,7 +38,7 @@ class RankerRuntime:
             self._known = {name: stored[name] for name in ("user", "video", "author")}
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """p [C, T], weights [T], score [C]. No candidate is a question too: C may be 0.
+        """p [C, T], weights [T], rates [T], score [C]. No candidate is a question too: C may be 0.
 
         Raises `BadInput` for tensors outside the signature or of unequal candidates.
         """
@@ -47,9 +47,10 @@ class RankerRuntime:
         for name in _CANDIDATE_INPUTS:
             if len(inputs[name]) != count:
                 raise BadInput(f"input {name!r} has {len(inputs[name])} candidates, not {count}")
-        outputs = self._session.run(["p", "weights", "score"], self._feed(inputs, count))
-        p, weights, score = (np.asarray(tensor, np.float32) for tensor in outputs)
-        return {"p": p[:count], "weights": weights, "score": score[:count]}
+        names = ["p", "weights", "rates", "score"]
+        outputs = self._session.run(names, self._feed(inputs, count))
+        p, weights, rates, score = (np.asarray(tensor, np.float32) for tensor in outputs)
+        return {"p": p[:count], "weights": weights, "rates": rates, "score": score[:count]}
 
     def _feed(self, inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
         # The graph is exported for one candidate or more; a row of zeros is cut off again.

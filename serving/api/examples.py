@@ -14,6 +14,7 @@ FEED_REPLY: dict[str, Any] = {
     "cold_start": False,
     "stale": False,
     "weights": {"play": 0.31, "long_view": 0.27, "like": 0.22, "follow": 0.06, "order": 0.14},
+    "rates": {"play": 0.31, "long_view": 0.21, "like": 0.12, "follow": 0.01, "order": 0.01},
     "fallbacks": [],
     "items": [
         {
@@ -22,7 +23,7 @@ FEED_REPLY: dict[str, Any] = {
             "genres": ["Comedy"],
             "author_id": None,
             "slot": 0,
-            "score": 0.41,
+            "score": 2.35,
             "p": {"play": 0.62, "long_view": 0.48, "like": 0.33, "follow": 0.04, "order": 0.02},
             "propensity": 0.83,
             "explored": False,

@@ -97,7 +97,12 @@ def _ranker(slate: Slate) -> dict[str, Any] | None:
     if not slate.weights or not slate.items:
         return None
     tasks = [
-        {"task": task, "weight": weight, "p": slate.items[0].p.get(task)}
+        {
+            "task": task,
+            "weight": weight,
+            "rate": slate.rates.get(task),
+            "p": slate.items[0].p.get(task),
+        }
         for task, weight in slate.weights.items()
     ]
     version = slate.query.release.version(RANKER)

@@ -49,7 +49,7 @@ async function ask({ keepPlaces = false } = {}) {
 
 function draw(reply, places) {
   const slate = at("slate");
-  slate.replaceChildren(...reply.items.map((item) => card(item, reply.weights, places, act)));
+  slate.replaceChildren(...reply.items.map((item) => card(item, reply, places, act)));
   slate.dataset.state = "ready";
   slate.dataset.request = reply.request_id;
   const notes = [`release ${reply.release}`, `${reply.candidates} candidates`];

@@ -11,7 +11,7 @@ export function make(tag, { text, class: name, ...attributes } = {}) {
 export const short = (n) => (n === null || n === undefined ? "—" : Math.abs(n) >= 10 ? n.toFixed(1) : n.toFixed(3));
 const badge = (text, kind = "") => make("span", { class: `badge ${kind}`, text });
 
-export function card(item, weights, places, act) {
+export function card(item, reply, places, act) {
   const element = make("li", { class: "card" });
   element.dataset.video = item.video_id;
   const title = make("h3");
@@ -31,7 +31,7 @@ export function card(item, weights, places, act) {
     button.onclick = () => act(kind, item, button);
     actions.append(button);
   }
-  element.append(title, badges, bars(item, weights), queries, actions);
+  element.append(title, badges, bars(item, reply), queries, actions);
   return element;
 }
 
@@ -41,17 +41,20 @@ function moved(item, places) {
   return steps > 0 ? `↑ ${steps}` : steps < 0 ? `↓ ${-steps}` : "";
 }
 
-// P(action) in pale, P(action) × weight on top of it in full colour, one row per task.
-export function bars(item, weights) {
+// P(action) in pale; in full colour the share of the score that the task brings: P(action)
+// over its usual rate, × the user's weight. One row per task.
+export function bars(item, { weights, rates }) {
   const grid = make("div", { class: "bars" });
   const tasks = Object.keys(item.p);
   if (!tasks.length) grid.append(make("span", { text: "score" }), make("span"), make("span", { text: short(item.score) }));
   for (const task of tasks) {
-    const p = item.p[task] ?? 0, w = weights[task] ?? 0;
-    const bar = make("span", { class: "bar", title: `P(${task}) ${short(p)} × weight ${short(w)} = ${short(p * w)}` });
+    const p = item.p[task] ?? 0, w = weights[task] ?? 0, usual = rates[task] || 1;
+    const part = (p / usual) * w;
+    const sum = `P(${task}) ${short(p)} ÷ usual ${short(usual)} × weight ${short(w)} = ${short(part)} of ${short(item.score)}`;
+    const bar = make("span", { class: "bar", title: sum });
     const pale = make("i"), full = make("i", { class: "w" });
     pale.style.width = `${100 * p}%`;
-    full.style.width = `${100 * p * w}%`;
+    full.style.width = `${item.score > 0 ? Math.min(100, 100 * part / item.score) : 0}%`;
     bar.append(pale, full);
     grid.append(make("span", { text: task.replace("_", " ") }), bar, make("span", { text: short(p) }));
   }

@@ -50,6 +50,7 @@ class Ranker:
             p=out["p"],
             tasks=tuple(TASKS),
             weights=out["weights"],
+            rates=out["rates"],
             **{name: tensors[name] for name in ("user_x", "history", "video_x")},
         )
 

@@ -98,7 +98,7 @@ def test_exported_equals_torch(trained: Path, candidates: int) -> None:
     with torch.no_grad():
         expected = OneRequest(network)(*(torch.from_numpy(tensor) for tensor in tensors))
     served = RankerRuntime(trained).infer(inputs)
-    for name, tensor in zip(("p", "weights", "score"), expected, strict=True):
+    for name, tensor in zip(("p", "weights", "rates", "score"), expected, strict=True):
         np.testing.assert_allclose(served[name], tensor.numpy(), atol=1e-5)
 
 
@@ -123,7 +123,8 @@ def test_weights_are_on_the_simplex_for_everybody(trained: Path) -> None:
 def test_the_score_is_the_users_weighted_sum_of_ratios_to_population_rates(trained: Path) -> None:
     served = RankerRuntime(trained).infer(request(30))
     told = json.loads((trained / FUSION_FILE).read_text())["rates"]
-    ratios = served["p"] / np.array([told[task] for task in TASKS], np.float32)
+    np.testing.assert_allclose(served["rates"], [told[task] for task in TASKS], rtol=1e-6)
+    ratios = served["p"] / served["rates"]
     np.testing.assert_allclose(ratios @ served["weights"], served["score"], rtol=1e-5, atol=1e-5)
 
 
