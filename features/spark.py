@@ -101,9 +101,13 @@ def _bucket_fold(
 
 
 def folded(entity: EntityName, events: pa.Table, stamp: Stamp, generation: int = 0) -> pa.Table:
-    """`ROWS` of these events (`EVENT_SCHEMA` and `POSITION`), folded in the log's order."""
+    """`ROWS` of these events, folded in the log's order.
+
+    events: `POSITION` and at least those columns of `EVENT_SCHEMA` that the fold reads.
+    """
     definition = DEFINITIONS[entity]
-    batch = group(definition, conform(_in_log_order(events), EVENT_SCHEMA))
+    brought = pa.schema([field for field in EVENT_SCHEMA if field.name in events.column_names])
+    batch = group(definition, conform(_in_log_order(events), brought))
     empty = decode([None] * len(batch.ids))
     done = fold(definition, empty, batch, stamp, generation)
     ids = [batch.ids[place] for place in done.changed.tolist()]
