@@ -27,16 +27,28 @@ BUFFERED_MESSAGES = 16  # per agent; a message may be as large as 900 kB
 FETCH_WAIT_MS = 50  # a transaction's end does not always wake a fetch that waits for it
 
 
+class _WholeAssignor(RoundRobinPartitionAssignor):  # type: ignore[misc]
+    """Assigns nothing by half: while a broker comes back it may not name a topic's partitions,
+    and an assignment without them would leave the topic unread for good. The worker ends."""
+
+    @classmethod
+    def assign(cls, cluster: Any, members: Any) -> Any:
+        topics = {topic for member in members.values() for topic in member.subscription}
+        if unnamed := sorted(t for t in topics if not cluster.partitions_for_topic(t)):
+            raise RuntimeError(f"the broker does not name the partitions of {unnamed} now")
+        return super().assign(cluster, members)
+
+
 class _CommittedThread(stock.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
-        self._assignor = RoundRobinPartitionAssignor
+        self._assignor = _WholeAssignor
         return aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
             group_instance_id=conf.consumer_group_instance_id,
             bootstrap_servers=stock.server_list(transport.url, transport.default_port),
-            partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            partition_assignment_strategy=[_WholeAssignor],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
