@@ -42,7 +42,9 @@ class KafkaProducer:
         }
         self._transactional = transactional_id is not None
         self._bootstrap = bootstrap_servers
-        self._patience_s = timeout_s + ANSWER_S  # librdkafka looks at its time-outs now and then
+        # librdkafka looks at its time-outs now and then: a little longer than they say.
+        limit_s = _TRANSACTION_MS / 1000 if transactional_id is not None else timeout_s
+        self._patience_s = limit_s + ANSWER_S
         self._lock = threading.Lock()
         if transactional_id is not None:
             config["transactional.id"] = transactional_id
