@@ -153,6 +153,11 @@ class _Worker:
                 while messages := await line.next():
                     try:
                         await lane.run(partial(self._deliver, topic, messages))
+                    except asyncio.CancelledError:
+                        # A rebalance: Faust may give the partition back to an agent that
+                        # never sees this batch again. A new life reads from the last commit.
+                        self.end(Exit.CRASHED, f"{_place(messages)}: cut off by a rebalance")
+                        raise
                     except EpochChanged as changed:
                         self.end(Exit.NEW_EPOCH, str(changed))
                     except Exception as error:
