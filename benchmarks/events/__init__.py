@@ -209,6 +209,7 @@ def _counted(report: Report, store: RegisteredFeatureStore, path: Path) -> None:
 def _freshness(
     report: Report, size: Size, stack: Mill, store: RegisteredFeatureStore, path: Path
 ) -> None:
+    _settle(stack, store, path)
     ran = flow(stack.servers, store, path.source, size.per_s, size.flow_s)
     p50, p99 = ran.probes.percentiles_ms()
     rate = ran.events / ran.seconds
@@ -219,10 +220,15 @@ def _freshness(
     report.judge(name, p99, f"<= {P99_MS:g}", p99 <= P99_MS)
 
 
+def _settle(stack: Mill, store: RegisteredFeatureStore, path: Path) -> None:
+    """Waits until what an earlier part has queued is folded."""
+    flow(stack.servers, store, path.source, 100, 1.0, settle_s=60)
+
+
 def _recovery(
     report: Report, size: Size, stack: Mill, store: RegisteredFeatureStore, path: Path
 ) -> None:
-    flow(stack.servers, store, path.source, 100, 1.0, settle_s=60)  # what has queued is folded
+    _settle(stack, store, path)
     killed: list[float] = []
 
     def kill_and_start() -> None:
