@@ -235,7 +235,7 @@ class Segments:
         try:
             self._gather(place)
         except OSError as error:
-            _log.warning("%s: the tail stays as it is for now: %s", self.directory, error)
+            _log.warning("%s: the tail stays as it is: %s", self.directory, error)
         known.tail_rows = known.tail_files = 0
 
     def _gather(self, place: Place) -> None:
