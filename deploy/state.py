@@ -21,7 +21,7 @@ from typing import IO
 
 import psutil
 
-from deploy.settings import Settings
+from deploy.settings import Settings, load
 
 START_SLACK_S = 0.05  # two reads of one process's start time differ by rounding only
 
@@ -94,6 +94,15 @@ def is_claimed(home: Path) -> bool:
         return False
     with path.open("a") as handle:
         return not _try_lock(handle)
+
+
+def settings_in_use() -> Settings:
+    """The running stack's settings, else those of files and environment."""
+    settings = load()
+    try:
+        return read_settings(home_in_use(settings.home))
+    except NotRunning:
+        return settings
 
 
 def home_in_use(home: Path) -> Path:

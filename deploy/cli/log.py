@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy import state, wiring
-from deploy.settings import Settings, load
+from deploy.settings import Settings
 
 if TYPE_CHECKING:
     from streams.segments import Segments
@@ -36,7 +36,7 @@ def show() -> None:
     """Rows, hours, files, size and times of the event log and of feedback."""
     from streams.upkeep import extent
 
-    settings = _settings()
+    settings = state.settings_in_use()
     parts = _parts(settings)
     table = Table("", *parts)
     found = [extent(segments) for segments in parts.values()]
@@ -59,7 +59,7 @@ def compact() -> None:
     """Files every batch as Parquet, merges small files within their hour and sorts them."""
     from streams.upkeep import compact as run
 
-    settings = _settings()
+    settings = state.settings_in_use()
     now_ms = wiring.clock(settings.clock).now_ms()
     for name, segments in _parts(settings).items():
         segments.gather()
@@ -81,7 +81,7 @@ def retain(
     from streams.upkeep import begins_at_ms
     from streams.upkeep import retain as run
 
-    settings = _settings()
+    settings = state.settings_in_use()
     kept = days or settings.log.retention_days
     if kept is None:
         console.print("everything is kept: set log.retention_days, or give --days")
@@ -102,14 +102,6 @@ def _parts(settings: Settings) -> dict[str, Segments]:
         "log": EventLog(settings.log_dir).segments,
         "feedback": segments_of(settings.feedback_dir),
     }
-
-
-def _settings() -> Settings:
-    """Those of the running stack; else this process's: files need no stack."""
-    try:
-        return state.read_settings(state.home_in_use(load().home))
-    except state.NotRunning:
-        return load()
 
 
 def _moment(ms: int | None) -> str:

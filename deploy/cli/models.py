@@ -46,7 +46,7 @@ def train(names: Names = None, seed: Seed = 0) -> None:
     """Trains models on everything the log holds and seals a bundle of each."""
     from models.build import train as build
 
-    settings = _settings()
+    settings = state.settings_in_use()
     store, log, now_ms = ReleaseStore(settings.releases_dir), _log(settings), _now(settings)
     with _told(), _bars() as bars:
         for name in _known(names):
@@ -76,7 +76,7 @@ def evaluate(
         return
     from models.build import evaluate as judge
 
-    log = _log(_settings())
+    log = _log(state.settings_in_use())
     notes: list[str] = []
     table = Table("model", "metric", "value", "baseline", "its value", "difference (95 %)", "n")
     with _told(), _bars() as bars:
@@ -97,7 +97,7 @@ def _off_policy(names: list[str], version: int | None, every_slate: bool, seed: 
 
     if names != ["ranker"]:
         raise typer.BadParameter("only the ranker's slates have logged choices: name ranker")
-    settings = _settings()
+    settings = state.settings_in_use()
     store, log = ReleaseStore(settings.releases_dir), _log(settings)
     with _told(), _bars() as bars:
         found = off_policy_value(
@@ -127,7 +127,7 @@ def export(
     """Writes the newest bundles as a Triton model repository, for a server of your own."""
     from models.build import newest
 
-    store = ReleaseStore(_settings().releases_dir)
+    store = ReleaseStore(state.settings_in_use().releases_dir)
     with _told():
         for name, version in newest(store, _known(names)).items():
             ModelRepository(to).add(store.bundle(name, version))
@@ -144,7 +144,7 @@ def promote(
     from models.build import newest
     from models.promotion import successor
 
-    settings = _settings()
+    settings = state.settings_in_use()
     store = ReleaseStore(settings.releases_dir)
     with _told(), _bars() as bars, _promoter(settings, store) as promoter:
         chosen = _pins(pinned) if pinned else newest(store, CATALOG)
@@ -159,7 +159,7 @@ def update(name: Annotated[str, typer.Argument(help="The model.")], seed: Seed =
     """Aligns a challenger on feedback since the last update; a gate decides if it goes live."""
     from models.update import update as run
 
-    settings = _settings()
+    settings = state.settings_in_use()
     store, log, now_ms = ReleaseStore(settings.releases_dir), _log(settings), _now(settings)
     with _told(), _bars() as bars, _promoter(settings, store) as promoter:
         report = _report(bars, f"update {name}")
@@ -175,7 +175,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Kept with the quarantined feedback.")] = "by hand",
 ) -> None:
     """Goes back to the release before; training leaves out what the other one gathered."""
-    settings = _settings()
+    settings = state.settings_in_use()
     store = ReleaseStore(settings.releases_dir)
     with _told(), _promoter(settings, store) as promoter:
         console.print(_says(promoter.rollback(now_ms=_now(settings), reason=reason)))
@@ -184,7 +184,7 @@ def rollback(
 @app.command(epilog="Example: tidemill models status")
 def status() -> None:
     """Lists releases, which one is live, and what their gates said."""
-    store = ReleaseStore(_settings().releases_dir)
+    store = ReleaseStore(state.settings_in_use().releases_dir)
     live = store.current()
     table = Table("release", "live", "models", "parent", "gate")
     for one in store.manifests():
@@ -192,15 +192,6 @@ def status() -> None:
         versions = ", ".join(f"{model} {v}" for model, v in sorted(one.models.items()))
         table.add_row(one.release_id, here, versions, one.parent or "", _gate_word(one))
     console.print(table)
-
-
-def _settings() -> Settings:
-    """The running stack's settings, else those of files and environment."""
-    settings = Settings()
-    try:
-        return state.read_settings(state.home_in_use(settings.home))
-    except state.NotRunning:
-        return settings
 
 
 def _now(settings: Settings) -> int:
