@@ -148,6 +148,8 @@ def _judge_directions(report: Report, outcome: Outcome) -> None:
     for rival in ("LTR only", "regression", "Gaussian exploration", "REINFORCE"):
         low = outcome.gain("GRADE", rival)[1]
         report.judge(f"GRADE over {rival}, lower bound", low, "> 0", low > 0)
+    alone = outcome.gain("GRADE", "dense prior alone")[0]
+    report.judge("GRADE over its dense prior alone", alone, "none", None)
     more = outcome.figure("invalid Gaussian exploration") - outcome.figure("invalid GRADE")
     report.judge("Gaussian: invalid vectors beyond Dirichlet's", more, "> 0", more > 0)
     early = outcome.figure("quarter GRADE") - outcome.figure("quarter posterior-only")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -16,7 +17,6 @@ from deploy.world.ranking.config import RankingWorld
 from deploy.world.ranking.gate import Drawn, draw
 from deploy.world.ranking.pools import Judge, attention, item_value, slate_mean
 from models.ranking.grade import FusionPolicy
-from models.ranking.grade_log import Observables
 from models.ranking.grade_rewards import fit_satisfaction
 from models.ranking.grade_rivals import GaussianPolicy, invalid_share, regression, reinforce
 from models.ranking.grade_training import GroupTraining, feedback_reward, group_train, ltr
@@ -28,7 +28,7 @@ def earn(world: RankingWorld, seed: int, pace: float) -> Outcome:
     log, observed, start = drawn.log, drawn.observed, torch.tensor(world.logging.weights)
     now, updates = observed.now[drawn.test.users], int(400 * pace)
     first = ltr(log, observed, start, steps=int(250 * pace), seed=seed)
-    prior = fit_satisfaction(log, observed, start, steps=int(4000 * pace), seed=seed)
+    prior = fit_satisfaction(log, observed, start, steps=int(150 * pace), seed=seed)
 
     def stage_two(policy: FusionPolicy, rules: GroupTraining, name: str) -> FusionPolicy:
         def watch(step: int, current: FusionPolicy) -> None:
@@ -57,6 +57,7 @@ def earn(world: RankingWorld, seed: int, pace: float) -> Outcome:
     }
     weights = {name: policy.mean(now) for name, policy in policies.items()}
     weights |= {"uniform": torch.full((5,), 0.2), "best static": drawn.static}
+    weights["dense prior alone"] = prior.worth(now)
     weights["ceiling"] = _ceiling(drawn, first, seed)
     _record(drawn, weights, outcome)
     generator = torch.Generator().manual_seed(seed)
@@ -83,7 +84,7 @@ def _ceiling(drawn: Drawn, first: FusionPolicy, seed: int) -> torch.Tensor:
     """Weights of test users by the better of two who are told the truth, on validation users."""
     observed, n = drawn.observed, drawn.world.size.train_users
     net = regress_truth(observed.now[:n], drawn.truth[:n], 1500, seed)
-    still = Observables(observed.now[:, None].expand_as(observed.values), observed.usual)
+    still = replace(observed, values=observed.now[:, None].expand_as(observed.values))
     looked, truth = attention(drawn.world), drawn.truth
 
     def true_utility(

@@ -16,7 +16,7 @@ from models.evaluation import paired_bootstrap
 
 METHODS = (
     "uniform", "best static", "LTR only", "regression", "Gaussian exploration", "REINFORCE",
-    "GRADE", "posterior-only", "prior-only", "ceiling", "oracle",
+    "GRADE", "dense prior alone", "posterior-only", "prior-only", "ceiling", "oracle",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from models.ranking.examples import Examples, examination
 from models.ranking.grade import FusionPolicy, group_advantage
 from models.ranking.grade_rewards import Satisfaction, format_reward
 from models.ranking.grade_training import GroupTraining, clipped_objective, lambda_loss
+from models.ranking.grade_worth import FreeWorth
 from models.ranking.network import KNOWN, Ranker
 from models.ranking.tensors import Batch
 from models.ranking.training import chunks_of, repeatable
@@ -147,7 +148,8 @@ def _expectation(
 ) -> Satisfaction:
     """The dense prior: what each task's prediction is worth to each user, from all feedback."""
     rate = float(slates.acted[slates.real].mean().clamp(0.01, 0.99))
-    model = Satisfaction(slates.observed.shape[1], network.start, rate)
+    width = slates.observed.shape[1]
+    model = Satisfaction(FreeWorth(width, network.start), width, rate)
     scale = slates.worth[slates.acted > 0].mean()
 
     def loss(part: Slates) -> Tensor:

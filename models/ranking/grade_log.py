@@ -13,6 +13,7 @@ import torch
 
 HALF_LIFE = 12.0  # sessions; beside the lifelong statistic, for tastes that turn
 PRIOR_SESSIONS = 4.0  # of shrinkage of action rates
+HALF_COUNT = 25.0  # sessions at which the column of their number is 0
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ class Observables:
     values float32 [U, S + 1, D]: the profile and the user's own earlier feedback.
     usual float32 [U, S + 1, T]: the user's own mean slate so far. Satisfaction is read
     against it: between users, what is predicted of them goes with what they value, and
-    would be taken for an effect of the slate.
+    would be taken for an effect of the slate. rates float32 [T]: actions a session, of
+    everybody.
     """
 
     values: torch.Tensor
     usual: torch.Tensor
+    rates: torch.Tensor
 
     @classmethod
     def of(cls, log: FusionLog) -> Observables:
@@ -82,10 +85,10 @@ class Observables:
             fresh / scale / weight.clamp_min(1).sqrt()[..., None],
             ((rate - mean_rate) * n.sqrt() / float(y.std().clamp_min(1e-6)))[..., None],
             acted.clamp_min(1e-3).log(),
-            (n / 25.0 - 1.0)[None, :, None].expand(users, -1, 1),
+            (n / HALF_COUNT - 1.0)[None, :, None].expand(users, -1, 1),
         ]
         usual = (_before(log.means) + 2 * log.means.mean((0, 1))) / (known + 2)
-        return cls(torch.cat(parts, -1).clamp(-8, 8), usual)
+        return cls(torch.cat(parts, -1).clamp(-8, 8), usual, base)
 
     @property
     def now(self) -> torch.Tensor:
@@ -94,6 +97,31 @@ class Observables:
     @property
     def width(self) -> int:
         return self.values.shape[-1]
+
+
+@dataclass(frozen=True)
+class OwnStatistics:
+    """What a user's own sessions say of each task, float32.
+
+    link, fresh [..., T]: how satisfaction went with what slates held of the task, in
+    deviations, lifelong and lately; actions [..., T]: how many; sessions [..., 1], >= 1.
+    """
+
+    link: torch.Tensor
+    fresh: torch.Tensor
+    actions: torch.Tensor
+    sessions: torch.Tensor
+
+    @classmethod
+    def of(cls, values: torch.Tensor, rates: torch.Tensor) -> OwnStatistics:
+        """From `Observables.values` [..., D], whose last columns they are, and its `rates`."""
+        tasks = len(rates)
+        link, fresh, _, acted, count = values[..., -3 * tasks - 2 :].split(
+            [tasks, tasks, 1, tasks, 1], -1
+        )
+        sessions = (HALF_COUNT * (count + 1)).clamp_min(0)
+        told = acted.exp() * (sessions + PRIOR_SESSIONS) - PRIOR_SESSIONS
+        return cls(link, fresh, (told * rates).clamp_min(0), sessions.clamp_min(1))
 
 
 def _before(x: torch.Tensor) -> torch.Tensor:

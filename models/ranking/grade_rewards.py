@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.ranking.grade_log import FusionLog, Observables
+from models.ranking.grade_worth import CredibleWorth, Worth
 
 FIRST_SESSION = 6  # before it a user's own feedback says nothing to learn from
 
@@ -42,26 +43,16 @@ class Satisfaction(nn.Module):
     """The dense prior after correction: logit P(satisfied | observables, slate means).
 
     The user's own level, plus a slope times what the slate holds beyond the user's usual
-    one, each task at its own worth to the user (on the simplex, begun at the platform's
-    weights). Mostly linear in the observables: on validation users a deeper one told less.
+    one, each task at its own worth to the user.
     """
 
-    def __init__(self, width: int, start: torch.Tensor, rate: float) -> None:
+    def __init__(self, worth: Worth, width: int, rate: float) -> None:
         super().__init__()
-        self.start = nn.Buffer(start.log())
-        self.linear = nn.Linear(width, len(start))
-        self.bent = nn.Sequential(
-            nn.Dropout(0.2), nn.Linear(width, 32), nn.GELU(), nn.Linear(32, len(start))
-        )
+        self.worth = worth
         self.level = nn.Linear(width, 1)
         self.slope = nn.Parameter(torch.tensor(1.0))
         with torch.no_grad():
             self.level.bias.fill_(math.log(rate / (1 - rate)))
-
-    def worth(self, observed: torch.Tensor) -> torch.Tensor:
-        """float32 [N, T], on the simplex."""
-        told = self.linear(observed) + self.bent(observed) + self.start
-        return torch.as_tensor(told.softmax(-1))
 
     def forward(self, observed: torch.Tensor, beyond: torch.Tensor) -> torch.Tensor:
         """[N, D], slate means beyond the usual [N, G, T] -> logits [N, G]."""
@@ -84,20 +75,29 @@ def fit_satisfaction(
     seed: int,
     first: int = FIRST_SESSION,
 ) -> Satisfaction:
-    """Binary cross-entropy on logged satisfaction, point in time."""
+    """Binary cross-entropy on logged satisfaction, point in time: the most probable model
+    after the feedback, given what `CredibleWorth` takes for probable before it. So few
+    coefficients are found by L-BFGS over all rows, `steps` at most: no rates to tune. In float64,
+    since single precision ends the search before the shared coefficients have settled."""
     torch.manual_seed(seed)
-    model = Satisfaction(observed.width, start, float(log.satisfied.mean()))
-    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    worth = CredibleWorth(observed.width, observed.rates, start)
+    model = Satisfaction(worth, observed.width, float(log.satisfied.mean()))
     users, sessions = training_rows(log, first)
-    for _ in range(steps):
-        pick = torch.randint(len(users), (1024,))
-        u, s = users[pick], sessions[pick]
-        beyond = (log.means[u, s] - observed.usual[u, s])[:, None]
-        logits = model(observed.values[u, s], beyond)[:, 0]
-        loss = functional.binary_cross_entropy_with_logits(logits, log.satisfied[u, s])
+    values = observed.values[users, sessions].double()
+    beyond = (log.means[users, sessions] - observed.usual[users, sessions])[:, None].double()
+    satisfied = log.satisfied[users, sessions].double()
+    optimiser = torch.optim.LBFGS(
+        model.double().parameters(), max_iter=steps, history_size=20,
+        tolerance_change=1e-10, line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def loss() -> torch.Tensor:
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-    return model.eval().requires_grad_(False)
+        logits = model(values, beyond)[:, 0]
+        unlikely = functional.binary_cross_entropy_with_logits(logits, satisfied)
+        total = unlikely + worth.improbability() / len(users)
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    return model.float().eval().requires_grad_(False)
