@@ -116,9 +116,8 @@ class OwnStatistics:
     def of(cls, values: torch.Tensor, rates: torch.Tensor) -> OwnStatistics:
         """From `Observables.values` [..., D], whose last columns they are, and its `rates`."""
         tasks = len(rates)
-        link, fresh, _, acted, count = values[..., -3 * tasks - 2 :].split(
-            [tasks, tasks, 1, tasks, 1], -1
-        )
+        last = values[..., -3 * tasks - 2 :]
+        link, fresh, _, acted, count = torch.split(last, [tasks, tasks, 1, tasks, 1], -1)
         sessions = (HALF_COUNT * (count + 1)).clamp_min(0)
         told = acted.exp() * (sessions + PRIOR_SESSIONS) - PRIOR_SESSIONS
         return cls(link, fresh, (told * rates).clamp_min(0), sessions.clamp_min(1))

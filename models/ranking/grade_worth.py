@@ -6,6 +6,8 @@ logged satisfaction, and the policy learns from what it expects.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
@@ -18,7 +20,7 @@ OWN_PRECISION = 8.0
 BASE_PRECISION = 200.0
 
 
-class Worth(nn.Module):
+class Worth(nn.Module, ABC):
     """Observables float32 [N, D] -> worth float32 [N, T], on the simplex.
 
     begun [T], on the simplex: everybody's worth before anything is learned.
@@ -28,9 +30,9 @@ class Worth(nn.Module):
         super().__init__()
         self.begun = nn.Buffer(begun.log())
 
+    @abstractmethod
     def told(self, observed: torch.Tensor) -> torch.Tensor:
         """float32 [N, T]: what the observables add to log worth."""
-        raise NotImplementedError
 
     def forward(self, observed: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor((self.begun + self.told(observed)).softmax(-1))
