@@ -18,6 +18,7 @@ from models.ranking.inputs import GENRE_BUCKETS, HISTORY, TASKS, USER_FEATURES, 
 from models.ranking.network import Ranker, Size
 from models.ranking.runtime import ONNX_FILE
 from models.ranking.tensors import Vocabulary
+from models.release import ReleaseError
 
 WEIGHTS_FILE = "weights.pt"
 FUSION_FILE = "fusion.json"  # for people: rates and start as the graph holds them
@@ -87,16 +88,19 @@ def read_network(folder: Path) -> tuple[Ranker, Vocabulary]:
     """The network of a bundle, ready to be trained on.
 
     Raises:
-        ValueError: the bundle was written by another form of the network.
+        ReleaseError: the bundle was written by another form of the network, or for others
+            than today's features.
     """
     stored = torch.load(folder / WEIGHTS_FILE, weights_only=True)
     size = Size(**stored["size"])
     network = Ranker(size, torch.zeros_like(stored["state"]["genres_of_video"]))
     try:
+        if (size.user_x, size.video_x) != (len(USER_FEATURES), len(VIDEO_FEATURES)):
+            raise RuntimeError("its features are others")
         network.load_state_dict(stored["state"])
     except RuntimeError as error:
-        raise ValueError(
-            f"the ranker in {folder} has another form, it serves but cannot be taught: "
+        raise ReleaseError(
+            f"the ranker in {folder} has another form and cannot be taught or compared: "
             "`tidemill models train ranker` makes a new one"
         ) from error
     return network.eval(), Vocabulary.read(folder)
