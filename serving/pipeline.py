@@ -291,6 +291,8 @@ def _checked_score(scorer: Scorer, query: Query, pool: Pool) -> Scored:
 def _with(pool: Pool, hydration: Hydration) -> Pool:
     if hydration.videos is not None:
         pool = replace(pool, videos=hydration.videos)
+    if hydration.authors is not None:
+        pool = replace(pool, authors=hydration.authors)
     if hydration.items is not None:
         pairs = zip(pool.candidates, hydration.items, strict=True)
         pool = replace(pool, candidates=tuple(replace(c, item=item) for c, item in pairs))

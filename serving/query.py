@@ -95,6 +95,7 @@ class Pool:
 
     candidates: tuple[Candidate, ...]
     videos: FeatureFrame | None = None
+    authors: FeatureFrame | None = None
     scored: Scored | None = None
 
     def __len__(self) -> int:
@@ -105,6 +106,7 @@ class Pool:
         return Pool(
             candidates=tuple(self.candidates[row] for row in rows),
             videos=None if self.videos is None else take(self.videos, rows),
+            authors=None if self.authors is None else take(self.authors, rows),
         )
 
     def seen(self, items: Sequence[Candidate]) -> dict[str, np.ndarray] | None:

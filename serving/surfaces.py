@@ -18,6 +18,7 @@ from serving.fallback import LastUsers, Snapshot
 from serving.pipeline import Deadlines, Pipeline, Runner
 from serving.query import Query, Release, Slate, SurfaceName
 from serving.requests import Request, candidates_of, video_of
+from serving.stage import CandidateHydrator
 from serving.stages.caps import Cap
 from serving.stages.filters import (
     AlreadyEngaged,
@@ -33,7 +34,12 @@ from serving.stages.generated import (
     PopularQueries,
     Trajectory,
 )
-from serving.stages.hydrators import CatalogueItems, UserFeatures, VideoFeatures
+from serving.stages.hydrators import (
+    AuthorFeatures,
+    CatalogueItems,
+    UserFeatures,
+    VideoFeatures,
+)
 from serving.stages.prerank import TasteTowers
 from serving.stages.scorers import AsGiven, PopularTaste, Ranker
 from serving.stages.selectors import InOrder, PlackettLuce
@@ -56,6 +62,15 @@ class Parts:
     caps: tuple[Cap, ...] = ()  # the feed's; off unless settings ask
 
 
+def ranked(parts: Parts) -> list[CandidateHydrator]:
+    """What the ranker needs to know of a candidate."""
+    return [
+        CatalogueItems(parts.catalogue),
+        VideoFeatures(parts.store),
+        AuthorFeatures(parts.store, parts.catalogue),
+    ]
+
+
 def feed(parts: Parts) -> Pipeline:
     """Videos for a user: popular, near their taste, and new; ranked by P(action) × weights."""
     return Pipeline(
@@ -68,14 +83,14 @@ def feed(parts: Parts) -> Pipeline:
             Popular(parts.catalogue, parts.snapshot),
         ],
         fallback_sources=[Popular(parts.catalogue, parts.snapshot, limit=5_000)],
-        hydrators=[CatalogueItems(parts.catalogue), VideoFeatures(parts.store)],
+        hydrators=ranked(parts),
         filters=[
             Duplicate(),
             Unavailable(parts.catalogue),
             AlreadyEngaged(parts.activity),
             RecentlyShown(),
         ],
-        scorer=Ranker(parts.models, parts.snapshot),
+        scorer=Ranker(parts.models, parts.catalogue, parts.snapshot),
         fallback_scorer=PopularTaste(parts.catalogue, parts.snapshot),
         prerank=TasteTowers(parts.catalogue, parts.snapshot, parts.activity),
         selector=PlackettLuce(caps=parts.caps),
@@ -89,9 +104,9 @@ def rerank(parts: Parts) -> Pipeline:
         name="rerank",
         query_hydrators=[UserFeatures(parts.store, parts.last_users)],
         sources=[Given()],
-        hydrators=[CatalogueItems(parts.catalogue), VideoFeatures(parts.store)],
+        hydrators=ranked(parts),
         filters=[Duplicate(), Unavailable(parts.catalogue)],
-        scorer=Ranker(parts.models, parts.snapshot),
+        scorer=Ranker(parts.models, parts.catalogue, parts.snapshot),
         fallback_scorer=PopularTaste(parts.catalogue, parts.snapshot),
         prerank=TasteTowers(parts.catalogue, parts.snapshot, parts.activity),
         selector=PlackettLuce(explore=0.0),

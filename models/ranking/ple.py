@@ -16,7 +16,8 @@ where the log holds too few, as replayed histories do, everybody has the declare
 (`training.START`), and so has whom the feature service does not know. Left for later:
 serving sampled weights with their density; slots explore instead.
 
-Data: point-in-time features of every candidate. Slates with matured feedback carry
+Data: point-in-time features of every candidate, its video's and its author's, and how
+often either stands in the user's lists. Slates with matured feedback carry
 their own negatives. Encounters without an impression (replayed histories) carry none:
 five are sampled a group, four evenly from the catalogue of that time and one from the
 whole catalogue (also what nobody has met yet), never a video the user ever acted on.
@@ -97,6 +98,7 @@ class Config:
     judged_encounters: int = 3_000
     judged_negatives: int = 20
     width: int = 32
+    without: tuple[str, ...] = ()  # of VIDEO_FEATURES: kept from the network, for ablations
     training: Training = field(default_factory=Training)
     fusion: FusionTraining = field(default_factory=FusionTraining)
 
@@ -151,7 +153,7 @@ class RankerRecipe:
             batches.append(batch_of(log, examples, vocabulary))
         with repeatable(seed, config.training.threads) as generator:
             network = Ranker(size_of(vocabulary, config.width), genres_by_row(log, vocabulary))
-            standardise(network, batches)
+            standardise(network, batches, [VIDEO_FEATURES.index(n) for n in config.without])
             start_biases(network, batches)
             start_fusion(network, batches)
             slots = fit(
