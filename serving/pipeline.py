@@ -126,6 +126,7 @@ class Runner:
             stage_ms=run.stage_ms,
             candidates_seen=len(candidates),
             seen=pool.seen(items),
+            log_density=None if pool.scored is None else pool.scored.log_density,
         )
 
     def _hydrate_query(self, pipeline: Pipeline, query: Query, run: _Run) -> Query:

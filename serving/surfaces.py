@@ -8,7 +8,7 @@ system adds a function and a line in `SURFACES`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from features.store import FeatureStore
 from models.client import ModelClient
@@ -60,6 +60,7 @@ class Parts:
     last_users: LastUsers = field(default_factory=LastUsers)
     deadlines: Deadlines = field(default_factory=Deadlines)
     caps: tuple[Cap, ...] = ()  # the feed's; off unless settings ask
+    drawn_share: float = 0.0  # of the feed's answers: ranked by weights that are drawn
 
 
 def ranked(parts: Parts) -> list[CandidateHydrator]:
@@ -90,7 +91,7 @@ def feed(parts: Parts) -> Pipeline:
             AlreadyEngaged(parts.activity),
             RecentlyShown(),
         ],
-        scorer=Ranker(parts.models, parts.catalogue, parts.snapshot),
+        scorer=Ranker(parts.models, parts.catalogue, parts.snapshot, parts.drawn_share),
         fallback_scorer=PopularTaste(parts.catalogue, parts.snapshot),
         prerank=TasteTowers(parts.catalogue, parts.snapshot, parts.activity),
         selector=PlackettLuce(caps=parts.caps),
@@ -167,9 +168,12 @@ class Surfaces:
         self._pipelines = {name: build(parts) for name, build in SURFACES.items()}
         self._rerank = rerank(parts)
 
-    def answer(self, request: Request) -> Slate:
-        """The slate for one request, pinned to the release that is current now."""
-        query = self.query(request)
+    def answer(self, request: Request, *, explores: bool = True) -> Slate:
+        """The slate for one request, pinned to the release that is current now.
+
+        explores False: by the mean of the user's weights, to look at and not to learn from.
+        """
+        query = replace(self.query(request), explores=explores)
         pipeline = self._rerank if query.candidates else self._pipelines[query.surface]
         return self._runner.run(pipeline, query)
 

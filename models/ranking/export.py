@@ -14,7 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.ranking.inputs import GENRE_BUCKETS, HISTORY, TASKS, USER_FEATURES, VIDEO_FEATURES
+from models.ranking.inputs import (
+    GENRE_BUCKETS,
+    HISTORY,
+    SIGNATURE,
+    TASKS,
+    USER_FEATURES,
+    VIDEO_FEATURES,
+)
 from models.ranking.network import Ranker, Size
 from models.ranking.runtime import ONNX_FILE
 from models.ranking.tensors import Vocabulary
@@ -41,12 +48,13 @@ class OneRequest(nn.Module):
         author: Tensor,
         genres: Tensor,
         video_x: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """p [C, T], weights [T], rates [T], score [C]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """p [C, T], weights [T], alpha [T], rates [T], score [C]."""
         rest = (user_x, history, history_kind, video, author, genres, video_x)
         logits, weights, score = self.network(user, *(each.unsqueeze(0) for each in rest))
+        alpha = self.network.alpha(user_x.unsqueeze(0))
         rates = self.network.rates + 0 * weights[0]  # an output must hang on the inputs
-        return logits[0].sigmoid(), weights[0], rates, score[0]
+        return logits[0].sigmoid(), weights[0], alpha[0], rates, score[0]
 
 
 def write_bundle(network: Ranker, vocabulary: Vocabulary, folder: Path) -> None:
@@ -78,7 +86,7 @@ def _write_graph(request: OneRequest, path: Path) -> None:
             example_inputs(candidates=3),
             str(path),
             input_names=names,
-            output_names=["p", "weights", "rates", "score"],
+            output_names=[spec.name for spec in SIGNATURE.outputs],
             dynamic_axes={name: {0: "candidates"} for name in [*names[4:], "p", "score"]},
             dynamo=False,
         )

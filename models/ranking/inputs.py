@@ -104,6 +104,7 @@ SIGNATURE = Signature(
     outputs=(
         TensorSpec("p", "FP32", (-1, len(TASKS))),
         TensorSpec("weights", "FP32", (len(TASKS),)),
+        TensorSpec("alpha", "FP32", (len(TASKS),)),
         TensorSpec("rates", "FP32", (len(TASKS),)),
         TensorSpec("score", "FP32", (-1,)),
     ),

@@ -13,8 +13,9 @@ Scaled down: width 32 instead of hundreds, ~150k parameters beside the id tables
 passes over at most 12,000 encounters and 8,000 slates, so that two cores train it in
 tens of seconds. The weights are learned from slates with matured feedback (`fusion`);
 where the log holds too few, as replayed histories do, everybody has the declared start
-(`training.START`), and so has whom the feature service does not know. Left for later:
-serving sampled weights with their density; slots explore instead.
+(`training.START`), and so has whom the feature service does not know. Beside the mean of a
+user's weights the graph gives the Dirichlet's concentration, from which serving draws where
+it explores (`dirichlet`); slots explore too.
 
 Data: point-in-time features of every candidate, its video's and its author's, and how
 often either stands in the user's lists. Slates with matured feedback carry
@@ -217,13 +218,21 @@ def size_of(vocabulary: Vocabulary, width: int) -> Size:
     )
 
 
-def scores_of(network: Ranker, batch: Batch, groups: int = 512) -> np.ndarray:
-    """Served scores of every candidate; float32 [G, C]."""
-    with torch.no_grad():
-        parts = [
-            network(*batch.take(rows).inputs())[2]
-            for rows in chunks_of(torch.arange(len(batch)), groups)
-        ]
+@torch.no_grad()
+def scores_of(
+    network: Ranker, batch: Batch, groups: int = 512, *, drawn: np.ndarray | None = None
+) -> np.ndarray:
+    """Served scores of every candidate; float32 [G, C].
+
+    drawn: float32 [G, T], weights that ranked instead of the user's own where they are not
+    NaN (`Examples.weights`): then these are the scores that a slate was drawn by.
+    """
+    own = torch.full((len(batch), len(TASKS)), torch.nan)
+    told = own if drawn is None else torch.from_numpy(drawn)
+    parts = []
+    for rows in chunks_of(torch.arange(len(batch)), groups):
+        logits, weights, _ = network(*batch.take(rows).inputs())
+        parts.append(network.fuse(logits, torch.where(told[rows].isnan(), weights, told[rows])))
     scores: np.ndarray = torch.cat(parts).numpy()
     return scores
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from features.store import FeatureFrame
 from models.client import ModelClient
+from models.ranking.dirichlet import draw
 from models.ranking.inputs import TASKS, assemble
 from serving.catalogue import LiveCatalogue
 from serving.fallback import Snapshot, absent
@@ -24,11 +25,16 @@ _TASTE = 1.5  # standard deviations of popularity that a perfect match of genres
 
 @dataclass(frozen=True)
 class Ranker:
-    """P(action) per task, fused with the user's own weights, from the served ranker."""
+    """P(action) per task, fused with the user's own weights, from the served ranker.
+
+    drawn_share: of queries that explore, those ranked by weights drawn from the user's own
+    Dirichlet instead of its mean; which ones the query's seed decides.
+    """
 
     models: ModelClient
     catalogue: LiveCatalogue
     snapshot: Snapshot
+    drawn_share: float = 0.0
     timeout_s: float = 0.35
     name: str = "ranker"
 
@@ -41,12 +47,19 @@ class Ranker:
             timeout_s=self.timeout_s,
             headers=current_headers(),
         )
+        share = self.drawn_share if query.explores else 0.0
+        drawn = draw(out["alpha"], share, query.seed)
+        score, weights = out["score"], out["weights"]
+        if drawn is not None:
+            weights = drawn.weights
+            score = np.asarray((out["p"] / out["rates"]) @ weights, np.float32)
         return Scored(
-            score=out["score"],
+            score=score,
             p=out["p"],
             tasks=tuple(TASKS),
-            weights=out["weights"],
+            weights=weights,
             rates=out["rates"],
+            log_density=None if drawn is None else drawn.log_density,
             **{name: tensors[name] for name in ("user_x", "history", "video_x")},
         )
 

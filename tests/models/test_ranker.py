@@ -98,7 +98,7 @@ def test_exported_equals_torch(trained: Path, candidates: int) -> None:
     with torch.no_grad():
         expected = OneRequest(network)(*(torch.from_numpy(tensor) for tensor in tensors))
     served = RankerRuntime(trained).infer(inputs)
-    for name, tensor in zip(("p", "weights", "rates", "score"), expected, strict=True):
+    for name, tensor in zip([spec.name for spec in SIGNATURE.outputs], expected, strict=True):
         np.testing.assert_allclose(served[name], tensor.numpy(), atol=1e-5)
 
 

@@ -81,6 +81,8 @@ def stored_requests(log: TrainingLog) -> Examples:
         slot=np.zeros(video.shape, np.int64),
         propensity=np.ones(video.shape, np.float32),
         release=np.full(REQUESTS, "", object),
+        weights=np.full((REQUESTS, len(TASKS)), np.nan, np.float32),
+        log_density=np.full(REQUESTS, np.nan, np.float32),
     )
 
 
