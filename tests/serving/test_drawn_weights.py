@@ -16,8 +16,13 @@ from serving.gateway_state import SERVED
 from serving.query import Candidate, Pool, Query
 from serving.requests import FeedRequest
 from serving.stages.scorers import Ranker
+from streams.bus import Stamp
+from streams.delivery import Delivery
 from streams.events import CatalogueItem
+from streams.feedback_store import FeedbackStore, read_feedback
 from streams.impression import verify
+from streams.schema import from_ipc
+from streams.topics import EVENTS_BY_USER
 
 Make = Callable[..., Any]
 KEY = bytes(range(32))
@@ -56,6 +61,27 @@ def test_every_token_and_the_served_log_tell_the_draw_and_its_density(drawing: A
     row = ServedLog(drawing.deps.state_dir / SERVED).read().row(0, named=True)
     assert row["weights"] == pytest.approx(weights, abs=1e-6)
     assert row["log_density"] == pytest.approx(density, abs=1e-3)
+
+
+def test_a_draw_comes_back_with_what_became_of_it(make_mill: Make, tmp_path: Any) -> None:
+    """Through the door, the shuffle and the join, to what the policy learns from."""
+    mill = make_mill(drawn_share=1.0)
+    reply = mill.feed()
+    first = reply["items"][0]
+    for kind in ("shown", "like"):
+        sent = mill.act(kind, first["video_id"], impression=first["impression"])
+        assert sent.status_code == 202, sent.text
+    mill.until(lambda: mill.engaged() == [first["video_id"]], 20.0)
+    feedback = FeedbackStore(tmp_path, key=KEY, windows_ms={"like": 60_000})
+    consumer = mill.bus.consumer([EVENTS_BY_USER], "feedback")
+    while records := consumer.poll(500, 0.3):
+        for each in records:
+            stamp = Stamp(mill.bus.epoch(EVENTS_BY_USER), each.partition, each.offset)
+            feedback.join(Delivery(EVENTS_BY_USER, stamp, from_ipc(each.value or b"")))
+    (row,) = read_feedback(tmp_path).iter_rows(named=True)
+    assert (row["request_id"], row["like"]) == (reply["request_id"], True)
+    assert row["weights"] == pytest.approx(list(reply["weights"].values()), abs=1e-5)
+    assert row["log_density"] == pytest.approx(verify(first["impression"], KEY).log_density)
 
 
 def test_what_is_given_or_looked_at_is_ranked_by_the_mean(drawing: Any) -> None:
