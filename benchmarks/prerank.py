@@ -78,7 +78,10 @@ class Mill:
         videos = self.store.read("video", ids, self.now_ms)
         assert query.user is not None
         about = [self.items[video] for video in ids]
-        return self.ranker.infer(assemble(query.user, videos, about, query.now_ms))["score"]
+        authors = self.store.read("author", [i.author_id or "" for i in about], self.now_ms)
+        author_of = {video: item.author_id or "" for video, item in self.items.items()}
+        inputs = assemble(query.user, videos, authors, about, author_of, query.now_ms)
+        return self.ranker.infer(inputs)["score"]
 
     def kept(self, query: Query, ids: list[str]) -> np.ndarray:
         """int64 [keep]: rows that the pre-rank lets through."""

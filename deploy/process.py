@@ -288,6 +288,7 @@ def _dependencies(process: Process) -> Dependencies:
         api_keys=settings.security.api_keys,
         host=settings.gateway.host,
         caps=caps_of(settings.blend.author_cap, settings.blend.provenance_caps),
+        drawn_share=settings.explore.weights_share,
         state_dir=settings.home / process.name,
     )
 

@@ -83,6 +83,14 @@ class BlendSettings(Section):
     provenance_caps: dict[Literal["human", "aigc"], Annotated[float, Field(ge=0, le=1)]] = {}
 
 
+class ExploreSettings(Section):
+    """What the feed gives up to learn. Slots explore too; how is fixed by the selector."""
+
+    # Of the feed's answers: ranked by fusion weights drawn from the user's own Dirichlet, with
+    # their density logged, instead of by its mean. A tenth: near the share of slots that explore.
+    weights_share: float = Field(0.1, ge=0, le=1)
+
+
 class ClockSettings(Section):
     """rate 1 from origin 0 is the wall clock."""
 
@@ -160,6 +168,7 @@ class Settings(BaseSettings):
     triton: TritonSettings = TritonSettings()
     gateway: GatewaySettings = GatewaySettings()
     blend: BlendSettings = BlendSettings()
+    explore: ExploreSettings = ExploreSettings()
     clock: ClockSettings = ClockSettings()
     admission: AdmissionSettings = AdmissionSettings()
     log: LogSettings = LogSettings()

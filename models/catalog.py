@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import Any, cast
 
 from models.recipe import Recipe, Runtime
+from models.release import Bundle
+from models.signature import Signature
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,16 @@ class ModelEntry:
     name: str
     recipe: str  # "module:function", the function returns a Recipe
     runtime: str  # "module:Class", a models.recipe.Runtime
+    signature: str  # "module:NAME", light to import: what this code sends and expects
 
     def load_recipe(self) -> Recipe:
         return cast(Recipe, load(self.recipe)())
 
     def load_runtime(self) -> type[Runtime]:
         return cast(type[Runtime], load(self.runtime))
+
+    def load_signature(self) -> Signature:
+        return cast(Signature, load(self.signature))
 
 
 def load(path: str) -> Any:
@@ -34,14 +40,38 @@ def load(path: str) -> Any:
 CATALOG: dict[str, ModelEntry] = {
     entry.name: entry
     for entry in (
-        ModelEntry("ranker", "models.ranking.ple:recipe", "models.ranking.runtime:RankerRuntime"),
         ModelEntry(
-            "queries", "models.generation.onebar:recipe", "models.generation.runtime:QueriesRuntime"
+            "ranker",
+            "models.ranking.ple:recipe",
+            "models.ranking.runtime:RankerRuntime",
+            "models.ranking.inputs:SIGNATURE",
+        ),
+        ModelEntry(
+            "queries",
+            "models.generation.onebar:recipe",
+            "models.generation.runtime:QueriesRuntime",
+            "models.generation.inputs:SIGNATURE",
         ),
         ModelEntry(
             "reactivation",
             "models.reasoning.rolegen:recipe",
             "models.reasoning.runtime:ReactivationRuntime",
+            "models.reasoning.inputs:SIGNATURE",
         ),
     )
 }
+
+
+def misfit(bundle: Bundle) -> str:
+    """Why this code cannot serve or teach a sealed bundle, and what to do; "" where it can.
+
+    A bundle answers to the signature that it was sealed with; requests are made by this code's.
+    """
+    entry = CATALOG.get(bundle.model)
+    if entry is None or bundle.signature == entry.load_signature():
+        return ""
+    names = ", ".join(entry.load_signature().differing(bundle.signature))
+    return (
+        f"{bundle.model} version {bundle.version} was trained for another signature ({names} "
+        f"differ): `tidemill models train {bundle.model}`, then `tidemill models promote`"
+    )

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from models.catalog import load
+from models.catalog import load, misfit
 from models.client import ModelUnavailable
 from models.recipe import Runtime
-from models.release import read_bundle
+from models.release import ReleaseError, read_bundle
 from models.repository import ModelRepository
 
 
@@ -73,5 +73,7 @@ class InProcessClient:
 
     def _runtime(self, model: str, version: int) -> Runtime:
         bundle = read_bundle(self._repository.bundle_folder(model, version))
+        if why := misfit(bundle):
+            raise ReleaseError(why)
         kind: type[Runtime] = load(bundle.runtime)
         return kind(bundle.path)

@@ -8,13 +8,14 @@ trained or judged (`models.update`), nor which server answers (`models.client`).
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import numpy as np
 
-from models.catalog import load
+from models.catalog import load, misfit
 from models.client import ModelClient, ModelUnavailable
 from models.recipe import Progress, Runtime
 from models.release import Bundle, Manifest, Quarantine, ReleaseError, ReleaseStore, read_canary
@@ -25,6 +26,7 @@ from streams.topics import MODELS_PUBLISHED
 Announce = Callable[[Manifest], None]
 """Tells the world of a release that went live (topic `models.published`)."""
 
+_LOG = logging.getLogger(__name__)
 CANARY_TOLERANCE = 1e-4
 _LOAD_TIMEOUT_S = 60.0
 
@@ -79,13 +81,24 @@ class Promoter:
         return target
 
     def restore(self) -> None:
-        """Makes the repository hold the live release and the one before, as after a start."""
+        """Makes the repository hold the live release and the one before, as after a start.
+
+        Versions of another signature are left out and said: all versions of a model share
+        one configuration, so one that does not fit would keep the others from loading.
+        """
         for manifest in self._kept():
             for bundle in self._bundles(manifest):
-                self._repository.add(bundle)
+                if why := misfit(bundle):
+                    _LOG.warning("%s is not served: %s", manifest.release_id, why)
+                    fit = set(self._repository.versions(bundle.model)) - {bundle.version}
+                    self._repository.keep_only(bundle.model, fit)
+                else:
+                    self._repository.add(bundle)
 
     def _bring_up(self, manifest: Manifest, progress: Progress) -> None:
         bundles = self._bundles(manifest)
+        if unfit := next(filter(None, map(misfit, bundles)), ""):
+            raise ReleaseError(unfit)
         for done, bundle in enumerate(bundles):
             progress(done / len(bundles), f"loading {bundle.model} version {bundle.version}")
             if self._repository.add(bundle) or not self._is_loaded(bundle):

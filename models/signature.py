@@ -43,6 +43,11 @@ class Signature:
                 raise BadInput(f"input {spec.name!r} is missing")
             _check(spec, tensors[spec.name])
 
+    def differing(self, other: Signature) -> tuple[str, ...]:
+        """Names of the tensors that are not the same in both, sorted."""
+        mine, others = ({*each.inputs, *each.outputs} for each in (self, other))
+        return tuple(sorted({spec.name for spec in mine ^ others}))
+
 
 def byte_list(texts: Sequence[str]) -> np.ndarray:
     """BYTES tensor of UTF-8 texts [max(1, N)]: an empty list becomes one empty string.

@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 
 import polars as pl
 
-from models.catalog import CATALOG, load
+from models.catalog import CATALOG, load, misfit
 from models.datasets import without_quarantine
 from models.promotion import Promoter, quiet, successor
 from models.recipe import NotEnoughData, Progress, TrainingLog
@@ -77,7 +77,8 @@ def update(
 
     Raises:
         NotEnoughData: too little feedback has matured since the last update; it waits.
-        ReleaseError: nothing is live yet, or the new release would not start.
+        ReleaseError: nothing is live yet, what is live has another signature, or the new
+            release would not start.
     """
     live = _live(store, model)
     since = watermark_ms(store, model)
@@ -128,7 +129,10 @@ def _live(store: ReleaseStore, model: str) -> Bundle:
             f"no release with {model} is live: `tidemill models train {model}`, then "
             "`tidemill models promote`"
         )
-    return store.bundle(model, current.models[model])
+    bundle = store.bundle(model, current.models[model])
+    if why := misfit(bundle):
+        raise ReleaseError(f"there is nothing to go on from: {why}")
+    return bundle
 
 
 def _since(log: TrainingLog, since_ms: int) -> TrainingLog:

@@ -23,8 +23,9 @@ def canaries(catalogue: LiveCatalogue, now_ms: int) -> dict[str, dict[str, np.nd
     if item is None:
         return {}
     user, video = absent("user", [_NOBODY]), absent("video", [item.video_id])
+    author = absent("author", [item.author_id or ""])
     return {
-        "ranker": ranking.assemble(user, video, [item], now_ms),
+        "ranker": ranking.assemble(user, video, author, [item], {}, now_ms),
         "queries": generation.assemble(user, video, item, 1, now_ms),
         "reactivation": reasoning.assemble(user, 1, now_ms),
     }

@@ -79,7 +79,7 @@ def fake_ranker(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     assert p.shape[1] == len(TASKS)
     rates = np.array([0.4, 0.2, 0.1, 0.05, 0.02], np.float32)
     score = ((p / rates) @ weights).astype(np.float32)
-    return {"p": p, "weights": weights, "rates": rates, "score": score}
+    return {"p": p, "weights": weights, "alpha": 40 * weights, "rates": rates, "score": score}
 
 
 def fake_queries(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ class Popularity:
             return take(self.frame, [self.row[video_id] for video_id in video_ids])
         unknown = sorted(set(video_ids) - self.row.keys())
         parts = [take(self.frame, [self.row[v] for v in known]), absent("video", unknown)]
-        both = _joined(parts)
+        both = joined(parts)
         row = {video_id: at for at, video_id in enumerate(both.ids)}
         return take(both, [row[video_id] for video_id in video_ids])
 
@@ -140,7 +140,7 @@ class Snapshot:
             self.stale = True
             _LOG.warning("popularity stays as it was: %s", error)
             return False
-        self.now = popularity_of(_joined(parts), now_ms) if parts else EMPTY
+        self.now = popularity_of(joined(parts), now_ms) if parts else EMPTY
         self.stale = False
         return True
 
@@ -210,7 +210,8 @@ class LastUsers:
             self._rows.pop(user_id, None)
 
 
-def _joined(parts: Sequence[FeatureFrame]) -> FeatureFrame:
+def joined(parts: Sequence[FeatureFrame]) -> FeatureFrame:
+    """The parts' rows below each other; all of one entity."""
     if len(parts) == 1:
         return parts[0]
     return FeatureFrame(

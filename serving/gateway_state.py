@@ -51,6 +51,7 @@ class Dependencies:
     impression_key: signs impression tokens; the feedback join checks with the same.
     api_keys: key -> scopes (events, recommend, admin).
     caps: author and provenance caps of the feed (`serving.stages.caps`); none by default.
+    drawn_share: of the feed's answers, those ranked by fusion weights that are drawn.
     state_dir: where the last good popularity is kept over restarts, and what the ranker saw
         of each slate; None: memory only, and nothing of slates.
     """
@@ -67,6 +68,7 @@ class Dependencies:
     state_dir: Path | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     caps: tuple[Cap, ...] = ()
+    drawn_share: float = 0.0
     snapshot_every_s: float = 3.0
     watchdog_every_s: float = 5.0
 
@@ -94,6 +96,7 @@ class Gateway:
             self.activity,
             deadlines=deps.deadlines,
             caps=deps.caps,
+            drawn_share=deps.drawn_share,
         )
         self.surfaces = Surfaces(parts, lambda: self.releases.now)
         self.outbox = Outbox(deps.bus)

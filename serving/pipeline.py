@@ -126,6 +126,7 @@ class Runner:
             stage_ms=run.stage_ms,
             candidates_seen=len(candidates),
             seen=pool.seen(items),
+            log_density=None if pool.scored is None else pool.scored.log_density,
         )
 
     def _hydrate_query(self, pipeline: Pipeline, query: Query, run: _Run) -> Query:
@@ -291,6 +292,8 @@ def _checked_score(scorer: Scorer, query: Query, pool: Pool) -> Scored:
 def _with(pool: Pool, hydration: Hydration) -> Pool:
     if hydration.videos is not None:
         pool = replace(pool, videos=hydration.videos)
+    if hydration.authors is not None:
+        pool = replace(pool, authors=hydration.authors)
     if hydration.items is not None:
         pairs = zip(pool.candidates, hydration.items, strict=True)
         pool = replace(pool, candidates=tuple(replace(c, item=item) for c, item in pairs))

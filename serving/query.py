@@ -52,6 +52,7 @@ class Query:
     cold_user: bool = True  # the store does not know the user
     cold_video: bool = False  # the catalogue does not know the video
     stale: bool = False  # some features are the last ones that could be read
+    explores: bool = True  # fusion weights may be drawn; False: the policy's mean
 
     @property
     def cold_start(self) -> bool:
@@ -84,6 +85,7 @@ class Scored:
     tasks: tuple[str, ...] = ()
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # float32 [T]
     rates: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # float32 [T]
+    log_density: float | None = None  # of weights that were drawn; None: they are the mean
     user_x: np.ndarray | None = None  # what the model was given: float32 [Fu], history [H],
     history: np.ndarray | None = None  # and of each candidate
     video_x: np.ndarray | None = None  # float32 [C, Fv]
@@ -95,6 +97,7 @@ class Pool:
 
     candidates: tuple[Candidate, ...]
     videos: FeatureFrame | None = None
+    authors: FeatureFrame | None = None
     scored: Scored | None = None
 
     def __len__(self) -> int:
@@ -105,6 +108,7 @@ class Pool:
         return Pool(
             candidates=tuple(self.candidates[row] for row in rows),
             videos=None if self.videos is None else take(self.videos, rows),
+            authors=None if self.authors is None else take(self.authors, rows),
         )
 
     def seen(self, items: Sequence[Candidate]) -> dict[str, np.ndarray] | None:
@@ -163,6 +167,7 @@ class Slate:
     stage_ms: Mapping[str, float]
     candidates_seen: int = 0  # how many the sources gave
     seen: Mapping[str, np.ndarray] | None = None  # `Pool.seen` of the items
+    log_density: float | None = None  # of weights that were drawn; None: they are the mean
 
 
 def take(frame: FeatureFrame, rows: Sequence[int]) -> FeatureFrame:

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from serving.catalogue import LiveCatalogue
-from serving.query import Candidate, Query, Removal, Slate
+from serving.query import Candidate, Removal, Slate
 from streams.impression import Impression, sign
 
 _REPEATED = "duplicate"  # offered twice is still offered: told last, and not counted as left out
@@ -30,9 +30,10 @@ def to_reply(slate: Slate, key: bytes, catalogue: LiveCatalogue) -> dict[str, An
         "cold_start": query.cold_start,
         "stale": query.stale,
         "weights": _finite(slate.weights),
+        "weights_drawn": slate.log_density is not None,
         "rates": _finite(slate.rates),
         "fallbacks": [{"stage": f.stage, "reason": f.reason} for f in slate.fallbacks],
-        "items": [_item(query, slot, c, key) for slot, c in enumerate(slate.items)],
+        "items": [_item(slate, slot, c, key) for slot, c in enumerate(slate.items)],
         "removed": [
             {"video_id": r.video_id, "stage": r.stage, "reason": r.reason}
             | ({"query": r.query} if r.query is not None else {})
@@ -54,7 +55,7 @@ def _telling(removals: tuple[Removal, ...]) -> list[Removal]:
     return sorted(removals, key=lambda removal: removal.stage == _REPEATED)
 
 
-def _item(query: Query, slot: int, candidate: Candidate, key: bytes) -> dict[str, Any]:
+def _item(slate: Slate, slot: int, candidate: Candidate, key: bytes) -> dict[str, Any]:
     about = candidate.item
     item: dict[str, Any] = {
         "video_id": candidate.video_id,
@@ -67,7 +68,7 @@ def _item(query: Query, slot: int, candidate: Candidate, key: bytes) -> dict[str
         "propensity": candidate.propensity,
         "explored": candidate.explored,
         "source": candidate.source,
-        "impression": sign(_impression(query, slot, candidate), key),
+        "impression": sign(_impression(slate, slot, candidate), key),
     }
     optional = {
         "query": candidate.query,
@@ -77,7 +78,8 @@ def _item(query: Query, slot: int, candidate: Candidate, key: bytes) -> dict[str
     return item | {name: value for name, value in optional.items() if value is not None}
 
 
-def _impression(query: Query, slot: int, candidate: Candidate) -> Impression:
+def _impression(slate: Slate, slot: int, candidate: Candidate) -> Impression:
+    query = slate.query
     return Impression(
         request_id=query.request_id,
         surface=query.surface,
@@ -89,7 +91,17 @@ def _impression(query: Query, slot: int, candidate: Candidate) -> Impression:
         explored=candidate.explored,
         release=query.release.release_id,
         served_at_ms=query.now_ms,
+        **_drawn(slate),
     )
+
+
+def _drawn(slate: Slate) -> dict[str, Any]:
+    """What feedback needs to learn from weights that were drawn, in few digits: it is in
+    every item's token."""
+    if slate.log_density is None:
+        return {}
+    weights = tuple(round(weight, 6) for weight in slate.weights.values())
+    return {"weights": weights, "log_density": round(slate.log_density, 4)}
 
 
 def _goal(slate: Slate, catalogue: LiveCatalogue) -> dict[str, str] | None:

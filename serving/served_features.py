@@ -99,4 +99,6 @@ def served_slate(slate: Slate) -> ServedSlate | None:
         history=seen["history"],
         video_id=tuple(candidate.video_id for candidate in slate.items),
         video_x=np.ascontiguousarray(seen["video_x"]).ravel(),
+        weights=np.array(list(slate.weights.values()), np.float32),
+        log_density=slate.log_density,
     )

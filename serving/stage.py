@@ -41,9 +41,11 @@ class Hydration:
 
     items: Sequence[CatalogueItem | None] | None = None
     videos: FeatureFrame | None = None
+    authors: FeatureFrame | None = None
 
     def fits(self, length: int) -> bool:
-        return all(column is None or len(column) == length for column in (self.items, self.videos))
+        columns = (self.items, self.videos, self.authors)
+        return all(column is None or len(column) == length for column in columns)
 
 
 class CandidateHydrator(Protocol):

@@ -8,7 +8,7 @@ system adds a function and a line in `SURFACES`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from features.store import FeatureStore
 from models.client import ModelClient
@@ -18,6 +18,7 @@ from serving.fallback import LastUsers, Snapshot
 from serving.pipeline import Deadlines, Pipeline, Runner
 from serving.query import Query, Release, Slate, SurfaceName
 from serving.requests import Request, candidates_of, video_of
+from serving.stage import CandidateHydrator
 from serving.stages.caps import Cap
 from serving.stages.filters import (
     AlreadyEngaged,
@@ -33,7 +34,12 @@ from serving.stages.generated import (
     PopularQueries,
     Trajectory,
 )
-from serving.stages.hydrators import CatalogueItems, UserFeatures, VideoFeatures
+from serving.stages.hydrators import (
+    AuthorFeatures,
+    CatalogueItems,
+    UserFeatures,
+    VideoFeatures,
+)
 from serving.stages.prerank import TasteTowers
 from serving.stages.scorers import AsGiven, PopularTaste, Ranker
 from serving.stages.selectors import InOrder, PlackettLuce
@@ -54,6 +60,16 @@ class Parts:
     last_users: LastUsers = field(default_factory=LastUsers)
     deadlines: Deadlines = field(default_factory=Deadlines)
     caps: tuple[Cap, ...] = ()  # the feed's; off unless settings ask
+    drawn_share: float = 0.0  # of the feed's answers: ranked by weights that are drawn
+
+
+def ranked(parts: Parts) -> list[CandidateHydrator]:
+    """What the ranker needs to know of a candidate."""
+    return [
+        CatalogueItems(parts.catalogue),
+        VideoFeatures(parts.store),
+        AuthorFeatures(parts.store, parts.catalogue),
+    ]
 
 
 def feed(parts: Parts) -> Pipeline:
@@ -68,14 +84,14 @@ def feed(parts: Parts) -> Pipeline:
             Popular(parts.catalogue, parts.snapshot),
         ],
         fallback_sources=[Popular(parts.catalogue, parts.snapshot, limit=5_000)],
-        hydrators=[CatalogueItems(parts.catalogue), VideoFeatures(parts.store)],
+        hydrators=ranked(parts),
         filters=[
             Duplicate(),
             Unavailable(parts.catalogue),
             AlreadyEngaged(parts.activity),
             RecentlyShown(),
         ],
-        scorer=Ranker(parts.models, parts.snapshot),
+        scorer=Ranker(parts.models, parts.catalogue, parts.snapshot, parts.drawn_share),
         fallback_scorer=PopularTaste(parts.catalogue, parts.snapshot),
         prerank=TasteTowers(parts.catalogue, parts.snapshot, parts.activity),
         selector=PlackettLuce(caps=parts.caps),
@@ -89,9 +105,9 @@ def rerank(parts: Parts) -> Pipeline:
         name="rerank",
         query_hydrators=[UserFeatures(parts.store, parts.last_users)],
         sources=[Given()],
-        hydrators=[CatalogueItems(parts.catalogue), VideoFeatures(parts.store)],
+        hydrators=ranked(parts),
         filters=[Duplicate(), Unavailable(parts.catalogue)],
-        scorer=Ranker(parts.models, parts.snapshot),
+        scorer=Ranker(parts.models, parts.catalogue, parts.snapshot),
         fallback_scorer=PopularTaste(parts.catalogue, parts.snapshot),
         prerank=TasteTowers(parts.catalogue, parts.snapshot, parts.activity),
         selector=PlackettLuce(explore=0.0),
@@ -152,9 +168,12 @@ class Surfaces:
         self._pipelines = {name: build(parts) for name, build in SURFACES.items()}
         self._rerank = rerank(parts)
 
-    def answer(self, request: Request) -> Slate:
-        """The slate for one request, pinned to the release that is current now."""
-        query = self.query(request)
+    def answer(self, request: Request, *, explores: bool = True) -> Slate:
+        """The slate for one request, pinned to the release that is current now.
+
+        explores False: by the mean of the user's weights, to look at and not to learn from.
+        """
+        query = replace(self.query(request), explores=explores)
         pipeline = self._rerank if query.candidates else self._pipelines[query.surface]
         return self._runner.run(pipeline, query)
 

@@ -52,6 +52,9 @@ FEEDBACK_SCHEMA = pa.schema(
         pa.field("origin", pa.string(), nullable=False),  # live, replayed or simulated
         pa.field("matured_at_ms", pa.int64()),  # shown + the longest window; null until shown
         pa.field("revision", pa.int64(), nullable=False),  # from 1; the largest one stands
+        # also from the token; null unless the slate was ranked by weights that were drawn
+        pa.field("weights", pa.list_(pa.float64())),
+        pa.field("log_density", pa.float64()),
     ]
 )
 
@@ -243,8 +246,10 @@ def from_row(row: Mapping[str, Any]) -> tuple[Outcome, int]:
     """The outcome and revision behind a row: `to_table`'s inverse, so files are state."""
     first = {task: at for task in TASKS if (at := row[f"{task}_at_ms"]) is not None}
     order = (first["order"], row["order_amount_cents"]) if "order" in first else None
+    served = {name: row[name] for name in Impression.model_fields}
+    served["weights"] = None if served["weights"] is None else tuple(served["weights"])
     outcome = Outcome(
-        Impression.model_construct(**{name: row[name] for name in Impression.model_fields}),
+        Impression.model_construct(**served),
         row["shown_at_ms"],
         first,
         row["dwell_ms"],

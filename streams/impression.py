@@ -17,7 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Impression(BaseModel):
-    """One slot of one answer. `propensity` is P(this item in this slot | slots above)."""
+    """One slot of one answer. `propensity` is P(this item in this slot | slots above, weights).
+
+    weights: the fusion weights that were drawn to explore, in the order of the ranker's
+    tasks, and log_density that of the draw; None where the policy's mean ranked, or no
+    ranker did. Both stand in the slate's every slot.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,6 +36,8 @@ class Impression(BaseModel):
     explored: bool = False
     release: str
     served_at_ms: int
+    weights: tuple[float, ...] | None = None
+    log_density: float | None = None
 
     @property
     def impression_id(self) -> str:
@@ -42,7 +49,7 @@ class BadToken(ValueError):
 
 
 def sign(impression: Impression, key: bytes) -> str:
-    body = orjson.dumps(impression.model_dump())
+    body = orjson.dumps(impression.model_dump(exclude_none=True))
     return f"{_b64(body)}.{_b64(_mac(body, key))}"
 
 

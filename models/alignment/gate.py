@@ -57,9 +57,19 @@ class Verdict:
 
 
 def judge(
-    examples: Examples, incumbent: np.ndarray, challenger: np.ndarray, rules: Rules, *, seed: int
+    examples: Examples,
+    incumbent: np.ndarray,
+    challenger: np.ndarray,
+    rules: Rules,
+    *,
+    seed: int,
+    logged: np.ndarray | None = None,
 ) -> Verdict:
-    """Compares two rankers' served scores [G, C] on slates with feedback."""
+    """Compares two rankers' served scores [G, C] on slates with feedback.
+
+    logged: the scores that the slates were drawn by, where these are not the incumbent's
+    own: a slate ranked by weights that were drawn is a choice given those weights.
+    """
     gauc = compare(
         "GAUC of feedback",
         slate_auc(examples, challenger),
@@ -67,7 +77,7 @@ def judge(
         slate_auc(examples, incumbent),
         seed=seed,
     )
-    decisions = decisions_of(examples, incumbent, challenger)
+    decisions = decisions_of(examples, incumbent if logged is None else logged, challenger)
     estimates = snips(decisions, seed=seed), doubly_robust(decisions, seed=seed)
     reasons = [
         *_enough(examples, gauc, estimates[0], rules),
@@ -87,18 +97,19 @@ def slate_auc(examples: Examples, scores: np.ndarray) -> PerUser:
     return auc_per_user(users, scores[group, place], examples.acted[group, place])
 
 
-def decisions_of(examples: Examples, incumbent: np.ndarray, challenger: np.ndarray) -> Decisions:
+def decisions_of(examples: Examples, scores: np.ndarray, challenger: np.ndarray) -> Decisions:
     """The slates as choices under both policies; reward: any action.
 
-    The reward model is the incumbent's score, scaled to the slates' mean reward.
+    scores: what the slates were drawn by. The reward model is these scores, scaled to the
+    slates' mean reward.
     """
-    logged, target = np.log(incumbent + 1e-6), np.log(challenger + 1e-6)
+    logged, target = np.log(scores + 1e-6), np.log(challenger + 1e-6)
     real, slot = examples.real, examples.slot
     sharp = fitted_sharpness(logged, slot, real)
     reward = examples.acted
-    mean_score = max(float(incumbent[real].mean()), 1e-9) if real.any() else 1.0
+    mean_score = max(float(scores[real].mean()), 1e-9) if real.any() else 1.0
     rate = float(reward[real].mean()) if real.any() else 0.0
-    expected = np.clip(incumbent / mean_score * rate, 0, 1)
+    expected = np.clip(scores / mean_score * rate, 0, 1)
     return slate_decisions(
         examples.users.astype(str),
         reward,

@@ -8,6 +8,11 @@ among the items that the slate shows from there down: inside the logged support,
 and the same slot, so position cannot tell for either policy. The figure is the value of
 re-ordering shown slates; what a policy would bring in anew it cannot tell, and says so
 by its name.
+
+A slate that was ranked by fusion weights that were drawn is a choice given those weights:
+`logged` is the probability under the scores that they made, the target's its own. The draw
+knows nothing of the outcome, so the ratios stay unbiased given it, and need no integral
+over all weights. The logging policy's own value is that of what was served, draws included.
 """
 
 from __future__ import annotations

@@ -73,7 +73,12 @@ class RankerUpdate:
         learn_fusion(aligned, batch, earlier, self.fusion, seed=seed)
         progress(0.85, "judging forward in time and off-policy")
         verdict = judge(
-            later, scores_of(network, judged), scores_of(aligned, judged), self.rules, seed=seed
+            later,
+            scores_of(network, judged),
+            scores_of(aligned, judged),
+            self.rules,
+            seed=seed,
+            logged=scores_of(network, judged, drawn=later.weights),
         )
         write_bundle(aligned, vocabulary, bundle)
         write_canary(bundle, canary())

@@ -64,7 +64,8 @@ def off_policy_value(
     for place, bundle in enumerate((live, other)):
         progress(0.3 + 0.3 * place, f"scoring {len(slates)} slates with version {bundle.version}")
         network, vocabulary = read_network(bundle.path)
-        scores.append(scores_of(network, batch_of(served, slates, vocabulary)))
+        drawn = slates.weights if bundle is live else None
+        scores.append(scores_of(network, batch_of(served, slates, vocabulary), drawn=drawn))
     decisions = decisions_of(slates, scores[0], scores[1])
     progress(0.9, "resampling users")
     estimates = tuple(each(decisions, seed=seed) for each in (ips, snips, doubly_robust))

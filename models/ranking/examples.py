@@ -31,6 +31,8 @@ class Examples:
     [G, C], the row of the log's items, -1 for padding; labels: bool [G, C, T]; known:
     bool [T], tasks that the source could show at all; slot: int64 [G, C] (encounters:
     0); propensity: float32 [G, C] (encounters: 1); release: str [G] ("" for encounters).
+    weights: float32 [G, T], the fusion weights drawn for a slate, and log_density: float32
+    [G] of the draw; NaN where the policy's mean ranked, and for encounters.
     """
 
     users: np.ndarray
@@ -41,6 +43,8 @@ class Examples:
     slot: np.ndarray
     propensity: np.ndarray
     release: np.ndarray
+    weights: np.ndarray
+    log_density: np.ndarray
 
     def __len__(self) -> int:
         return len(self.users)
@@ -71,6 +75,8 @@ class Examples:
             self.slot[rows],
             self.propensity[rows],
             self.release[rows],
+            self.weights[rows],
+            self.log_density[rows],
         )
 
     def since(self, time_ms: int) -> Examples:
@@ -146,6 +152,8 @@ def encounter_examples(
         slot=np.zeros(video.shape, np.int64),
         propensity=np.ones(video.shape, np.float32),
         release=np.full(len(rows), "", object),
+        weights=np.full((len(rows), len(TASKS)), np.nan, np.float32),
+        log_density=np.full(len(rows), np.nan, np.float32),
     )
 
 
@@ -184,7 +192,8 @@ def impression_examples(log: TrainingLog, *, count: int) -> Examples:
     """
     seen = _seen_feedback(log)
     requests = seen.group_by("request_id", maintain_order=True).agg(
-        pl.col("user_id", "served_at_ms", "release").first(), pl.len().alias("n")
+        pl.col("user_id", "served_at_ms", "release", "weights", "log_density").first(),
+        pl.len().alias("n"),
     )
     requests = requests.sort("served_at_ms", "request_id").tail(count).with_row_index("group")
     seen = seen.join(requests.select("request_id", "group"), on="request_id")
@@ -195,6 +204,7 @@ def impression_examples(log: TrainingLog, *, count: int) -> Examples:
     at = (seen["group"].to_numpy(), seen["place"].to_numpy())
     shape = (requests.height, width)
     labels = seen.select(TASKS).to_numpy().astype(bool).reshape(-1, len(TASKS))
+    weights, log_density = _drawn(requests)
     return Examples(
         users=requests["user_id"].to_numpy(),
         time_ms=requests["served_at_ms"].to_numpy().astype(np.int64),
@@ -204,7 +214,22 @@ def impression_examples(log: TrainingLog, *, count: int) -> Examples:
         slot=_spread(shape, at, seen["slot"].to_numpy(), 0, np.int64),
         propensity=_spread(shape, at, seen["propensity"].to_numpy(), 1, np.float32),
         release=requests["release"].to_numpy(),
+        weights=weights,
+        log_density=log_density,
     )
+
+
+def _drawn(requests: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [G, T] and log density [G] that slates were drawn with; both NaN unless the
+    weights are of these tasks, on the simplex, and their density is told."""
+    weights = np.full((requests.height, len(TASKS)), np.nan, np.float32)
+    density = requests["log_density"].fill_null(np.nan).to_numpy().astype(np.float32)
+    for row, told in enumerate(requests["weights"].to_list()):
+        if told is not None and len(told) == len(TASKS):
+            weights[row] = [np.nan if each is None else each for each in told]
+    sound = np.isfinite(density) & (weights > 0).all(1) & (np.abs(weights.sum(1) - 1) < 1e-3)
+    weights[~sound], density = np.nan, np.where(sound, density, np.float32(np.nan))
+    return weights / weights.sum(1, keepdims=True), density
 
 
 def _seen_feedback(log: TrainingLog) -> pl.DataFrame:

@@ -14,10 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.ranking.inputs import GENRE_BUCKETS, HISTORY, TASKS, USER_FEATURES, VIDEO_FEATURES
+from models.ranking.inputs import (
+    GENRE_BUCKETS,
+    HISTORY,
+    SIGNATURE,
+    TASKS,
+    USER_FEATURES,
+    VIDEO_FEATURES,
+)
 from models.ranking.network import Ranker, Size
 from models.ranking.runtime import ONNX_FILE
 from models.ranking.tensors import Vocabulary
+from models.release import ReleaseError
 
 WEIGHTS_FILE = "weights.pt"
 FUSION_FILE = "fusion.json"  # for people: rates and start as the graph holds them
@@ -40,12 +48,13 @@ class OneRequest(nn.Module):
         author: Tensor,
         genres: Tensor,
         video_x: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """p [C, T], weights [T], rates [T], score [C]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """p [C, T], weights [T], alpha [T], rates [T], score [C]."""
         rest = (user_x, history, history_kind, video, author, genres, video_x)
         logits, weights, score = self.network(user, *(each.unsqueeze(0) for each in rest))
+        alpha = self.network.alpha(user_x.unsqueeze(0))
         rates = self.network.rates + 0 * weights[0]  # an output must hang on the inputs
-        return logits[0].sigmoid(), weights[0], rates, score[0]
+        return logits[0].sigmoid(), weights[0], alpha[0], rates, score[0]
 
 
 def write_bundle(network: Ranker, vocabulary: Vocabulary, folder: Path) -> None:
@@ -77,7 +86,7 @@ def _write_graph(request: OneRequest, path: Path) -> None:
             example_inputs(candidates=3),
             str(path),
             input_names=names,
-            output_names=["p", "weights", "rates", "score"],
+            output_names=[spec.name for spec in SIGNATURE.outputs],
             dynamic_axes={name: {0: "candidates"} for name in [*names[4:], "p", "score"]},
             dynamo=False,
         )
@@ -87,16 +96,19 @@ def read_network(folder: Path) -> tuple[Ranker, Vocabulary]:
     """The network of a bundle, ready to be trained on.
 
     Raises:
-        ValueError: the bundle was written by another form of the network.
+        ReleaseError: the bundle was written by another form of the network, or for others
+            than today's features.
     """
     stored = torch.load(folder / WEIGHTS_FILE, weights_only=True)
     size = Size(**stored["size"])
     network = Ranker(size, torch.zeros_like(stored["state"]["genres_of_video"]))
     try:
+        if (size.user_x, size.video_x) != (len(USER_FEATURES), len(VIDEO_FEATURES)):
+            raise RuntimeError("its features are others")
         network.load_state_dict(stored["state"])
     except RuntimeError as error:
-        raise ValueError(
-            f"the ranker in {folder} has another form, it serves but cannot be taught: "
+        raise ReleaseError(
+            f"the ranker in {folder} has another form and cannot be taught or compared: "
             "`tidemill models train ranker` makes a new one"
         ) from error
     return network.eval(), Vocabulary.read(folder)

@@ -3,7 +3,8 @@
 Knows the ranker's predictions of what was on screen, what was acted on, and where it
 stood. Does not know logs, bundles or gates. `grade` is the policy; here is its loop form.
 
-A group of weight vectors is drawn for the user of one slate; each re-orders what the user
+A group of weight vectors is drawn for the user of one slate, its first the one that was
+served where that was drawn too (at the density logged then); each re-orders what the user
 looked at, and is paid for that order: the *posterior* is the NDCG of what was truly acted
 on, each action in units of its own rate over the slot's examination; the *prior* is the
 same of what a model of feedback expects, dense where actions are sparse; *format* fines
@@ -59,7 +60,8 @@ class Slates:
     """G slates of known users with an action, C candidates, T tasks; all float32 but `real`.
 
     observed [G, D]; ratios [G, C, T]; worth [G, C]: the declared start's gain of what was
-    acted on; acted [G, C] in {0, 1}; real bool [G, C].
+    acted on; acted [G, C] in {0, 1}; real bool [G, C]; weights [G, T] that were drawn for
+    the slate and log_density [G] of the draw, NaN where the policy's mean ranked it.
     """
 
     observed: Tensor
@@ -67,6 +69,8 @@ class Slates:
     worth: Tensor
     acted: Tensor
     real: Tensor
+    weights: Tensor
+    log_density: Tensor
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -89,6 +93,8 @@ def slates_of(network: Ranker, batch: Batch, examples: Examples) -> Slates:
             (labels / rate * network.start).sum(-1) / looked,
             labels.amax(-1),
             batch.real,
+            torch.from_numpy(examples.weights),
+            torch.from_numpy(examples.log_density),
         )
         known = batch.user_x[:, KNOWN] > 0.5
         return every.take(torch.nonzero(known & (every.worth > 0).any(-1))[:, 0])
@@ -193,7 +199,7 @@ def _group_relative(
         with torch.no_grad():
             alpha = policy(part.observed)
             drawn = policy.draw(alpha, rules.group, generator)
-            before = policy.density(alpha, drawn)
+            drawn, before = with_served(part, drawn, policy.density(alpha, drawn))
             advantage = group_advantage(_reward(prior, part, drawn, rules))
         for _ in range(2):
             loss = clipped_objective(
@@ -203,6 +209,17 @@ def _group_relative(
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimiser.step()
+
+
+def with_served(part: Slates, drawn: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight vectors [N, M, T] and their log densities [N, M], member 0 of each group being
+    what the slate was served with, at the density that it was drawn at then, where it was
+    drawn: what the crowd answered is the answer to that vector. Elsewhere nothing changes."""
+    served = part.log_density.isfinite() & part.weights.isfinite().all(-1)
+    drawn, before = drawn.clone(), before.clone()
+    drawn[served, 0] = part.weights[served]
+    before[served, 0] = part.log_density[served]
+    return drawn, before
 
 
 def _reward(prior: Satisfaction, part: Slates, drawn: Tensor, rules: GroupTraining) -> Tensor:

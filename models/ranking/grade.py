@@ -19,7 +19,9 @@ prior begins as predicted engagement and is corrected by posterior feedback
 
 Served: the ranker holds a policy (`network.Ranker.weights`) over the user's features, taken
 point in time, and fuses P(action) as ratios to each action's population rate; `fusion`
-learns it from the loop's slates with the same two stages. `grade_log`, `grade_rewards`,
+learns it from the loop's slates with the same two stages. Where serving explores it draws
+from the same Dirichlet (`dirichlet`, without torch), and the vector with its density comes
+back in the feedback. `grade_log`, `grade_rewards`,
 `grade_training` and `grade_rivals` are the form that is judged offline.
 
 Judged: `python -m benchmarks fusion`, in worlds whose truth is known: .72 of what is
@@ -86,15 +88,6 @@ class FusionPolicy(nn.Module):
         """float32 [N, T]: the weights that are served."""
         alpha = self(observed)
         return torch.as_tensor(alpha / alpha.sum(-1, keepdim=True))
-
-    @torch.no_grad()
-    def explore(
-        self, observed: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(weights float32 [N, T], log density float32 [N]) of one sample a user."""
-        alpha = self(observed)
-        weights = draw_dirichlet(alpha, generator)
-        return weights, log_density(alpha, weights)
 
     def draw(self, head: torch.Tensor, group: int, generator: torch.Generator) -> torch.Tensor:
         """What `forward` gave [N, T] -> float32 [N, group, T] weight vectors."""

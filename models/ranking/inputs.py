@@ -11,7 +11,7 @@ feature service degrades an answer and does not break it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -40,6 +40,8 @@ _USER_KINDS = (
 _VIDEO_KINDS = ("shown", "play", "long_view", "like", "share", "follow", "order", "query_click")
 _USER_COUNTS = tuple(f"{kind}_count_{w}" for kind in _USER_KINDS for w in ("1h", "1d", "7d", "all"))
 _VIDEO_COUNTS = tuple(f"{kind}_count_{w}" for kind in _VIDEO_KINDS for w in ("1d", "7d", "all"))
+_AUTHOR_KINDS = ("play", "long_view", "like", "follow", "order")
+_AUTHOR_COUNTS = tuple(f"{kind}_count_{w}" for kind in _AUTHOR_KINDS for w in ("1d", "7d", "all"))
 # (numerator, denominator): smoothed towards 0.5 / 10 so that one event decides nothing.
 _USER_RATES = (
     ("play", "shown"),
@@ -56,6 +58,8 @@ _VIDEO_RATES = (
     ("follow", "play"),
     ("order", "play"),
 )
+_AUTHOR_RATES = _VIDEO_RATES[1:]
+_LISTS = ("engaged_video_id", "shown_video_id")  # of a user, newest first, with repeats
 
 USER_FEATURES: tuple[str, ...] = (
     *(f"log_{name}" for name in _USER_COUNTS),
@@ -77,7 +81,14 @@ VIDEO_FEATURES: tuple[str, ...] = (
     "known",
     "log_engaged_by_user",
     "log_shown_to_user",
+    *(f"author_log_{name}" for name in _AUTHOR_COUNTS),
+    *(f"author_{a}_per_{b}" for a, b in _AUTHOR_RATES),
+    "author_known",
+    "log_author_engaged_by_user",
+    "log_author_shown_to_user",
 )
+"""A candidate's facts: its video's, how often it stands in its user's lists, and the same
+of its author."""
 
 SIGNATURE = Signature(
     inputs=(
@@ -93,6 +104,7 @@ SIGNATURE = Signature(
     outputs=(
         TensorSpec("p", "FP32", (-1, len(TASKS))),
         TensorSpec("weights", "FP32", (len(TASKS),)),
+        TensorSpec("alpha", "FP32", (len(TASKS),)),
         TensorSpec("rates", "FP32", (len(TASKS),)),
         TensorSpec("score", "FP32", (-1,)),
     ),
@@ -132,25 +144,49 @@ def item_columns(items: Sequence[CatalogueItem]) -> ItemColumns:
     )
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """R candidates with what was read of them, each one user's.
+
+    owner: int64 [R], the row of the users (and of their `now_ms`) that each belongs to;
+    item: int64 [R], the row of the items that each is; videos, authors: R rows of
+    features in the same order. A candidate without an author has an absent row.
+    """
+
+    owner: np.ndarray
+    item: np.ndarray
+    videos: FeatureFrame
+    authors: FeatureFrame
+
+
 def assemble(
-    user: FeatureFrame, videos: FeatureFrame, items: Sequence[CatalogueItem], now_ms: int
+    user: FeatureFrame,
+    videos: FeatureFrame,
+    authors: FeatureFrame,
+    items: Sequence[CatalogueItem],
+    author_of: Mapping[str, str],
+    now_ms: int,
 ) -> dict[str, np.ndarray]:
     """The ranker's input tensors of one request, as `SIGNATURE` says.
 
-    user: one row. videos: C rows, one per candidate in order, duplicates allowed.
-    items: the C candidates' catalogue items, in the same order. C may be 0.
+    user: one row. videos, authors: C rows, one per candidate in order, duplicates allowed.
+    items: the C candidates' catalogue items, in the same order. C may be 0. author_of: as
+    in `assemble_videos`.
 
     Raises `ValueError` when the lengths disagree.
     """
     if len(user) != 1:
         raise ValueError(f"one user's features are needed, got {len(user)} rows")
-    if len(videos) != len(items):
-        raise ValueError(f"{len(videos)} feature rows do not fit {len(items)} candidates")
+    for frame in (videos, authors):
+        if len(frame) != len(items):
+            raise ValueError(
+                f"{len(frame)} feature rows of {frame.entity}s do not fit {len(items)} candidates"
+            )
     every = np.arange(len(items))
-    owner = np.zeros(len(items), np.int64)
+    candidates = Candidates(np.zeros(len(items), np.int64), every, videos, authors)
     now = np.array([now_ms], np.int64)
     users = assemble_users(user, now)
-    rows = assemble_videos(user, owner, videos, item_columns(items), every, now)
+    rows = assemble_videos(user, candidates, item_columns(items), author_of, now)
     one = {name: tensor[0] for name, tensor in users.items()}
     return one | {"user_hash": users["user_hash"]} | rows
 
@@ -171,26 +207,31 @@ def assemble_users(users: FeatureFrame, now_ms: np.ndarray) -> dict[str, np.ndar
 
 def assemble_videos(
     users: FeatureFrame,
-    owner: np.ndarray,
-    videos: FeatureFrame,
+    candidates: Candidates,
     items: ItemColumns,
-    item_of_row: np.ndarray,
+    author_of: Mapping[str, str],
     now_ms: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """The candidate side of R rows: video_hash, author_hash [R], genres, video_x [R, F].
 
-    owner: int64 [R], the row of `users` (and of `now_ms`) that each candidate belongs to;
-    item_of_row: int64 [R], the row of `items` that each candidate is.
+    author_of: the author's id of each video that may stand in a user's lists, as the
+    catalogue says now; what it lacks has no author. now_ms: int64, one per user.
     """
-    hashes = _hashes(videos.ids)
-    plain = _video_x(videos, items, item_of_row, now_ms[owner])
-    engaged = _seen_before(users, "engaged_video_id", owner, hashes)
-    shown = _seen_before(users, "shown_video_id", owner, hashes)
-    video_x = np.column_stack([plain, np.log1p(engaged), np.log1p(shown)])
+    row, hashes = candidates.item, _hashes(candidates.videos.ids)
+    author = items.author_hash[row]
+    listed = _listed(users, candidates.owner, hashes, author, author_of)
+    video_x = np.column_stack(
+        [
+            _video_x(candidates.videos, items, row, now_ms[candidates.owner]),
+            np.log1p(listed[:, :2]),
+            _author_x(candidates.authors),
+            np.log1p(listed[:, 2:]),
+        ]
+    )
     return {
         "video_hash": hashes,
-        "author_hash": items.author_hash[item_of_row],
-        "genres": items.genres[item_of_row],
+        "author_hash": author,
+        "genres": items.genres[row],
         "video_x": _finite(video_x),
     }
 
@@ -217,6 +258,14 @@ def _video_x(
     return np.column_stack(columns)
 
 
+def _author_x(authors: FeatureFrame) -> np.ndarray:
+    columns = [np.log1p(_column(authors, name)) for name in _AUTHOR_COUNTS]
+    columns += [_rate(authors, a, b) for a, b in _AUTHOR_RATES]
+    known = (authors.status == 1).astype(float)
+    told: np.ndarray = np.column_stack([*columns, known]) * known[:, None]
+    return told
+
+
 def _history(users: FeatureFrame) -> tuple[np.ndarray, np.ndarray]:
     history = np.zeros((len(users), HISTORY), np.int64)
     kinds = np.zeros((len(users), HISTORY), np.int64)
@@ -230,20 +279,33 @@ def _history(users: FeatureFrame) -> tuple[np.ndarray, np.ndarray]:
     return history, kinds
 
 
-def _seen_before(
-    users: FeatureFrame, column: str, owner: np.ndarray, hashes: np.ndarray
+def _listed(
+    users: FeatureFrame,
+    owner: np.ndarray,
+    video: np.ndarray,
+    author: np.ndarray,
+    author_of: Mapping[str, str],
 ) -> np.ndarray:
-    """How often each candidate stands in its user's list; float64 [R]."""
-    lists = _lists(users, column)
+    """How often each candidate's video, then its author, stands in its user's lists;
+    float64 [R, 4]. An author that is none (0) stands in no list."""
+    lists = [_lists(users, name) for name in _LISTS]
+    authors = [[[author_of.get(v, "") for v in ids] for ids in each] for each in lists]
+    counts = [_times(each, owner, video) for each in lists]
+    counts += [_times(each, owner, author) * (author != 0) for each in authors]
+    return np.column_stack(counts)
+
+
+def _times(lists: Sequence[Sequence[str]], owner: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """How often each of `hashes` is in the list of its owner; float64 [R]."""
     width = max((len(ids) for ids in lists), default=0)
-    if width == 0 or len(hashes) == 0:
-        return np.zeros(len(hashes))
-    seen = np.zeros((len(users), width), np.int64)
-    for row, ids in enumerate(lists):
-        seen[row, : len(ids)] = [id_hash(video) for video in ids]
     count = np.zeros(len(hashes))
+    if width == 0 or len(hashes) == 0:
+        return count
+    listed = np.zeros((len(lists), width), np.int64)
+    for row, ids in enumerate(lists):
+        listed[row, : len(ids)] = [id_hash(each) for each in ids]
     for place in range(width):
-        count += seen[owner, place] == hashes
+        count += listed[owner, place] == hashes
     return count
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.ranking.grade import FusionPolicy
+from models.ranking.grade import START_CONCENTRATION, FusionPolicy
 
 NONE, COLD, FIRST_KNOWN = 0, 1, 2
 KNOWN = -1  # the column of user_x that says whether the feature service knows the user
@@ -186,13 +186,19 @@ class Ranker(nn.Module):
         """What the policy observes: user_x [B, Fu], standardised, finite whatever comes in."""
         return _clipped((user_x - self.user_mean) / self.user_std)
 
+    def alpha(self, user_x: Tensor) -> Tensor:
+        """float32 [B, T], positive: the concentration of each user's Dirichlet over weights;
+        one about `start`, as sure as a policy begins, where there is no policy of the user's own.
+        """
+        own: Tensor = self.fusion(self.facts(user_x))
+        known = (user_x[:, KNOWN:] > 0.5).to(own.dtype) * self.personal
+        alpha: Tensor = known * own + (1 - known) * START_CONCENTRATION * self.start
+        return alpha
+
     def weights(self, user_x: Tensor) -> Tensor:
-        """float32 [B, T] on the simplex: the policy's posterior mean, or `start`."""
-        alpha: Tensor = self.fusion(self.facts(user_x))
-        known = (user_x[:, KNOWN:] > 0.5).to(alpha.dtype) * self.personal
-        own = alpha / alpha.sum(-1, keepdim=True)
-        weights: Tensor = known * own + (1 - known) * self.start
-        return weights
+        """float32 [B, T] on the simplex: the mean of each user's Dirichlet."""
+        alpha = self.alpha(user_x)
+        return alpha / alpha.sum(-1, keepdim=True)
 
     def fuse(self, logits: Tensor, weights: Tensor) -> Tensor:
         """The served score: each P(action) over its rate, times its weight.

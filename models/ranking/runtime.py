@@ -38,7 +38,7 @@ class RankerRuntime:
             self._known = {name: stored[name] for name in ("user", "video", "author")}
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """p [C, T], weights [T], rates [T], score [C]. No candidate is a question too: C may be 0.
+        """p [C, T], weights [T], alpha [T], rates [T], score [C]. No candidate is a question too: C may be 0.
 
         Raises `BadInput` for tensors outside the signature or of unequal candidates.
         """
@@ -47,10 +47,10 @@ class RankerRuntime:
         for name in _CANDIDATE_INPUTS:
             if len(inputs[name]) != count:
                 raise BadInput(f"input {name!r} has {len(inputs[name])} candidates, not {count}")
-        names = ["p", "weights", "rates", "score"]
+        names = [spec.name for spec in self.signature.outputs]
         outputs = self._session.run(names, self._feed(inputs, count))
-        p, weights, rates, score = (np.asarray(tensor, np.float32) for tensor in outputs)
-        return {"p": p[:count], "weights": weights, "rates": rates, "score": score[:count]}
+        found = dict(zip(names, (np.asarray(each, np.float32) for each in outputs), strict=True))
+        return found | {name: found[name][:count] for name in ("p", "score")}
 
     def _feed(self, inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
         # The graph is exported for one candidate or more; a row of zeros is cut off again.

@@ -11,7 +11,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ _COLUMNS: dict[str, pl.DataType] = {
     "history": pl.List(pl.Int64),
     "video_id": pl.List(pl.String),
     "video_x": _FLOATS,
+    "weights": _FLOATS,
+    "log_density": pl.Float64(),
 }
 SCHEMA = pl.Schema(_COLUMNS)
 
@@ -44,6 +46,7 @@ class ServedSlate:
 
     user_x [Fu]; history int64 [H], hashes; video_id: the K videos by slot; video_x
     float32 [K * Fv], row by row. stale: some features were the last that could be read.
+    weights: float32 [T], as they ranked the slate; log_density: None unless they were drawn.
     """
 
     request_id: str
@@ -55,6 +58,8 @@ class ServedSlate:
     history: np.ndarray
     video_id: tuple[str, ...]
     video_x: np.ndarray
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    log_density: float | None = None
 
 
 class ServedLog:
@@ -76,7 +81,10 @@ class ServedLog:
     def read(self, count: int | None = None) -> pl.DataFrame:
         """`SCHEMA`, the newest `count` slates (all when None), oldest first."""
         parts = [pl.read_parquet(path) for path in self._files()]
-        rows = pl.concat(parts) if parts else pl.DataFrame(schema=SCHEMA)
+        # Files of before a column have nulls there.
+        rows = pl.concat([pl.DataFrame(schema=SCHEMA), *parts], how="diagonal").select(
+            SCHEMA.names()
+        )
         rows = rows.sort("served_at_ms", "request_id")
         return rows if count is None else rows.tail(count)
 

@@ -6,7 +6,7 @@ Does not know stores or servers.
 
 What was on its way when the request was answered is no skew: a slate is left out where
 an event of its user was admitted within `in_flight_ms` of it, a candidate where one of
-its video was. How many were left out is told.
+its video or its author was. How many were left out is told.
 """
 
 from __future__ import annotations
@@ -16,14 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from models.datasets import catalogue_items, features_at
-from models.ranking.inputs import (
-    USER_FEATURES,
-    VIDEO_FEATURES,
-    assemble_users,
-    assemble_videos,
-    item_columns,
-)
+from models.datasets import features_at
+from models.ranking.inputs import USER_FEATURES, VIDEO_FEATURES, assemble_users
+from models.ranking.joined import candidates_at
 from models.ranking.served import LAYOUT
 from models.recipe import TrainingLog
 
@@ -71,7 +66,10 @@ def skew(served: pl.DataFrame, log: TrainingLog, *, in_flight_ms: int = 2_000) -
     slates = mine.filter(settled)
     pairs = _candidates(slates, log)
     known = pairs.filter(pl.col("item").is_not_null())
-    calm = known.filter(_settled(known, log, "video_id", in_flight_ms))
+    calm = known.filter(
+        _settled(known, log, "video_id", in_flight_ms)
+        & _settled(known, log, "author_id", in_flight_ms)
+    )
     found = [*_of_users(slates, log), *_of_videos(slates, calm, log)]
     return SkewReport(
         slates=slates.height,
@@ -99,10 +97,9 @@ def _settled(rows: pl.DataFrame, log: TrainingLog, column: str, in_flight_ms: in
 
 
 def _candidates(slates: pl.DataFrame, log: TrainingLog) -> pl.DataFrame:
-    """One row a candidate: slate (row), slot, request_id, video_id, item (row), served_at_ms."""
-    rows = pl.DataFrame(
-        {"video_id": log.items["video_id"], "item": np.arange(log.items.height, dtype=np.int64)}
-    )
+    """One row a candidate: slate (row), slot, request_id, video_id, author_id, item (row),
+    served_at_ms."""
+    rows = log.items.select("video_id", "author_id", item=pl.int_range(pl.len(), dtype=pl.Int64))
     return (
         slates.with_row_index("slate")
         .select("slate", "request_id", "served_at_ms", "video_id")
@@ -132,9 +129,7 @@ def _of_videos(slates: pl.DataFrame, pairs: pl.DataFrame, log: TrainingLog) -> l
     times = slates["served_at_ms"].to_numpy()
     owner = pairs["slate"].to_numpy().astype(np.int64)
     users = features_at(log, "user", slates["user_id"].to_list(), times)
-    videos = features_at(log, "video", pairs["video_id"].to_list(), times[owner])
-    items = item_columns(catalogue_items(log.items))
-    joined = assemble_videos(users, owner, videos, items, pairs["item"].to_numpy(), times)
+    joined = candidates_at(log, users, times, owner, pairs["item"].to_numpy())
     flat, wide = slates["video_x"].to_list(), len(VIDEO_FEATURES)
     places = zip(owner.tolist(), pairs["slot"].to_list(), strict=True)
     served = np.array([flat[s][k * wide : (k + 1) * wide] for s, k in places], np.float32)

@@ -18,10 +18,10 @@ from models.ranking.examples import Examples
 from models.ranking.inputs import (
     GENRE_BUCKETS,
     assemble_users,
-    assemble_videos,
     id_hash,
     item_columns,
 )
+from models.ranking.joined import candidates_at
 from models.ranking.network import FIRST_KNOWN
 from models.ranking.runtime import VOCABULARY_FILE, rows_of
 from models.recipe import TrainingLog
@@ -93,11 +93,7 @@ def batch_of(log: TrainingLog, examples: Examples, vocabulary: Vocabulary) -> Ba
     users = features_at(log, "user", examples.users.tolist(), examples.time_ms)
     sides = assemble_users(users, examples.time_ms)
     owner, place = np.nonzero(examples.real)
-    item = examples.video[owner, place]
-    ids = log.items["video_id"].to_numpy()
-    videos = features_at(log, "video", ids[item].tolist(), examples.time_ms[owner])
-    items = item_columns(catalogue_items(log.items))
-    rows = assemble_videos(users, owner, videos, items, item, examples.time_ms)
+    rows = candidates_at(log, users, examples.time_ms, owner, examples.video[owner, place])
     wide = {
         name: _wide(values, examples.video.shape, owner, place) for name, values in rows.items()
     }

@@ -60,15 +60,17 @@ def repeatable(seed: int, threads: int) -> Iterator[torch.Generator]:
         torch.set_num_threads(before)
 
 
-def standardise(network: Ranker, batches: Sequence[Batch]) -> None:
+def standardise(network: Ranker, batches: Sequence[Batch], without: Sequence[int] = ()) -> None:
     """Sets the network's means and deviations from what it will be trained on.
 
     What does not vary there (nothing was shown in a replayed history) is silenced: its
     weights would stay as they were drawn, and be noise as soon as it varies in serving.
+    `without`: columns of video_x that are silenced whatever they do, for ablations.
     """
     for side in _SIDES:
         getattr(network, f"{side}_std").fill_(torch.inf)
     awaken(network, batches)
+    network.video_std[list(without)] = torch.inf
     with torch.no_grad():
         for side in _SIDES:
             silent = getattr(network, f"{side}_std").isinf()

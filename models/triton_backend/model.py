@@ -28,10 +28,12 @@ class TritonPythonModel:
         root = os.environ.get("TIDEMILL_ROOT") or config["parameters"]["root"]["string_value"]
         if root not in sys.path:
             sys.path.insert(0, root)
-        from models.catalog import load
-        from models.release import read_bundle
+        from models.catalog import load, misfit
+        from models.release import ReleaseError, read_bundle
 
         bundle = read_bundle(_version_folder(args) / "bundle")
+        if why := misfit(bundle):
+            raise ReleaseError(why)
         self.runtime = load(bundle.runtime)(bundle.path)
         self.signature = bundle.signature
 

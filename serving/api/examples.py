@@ -14,6 +14,7 @@ FEED_REPLY: dict[str, Any] = {
     "cold_start": False,
     "stale": False,
     "weights": {"play": 0.31, "long_view": 0.27, "like": 0.22, "follow": 0.06, "order": 0.14},
+    "weights_drawn": False,
     "rates": {"play": 0.31, "long_view": 0.21, "like": 0.12, "follow": 0.01, "order": 0.01},
     "fallbacks": [],
     "items": [

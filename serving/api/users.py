@@ -73,7 +73,7 @@ def erase(user_id: UserId, gateway: State) -> Response:
 
 
 def _described(gateway: Gateway, user_id: str, frame: FeatureFrame, stale: bool) -> dict[str, Any]:
-    slate = gateway.surfaces.answer(FeedRequest(user_id=user_id, k=1, seed=0))
+    slate = gateway.surfaces.answer(FeedRequest(user_id=user_id, k=1, seed=0), explores=False)
     status = Status(int(frame.status[0]))
     return {
         "user_id": user_id,

@@ -60,7 +60,7 @@ function draw(reply, places) {
   at("feed-about").textContent = notes.join(" · ");
   const weights = Object.entries(reply.weights).map(([task, w]) => `${task.replace("_", " ")} ${w.toFixed(2)}`);
   const ranker = reply.models.ranker ? `ranker v${reply.models.ranker}: ` : "";
-  at("weights").textContent = weights.length ? `— ${ranker}${weights.join(", ")}` : "— no ranker yet: popularity and taste";
+  at("weights").textContent = weights.length ? `— ${ranker}${weights.join(", ")}${reply.weights_drawn ? " (drawn to explore)" : ""}` : "— no ranker yet: popularity and taste";
 }
 
 async function queriesUnder(item, turn) {

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 
 from features.store import FeatureStore, Status
 from serving.catalogue import LiveCatalogue
-from serving.fallback import LastUsers
-from serving.query import Candidate, Query
+from serving.fallback import LastUsers, absent, joined
+from serving.query import Candidate, Query, take
 from serving.stage import Hydration
+
+_NOBODY = absent("author", [""])  # made once: half a millisecond
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,29 @@ class VideoFeatures:
     def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration:
         ids = [candidate.video_id for candidate in candidates]
         return Hydration(videos=self.store.read("video", ids, query.now_ms))
+
+
+@dataclass(frozen=True)
+class AuthorFeatures:
+    """Reads the row of every candidate's author in one call, each author once.
+
+    Runs beside `VideoFeatures`, so an answer waits for the longer of the two. A candidate
+    without an author, or unknown to the catalogue, gets an absent row.
+    """
+
+    store: FeatureStore
+    catalogue: LiveCatalogue
+    name: str = "author_features"
+
+    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration:
+        items = self.catalogue.items([candidate.video_id for candidate in candidates])
+        authors = [(item.author_id or "") if item is not None else "" for item in items]
+        known = sorted(set(authors) - {""})
+        rows = _NOBODY
+        if known:
+            rows = joined([self.store.read("author", known, query.now_ms), _NOBODY])
+        place = {author_id: row for row, author_id in enumerate(rows.ids)}
+        return Hydration(authors=take(rows, [place[author_id] for author_id in authors]))
 
 
 @dataclass(frozen=True)

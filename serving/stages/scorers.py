@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.store import FeatureFrame
 from models.client import ModelClient
+from models.ranking.dirichlet import draw
 from models.ranking.inputs import TASKS, assemble
 from serving.catalogue import LiveCatalogue
 from serving.fallback import Snapshot, absent
-from serving.query import Pool, Query, Scored
+from serving.query import Pool, Query, Scored, texts
 from serving.stages.sources import lately
 from serving.trace import current_headers
 
@@ -23,21 +25,21 @@ _TASTE = 1.5  # standard deviations of popularity that a perfect match of genres
 
 @dataclass(frozen=True)
 class Ranker:
-    """P(action) per task, fused with the user's own weights, from the served ranker."""
+    """P(action) per task, fused with the user's own weights, from the served ranker.
+
+    drawn_share: of queries that explore, those ranked by weights drawn from the user's own
+    Dirichlet instead of its mean; which ones the query's seed decides.
+    """
 
     models: ModelClient
+    catalogue: LiveCatalogue
     snapshot: Snapshot
+    drawn_share: float = 0.0
     timeout_s: float = 0.35
     name: str = "ranker"
 
     def score(self, query: Query, pool: Pool) -> Scored:
-        user = query.user if query.user is not None else absent("user", [query.user_id])
-        ids = [candidate.video_id for candidate in pool.candidates]
-        videos = pool.videos if pool.videos is not None else self.snapshot.now.rows_of(ids)
-        items = [candidate.item for candidate in pool.candidates]
-        if None in items:
-            raise ValueError("a candidate has no catalogue item")
-        tensors = assemble(user, videos, [i for i in items if i is not None], query.now_ms)
+        tensors = self._tensors(query, pool)
         out = self.models.infer(
             RANKER,
             tensors,
@@ -45,14 +47,38 @@ class Ranker:
             timeout_s=self.timeout_s,
             headers=current_headers(),
         )
+        share = self.drawn_share if query.explores else 0.0
+        drawn = draw(out["alpha"], share, query.seed)
+        score, weights = out["score"], out["weights"]
+        if drawn is not None:
+            weights = drawn.weights
+            score = np.asarray((out["p"] / out["rates"]) @ weights, np.float32)
         return Scored(
-            score=out["score"],
+            score=score,
             p=out["p"],
             tasks=tuple(TASKS),
-            weights=out["weights"],
+            weights=weights,
             rates=out["rates"],
+            log_density=None if drawn is None else drawn.log_density,
             **{name: tensors[name] for name in ("user_x", "history", "video_x")},
         )
+
+    def _tensors(self, query: Query, pool: Pool) -> dict[str, np.ndarray]:
+        """What was read; of what was not, the last good rows, and nothing of authors."""
+        user = query.user if query.user is not None else absent("user", [query.user_id])
+        ids = [candidate.video_id for candidate in pool.candidates]
+        videos = pool.videos if pool.videos is not None else self.snapshot.now.rows_of(ids)
+        authors = pool.authors if pool.authors is not None else absent("author", [""] * len(ids))
+        items = [c.item for c in pool.candidates if c.item is not None]
+        if len(items) < len(ids):
+            raise ValueError("a candidate has no catalogue item")
+        return assemble(user, videos, authors, items, self._author_of(user), query.now_ms)
+
+    def _author_of(self, user: FeatureFrame) -> dict[str, str]:
+        """The author of each video in the user's lists, also of those taken down since."""
+        listed = {*texts(user, "engaged_video_id"), *texts(user, "shown_video_id")}
+        found = ((video_id, self.catalogue.get(video_id)) for video_id in listed)
+        return {video_id: item.author_id or "" for video_id, item in found if item is not None}
 
 
 @dataclass(frozen=True)

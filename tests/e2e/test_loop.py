@@ -23,6 +23,7 @@ from deploy import wiring
 from deploy.settings import Settings
 from deploy.stack import Stack
 from streams.bus import Outgoing
+from streams.feedback_store import read_feedback
 from streams.log import EventLog
 from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, REQUESTS, RESPONSES
 
@@ -122,6 +123,33 @@ def test_a_click_changes_that_users_features_and_next_feed(
     assert _videos(after) != _videos(before)
     assert liked["video_id"] not in _videos(after)
     assert loop.features(other)["features"] == others
+
+
+def test_weights_that_were_drawn_come_back_with_what_became_of_them(
+    loop: Loop, eventually: Eventually
+) -> None:
+    """From the seed's draw through token, broker and join to what the policy learns from."""
+    user = _users(loop, 7)[6]
+    asked = (loop.ask("feed", user_id=user, k=5, seed=seed) for seed in range(200))
+    slate = next(answer for answer in asked if answer["weights_drawn"])
+    mean = loop.features(user)["weights"]
+    assert slate["weights"] != pytest.approx(mean, abs=1e-3)
+    for item in slate["items"]:
+        ratios = {task: p / slate["rates"][task] for task, p in item["p"].items()}
+        score = sum(weight * ratios[task] for task, weight in slate["weights"].items())
+        assert item["score"] == pytest.approx(score, rel=1e-4)
+    first = slate["items"][0]
+    fields = {"video_id": first["video_id"], "impression": first["impression"], "surface": "feed"}
+    loop.send(_event(loop, user, "shown", **fields))
+
+    def told() -> pl.DataFrame:
+        rows = read_feedback(loop.settings.feedback_dir)
+        return rows.filter(pl.col("request_id") == slate["request_id"])
+
+    eventually(lambda: told().height == 1, 20, "the feedback joined")
+    row = told().row(0, named=True)
+    assert row["weights"] == pytest.approx(list(slate["weights"].values()), abs=1e-5)
+    assert row["log_density"] is not None
 
 
 def test_the_same_question_over_kafka_gets_the_same_answer(loop: Loop) -> None:

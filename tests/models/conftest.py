@@ -14,6 +14,7 @@ from models.ranking.ple import Config, RankerRecipe
 from models.ranking.training import Training
 from models.recipe import TrainingLog
 from models.release import Bundle, ReleaseStore
+from models.signature import Signature
 from streams.clock import DAY_MS
 from streams.feedback import FEEDBACK_SCHEMA, TASKS
 from streams.schema import EVENT_SCHEMA
@@ -22,6 +23,7 @@ START_MS = 1_700_000_000_000
 SERVED_MS = START_MS + 20 * DAY_MS
 END_MS = START_MS + 31 * DAY_MS
 USERS, VIDEOS, GENRES = 60, 90, 6
+AUTHORS = 7  # each of every genre, so that a new taste is not told by whose films one met lately
 SLATES, SLOTS = 20, 6
 
 QUICK = Config(
@@ -37,7 +39,7 @@ def _items() -> pl.DataFrame:
             "video_id": [f"v{n}" for n in range(VIDEOS)],
             "title": [f"Film {n}" for n in range(VIDEOS)],
             "genres": [[f"genre-{n % GENRES}"] for n in range(VIDEOS)],
-            "author_id": [f"a{n % 12}" for n in range(VIDEOS)],
+            "author_id": [f"a{n % AUTHORS}" for n in range(VIDEOS)],
             "duration_ms": [60_000] * VIDEOS,
             "price_cents": [100] * VIDEOS,
             "provenance": ["human"] * VIDEOS,
@@ -60,7 +62,7 @@ def _event(user: int, video: int, kind: str, at_ms: int, token: str | None) -> d
         "request_id": token.split(":")[0] if token else None,
         "impression": token,
         "video_id": f"v{video}",
-        "author_id": f"a{video % 12}",
+        "author_id": f"a{video % AUTHORS}",
         "provenance": "human",
         "query": None,
         "dwell_ms": 0 if kind == "play" else None,
@@ -188,8 +190,8 @@ def store(trained: Path, tmp_path: Path) -> ReleaseStore:
     return made
 
 
-def seal_copy(store: ReleaseStore, folder: Path) -> Bundle:
-    """Seals another version with a trained folder's files."""
+def seal_copy(store: ReleaseStore, folder: Path, signature: Signature | None = None) -> Bundle:
+    """Seals another version with a trained folder's files; `signature`: not today's."""
     import shutil
 
     from models.catalog import CATALOG
@@ -198,7 +200,8 @@ def seal_copy(store: ReleaseStore, folder: Path) -> Bundle:
     staging = store.staging("ranker")
     shutil.copytree(folder, staging, dirs_exist_ok=True)
     runtime = CATALOG["ranker"].runtime
-    return store.seal("ranker", staging, runtime=runtime, signature=SIGNATURE, created_ms=SERVED_MS)
+    stated = signature or SIGNATURE
+    return store.seal("ranker", staging, runtime=runtime, signature=stated, created_ms=SERVED_MS)
 
 
 @pytest.fixture(scope="session")

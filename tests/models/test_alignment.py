@@ -74,6 +74,32 @@ def test_poisoned_feedback_makes_a_challenger_that_is_refused(
     assert any("GAUC" in reason for reason in verdict.reasons)
 
 
+def test_slates_of_drawn_weights_are_judged_given_their_weights() -> None:
+    """Two items a slate, ranked by weights drawn anew for each: ratios given the draw find the
+    value of ranking by the mean; ratios that take the mean for what ranked do not."""
+    rng = np.random.default_rng(0)
+    count, mean = 320_000, np.array([0.5, 0.5])
+    ratios = rng.gamma(2.0, 0.5, (count, 2, 2))  # [slates, items, tasks]
+    drawn = rng.dirichlet(4 * mean, count)
+    by_draw = 3 * np.log(np.einsum("nct,nt->nc", ratios, drawn))
+    by_mean = 3 * np.log(ratios @ mean)
+    chance = np.clip(0.3 * ratios[..., 0], 0, 1)  # only the first task pays
+    first = (by_draw + rng.gumbel(size=by_draw.shape)).argmax(1)
+    slot = np.stack([first, 1 - first], 1)  # item 0 stands first where `first` is 0
+    reward = rng.random(chance.shape) < chance
+    target = np.exp(by_mean)
+    truth = float(((target / target.sum(1, keepdims=True)) * chance).sum(1).mean())
+
+    def errors_off(logged: np.ndarray) -> float:
+        real, users = np.ones(chance.shape, bool), np.arange(count)
+        found = slate_decisions(users, reward, slot, real, logged, by_mean, chance)
+        earned = found.ratio * found.reward
+        return abs(float(earned.mean()) - truth) / (float(earned.std()) / count**0.5)
+
+    assert errors_off(by_draw) < 2
+    assert errors_off(by_mean) > 3
+
+
 def test_too_few_slates_wait_and_say_how_many(
     small_log: TrainingLog, trained: Path, tmp_path: Path
 ) -> None:

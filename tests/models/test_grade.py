@@ -37,7 +37,10 @@ def headline() -> Drawn:
 def test_weights_are_on_the_simplex_whatever_comes_in() -> None:
     policy = FusionPolicy(7, START)
     strange = torch.tensor([[float("nan")] * 7, [float("inf")] * 7, [-1e30] * 7, [0.0] * 7])
-    weights, density = policy.explore(strange, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        alpha = policy(strange)
+        drawn = policy.draw(alpha, 1, torch.Generator().manual_seed(0))
+        weights, density = drawn[:, 0], policy.density(alpha, drawn)[:, 0]
     for given in (policy.mean(strange), weights):
         assert bool((given > 0).all())
         assert torch.allclose(given.sum(-1), torch.ones(4), atol=1e-5)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from features.definitions import DEFINITIONS
-from features.store import FeatureFrame
+from features.store import FeatureFrame, Status
 from models.promotion import quiet
 from models.ranking.examples import encounter_examples, encounters
 from models.ranking.export import FUSION_FILE, OneRequest, read_network
-from models.ranking.inputs import SIGNATURE, TASKS, assemble, id_hash
+from models.ranking.inputs import SIGNATURE, TASKS, VIDEO_FEATURES, assemble, id_hash
 from models.ranking.ple import Config, RankerRecipe, canary
 from models.ranking.runtime import RankerRuntime, rows_of
 from models.recipe import NotEnoughData, TrainingLog
@@ -98,7 +98,7 @@ def test_exported_equals_torch(trained: Path, candidates: int) -> None:
     with torch.no_grad():
         expected = OneRequest(network)(*(torch.from_numpy(tensor) for tensor in tensors))
     served = RankerRuntime(trained).infer(inputs)
-    for name, tensor in zip(("p", "weights", "rates", "score"), expected, strict=True):
+    for name, tensor in zip([spec.name for spec in SIGNATURE.outputs], expected, strict=True):
         np.testing.assert_allclose(served[name], tensor.numpy(), atol=1e-5)
 
 
@@ -170,8 +170,9 @@ def test_a_wrong_dtype_is_refused_by_name(trained: Path) -> None:
 def test_assembled_features_fit_the_signature() -> None:
     items = [CatalogueItem(video_id=f"v{n}", title="", genres=("Drama",)) for n in range(4)]
     videos = frame("video", [item.video_id for item in items])
-    SIGNATURE.check_inputs(assemble(frame("user", ["u1"]), videos, items, NOW))
-    none = assemble(frame("user", ["u1"]), frame("video", []), [], NOW)
+    authors = frame("author", [""] * 4)
+    SIGNATURE.check_inputs(assemble(frame("user", ["u1"]), videos, authors, items, {}, NOW))
+    none = assemble(frame("user", ["u1"]), frame("video", []), frame("author", []), [], {}, NOW)
     SIGNATURE.check_inputs(none)
     assert len(none["video_hash"]) == 0
 
@@ -179,21 +180,58 @@ def test_assembled_features_fit_the_signature() -> None:
 def test_broken_and_missing_features_count_as_nothing() -> None:
     items = [CatalogueItem(video_id="v1", title="")]
     nan, zero = (
-        assemble(frame("user", ["u"], v), frame("video", ["v1"], v), items, NOW)
+        assemble(*(frame(of, ["1"], v) for of in ("user", "video", "author")), items, {}, NOW)
         for v in (np.nan, 0)
     )
-    bare = frame("user", ["u"], 0)
-    for name in [n for n in bare.columns if "count" in n]:
-        del bare.columns[name]
-    missing = assemble(bare, frame("video", ["v1"], 0), items, NOW)
+    bare = [frame(of, ["1"], 0) for of in ("user", "video", "author")]
+    for name in [n for n in bare[0].columns if "count" in n]:
+        del bare[0].columns[name]
+    missing = assemble(*bare, items, {}, NOW)
     for name in zero:
         np.testing.assert_array_equal(nan[name], zero[name])
         np.testing.assert_array_equal(missing[name], zero[name])
 
 
 def test_features_of_other_candidates_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 feature rows"):
-        assemble(frame("user", ["u"]), frame("video", ["v1", "v2"]), [], NOW)
+    user, item = frame("user", ["u"]), CatalogueItem(video_id="v1", title="")
+    one, two = ([f"{n}" for n in range(count)] for count in (1, 2))
+    with pytest.raises(ValueError, match="2 feature rows of videos do not fit 1"):
+        assemble(user, frame("video", two), frame("author", one), [item], {}, NOW)
+    with pytest.raises(ValueError, match="2 feature rows of authors do not fit 1"):
+        assemble(user, frame("video", one), frame("author", two), [item], {}, NOW)
+
+
+def facts(authors: FeatureFrame, lists: dict[str, list[str]]) -> dict[str, np.ndarray]:
+    """video_x by name of three videos: two of author a (v1, v2), one of none (v3)."""
+    user = frame("user", ["u"])
+    for name, ids in lists.items():
+        user.columns[name] = np.empty(1, object)
+        user.columns[name][0] = ids
+    about = [("v1", "a"), ("v2", "a"), ("v3", None)]
+    items = [CatalogueItem(video_id=v, title="", author_id=a) for v, a in about]
+    videos = frame("video", [item.video_id for item in items])
+    author_of = {"v1": "a", "v2": "a", "v3": "", "v4": "a", "v5": "b"}
+    video_x = assemble(user, videos, authors, items, author_of, NOW)["video_x"]
+    return dict(zip(VIDEO_FEATURES, video_x.T, strict=True))
+
+
+def test_an_authors_videos_in_the_users_lists_count_for_each_of_its_candidates() -> None:
+    """Also a video that is no candidate; never one of another author, of none, or unknown."""
+    lists = {"engaged_video_id": ["v1", "v4", "v4", "v5", "v3", "gone"], "shown_video_id": ["v2"]}
+    found = facts(frame("author", ["a", "a", ""]), lists)
+    np.testing.assert_allclose(np.expm1(found["log_author_engaged_by_user"]), [3, 3, 0], atol=1e-6)
+    np.testing.assert_allclose(np.expm1(found["log_author_shown_to_user"]), [1, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(np.expm1(found["log_engaged_by_user"]), [1, 0, 1], atol=1e-6)
+
+
+def test_an_author_that_is_not_known_says_nothing_at_all() -> None:
+    authors = frame("author", ["a", "a", ""])
+    authors.status[1:] = [Status.EXPIRED, Status.ABSENT]
+    found = facts(authors, {})
+    own = [name for name in VIDEO_FEATURES if name.startswith("author_")]
+    assert found["author_known"].tolist() == [1, 0, 0]
+    assert all(found[name][0] > 0 for name in own)
+    assert all((found[name][1:] == 0).all() for name in own)
 
 
 def test_a_sampled_negative_was_never_acted_on(before_slates: TrainingLog) -> None:

@@ -10,22 +10,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from models.client import ModelClient, ModelUnavailable
 from models.echo import came_back, probe
 from models.in_process import InProcessClient
 from models.promotion import Promoter, announcement, successor
+from models.ranking.export import WEIGHTS_FILE, read_network
+from models.ranking.inputs import SIGNATURE
+from models.ranking.network import Ranker
 from models.ranking.ple import canary
 from models.ranking.runtime import RankerRuntime
 from models.recipe import NotEnoughData, TrainingLog
 from models.release import Bundle, Manifest, ReleaseError, ReleaseStore, read_canary
 from models.repository import ModelRepository
-from models.signature import BadInput
+from models.signature import BadInput, Signature
 from models.update import Outcome, update, watermark_ms
 
 Reseal = Callable[[ReleaseStore, Path], Bundle]
@@ -169,6 +174,41 @@ def test_a_rollback_quarantines_what_the_bad_release_gathered(
     assert (kept.release_id, kept.since_ms, kept.until_ms) == ("r0002", 20, 35)
     with pytest.raises(ReleaseError, match="no earlier release"):
         stack.promoter.rollback(now_ms=40, reason="again")
+
+
+def test_a_release_of_another_signature_is_left_out_by_name_and_training_brings_one_back(
+    stack: Stack, trained: Path, reseal: Any, small_log: TrainingLog
+) -> None:
+    """As after an upgrade: it is live by the book, and its folder lies in the repository."""
+    fewer = [replace(s, shape=(-1, 9)) if s.name == "video_x" else s for s in SIGNATURE.inputs]
+    old = reseal(stack.store, trained, Signature(tuple(fewer), SIGNATURE.outputs))
+    release = stack.store.propose({"ranker": old.version}, created_ms=1)
+    stack.store.set_current(release.release_id, at_ms=1)
+    stack.repository.add(old)
+    says = r"ranker version 2 .*\(video_x differ\): `tidemill models train ranker`"
+    with pytest.raises(ModelUnavailable):
+        stack.client.load("ranker")
+    stack.promoter.restore()
+    assert stack.repository.versions("ranker") == ()
+    with pytest.raises(ReleaseError, match=says):
+        run_update(stack, small_log)
+    reseal(stack.store, trained)
+    stack.go_live(3)
+    assert stack.client.infer("ranker", canary(2), version=3)["score"].shape == (2,)
+    with pytest.raises(ReleaseError, match=says):
+        stack.promoter.rollback(now_ms=2, reason="a test")
+    assert stack.store.current().models == {"ranker": 3}  # type: ignore[union-attr]
+    assert stack.client.versions("ranker") == (3,)
+
+
+def test_a_network_of_other_features_is_not_taught(trained: Path, tmp_path: Path) -> None:
+    network, vocabulary = read_network(trained)
+    wider = replace(network.size, video_x=network.size.video_x + 1)
+    state = Ranker(wider, network.genres_of_video).state_dict()
+    torch.save({"size": asdict(wider), "state": state}, tmp_path / WEIGHTS_FILE)
+    vocabulary.save(tmp_path)
+    with pytest.raises(ReleaseError, match="tidemill models train ranker"):
+        read_network(tmp_path)
 
 
 def run_update(stack: Stack, log: TrainingLog) -> Outcome:

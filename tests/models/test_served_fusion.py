@@ -7,17 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import polars as pl
 import pytest
 import torch
 
 from models.alignment.ranker import RankerUpdate
 from models.promotion import quiet
+from models.ranking.dirichlet import draw
 from models.ranking.examples import Examples, impression_examples
 from models.ranking.export import example_inputs, read_network
-from models.ranking.fusion import FusionTraining, learn_fusion, order_value
+from models.ranking.fusion import (
+    FusionTraining,
+    learn_fusion,
+    order_value,
+    slates_of,
+    with_served,
+)
 from models.ranking.inputs import TASKS, USER_FEATURES
 from models.ranking.network import KNOWN, Ranker
-from models.ranking.ple import RankerRecipe, canary
+from models.ranking.ple import RankerRecipe, canary, scores_of
 from models.ranking.runtime import ONNX_FILE, RankerRuntime
 from models.ranking.tensors import Batch, batch_of
 from models.ranking.training import START, awaken, liking_loss
@@ -59,6 +67,9 @@ def test_the_graph_gives_weights_on_the_simplex_whatever_comes_in(
     found = graph(taught, **odd)
     assert (found["weights"] >= 0).all()
     assert found["weights"].sum() == pytest.approx(1, abs=1e-5)
+    drawn = draw(found["alpha"], 1.0, 5)
+    assert drawn is not None
+    assert drawn.weights.sum() == pytest.approx(1, abs=1e-6)
     assert np.isfinite(found["score"]).all()
 
 
@@ -80,6 +91,18 @@ def test_nobody_known_gets_the_declared_start(taught: Path) -> None:
     somebody = example_inputs(4)[1].numpy().copy()
     somebody[KNOWN] = 1
     assert not np.allclose(graph(taught, user_x=somebody)["weights"], nobody, atol=1e-3)
+
+
+def test_the_weights_served_are_the_mean_of_what_is_drawn_from(taught: Path) -> None:
+    """For who has a policy and who has not."""
+    for known in (0.0, 1.0):
+        user_x = example_inputs(4)[1].numpy().copy()
+        user_x[KNOWN] = known
+        found = graph(taught, user_x=user_x)
+        mean = found["alpha"] / found["alpha"].sum()
+        np.testing.assert_allclose(mean, found["weights"], atol=1e-6)
+        drawn = [draw(found["alpha"], 1.0, seed).weights for seed in range(2_000)]  # type: ignore[union-attr]
+        np.testing.assert_allclose(np.mean(drawn, 0), found["weights"], atol=0.01)
 
 
 def test_a_history_without_slates_leaves_the_declared_start(
@@ -128,6 +151,103 @@ def test_an_update_goes_on_from_the_served_policy(trained: Path, small_log: Trai
     after = network.weights(batch.user_x).detach()
     moved = (after - served).abs().sum(-1).mean()
     assert 0 < moved < (served - network.start).abs().sum(-1).mean()
+
+
+def with_drawn(log: TrainingLog, rows: dict[str, object]) -> TrainingLog:
+    """The log whose first request says that it was ranked by these drawn weights."""
+    first = log.feedback.sort("served_at_ms", "request_id")["request_id"][0]
+    mine = pl.col("request_id") == first
+    told = [
+        pl.when(mine).then(pl.lit(value, log.feedback.schema[name])).otherwise(pl.col(name))
+        for name, value in rows.items()
+    ]
+    return replace(log, feedback=log.feedback.with_columns(
+        each.alias(name) for each, name in zip(told, rows, strict=True)
+    ))  # fmt: skip
+
+
+WEIGHTS = [0.1, 0.2, 0.3, 0.15, 0.25]
+
+
+def test_a_slate_knows_the_weights_that_it_was_drawn_with(small_log: TrainingLog) -> None:
+    log = with_drawn(small_log, {"weights": WEIGHTS, "log_density": 3.5})
+    slates = impression_examples(log, count=10_000)
+    np.testing.assert_allclose(slates.weights[0], WEIGHTS, rtol=1e-6)
+    assert slates.log_density[0] == 3.5
+    assert np.isnan(slates.weights[1:]).all()
+    assert np.isnan(slates.log_density[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "density"),
+    [
+        ([0.5, 0.5], 1.0),
+        ([0.5] * 5, 1.0),
+        ([0.0, 0.25, 0.25, 0.25, 0.25], 1.0),
+        ([-0.5, 0.5, 0.5, 0.25, 0.25], 1.0),
+        ([float("nan"), 0.25, 0.25, 0.25, 0.25], 1.0),
+        (WEIGHTS, None),
+        (WEIGHTS, float("inf")),
+    ],
+)
+def test_what_is_no_draw_of_these_tasks_counts_as_none(
+    small_log: TrainingLog, weights: list[float], density: float | None
+) -> None:
+    log = with_drawn(small_log, {"weights": weights, "log_density": density})
+    slates = impression_examples(log, count=10_000)
+    assert np.isnan(slates.weights).all()
+    assert np.isnan(slates.log_density).all()
+
+
+def test_the_vector_that_was_served_is_the_first_of_its_group_at_its_logged_density(
+    trained: Path, small_log: TrainingLog
+) -> None:
+    network, batch, slates = two_kinds_of_people(trained, small_log)
+    slates.weights[::2], slates.log_density[::2] = WEIGHTS, 2.5
+    learned = slates_of(network, batch, slates)
+    was = learned.log_density.isfinite()
+    assert 0 < was.sum() < len(learned)
+    generator = torch.Generator().manual_seed(0)
+    alpha = network.fusion(learned.observed).detach()
+    drawn = network.fusion.draw(alpha, 4, generator)
+    before = network.fusion.density(alpha, drawn)
+    vectors, densities = with_served(learned, drawn, before)
+    torch.testing.assert_close(vectors[was, 0], torch.tensor(WEIGHTS).expand(int(was.sum()), -1))
+    assert (densities[was, 0] == 2.5).all()
+    for mine, theirs in ((vectors, drawn), (densities, before)):
+        torch.testing.assert_close(mine[~was], theirs[~was])
+        torch.testing.assert_close(mine[:, 1:], theirs[:, 1:])
+
+
+def test_a_slate_that_was_drawn_is_scored_by_the_weights_that_drew_it(
+    trained: Path, small_log: TrainingLog
+) -> None:
+    network, batch, slates = two_kinds_of_people(trained, small_log)
+    own = scores_of(network, batch)
+    np.testing.assert_allclose(scores_of(network, batch, drawn=slates.weights), own)
+    slates.weights[3] = WEIGHTS
+    logged = scores_of(network, batch, drawn=slates.weights)
+    with torch.no_grad():
+        ratios = network.ratios(network(*batch.inputs())[0])[3]
+    np.testing.assert_allclose(logged[3], ratios @ torch.tensor(WEIGHTS), rtol=1e-5)
+    np.testing.assert_allclose(np.delete(logged, 3, 0), np.delete(own, 3, 0))
+
+
+def test_drawn_slates_teach_the_policy_no_worse(trained: Path, small_log: TrainingLog) -> None:
+    """Half the slates were served by vectors of the policy's own, with their density."""
+    network, batch, slates = two_kinds_of_people(trained, small_log)
+    with torch.no_grad():
+        alpha = network.alpha(batch.user_x).numpy()
+    for row in range(0, len(slates), 2):
+        drawn = draw(alpha[row], 1.0, row)
+        assert drawn is not None
+        slates.weights[row], slates.log_density[row] = drawn.weights, drawn.log_density
+    orders = batch.user_x[:, RATE] > 0.1
+    assert learn_fusion(network, batch, slates, FusionTraining(), seed=0)
+    with torch.no_grad():
+        weights = network.weights(batch.user_x)
+    assert weights[orders, ORDER].mean() > 1.3 * weights[~orders, ORDER].mean()
+    assert weights[~orders, PLAY].mean() > 1.3 * weights[orders, PLAY].mean()
 
 
 def test_too_few_slates_teach_nothing(trained: Path, small_log: TrainingLog) -> None:
@@ -201,6 +321,8 @@ def two_kinds_of_people(trained: Path, log: TrainingLog) -> tuple[Ranker, Batch,
     network.user_mean[RATE], network.user_std[RATE] = 0.165, 0.135
     with torch.no_grad():
         p = network(*replace(batch, user_x=user_x).inputs())[0]
+    alike = np.corrcoef(p[batch.real].numpy().T)[PLAY, ORDER]
+    assert abs(alike) < 0.5, "what is played most must not be what is ordered most"
     first = torch.nn.functional.one_hot(p.argmax(1), p.shape[1]).transpose(1, 2)  # [G, C, T]
     labels = torch.zeros_like(batch.labels)
     labels[buyers, :, ORDER] = first[buyers, :, ORDER].float()
@@ -211,7 +333,7 @@ def two_kinds_of_people(trained: Path, log: TrainingLog) -> tuple[Ranker, Batch,
 
 def spread_the_predictions(network: Ranker) -> None:
     """Predictions that vary from candidate to candidate, each task in its own way."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for tower in network.towers:
             assert isinstance(tower, torch.nn.Linear)

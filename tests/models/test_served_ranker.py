@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from deploy.parts.triton import Triton
+from features.store import Status
 from models.datasets import catalogue_items, features_at
 from models.in_process import InProcessClient
 from models.ranking.examples import Examples
@@ -80,6 +81,8 @@ def stored_requests(log: TrainingLog) -> Examples:
         slot=np.zeros(video.shape, np.int64),
         propensity=np.ones(video.shape, np.float32),
         release=np.full(REQUESTS, "", object),
+        weights=np.full((REQUESTS, len(TASKS)), np.nan, np.float32),
+        log_density=np.full(REQUESTS, np.nan, np.float32),
     )
 
 
@@ -89,17 +92,21 @@ def test_offline_and_served_scores_agree_on_stored_requests(
     asked, (network, vocabulary) = stored_requests(small_log), read_network(trained)
     offline = scores_of(network, batch_of(small_log, asked, vocabulary))
     items = catalogue_items(small_log.items)
-    widths = set()
+    author_of = {item.video_id: item.author_id or "" for item in items}
+    widths, known_authors = set(), 0
     for row in range(REQUESTS):
         chosen = asked.video[row][asked.real[row]]
         now = asked.time_ms[row : row + 1]
         user = features_at(small_log, "user", [str(asked.users[row])], now)
-        names = [items[n].video_id for n in chosen]
-        videos = features_at(small_log, "video", names, np.repeat(now, len(names)))
-        served = ask(client, assemble(user, videos, [items[n] for n in chosen], int(now[0])))
+        about, at = [items[n] for n in chosen], np.repeat(now, len(chosen))
+        videos = features_at(small_log, "video", [item.video_id for item in about], at)
+        authors = features_at(small_log, "author", [item.author_id or "" for item in about], at)
+        known_authors += int((authors.status == Status.PRESENT).sum())
+        served = ask(client, assemble(user, videos, authors, about, author_of, int(now[0])))
         np.testing.assert_allclose(served["score"], offline[row, : len(chosen)], atol=1e-5, rtol=0)
         widths.add(len(chosen))
     assert len(widths) > 30, "candidate counts are ragged"
+    assert known_authors > 1_000, "authors' rows say something"
 
 
 def request(candidates: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -42,7 +42,8 @@ def history() -> list[Outgoing]:
                 "event_id": f"{user}-{step}",
                 "user_id": f"user-{user}",
                 "kind": ("play", "like", "long_view")[step % 3],
-                "video_id": f"v{(user * 7 + step * 5) % VIDEOS}",
+                "video_id": f"v{(video := (user * 7 + step * 5) % VIDEOS)}",
+                "author_id": f"a{video % 9}",
                 "event_time_ms": now_ms - (EACH - step) * 3_600_000,
                 "origin": "replayed",
             }
@@ -112,9 +113,14 @@ def test_an_honest_log_shows_no_skew(mill: Any, tmp_path: Path) -> None:
     for user in range(USERS):
         mill.feed(f"user-{user}")
     mill.feed("nobody-ever")
-    found = skew(served_by(mill), logged(mill.bus, tmp_path / "log"), in_flight_ms=100)
+    served = served_by(mill)
+    found = skew(served, logged(mill.bus, tmp_path / "log"), in_flight_ms=100)
     assert found.clean, found.skewed
     assert found.slates == 2 * USERS + 1
+    seen = np.concatenate(served["video_x"].to_list()).reshape(-1, len(VIDEO_FEATURES))
+    of_authors = [n for n, name in enumerate(VIDEO_FEATURES) if "author" in name]
+    varied = {VIDEO_FEATURES[n] for n in of_authors if seen[:, n].std() > 0}
+    assert {"author_log_play_count_all", "log_author_engaged_by_user"} <= varied
     assert found.candidates > 50
     assert found.stale == 0
 
@@ -122,7 +128,7 @@ def test_an_honest_log_shows_no_skew(mill: Any, tmp_path: Path) -> None:
 def test_a_planted_skew_is_found_and_sized(
     mill: Any, store: MemoryFeatureStore, tmp_path: Path
 ) -> None:
-    """The store counts plays that the log does not hold."""
+    """The store counts plays of a video and its author that the log does not hold."""
     target = mill.feed("user-0")["items"][0]["video_id"]
     ghost = {name: [None] * 4 for name in EVENT_SCHEMA.names} | {
         "event_id": [f"ghost-{n}" for n in range(4)],
@@ -133,22 +139,26 @@ def test_a_planted_skew_is_found_and_sized(
         "surface": ["external"] * 4,
         "origin": ["live"] * 4,
         "video_id": [target] * 4,
+        "author_id": [f"a{int(target[1:]) % 9}"] * 4,
         "late": [False] * 4,
         "duplicate": [False] * 4,
         "source_partition": [0] * 4,
         "source_offset": [0, 1, 2, 3],
     }
-    store.fold("video", pa.table(ghost, schema=EVENT_SCHEMA), Stamp("planted", 0, 0))
+    for entity in ("video", "author"):
+        store.fold(entity, pa.table(ghost, schema=EVENT_SCHEMA), Stamp("planted", 0, 0))
     before = served_by(mill)
-    mill.feed("user-0", candidates=[target, "v1"])
+    other = "v1" if int(target[1:]) % 9 != 1 else "v2"
+    mill.feed("user-0", candidates=[target, other])
     served = served_by(mill).filter(~pl.col("request_id").is_in(before["request_id"].implode()))
     log = logged(mill.bus, tmp_path / "log")
     found = {each.feature: each for each in skew(served, log, in_flight_ms=100).skewed}
-    planted = found["video log_play_count_all"]
-    assert planted.differing == 1
-    assert planted.served > planted.joined
-    assert np.expm1(planted.served) - np.expm1(planted.joined) == pytest.approx(4, abs=1e-3)
-    assert planted.largest == pytest.approx(planted.served - planted.joined, abs=1e-6)
+    for column in ("log_play_count_all", "author_log_play_count_all"):
+        planted = found[f"video {column}"]
+        assert planted.differing == 1
+        assert planted.served > planted.joined
+        assert np.expm1(planted.served) - np.expm1(planted.joined) == pytest.approx(4, abs=1e-3)
+        assert planted.largest == pytest.approx(planted.served - planted.joined, abs=1e-6)
     assert not [name for name in found if name.startswith("user ")]
 
 
@@ -205,6 +215,7 @@ def test_a_full_queue_drops_and_counts_and_never_waits() -> None:
                                "release": type("R", (), {"release_id": "r1"})})  # fmt: skip
         items = (type("C", (), {"video_id": "v"}),)
         seen = {"user_x": np.zeros(1), "history": np.zeros(1), "video_x": np.zeros((1, 1))}  # noqa: RUF012
+        weights, log_density = {}, None
 
     kept = ServedFeatures(ServedLog(Path("/nowhere")), depth=2)
     for _ in range(5):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 
+import orjson
 import pytest
 
-from streams import export_schemas
+from streams import export_schemas, impression
 from streams.clock import AcceleratedClock, ManualClock, WallClock
-from streams.events import KINDS
+from streams.events import KINDS, MAX_ID, MAX_IMPRESSION
 from streams.impression import BadToken, Impression, sign, verify
 from streams.topics import entity_hash
 
@@ -23,11 +24,35 @@ IMPRESSION = Impression(
     release="rel-1",
     served_at_ms=1_750_000_000_000,
 )
+# `IMPRESSION` as it was signed before a token told weights. Never made anew.
+OLD_TOKEN = (
+    "eyJyZXF1ZXN0X2lkIjoicjEiLCJzdXJmYWNlIjoiZmVlZCIsInVzZXJfaWQiOiJ1MSIsInZpZGVvX2lkIjoidjEiLC"
+    "JxdWVyeSI6bnVsbCwic2xvdCI6MywicHJvcGVuc2l0eSI6MC4yNSwiZXhwbG9yZWQiOmZhbHNlLCJyZWxlYXNlIjoi"
+    "cmVsLTEiLCJzZXJ2ZWRfYXRfbXMiOjE3NTAwMDAwMDAwMDB9.HmpvDE-BXtdZjJRbhQdXhQ"
+)
 
 
 def test_a_signed_impression_comes_back_whole() -> None:
     assert verify(sign(IMPRESSION, KEY), KEY) == IMPRESSION
     assert IMPRESSION.impression_id == "r1:3"
+
+
+def test_a_token_tells_the_weights_that_were_drawn_and_stays_short_enough_to_be_sent() -> None:
+    told = {"weights": (0.123456,) * 8, "log_density": -12.3456}
+    longest = dict.fromkeys(("request_id", "user_id", "video_id"), "x" * MAX_ID)
+    drawn = IMPRESSION.model_copy(update=told | longest)
+    token = sign(drawn, KEY)
+    assert verify(token, KEY) == drawn
+    assert len(token) <= MAX_IMPRESSION
+
+
+def test_a_token_of_before_weights_were_told_and_one_of_a_later_form_are_read() -> None:
+    """Feedback of slates that another version served is not lost."""
+    assert verify(OLD_TOKEN, KEY) == IMPRESSION
+    later = orjson.dumps(IMPRESSION.model_dump() | {"told_later": 1})
+    parts = (later, impression._mac(later, KEY))
+    token = ".".join(base64.urlsafe_b64encode(p).rstrip(b"=").decode() for p in parts)
+    assert verify(token, KEY) == IMPRESSION
 
 
 @pytest.mark.parametrize("spoilt", ["{}x", "A{}", "{}.x", "é.é", "a.b", "", "{}{}"])
@@ -48,8 +73,6 @@ def test_another_key_or_a_changed_body_is_refused() -> None:
 
 
 def test_a_signed_body_of_an_unknown_form_is_refused() -> None:
-    from streams import impression
-
     body = b'{"slot": 1}'
     mac = impression._mac(body, KEY)
     token = ".".join(base64.urlsafe_b64encode(p).rstrip(b"=").decode() for p in (body, mac))

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from streams.bus import Outgoing, Stamp
 from streams.delivery import Delivery
-from streams.feedback import FEEDBACK_SCHEMA, TASKS, Refusal
+from streams.feedback import FEEDBACK_SCHEMA, TASKS, Join, Refusal, Windows, to_table
 from streams.feedback_store import FeedbackStore, read_feedback, read_matured
 from streams.impression import Impression, sign
+from streams.segments import Segments
 from streams.topics import EVENTS_BY_USER, FEEDBACK
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
@@ -47,11 +48,12 @@ class _Topic:
 
 def _impression(number: int) -> Impression:
     query = f"q{number}" if number % 3 == 2 else None
+    drawn = {"weights": (0.5, 0.3, 0.2), "log_density": 1.25} if number % 2 and not query else {}
     return Impression(
         request_id=f"r{number // 2}", surface="queries" if query else "feed",
         user_id=f"u{number % 2}", video_id=f"v{number}", query=query, slot=number % 2,
         propensity=0.1 * (number + 1), explored=number % 2 == 0, release="rel-1",
-        served_at_ms=T0 + number,
+        served_at_ms=T0 + number, **drawn,
     )  # fmt: skip
 
 
@@ -115,7 +117,28 @@ def test_what_a_token_said_is_what_the_row_says(joined: Callable[..., pl.DataFra
     for number, row in enumerate(rows.iter_rows(named=True)):
         impression = _impression(number)
         assert row["impression_id"] == impression.impression_id
-        assert {name: row[name] for name in Impression.model_fields} == impression.model_dump()
+        told = {name: row[name] for name in Impression.model_fields}
+        assert told == impression.model_dump(mode="json")
+    assert [row is None for row in rows["weights"]] == [True, False, True]
+
+
+@pytest.mark.parametrize("filed", [False, True], ids=["in the tail", "as Parquet"])
+def test_files_of_before_weights_were_told_are_read_and_joined_to(
+    tmp_path: Path, event_table: Build, filed: bool
+) -> None:
+    """Written by an older version: the last two columns are not there."""
+    outcomes = Join(KEY).batch(event_table([_event(1, "shown", 5)])).outcomes
+    table = to_table({name: (each, 1) for name, each in outcomes.items()}, Windows(WINDOWS))
+    old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-2]), times=("served_at_ms",))
+    assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == {"weights", "log_density"}
+    old.append(Stamp("e", 0, 0), table.select(old.schema.names))
+    if filed:
+        old.gather()
+    assert read_feedback(tmp_path).select("weights", "log_density").row(0) == (None, None)
+    like = event_table([_event(1, "like", 9)])
+    _store(tmp_path).join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 1), like))
+    (row,) = read_feedback(tmp_path).iter_rows(named=True)
+    assert (row["revision"], row["like"], row["shown_at_ms"]) == (2, True, T0 + 5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""Laws of drawn weights: a sample of the policy's own Dirichlet, on the simplex, told exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.ranking import grade
+from models.ranking.dirichlet import draw, log_density
+
+ALPHA = np.array([4.0, 8.0, 16.0, 4.0, 8.0], np.float32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    alpha=st.lists(st.floats(grade.LEAST_ALPHA, 500), min_size=2, max_size=8),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_what_is_drawn_is_on_the_simplex_and_its_density_is_torchs(
+    alpha: list[float], seed: int
+) -> None:
+    concentration = np.array(alpha, np.float32)
+    drawn = draw(concentration, 1.0, seed)
+    assert drawn is not None
+    assert (drawn.weights > 0).all()
+    assert drawn.weights.sum() == pytest.approx(1, abs=1e-6)
+    exact = torch.from_numpy(concentration.astype(float))
+    weights = torch.from_numpy(drawn.weights.astype(float))
+    theirs = float(grade.log_density(exact, weights / weights.sum()))
+    assert np.isfinite(drawn.log_density)
+    assert drawn.log_density == pytest.approx(theirs, rel=1e-4, abs=1e-3)
+
+
+def test_draws_have_the_policys_mean_and_spread() -> None:
+    drawn = np.stack([draw(ALPHA, 1.0, seed).weights for seed in range(20_000)])  # type: ignore[union-attr]
+    mean, total = ALPHA / ALPHA.sum(), ALPHA.sum()
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=0.003)
+    np.testing.assert_allclose(drawn.var(0), mean * (1 - mean) / (total + 1), rtol=0.05)
+
+
+def test_the_declared_share_of_seeds_is_drawn_and_the_same_seed_the_same() -> None:
+    found = [draw(ALPHA, 0.1, seed) for seed in range(20_000)]
+    assert np.mean([each is not None for each in found]) == pytest.approx(0.1, abs=0.01)
+    assert not any(draw(ALPHA, 0.0, seed) for seed in range(1_000))
+    for seed, each in enumerate(found[:200]):
+        again = draw(ALPHA, 0.1, seed)
+        assert (each is None) == (again is None)
+        if each is not None and again is not None:
+            np.testing.assert_array_equal(each.weights, again.weights)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -1.0])
+def test_what_is_no_concentration_is_not_drawn_from(bad: float) -> None:
+    assert draw(np.array([1.0, bad, 1.0], np.float32), 1.0, 3) is None
+
+
+def test_the_density_falls_away_from_the_mean() -> None:
+    mean = ALPHA / ALPHA.sum()
+    assert log_density(ALPHA, mean) > log_density(ALPHA, np.full(5, 0.2))
