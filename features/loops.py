@@ -178,15 +178,26 @@ def _after(time: np.ndarray, hashes: np.ndarray, a: int, b: int) -> bool:
 
 
 def warm() -> None:
-    """Compiles both loops for the types that a fold gives them, or finds them in the cache."""
+    """Compiles what a fold and its write call (`features.packing` too), for the types that
+    they give, or finds it in the cache."""
     from features.definitions import DEFINITIONS
+    from features.feast_format import RowFormat
     from features.fold import fold, group
-    from features.tiles import decode
+    from features.row_cache import RowCache
+    from features.spans import Spans
+    from features.swap import Swap
+    from features.tiles import decode, encode_spans
     from streams.bus import Stamp
     from streams.schema import EVENT_SCHEMA
 
-    batch = group(DEFINITIONS["user"], EVENT_SCHEMA.empty_table())
-    fold(DEFINITIONS["user"], decode([]), batch, Stamp("", 0, 0))
+    user, key, times = DEFINITIONS["user"], np.ones(1, np.uint64), np.zeros(1, np.int64)
+    batch = group(user, EVENT_SCHEMA.empty_table())
+    fold(user, decode([]), batch, Stamp("", 0, 0))
+    rows, cache = encode_spans(decode([None])), RowCache(1)
+    cache.put("user", key, rows)
+    cache.get("user", key)
+    swap = Swap(RowFormat(user, ""), b"", 0)
+    list(swap.calls(Spans.of([b"u"]), Spans.of([None]), rows, times, 1))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ back. Does not know what a value means (`features.fold` writes it, `features.fin
 reads it) nor where bytes are kept.
 
 Layout, little endian: HEAD, lanes (LANE each), tiles (TILE), entries (ENTRY), recent
-ids (RECENT), the entries' UTF-8 text in their order, and 8 bytes of xxh3 over all
+ids (RECENT), the entries' UTF-8 text in their order, and 8 bytes of XXH64 over all
 that: the digest is what compare-and-set compares.
 """
 
@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from features.spans import Bytes, offsets_of, taken, woven
+from features.spans import Spans, offsets_of, readable_bytes, taken
 
-VERSION = 1
+VERSION = 2  # of this layout; a store whose rows have another is rebuilt from the log
 FOREVER_MS = 2**63 - 1
 DIGEST_BYTES = 8
 
@@ -106,22 +106,22 @@ def _sizes(head: np.ndarray) -> int:
     return int(HEAD.itemsize + parts + int(head["text_bytes"]) + DIGEST_BYTES)
 
 
-_EMPTY = np.zeros(1, HEAD).tobytes() + bytes(DIGEST_BYTES)
+_SHORTEST = HEAD.itemsize + DIGEST_BYTES
 _PARTS = len(_SECTIONS) + 3  # of a row's bytes: head, sections, text, digest
 
 
 def decode(blobs: Sequence[bytes | None]) -> Rows:
     """Rows in the order of `blobs`; None, and bytes that are no row, become empty rows."""
-    n = len(blobs)
-    whole = [blob if blob is not None and len(blob) >= len(_EMPTY) else _EMPTY for blob in blobs]
-    joined = b"".join(whole)
-    bounds = offsets_of(np.fromiter(map(len, whole), np.int64, n))
-    head = _heads(joined, bounds)
-    broken = (head["version"] != VERSION) | (_row_bytes(head) != np.diff(bounds))
-    head[broken] = np.zeros(1, HEAD)[0]
-    cuts = _cuts(bounds, head)
+    return decode_spans(Spans.of(blobs))
+
+
+def decode_spans(spans: Spans) -> Rows:
+    """Rows in the order of the spans; bytes that are no row become empty rows."""
+    n, head = len(spans), _heads(spans)
+    cuts = _cuts(spans.offsets, head)
     part = [
-        taken(joined, cuts, np.arange(place, n * _PARTS, _PARTS)) for place in range(1, _PARTS - 1)
+        taken(spans.data, cuts, np.arange(place, n * _PARTS, _PARTS))
+        for place in range(1, _PARTS - 1)
     ]
     row = [np.repeat(np.arange(n), head[name]) for name, _ in _SECTIONS]
     lane, tile, entry, recent = (
@@ -131,11 +131,18 @@ def decode(blobs: Sequence[bytes | None]) -> Rows:
     return Rows(head, row[0], lane, row[1], tile, row[2], entry, text, row[3], recent)
 
 
-def _heads(joined: bytes, bounds: np.ndarray) -> np.ndarray:
-    cuts = np.empty((len(bounds) - 1, 2), np.int64)
-    cuts[:, 0], cuts[:, 1] = bounds[:-1] + HEAD.itemsize, bounds[1:]
+def _heads(spans: Spans) -> np.ndarray:
+    """HEAD [N]; zeros where the bytes are no whole row."""
+    head, lengths = np.zeros(len(spans), HEAD), spans.lengths
+    long = np.flatnonzero(lengths >= _SHORTEST)
+    cuts = np.empty((len(long), 2), np.int64)
+    cuts[:, 0] = spans.offsets[:-1][long]
+    cuts[:, 1] = cuts[:, 0] + HEAD.itemsize
     places = np.arange(0, cuts.size, 2)
-    return np.frombuffer(taken(joined, np.append(0, cuts.ravel()), places), HEAD).copy()
+    ends = np.append(cuts.ravel(), len(spans.data))
+    head[long] = np.frombuffer(taken(spans.data, ends, places), HEAD)
+    head[(head["version"] != VERSION) | (_row_bytes(head) != lengths)] = np.zeros(1, HEAD)[0]
+    return head
 
 
 def _cuts(bounds: np.ndarray, head: np.ndarray) -> np.ndarray:
@@ -146,7 +153,7 @@ def _cuts(bounds: np.ndarray, head: np.ndarray) -> np.ndarray:
         ends[:, place] = ends[:, place - 1] + head[name].astype(np.int64) * dtype.itemsize
     ends[:, -2] = ends[:, -3] + head["text_bytes"]
     ends[:, -1] = bounds[1:]
-    return np.append(0, ends.ravel())
+    return np.append(0, np.minimum(ends, bounds[1:, None]).ravel())
 
 
 def _row_bytes(head: np.ndarray) -> np.ndarray:
@@ -163,19 +170,20 @@ def _texts(lengths: np.ndarray, text: np.ndarray) -> pa.LargeBinaryArray:
 
 def encode(rows: Rows) -> list[bytes]:
     """The bytes of every row; the head's counts and the digest are made here."""
-    n = len(rows)
-    if n == 0:
-        return []
+    return encode_spans(rows).to_list()
+
+
+def encode_spans(rows: Rows) -> Spans:
+    """`encode` in one buffer."""
+    from features.packing import woven_rows
+
     head = _counted(rows)
-    sections = ((rows.lane, LANE), (rows.tile, TILE), (rows.entry, ENTRY), (rows.recent, RECENT))
-    pieces: list[tuple[Bytes, np.ndarray]] = [(head, np.full(n, HEAD.itemsize))]
-    for (name, _), (part, dtype) in zip(_SECTIONS, sections, strict=True):
-        pieces.append((part, head[name].astype(np.int64) * dtype.itemsize))
-    pieces.append((_text_bytes(rows.text), head["text_bytes"].astype(np.int64)))
-    order = np.arange(len(pieces) * n).reshape(-1, n).T.ravel()
-    body = memoryview(woven(pieces, order))  # type: ignore[arg-type]
-    stops = np.cumsum(_row_bytes(head) - DIGEST_BYTES).tolist()
-    return [_sealed(body[a:b]) for a, b in zip([0, *stops], stops, strict=False)]
+    parts = (head, rows.lane, rows.tile, rows.entry, rows.recent, _text_bytes(rows.text))
+    length = np.empty((len(rows), len(parts)), np.int64)
+    length[:, 0], length[:, -1] = HEAD.itemsize, head["text_bytes"]
+    for place, (name, dtype) in enumerate(_SECTIONS, start=1):
+        length[:, place] = head[name].astype(np.int64) * dtype.itemsize
+    return Spans(*woven_rows(*map(readable_bytes, parts), length))
 
 
 def _counted(rows: Rows) -> np.ndarray:
@@ -198,13 +206,13 @@ def _text_bytes(text: pa.LargeBinaryArray) -> np.ndarray:
     return np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
 
 
-def _sealed(body: bytes | memoryview) -> bytes:
-    return b"".join((body, xxhash.xxh3_64_digest(body)))
-
-
-def digest(blob: bytes) -> bytes:
-    """What compare-and-set expects to find: 8 bytes that change with every change of a row."""
-    return blob[-DIGEST_BYTES:]
+def digests(spans: Spans) -> np.ndarray:
+    """What compare-and-set expects to find, uint8 [N, 8]: digests, zeros for empty spans."""
+    found = np.zeros((len(spans), DIGEST_BYTES), np.uint8)
+    rows = np.flatnonzero(spans.lengths >= DIGEST_BYTES)
+    ends = spans.offsets[1:][rows, None]
+    found[rows] = spans.data[ends + np.arange(-DIGEST_BYTES, 0)]
+    return found
 
 
 def tombstone(erased_ms: int, generation: int, fingerprint: int) -> bytes:
@@ -213,7 +221,8 @@ def tombstone(erased_ms: int, generation: int, fingerprint: int) -> bytes:
     head["version"] = VERSION
     head["fingerprint"], head["generation"] = fingerprint, generation
     head["erased_ms"] = erased_ms
-    return _sealed(head.tobytes())
+    body = head.tobytes()
+    return body + xxhash.xxh64_intdigest(body).to_bytes(DIGEST_BYTES, "little")
 
 
 def erased_until(blob: bytes | None) -> int:
