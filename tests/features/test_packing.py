@@ -19,12 +19,15 @@ from features.spans import Spans, readable_bytes
 from features.store import DefinitionChanged
 from features.tiles import (
     DIGEST_BYTES,
+    TILE,
     VERSION,
     decode,
     digests,
     encode,
     encode_spans,
     readable,
+    split_key,
+    tile_key,
     tombstone,
 )
 from streams.bus import Stamp
@@ -109,3 +112,32 @@ def test_rows_of_an_earlier_layout_are_refused_with_the_way_to_rebuild_them(onli
     again = FeastFeatureStore(online.connection.address, online.connection.db, online.project)
     with pytest.raises(DefinitionChanged, match="backfill --rebuild"):
         again.generation()
+
+
+@given(
+    size=st.integers(0, 3),
+    slot=st.integers(0, 2**16 - 1),
+    index=st.lists(st.integers(0, 2**40 - 1), max_size=9),
+)
+def test_a_tile_s_key_is_split_into_what_it_was_made_of(size, slot, index):
+    parts = split_key(tile_key(size, slot, np.array(index, np.int64)))
+    n = len(index)
+    assert [part.tolist() for part in parts] == [[size] * n, [slot] * n, index]
+
+
+tile = st.tuples(st.integers(0, 2), st.integers(0, 2**62), st.integers(-(2**40), 2**40))
+small_tile = st.tuples(st.integers(0, 2), st.integers(0, 2**32), st.integers(0, 2**32))
+
+
+@settings(deadline=None)
+@given(tiles=st.lists(tile | small_tile, max_size=20, unique_by=lambda t: t[:2]))
+def test_tiles_of_any_key_and_value_come_back_in_order(tiles):
+    """Also those that eight bytes do not hold, between those that they do."""
+    rows = decode([None] * 3)
+    row, key, value = np.array(sorted(tiles), np.int64).reshape(-1, 3).T
+    rows.tile_row, rows.tile = row, np.empty(len(row), TILE)
+    rows.tile["key"], rows.tile["value"] = key, value
+    again = decode(encode(rows))
+    columns = (again.tile_row, again.tile["key"], again.tile["value"])
+    found = zip(*(column.tolist() for column in columns), strict=True)
+    assert list(found) == sorted(tiles)
