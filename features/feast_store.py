@@ -53,12 +53,12 @@ from features.tiles import (
 from streams.bus import Stamp
 
 ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
-SCRIPT_ROWS = 256  # rows per script call: bounds how long the server is busy with one
+SCRIPT_ROWS = 128  # rows per script call: more than the server's caches hold cost it more
 READ_ROWS = 1024  # rows asked for at once
 BYTES_AT_ONCE = 16 << 20  # of rows folded together: bounds memory, whatever the batch
 ROWS_AT_ONCE = range(512, 8_192)  # fewer cost more than they save, more leave the caches
 FIRST_GUESS_BYTES = 4_096  # of a row, before any was folded
-CALLS_AT_ONCE = 16  # calls packed and sent before their replies are read: bounds memory
+CALLS_AT_ONCE = 32  # calls packed and sent before their replies are read: bounds memory
 _NO_TIME = np.zeros(1, np.int64)
 T = TypeVar("T")
 
