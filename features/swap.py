@@ -79,8 +79,8 @@ class Swap:
             values = packed_values(data, rows.offsets[bounds], BYTES_TAG)
             keys = self._layout.packed_keys(Spans(ids.data, ids.offsets[bounds]))
             condition, n = bulk(conditions[part].tobytes()), part.stop - start
-            words = (self._meta, keys, self._fixed, condition, values)
-            yield Call(n + 1, 5 + 2 * n, b"".join(words))
+            first = b"".join((self._meta, keys, self._fixed, condition))
+            yield Call(n + 1, 5 + 2 * n, first, memoryview(values))
 
 
 def _conditions(before: Spans, times: np.ndarray) -> np.ndarray:
