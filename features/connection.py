@@ -58,7 +58,7 @@ class Connection:
         values: list[bytes | None] = self.exchange([packed], len(places))
         return values
 
-    def exchange(self, packed: Sequence[bytes], replies: int) -> list[Any]:
+    def exchange(self, packed: Sequence[bytes | memoryview], replies: int) -> list[Any]:
         """Sends packed commands, then reads their replies; a second time on a dead connection.
 
         Each piece has `timeout_s` to be taken, and each part of an answer to come. Reads
@@ -75,7 +75,7 @@ class Connection:
                 raise _named(wrong)
         return found
 
-    def _exchange(self, packed: Sequence[bytes], replies: int) -> list[Any]:
+    def _exchange(self, packed: Sequence[bytes | memoryview], replies: int) -> list[Any]:
         pool = self.client.connection_pool
         connection = pool.get_connection()
         try:
@@ -101,11 +101,13 @@ class Call(NamedTuple):
 
     keys: int
     words: int  # keys and arguments together
-    packed: bytes
+    first: bytes  # some of them
+    rest: memoryview  # the others, which are long: they are sent as they lie
 
-    def head(self, sha: str) -> bytes:
-        words = (b"EVALSHA", sha.encode(), b"%d" % self.keys)
-        return b"*%d\r\n" % (self.words + 3) + b"".join(map(bulk, words))
+    def pieces(self, sha: str) -> tuple[bytes, memoryview]:
+        """The whole command."""
+        words = map(bulk, (b"EVALSHA", sha.encode(), b"%d" % self.keys))
+        return b"".join((b"*%d\r\n" % (self.words + 3), *words, self.first)), self.rest
 
 
 class Script:
@@ -126,8 +128,8 @@ class Script:
     def many(self, calls: Sequence[Call]) -> list[Any]:
         """The calls one after another without waiting in between; a reply for each."""
         for _ in range(2):
-            heads = [call.head(self._digest()) for call in calls]
-            packed = [b"".join((h, c.packed)) for h, c in zip(heads, calls, strict=True)]
+            sha = self._digest()
+            packed = [piece for call in calls for piece in call.pieces(sha)]
             try:
                 return self._connection.exchange(packed, len(calls))
             except redis.exceptions.NoScriptError:

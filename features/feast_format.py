@@ -15,11 +15,12 @@ import numpy as np
 
 from features.connection import bulk
 from features.definitions import EntityDefinition
+from features.spans import Spans, readable_bytes
 
 ROW_FEATURE = "row"  # the one Bytes feature of each view
 KEYS_KEPT = 65_536  # per entity, about 170 bytes each
 _STRING = 2  # ValueType.STRING
-_BYTES_TAG = b"\x0a"  # ValueProto.bytes_val, field 1
+BYTES_TAG = 0x0A  # ValueProto.bytes_val: field 1, length-delimited
 
 
 def view_name(definition: EntityDefinition) -> str:
@@ -48,6 +49,14 @@ class RowFormat:
         """The key as a RESP bulk string."""
         return bulk(self.key(entity_id))
 
+    def packed_keys(self, ids: Spans) -> bytes:
+        """The keys of many ids as RESP bulk strings, one after another."""
+        from features.packing import packed_keys
+
+        head, tail = (np.frombuffer(part, np.uint8) for part in (self._head, self._project))
+        packed = packed_keys(readable_bytes(ids.data), ids.offsets, head, tail)
+        return bytes(packed)
+
     def pattern(self) -> bytes:
         """A SCAN pattern that every key of this entity matches (others may: see `entity_id`)."""
         return _literal(self._head) + b"*" + _literal(self._project)
@@ -66,20 +75,9 @@ def _literal(raw: bytes) -> bytes:
     return b"".join(b"\\" + bytes([c]) if bytes([c]) in b"*?[]\\^-" else bytes([c]) for c in raw)
 
 
-def wrap(blob: bytes) -> bytes:
-    """A serialised ValueProto with `bytes_val`."""
-    return wrap_head(len(blob)) + blob
-
-
-@lru_cache(maxsize=65_536)
-def wrap_head(size: int) -> bytes:
-    """What `wrap` sets before `size` bytes."""
-    return _BYTES_TAG + _varint(size)
-
-
 def unwrap(value: bytes | None) -> bytes | None:
     """The bytes inside a serialised ValueProto; None when it holds no bytes."""
-    if value is None or value[:1] != _BYTES_TAG:
+    if not value or value[0] != BYTES_TAG:
         return None
     start = 1
     while value[start] & 0x80:

@@ -29,7 +29,8 @@ from features.definitions import DEFINITIONS
 from features.feast_format import RowFormat, unwrap
 from features.finish import finish_blobs
 from features.fold import Batch, Folded, fold, group
-from features.row_cache import RowCache
+from features.row_cache import RowCache, overlaid
+from features.spans import Spans, readable_bytes
 from features.store import (
     DefinitionChanged,
     EntityName,
@@ -40,21 +41,25 @@ from features.store import (
 from features.swap import DROP, SWAP, Swap
 from features.tiles import (
     FOREVER_MS,
+    VERSION,
     Rows,
     decode,
-    digest,
-    encode,
+    decode_spans,
+    digests,
+    encode_spans,
     erased_until,
     tombstone,
 )
 from streams.bus import Stamp
 
 ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
-SCRIPT_ROWS = 256  # rows per script call: bounds how long the server is busy with one
+SCRIPT_ROWS = 128  # rows per script call: more than the server's caches hold cost it more
+READ_ROWS = 1024  # rows asked for at once
 BYTES_AT_ONCE = 16 << 20  # of rows folded together: bounds memory, whatever the batch
 ROWS_AT_ONCE = range(512, 8_192)  # fewer cost more than they save, more leave the caches
 FIRST_GUESS_BYTES = 4_096  # of a row, before any was folded
-CALLS_AT_ONCE = 16  # calls packed and sent before their replies are read: bounds memory
+CALLS_AT_ONCE = 32  # calls packed and sent before their replies are read: bounds memory
+_NO_TIME = np.zeros(1, np.int64)
 T = TypeVar("T")
 
 
@@ -100,16 +105,16 @@ class FeastFeatureStore:
     def _fold_part(self, entity: EntityName, batch: Batch, stamp: Stamp, generation: int) -> int:
         written = 0
         for _ in range(ATTEMPTS):
-            stored = self._stored(entity, batch.ids, generation)
-            rows = decode(stored)
+            stored = self._stored(entity, batch.names, generation)
+            rows = decode_spans(stored)
             self._refuse_foreign(entity, rows)
             folded = fold(DEFINITIONS[entity], rows, batch, stamp, generation)
-            lost = self._swap(entity, batch.ids, stored, folded, generation)
+            lost = self._swap(entity, batch.names, stored, folded, generation)
             written += len(folded.changed) - len(lost)
             if not lost:
                 return written
             batch = _only(batch, lost)
-        raise StoreDown(f"{len(batch.ids)} {entity} rows lost every compare-and-set; fold again")
+        raise StoreDown(f"{len(batch.names)} {entity} rows lost every compare-and-set; fold again")
 
     def read(self, entity: EntityName, ids: Sequence[str], now_ms: int) -> FeatureFrame:
         blobs, _ = self._fetch(entity, ids)
@@ -125,8 +130,9 @@ class FeastFeatureStore:
             if erased_until(blobs[0]) >= until:
                 return
             blob = tombstone(until, generation, DEFINITIONS["user"].fingerprint)
-            if not self._swap_rows("user", [user_id], blobs, [blob], [0], generation):
-                self._cache.drop("user", [user_id])
+            name, before, after = pa.array([user_id]), Spans.of(blobs), Spans.of([blob])
+            if not self._swap_rows("user", name, before, after, _NO_TIME, generation):
+                self._cache.drop("user", _keys(name))
                 return
         raise StoreDown(f"user {user_id!r} is being folded without pause; erase again")
 
@@ -232,10 +238,11 @@ class FeastFeatureStore:
             blobs = self.blobs(entity, ids)
             head = decode(blobs).head
             old = (head["generation"] != self.generation()) & (head["erased_ms"] == 0)
-            found = [(ids[p], b) for p in np.flatnonzero(old) if (b := blobs[p]) is not None]
+            found = [p for p in np.flatnonzero(old).tolist() if blobs[p] is not None]
             if found:
-                keys = [layout.key(entity_id) for entity_id, _ in found]
-                swept += self._drop_script(keys, [layout.row_field, *(digest(b) for _, b in found)])
+                keys = [layout.key(ids[p]) for p in found]
+                stored = [d.tobytes() for d in digests(Spans.of([blobs[p] for p in found]))]
+                swept += self._drop_script(keys, [layout.row_field, *stored])
         return swept
 
     def tear_down(self) -> int:
@@ -253,19 +260,20 @@ class FeastFeatureStore:
 
     # ---- one batch
 
-    def _stored(
-        self, entity: EntityName, ids: Sequence[str], generation: int
-    ) -> list[bytes | None]:
+    def _stored(self, entity: EntityName, names: pa.StringArray, generation: int) -> Spans:
         """Rows of the batch's ids: cached where they can be, else read."""
-        rows = self._cache.get(entity, ids)
-        missing = (place for place, blob in enumerate(rows) if blob is None)
-        for places in _chunks(missing, SCRIPT_ROWS * 4):
-            blobs, stored = self._fetch(entity, [ids[place] for place in places])
+        rows = self._cache.get(entity, _keys(names))
+        missing = np.flatnonzero(rows.lengths == 0)
+        if not len(missing):
+            return rows
+        read: list[bytes | None] = []
+        for start in range(0, len(missing), READ_ROWS):
+            ids = names.take(pa.array(missing[start : start + READ_ROWS])).to_pylist()
+            blobs, stored = self._fetch(entity, ids)
             if stored != generation:
                 raise self._changed(stored)
-            for place, blob in zip(places, blobs, strict=True):
-                rows[place] = blob
-        return rows
+            read += blobs
+        return overlaid(rows, missing, Spans.of(read))
 
     def _fetch(
         self, entity: EntityName, ids: Sequence[str]
@@ -279,45 +287,44 @@ class FeastFeatureStore:
     def _swap(
         self,
         entity: EntityName,
-        ids: Sequence[str],
-        stored: Sequence[bytes | None],
+        names: pa.StringArray,
+        stored: Spans,
         folded: Folded,
         generation: int,
     ) -> list[int]:
         """Writes the changed rows whose stored bytes are still those read; the rest's places."""
-        places = folded.changed.tolist()
-        blobs = encode(folded.rows)
-        if blobs:
-            self._row_bytes[entity] = sum(map(len, blobs)) / len(blobs)
-        times = folded.rows.head["last_event_ms"].tolist()
-        changed, before = [ids[p] for p in places], [stored[p] for p in places]
-        lost = self._swap_rows(entity, changed, before, blobs, times, generation)
-        kept = dict(zip(changed, blobs, strict=True))
-        gone = [places[row] for row in lost]
-        self._cache.put(entity, kept)
-        self._cache.drop(entity, [ids[place] for place in gone])
-        return gone
+        rows, times = encode_spans(folded.rows), folded.rows.head["last_event_ms"]
+        if len(rows):
+            self._row_bytes[entity] = len(rows.data) / len(rows)
+        if len(folded.changed) < len(names):
+            names, stored = names.take(pa.array(folded.changed)), stored.take(folded.changed)
+        lost = self._swap_rows(entity, names, stored, rows, times, generation)
+        keys = _keys(names)
+        self._cache.put(entity, keys, rows)
+        self._cache.drop(entity, keys[lost])
+        return folded.changed[lost].tolist() if lost else []
 
     def _swap_rows(
         self,
         entity: EntityName,
-        ids: Sequence[str],
-        before: Sequence[bytes | None],
-        blobs: Sequence[bytes],
-        times: Sequence[int],
+        names: pa.StringArray,
+        before: Spans,
+        rows: Spans,
+        times: np.ndarray,
         generation: int,
     ) -> list[int]:
         """Compare-and-set of each row; the places of those that lost, ascending."""
+        ids = Spans.of_array(names)
         swap = Swap(self._formats[entity], self._meta, generation)
         lost: list[int] = []
-        for starts in _chunks(range(0, len(ids), SCRIPT_ROWS), CALLS_AT_ONCE):
-            spans = [slice(start, start + SCRIPT_ROWS) for start in starts]
-            calls = [swap.call(ids[s], before[s], blobs[s], times[s]) for s in spans]
+        start = 0
+        for calls in _chunks(swap.calls(ids, before, rows, times, SCRIPT_ROWS), CALLS_AT_ONCE):
             replies = self._swap_script.many(calls)
             if [-1] in replies:
                 raise self._changed(self.stored_generation())
-            for start, reply in zip(starts, replies, strict=True):
+            for reply in replies:
                 lost += [start + row for row in reply]
+                start += SCRIPT_ROWS
         return lost
 
     def _changed(self, stored: int | None) -> GenerationChanged:
@@ -343,27 +350,36 @@ def _new_generation() -> str:
 
 
 def _fingerprints() -> bytes:
-    return orjson.dumps({name: d.fingerprint for name, d in sorted(DEFINITIONS.items())})
+    """What stored rows follow: every declaration, and the layout of a row's bytes."""
+    declared = {name: d.fingerprint for name, d in sorted(DEFINITIONS.items())}
+    return orjson.dumps(declared | {"row": VERSION})
+
+
+def _keys(names: pa.StringArray) -> np.ndarray:
+    """uint64 [N]: what the row cache knows the ids by."""
+    from features.packing import hashes
+
+    ids = Spans.of_array(names)
+    return np.asarray(hashes(readable_bytes(ids.data), ids.offsets))
 
 
 def _only(batch: Batch, places: Sequence[int]) -> Batch:
     """The batch's events of these ids alone."""
-    wanted = np.zeros(len(batch.ids), bool)
+    wanted = np.zeros(len(batch.names), bool)
     wanted[list(places)] = True
     new_place = np.cumsum(wanted) - 1
-    part = batch.where(wanted[batch.row])
-    ids = [batch.ids[place] for place in places]
-    return Batch(ids, new_place[part.row], part.time, part.kind, part.hash, part.table)
+    part, names = batch.where(wanted[batch.row]), batch.names.filter(pa.array(wanted))
+    return replace(part, names=names, row=new_place[part.row])
 
 
 def _parts(batch: Batch, size: int) -> Iterator[Batch]:
     """The batch in parts of at most `size` ids, each with all events of its ids."""
-    if len(batch.ids) <= size:
+    if len(batch.names) <= size:
         yield batch
         return
-    for start in range(0, len(batch.ids), size):
+    for start in range(0, len(batch.names), size):
         part = batch.where((batch.row >= start) & (batch.row < start + size))
-        yield replace(part, ids=batch.ids[start : start + size], row=part.row - start)
+        yield replace(part, names=batch.names.slice(start, size), row=part.row - start)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -14,7 +14,7 @@ epoch it comes under; an event at or before the row's erasure is never counted.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -43,26 +43,32 @@ PLACED = (
 
 @dataclass(frozen=True)
 class Batch:
-    """Events that name an entity, with `row` as the place of their id in `ids`."""
+    """Events that name an entity, with `row` as the place of their id in `names`."""
 
-    ids: list[str]
+    names: pa.StringArray  # distinct ids
     row: np.ndarray  # int64 [M]
     time: np.ndarray  # int64 [M], event time in ms
     kind: np.ndarray  # uint8 [M]
     hash: np.ndarray  # uint64 [M], of (user id, event id)
     table: pa.Table  # the same events: where and when they were, and what features name
 
+    @cached_property
+    def ids(self) -> list[str]:
+        """`names` as Python's strings; who folds many rows does without."""
+        ids: list[str] = self.names.to_pylist()
+        return ids
+
     def where(self, keep: np.ndarray) -> Batch:
-        """The events under a mask; `ids` stay."""
+        """The events under a mask; `names` stay."""
         if keep.all():
             return self
         rest = (self.row[keep], self.time[keep], self.kind[keep], self.hash[keep])
-        return Batch(self.ids, *rest, self.table.filter(pa.array(keep)))
+        return Batch(self.names, *rest, self.table.filter(pa.array(keep)))
 
 
 @dataclass(frozen=True)
 class Folded:
-    """The rows that a batch changed: `changed` are places in the batch's ids, ascending."""
+    """The rows that a batch changed: `changed` are places in the batch's names, ascending."""
 
     changed: np.ndarray
     rows: Rows
@@ -80,7 +86,7 @@ def group(definition: EntityDefinition, events: pa.Table) -> Batch:
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
     return Batch(
-        ids=encoded.dictionary.to_pylist(),
+        names=encoded.dictionary,
         row=encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64),
         time=table.column("event_time_ms").to_numpy(),
         kind=table.column("kind").to_numpy(),
@@ -110,7 +116,7 @@ def fold(
     fresh = fresh.where(fresh.time > rows.head["erased_ms"][fresh.row])
     fresh = fresh.where(_first_time(rows, fresh))
     changed = np.flatnonzero(np.bincount(fresh.row, minlength=len(rows)))
-    rows, place = _select(rows, changed, len(batch.ids))
+    rows, place = _select(rows, changed, len(batch.names))
     row = place[fresh.row]
     rows.head["generation"] = generation
     rows.head["fingerprint"] = definition.fingerprint
@@ -131,7 +137,7 @@ def _lane(stamp: Stamp) -> np.ndarray:
 def _current(rows: Rows, generation: int) -> Rows:
     """Rows of other generations emptied; only their erasure stays."""
     old = rows.head["generation"] != generation
-    if not old.any():
+    if not old[rows.lane_row].any():  # whoever counted an event has its lane
         return rows
     head = rows.head.copy()
     empty = np.zeros(int(old.sum()), HEAD)

@@ -14,35 +14,57 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from features.definitions import Counter, EntityDefinition, Sum, Window, of_kinds
+from features.definitions import (
+    Count,
+    Counter,
+    EntityDefinition,
+    Sum,
+    Window,
+    kind_codes,
+    of_kinds,
+)
 from features.label_order import History, Order, Runs
+
+_WHOLE = 64  # bits of an integer
 
 
 @dataclass(frozen=True)
-class _Counted:
-    """What one counter counts."""
+class _Running:
+    """Counters that share one integer per event, `bits` for each: what one adds carries into
+    no other, for no counter exceeds the number of events, and differences come out whole."""
 
-    hit: np.ndarray  # bool [M]
-    value: np.ndarray | None  # int64 [M], what each hit adds; None: one
-    running: np.ndarray  # int32 (sums: int64) [M + 1], what the events before each place add up to
+    value: np.ndarray  # int64 [M], what each event adds
+    bits: int  # of one counter; 64: a sum, which has the integer to itself
+    slots: tuple[int, ...]  # the counters' places in the definition, lowest bits first
+    running: np.ndarray  # int64 [M + 1], what the events before each place add up to
+    until: np.ndarray  # int64 [L], what the events before each label add up to
 
-    until: np.ndarray  # [L], what the events before each label add up to
+    @classmethod
+    def of(cls, value: np.ndarray, bits: int, slots: tuple[int, ...], now: np.ndarray) -> _Running:
+        running = np.zeros(len(value) + 1, np.int64)
+        np.cumsum(value, out=running[1:])
+        return cls(value, bits, slots, running, running.take(now))
 
-    def since(self, start: np.ndarray) -> np.ndarray:
-        """[L]: what the events from these places until the labels add."""
-        return np.asarray(self.until - self.running.take(start))
+    def since(self, start: np.ndarray, changes: _Changes) -> np.ndarray:
+        """int64 [L]: what the events from these places until the labels add, changes made."""
+        total = self.until - self.running.take(start)
+        added = self.value.take(changes.event)
+        mine = np.flatnonzero(added)
+        if len(mine):
+            delta = np.zeros(len(total) + 1, np.int64)
+            np.add.at(delta, changes.label[mine], added[mine] * changes.sign[mine])
+            total += np.cumsum(delta, out=delta)[:-1]
+        return np.asarray(total)
 
-    def changed(self, changes: _Changes, n: int) -> np.ndarray | int:
-        """[n]: what these changes make of each label's value; 0 where none is counted."""
-        mine = np.flatnonzero(self.hit[changes.event])
-        if not len(mine):
-            return 0
-        added = changes.sign[mine]
-        if self.value is not None:
-            added = added * self.value[changes.event[mine]]
-        delta = np.zeros(n + 1, self.running.dtype)
-        np.add.at(delta, changes.label[mine], added)
-        return np.cumsum(delta, out=delta)[:n]
+    def split(self, total: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(slot, int64 of the same length) of each counter."""
+        if self.bits == _WHOLE:
+            yield self.slots[0], total
+            return
+        for place, slot in enumerate(self.slots):
+            part = total >> place * self.bits
+            part &= (1 << self.bits) - 1
+            yield slot, part
 
 
 @dataclass(frozen=True)
@@ -63,34 +85,45 @@ class _Changes:
 
 
 def counts_at(
-    definition: EntityDefinition, order: Order, history: History
+    definition: EntityDefinition, order: Order, history: History, back: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every count and sum column, integers [L], in the labels' sorted order."""
-    counted = [_counted(counter, order, history) for counter in definition.counters]
-    n = len(order.labels.row)
+    """Every count and sum column, int64 [L], labels in the order of `back` (int64 [L], places)."""
+    sums = [_sum(definition, slot, order, history) for slot in _slots(definition, Sum)]
+    groups = [*_counts(definition, order, history), *sums]
     for window, named in definition.windows:
         start = _begin(window, order)
         changes = _Changes.of(_missing(window, order), _early(window, order))
-        for slot, column in named:
-            total = counted[slot].since(start)
-            total += counted[slot].changed(changes, n)
-            yield column, total
+        columns = dict(named)
+        for group in groups:
+            if columns.keys().isdisjoint(group.slots):
+                continue
+            for slot, total in group.split(group.since(start, changes)[back]):
+                if slot in columns:
+                    yield columns[slot], total
 
 
-def _counted(counter: Counter, order: Order, history: History) -> _Counted:
-    hit = of_kinds(history.kind, counter.kinds)
-    if not isinstance(counter, Sum):
-        running = _running(hit, np.int32 if len(hit) < 2**31 else np.int64)
-        return _Counted(hit, None, running, running.take(order.now))
-    value = history.column(counter.source).cast(pl.Int64).fill_null(0).to_numpy() * hit
-    running = _running(value, np.int64)
-    return _Counted(hit, value, running, running.take(order.now))
+def _slots(definition: EntityDefinition, kind: type[Counter]) -> list[int]:
+    return [slot for slot, counter in enumerate(definition.counters) if isinstance(counter, kind)]
 
 
-def _running(value: np.ndarray, dtype: type[np.signedinteger]) -> np.ndarray:
-    running = np.zeros(len(value) + 1, dtype)
-    np.cumsum(value, dtype=dtype, out=running[1:])
-    return running
+def _counts(definition: EntityDefinition, order: Order, history: History) -> Iterator[_Running]:
+    """The counters of events, as many together as an integer holds."""
+    bits = max(1, len(history.kind).bit_length())
+    slots, together = _slots(definition, Count), (_WHOLE - 1) // bits
+    for at in range(0, len(slots), together):
+        part = tuple(slots[at : at + together])
+        adds = np.zeros(256, np.int64)
+        for place, slot in enumerate(part):
+            adds[kind_codes(definition.counters[slot].kinds)] += 1 << place * bits
+        yield _Running.of(adds.take(history.kind), bits, part, order.now)
+
+
+def _sum(definition: EntityDefinition, slot: int, order: Order, history: History) -> _Running:
+    counter = definition.counters[slot]
+    assert isinstance(counter, Sum)
+    value = history.column(counter.source).cast(pl.Int64).fill_null(0).to_numpy()
+    value = value * of_kinds(history.kind, counter.kinds)
+    return _Running.of(value, _WHOLE, (slot,), order.now)
 
 
 def _begin(window: Window, order: Order) -> np.ndarray:

@@ -14,8 +14,10 @@ from numba import njit  # type: ignore[import-untyped]
 
 _compiled: Any = njit(cache=True)
 
-_SIZE_SHIFT, _SLOT_SHIFT = np.uint64(56), np.uint64(40)
-_SLOT_MASK, _INDEX_MASK = np.uint64(0xFFFF), np.uint64(2**40 - 1)
+# A tile key's parts, as `features.tiles.split_key` tells them.
+_INDEX, _SLOT, _SIZE, _HIGH = np.uint64(25), np.uint64(5), np.uint64(30), np.uint64(15)
+_LOW_INDEX, _LOW_SLOT, _HIGH_INDEX = np.uint64(2**25 - 1), np.uint64(31), np.uint64(2**15 - 1)
+_ABOVE = np.uint64(32)
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -44,7 +46,7 @@ def merge_tiles(
             for rule in range(rule_first[kind[e]], rule_first[kind[e] + 1]):
                 key = rule_key[rule]
                 if rule_ms[rule]:
-                    key |= np.uint64(time[e] // rule_ms[rule])
+                    key |= _index(np.uint64(time[e] // rule_ms[rule]))
                 n = _add(keys, sums, n, key, value[rule_value[rule], e])
         new = 0
         while True:
@@ -65,6 +67,12 @@ def merge_tiles(
                 out[done].key, out[done].value = key, total
                 done += 1
     return row_out[:done], out[:done]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _index(index: np.uint64) -> Any:
+    """The index's part of a key."""
+    return index & _LOW_INDEX | (index >> _INDEX & _HIGH_INDEX) << _ABOVE
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -103,9 +111,10 @@ def _add(keys: np.ndarray, sums: np.ndarray, n: int, key: np.uint64, value: int)
 
 @_compiled  # type: ignore[untyped-decorator]
 def _expired(key: np.uint64, newest: int, keep_ms: np.ndarray, size_ms: np.ndarray) -> bool:
-    size = np.int64(key >> _SIZE_SHIFT)
-    end = (np.int64(key & _INDEX_MASK) + 1) * size_ms[size]
-    slot = np.int64(key >> _SLOT_SHIFT & _SLOT_MASK)
+    size, high = np.int64(key >> _SIZE & np.uint64(3)), key >> _ABOVE
+    index = np.int64(key & _LOW_INDEX | (high & _HIGH_INDEX) << _INDEX)
+    slot = np.int64(key >> _INDEX & _LOW_SLOT | high >> _HIGH << _SLOT)
+    end = (index + 1) * size_ms[size]
     return bool(size and end <= newest - keep_ms[size, slot])
 
 
@@ -178,15 +187,26 @@ def _after(time: np.ndarray, hashes: np.ndarray, a: int, b: int) -> bool:
 
 
 def warm() -> None:
-    """Compiles both loops for the types that a fold gives them, or finds them in the cache."""
+    """Compiles what a fold and its write call (`features.packing` too), for the types that
+    they give, or finds it in the cache."""
     from features.definitions import DEFINITIONS
+    from features.feast_format import RowFormat
     from features.fold import fold, group
-    from features.tiles import decode
+    from features.row_cache import RowCache
+    from features.spans import Spans
+    from features.swap import Swap
+    from features.tiles import decode, encode_spans
     from streams.bus import Stamp
     from streams.schema import EVENT_SCHEMA
 
-    batch = group(DEFINITIONS["user"], EVENT_SCHEMA.empty_table())
-    fold(DEFINITIONS["user"], decode([]), batch, Stamp("", 0, 0))
+    user, key, times = DEFINITIONS["user"], np.ones(1, np.uint64), np.zeros(1, np.int64)
+    batch = group(user, EVENT_SCHEMA.empty_table())
+    fold(user, decode([]), batch, Stamp("", 0, 0))
+    rows, cache = encode_spans(decode([None])), RowCache(1)
+    cache.put("user", key, rows)
+    cache.get("user", key)
+    swap = Swap(RowFormat(user, ""), b"", 0)
+    list(swap.calls(Spans.of([b"u"]), Spans.of([None]), rows, times, 1))
 
 
 if __name__ == "__main__":

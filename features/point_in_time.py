@@ -105,10 +105,7 @@ def _find(
         history,
         _status(definition, last, times),
         last,
-        {
-            name: column[back].astype(np.int64)
-            for name, column in counts_at(definition, order, history)
-        },
+        dict(counts_at(definition, order, history, back)),
         lists_at(definition, order, history, back),
     )
 
@@ -168,9 +165,17 @@ def _text(ids: pl.Series) -> pa.Array:
 def _comes_twice(events: pl.DataFrame, place: np.ndarray) -> bool:
     """Whether an event comes again unmarked."""
     # A collision of these 64 bits costs time and never a wrong value.
-    mixed = events.select(pl.col("user_id").hash(1) ^ pl.col("event_id").hash(2)).to_series()
-    mine = mixed if len(place) == len(mixed) else pl.Series(mixed.to_numpy()[place])
-    return mine.n_unique() != len(mine)
+    by_event = pl.col("event_id").hash(2)
+    return not (
+        _distinct(events, by_event, place)
+        or _distinct(events, pl.col("user_id").hash(1) ^ by_event, place)
+    )
+
+
+def _distinct(events: pl.DataFrame, key: pl.Expr, place: np.ndarray) -> bool:
+    keys = events.select(key).to_series()
+    mine = keys if len(place) == len(keys) else pl.Series(keys.to_numpy()[place])
+    return mine.n_unique() == len(mine)
 
 
 def _history(events: pl.DataFrame, place: np.ndarray, row: np.ndarray) -> tuple[History, Keys]:

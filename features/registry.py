@@ -34,7 +34,7 @@ def open_store(
 ) -> RegisteredFeatureStore:
     """The store of a project: folds and reads by itself, and knows its Feast registry.
 
-    Connects at the first call. Folding processes give `cached_rows` (about 2 kB each).
+    Connects at the first call. Folding processes give `cached_rows` (about 3 kB each).
     """
     return RegisteredFeatureStore(
         registry_path, address, db, project, timeout_s=timeout_s, cached_rows=cached_rows

@@ -64,7 +64,7 @@ def _replay(
     known = known[np.lexsort((times[known], rows[known]))]
     label_round = _rank(rows[known])
     starts, stops, by_round = _rounds(batch, rows[known], times[known])
-    stored: list[bytes | None] = [None] * len(batch.ids)
+    stored: list[bytes | None] = [None] * len(batch.names)
     pending = [np.flatnonzero(rows < 0)]
     blobs: list[bytes | None] = [None] * int((rows < 0).sum())
     in_round = known[np.argsort(label_round, kind="stable")]
@@ -115,7 +115,7 @@ def _fold_round(
         return
     rows, row = np.unique(batch.row[picked], return_inverse=True)
     part = Batch(
-        ids=[batch.ids[r] for r in rows],
+        names=batch.names.take(pa.array(rows)),
         row=row.astype(np.int64),
         time=batch.time[picked],
         kind=batch.kind[picked],

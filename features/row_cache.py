@@ -1,54 +1,146 @@
 """The rows that one folding process wrote last, so that the next batch need not read them.
 
-Knows ids and bytes. Does not decide anything: a stale row loses its compare-and-set.
+Knows hashes of ids and bytes. Does not decide anything: a stale row, or that of another id
+with the same hash, loses its compare-and-set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from threading import Lock
 
+import numpy as np
+
+from features.spans import Spans, offsets_of, readable_bytes
 from features.store import EntityName
+
+FIRST_BYTES, FIRST_SLOTS = 1 << 16, 1 << 10
+GROWTH = 2  # how much longer a row may become before it moves
+_NOWHERE = 0  # the slot of whoever has no row
 
 
 class RowCache:
-    """At least the `limit // 2` and at most about `limit` rows written last, per entity.
+    """At least the `limit // 2` and at most `limit` rows written last, per entity.
 
-    Safe for threads. Rows age in two halves: when the young half is full it becomes the
-    old one, and the old one is forgotten. So nothing is done row by row.
+    Rows go by the hash of their id (uint64). Safe for threads. When there are too many, the
+    half that was written last stays: so nothing is done row by row.
     """
 
     def __init__(self, limit: int) -> None:
-        self._half = (limit + 1) // 2
-        self._young: dict[EntityName, dict[str, bytes]] = {}
-        self._old: dict[EntityName, dict[str, bytes]] = {}
+        self._limit = limit
+        self._rows: dict[EntityName, _Rows] = {}
         self._lock = Lock()
 
-    def get(self, entity: EntityName, ids: Sequence[str]) -> list[bytes | None]:
-        """The cached rows of these ids, None where there is none."""
+    def get(self, entity: EntityName, keys: np.ndarray) -> Spans:
+        """The cached rows of these ids; an empty span where there is none."""
         with self._lock:
-            young, old = self._young.get(entity, {}), self._old.get(entity, {})
-            found = list(map(young.get, ids))
-            if old:
-                return [old.get(i) if b is None else b for i, b in zip(ids, found, strict=True)]
-            return found
+            kept = self._rows.get(entity) or _Rows()
+            return kept.cut(kept.slots(keys))
 
-    def put(self, entity: EntityName, rows: Mapping[str, bytes]) -> None:
-        if not self._half:
+    def put(self, entity: EntityName, keys: np.ndarray, rows: Spans) -> None:
+        """Of equal keys the last one stays."""
+        if not self._limit or not len(keys):
             return
         with self._lock:
-            young = self._young.setdefault(entity, {})
-            young.update(rows)
-            if len(young) >= self._half:
-                self._old[entity], self._young[entity] = young, {}
+            kept = self._rows.setdefault(entity, _Rows())
+            kept.put(keys, rows)
+            if len(kept) > self._limit:
+                self._rows[entity] = kept.newest(max(1, self._limit // 2))
 
-    def drop(self, entity: EntityName, ids: Sequence[str]) -> None:
+    def drop(self, entity: EntityName, keys: np.ndarray) -> None:
         with self._lock:
-            for half in (self._young.get(entity, {}), self._old.get(entity, {})):
-                for entity_id in ids:
-                    half.pop(entity_id, None)
+            if entity in self._rows:
+                self._rows[entity].drop(keys)
 
     def clear(self) -> None:
         with self._lock:
-            self._young.clear()
-            self._old.clear()
+            self._rows.clear()
+
+
+def overlaid(rows: Spans, places: np.ndarray, others: Spans) -> Spans:
+    """`rows` with those at `places` (int64, ascending) replaced by `others`."""
+    order = np.arange(len(rows))
+    order[places] = len(rows) + np.arange(len(places))
+    offsets = np.concatenate([rows.offsets, rows.offsets[-1] + others.offsets[1:]])
+    return Spans(np.concatenate([rows.data, others.data]), offsets).take(order)
+
+
+class _Rows:
+    """Rows in one buffer, each with room to grow, so that most are written where they were."""
+
+    def __init__(self) -> None:
+        self._table = np.zeros(FIRST_SLOTS, np.int64)
+        self._key = np.zeros(1, np.uint64)
+        # By slot: where the row lies, its bytes, those it may take there, and when it was written.
+        self._start, self._length, self._room, self._turn = np.zeros((4, 1), np.int64)
+        self._data = np.empty(FIRST_BYTES, np.uint8)
+        self._end = self._turns = 0
+
+    def __len__(self) -> int:
+        return len(self._key) - 1
+
+    def slots(self, keys: np.ndarray) -> np.ndarray:
+        from features.packing import found_slots
+
+        return np.asarray(found_slots(self._table, self._key, keys))
+
+    def cut(self, slot: np.ndarray) -> Spans:
+        from features.packing import gathered
+
+        data = readable_bytes(self._data)
+        return Spans(*gathered(data, self._start[slot], self._length[slot]))
+
+    def put(self, keys: np.ndarray, rows: Spans) -> None:
+        from features.packing import scatter
+
+        slot, lengths = self._with_new(keys), rows.lengths
+        grown = np.flatnonzero(lengths > self._room[slot])
+        if len(grown):
+            self._move(slot[grown], GROWTH * lengths[grown])
+        self._length[slot], self._turn[slot] = lengths, self._turns
+        self._turns += 1
+        scatter(readable_bytes(rows.data), rows.offsets, self._data, self._start[slot])
+
+    def drop(self, keys: np.ndarray) -> None:
+        self._length[self.slots(keys)] = 0
+
+    def newest(self, n: int) -> _Rows:
+        """The `n` rows written last, by themselves."""
+        last = np.argsort(self._turn[1:], kind="stable")[-n:] + 1
+        kept = _Rows()
+        kept.put(self._key[last], self.cut(last))
+        return kept
+
+    def _with_new(self, keys: np.ndarray) -> np.ndarray:
+        """The keys' slots; those that have none get one."""
+        from features.packing import enter
+
+        slot = self.slots(keys)
+        new = np.unique(keys[slot == _NOWHERE])
+        if not len(new):
+            return slot
+        columns, more = (self._start, self._length, self._room, self._turn), np.zeros(len(new))
+        grown = (np.append(column, more.astype(np.int64)) for column in columns)
+        self._start, self._length, self._room, self._turn = grown
+        first, self._key = len(self._key), np.append(self._key, new)
+        if 2 * len(self._key) > len(self._table):
+            size = 1 << (4 * len(self._key)).bit_length()
+            first, self._table = 1, np.zeros(size, np.int64)
+        enter(self._table, self._key, first)
+        return self.slots(keys)
+
+    def _move(self, slot: np.ndarray, room: np.ndarray) -> None:
+        """Gives these slots other places, of so many bytes each, whose content is undefined."""
+        self._room[slot] = 0
+        more = int(room.sum())
+        if self._end + more > len(self._data):
+            self._compact(more)
+        self._start[slot], self._room[slot] = self._end + offsets_of(room)[:-1], room
+        self._end += more
+
+    def _compact(self, more: int) -> None:
+        from features.packing import gathered
+
+        alive, offsets = gathered(readable_bytes(self._data), self._start, self._room)
+        self._data = np.empty(2 * (len(alive) + more), np.uint8)
+        self._data[: len(alive)] = alive
+        self._start, self._end = offsets[:-1].copy(), len(alive)

@@ -108,10 +108,10 @@ def folded(entity: EntityName, events: pa.Table, stamp: Stamp, generation: int =
     definition = DEFINITIONS[entity]
     brought = pa.schema([field for field in EVENT_SCHEMA if field.name in events.column_names])
     batch = group(definition, conform(_in_log_order(events), brought))
-    empty = decode([None] * len(batch.ids))
+    empty = decode([None] * len(batch.names))
     done = fold(definition, empty, batch, stamp, generation)
-    ids = [batch.ids[place] for place in done.changed.tolist()]
-    return pa.table([pa.array(ids, pa.string()), pa.array(encode(done.rows), pa.binary())], ROWS)
+    ids = batch.names.take(pa.array(done.changed))
+    return pa.table([ids.cast(pa.string()), pa.array(encode(done.rows), pa.binary())], ROWS)
 
 
 def _in_log_order(events: pa.Table) -> pa.Table:

@@ -7,22 +7,20 @@ fold itself; what is short goes packed into one argument, because the server pay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from itertools import chain
+from collections.abc import Iterator
 
 import numpy as np
 
 from features.connection import Call, bulk
-from features.feast_format import TIMESTAMP_BYTES, RowFormat, timestamps, wrap_head
-from features.tiles import DIGEST_BYTES
+from features.feast_format import BYTES_TAG, TIMESTAMP_BYTES, RowFormat, timestamps
+from features.spans import Spans, readable_bytes
+from features.tiles import DIGEST_BYTES, digests
 
 # One row's share of the packed argument: the digest that must be stored (zeros for none),
 # the length of the time, and the time in Feast's bytes.
 _CONDITION = np.dtype(
-    [("digest", f"S{DIGEST_BYTES}"), ("length", "u1"), ("time", "u1", TIMESTAMP_BYTES)]
+    [("digest", "u1", DIGEST_BYTES), ("length", "u1"), ("time", "u1", TIMESTAMP_BYTES)]
 )
-_NONE = bytes(DIGEST_BYTES)
 
 # KEYS: the project's facts, then one row each. ARGV: generation, row field, time field,
 # each row's `_CONDITION` in one string, then each row's new value.
@@ -58,44 +56,35 @@ end
 return dropped
 """
 
-_END = b"\r\n"
-
 
 class Swap:
     """Packs calls of `SWAP` for one entity's rows under one generation."""
 
     def __init__(self, layout: RowFormat, meta: bytes, generation: int) -> None:
-        self._key, self._meta = layout.packed_key, bulk(meta)
+        self._layout, self._meta = layout, bulk(meta)
         fields = (b"%d" % generation, layout.row_field, layout.time_field)
         self._fixed = b"".join(map(bulk, fields))
 
-    def call(
-        self,
-        ids: Sequence[str],
-        before: Sequence[bytes | None],
-        blobs: Sequence[bytes],
-        times: Sequence[int],
-    ) -> Call:
-        """Writes `blobs` with event times (ms) where the stored rows are still `before`."""
-        conditions = _conditions(before, times)
-        values = chain.from_iterable(zip(map(_row_head, map(len, blobs)), blobs, strict=True))
-        packed = b"".join(
-            (self._meta, *map(self._key, ids), self._fixed, conditions, *values, _END)
-        )
-        return Call(len(ids) + 1, 5 + 2 * len(ids), packed)
+    def calls(
+        self, ids: Spans, before: Spans, rows: Spans, times: np.ndarray, size: int
+    ) -> Iterator[Call]:
+        """Writes `rows` with event times (int64 [N], ms) where the stored rows are still
+        `before` (an empty span: none); `size` rows by each call."""
+        from features.packing import packed_values
+
+        conditions, data = _conditions(before, times), readable_bytes(rows.data)
+        for start in range(0, len(ids), size):
+            part = slice(start, min(start + size, len(ids)))
+            bounds = slice(start, part.stop + 1)
+            values = packed_values(data, rows.offsets[bounds], BYTES_TAG)
+            keys = self._layout.packed_keys(Spans(ids.data, ids.offsets[bounds]))
+            condition, n = bulk(conditions[part].tobytes()), part.stop - start
+            first = b"".join((self._meta, keys, self._fixed, condition))
+            yield Call(n + 1, 5 + 2 * n, first, memoryview(values))
 
 
-def _conditions(before: Sequence[bytes | None], times: Sequence[int]) -> bytes:
-    """A RESP bulk string but for its end, which the next word brings."""
+def _conditions(before: Spans, times: np.ndarray) -> np.ndarray:
     found = np.empty(len(before), _CONDITION)
-    found["digest"] = [_NONE if row is None else row[-DIGEST_BYTES:] for row in before]
-    found["time"], found["length"] = timestamps(np.asarray(times, np.int64))
-    return bulk(found.tobytes())[:-2]
-
-
-@lru_cache(maxsize=65_536)
-def _row_head(size: int) -> bytes:
-    """The end of the word before, the bulk string's length, and what Feast sets before the
-    row's bytes."""
-    head = wrap_head(size)
-    return b"\r\n$%d\r\n%b" % (len(head) + size, head)
+    found["digest"] = digests(before)
+    found["time"], found["length"] = timestamps(times)
+    return found

@@ -4,9 +4,10 @@ Knows the layout of a row's bytes and how many rows become one set of flat array
 back. Does not know what a value means (`features.fold` writes it, `features.finish`
 reads it) nor where bytes are kept.
 
-Layout, little endian: HEAD, lanes (LANE each), tiles (TILE), entries (ENTRY), recent
-ids (RECENT), the entries' UTF-8 text in their order, and 8 bytes of xxh3 over all
-that: the digest is what compare-and-set compares.
+Layout, little endian: HEAD, lanes (LANE each), tiles (8 bytes each: the key above the
+value), wide tiles (TILE: what 8 bytes do not hold), entries (ENTRY), recent ids (RECENT),
+the entries' UTF-8 text in their order, and 8 bytes of XXH64 over all that: the digest is
+what compare-and-set compares.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from features.spans import Bytes, offsets_of, taken, woven
+from features.spans import Spans, offsets_of, readable_bytes, taken
 
-VERSION = 1
+VERSION = 2  # of this layout; a store whose rows have another is rebuilt from the log
 FOREVER_MS = 2**63 - 1
 DIGEST_BYTES = 8
 
@@ -34,7 +35,7 @@ HEAD = np.dtype(
         ("entries", "<u4"),
         ("recent", "<u4"),
         ("text_bytes", "<u4"),
-        ("unused", "<u4"),
+        ("wide", "<u4"),
         ("last_event_ms", "<i8"),  # 0: no event is counted (a tombstone)
         ("erased_ms", "<i8"),  # events up to this event time are never folded; 0: none
     ]
@@ -45,30 +46,42 @@ ENTRY = np.dtype(
     [("time", "<i8"), ("hash", "<u8"), ("list", "u1"), ("kind", "u1"), ("length", "<u4")]
 )
 RECENT = np.dtype([("time", "<i8"), ("hash", "<u8")])
-_SECTIONS = (("lanes", LANE), ("tiles", TILE), ("entries", ENTRY), ("recent", RECENT))
+_NARROW = np.dtype("<u8")
+_SECTIONS = (
+    *(("lanes", LANE), ("tiles", _NARROW), ("wide", TILE)),
+    *(("entries", ENTRY), ("recent", RECENT)),
+)
 
-# A tile's key: the place of its size in definitions.TILE_SIZES_MS, the counter's slot,
-# and event time // size, in one integer, so that one sort brings equal tiles together.
-_SIZE_SHIFT, _SLOT_SHIFT = np.uint64(56), np.uint64(40)
-_SLOT_MASK, _INDEX_MASK = np.uint64(0xFFFF), np.uint64(2**40 - 1)
+# A tile's key: the place of its size in definitions.TILE_SIZES_MS, the counter's slot, and
+# event time // size, in one integer, so that one sort brings equal tiles together. The low
+# 32 bits hold any tile of the first 32 slots until the year 2289; the rest lies above them.
+INDEX_BITS, SLOT_BITS, HIGH_BITS = 25, 5, 15
+NARROW_BITS = 32  # of a key, and of a value, that a tile of 8 bytes holds
+_LOW_INDEX, _LOW_SLOT = 2**INDEX_BITS - 1, 2**SLOT_BITS - 1
+_HIGH_INDEX, _SIZE_SHIFT = 2**HIGH_BITS - 1, INDEX_BITS + SLOT_BITS
 
 
 def tile_key(size: int, slot: int, index: np.ndarray) -> np.ndarray:
-    """uint64 keys of tiles `index` (event time // tile size) of one counter."""
-    head = np.uint64(size) << _SIZE_SHIFT | np.uint64(slot) << _SLOT_SHIFT
-    return np.asarray(index.astype(np.uint64) | head)
+    """uint64 keys of tiles `index` (event time // tile size, under 2**40) of one counter."""
+    low = size << _SIZE_SHIFT | (slot & _LOW_SLOT) << INDEX_BITS
+    high = slot >> SLOT_BITS << HIGH_BITS
+    fixed = np.uint64(low | high << NARROW_BITS)
+    above = (index >> INDEX_BITS & _HIGH_INDEX) << NARROW_BITS
+    return np.asarray((index & _LOW_INDEX | above).astype(np.uint64) | fixed)
 
 
 def split_key(key: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(size place, slot, index) of tile keys, int64 each."""
-    size = (key >> _SIZE_SHIFT).astype(np.int64)
-    slot = (key >> _SLOT_SHIFT & _SLOT_MASK).astype(np.int64)
-    return size, slot, (key & _INDEX_MASK).astype(np.int64)
+    low = (key & np.uint64(2**NARROW_BITS - 1)).astype(np.int64)
+    high = (key >> np.uint64(NARROW_BITS)).astype(np.int64)
+    slot = low >> INDEX_BITS & _LOW_SLOT | high >> HIGH_BITS << SLOT_BITS
+    index = low & _LOW_INDEX | (high & _HIGH_INDEX) << INDEX_BITS
+    return low >> _SIZE_SHIFT, slot, index
 
 
 def tiles_of_size(key: np.ndarray, size: int) -> np.ndarray:
     """bool: the tile's size is the one at this place."""
-    return np.asarray(key >> _SIZE_SHIFT == size)
+    return np.asarray(key >> np.uint64(_SIZE_SHIFT) & np.uint64(3) == size)
 
 
 @dataclass
@@ -106,36 +119,65 @@ def _sizes(head: np.ndarray) -> int:
     return int(HEAD.itemsize + parts + int(head["text_bytes"]) + DIGEST_BYTES)
 
 
-_EMPTY = np.zeros(1, HEAD).tobytes() + bytes(DIGEST_BYTES)
+_SHORTEST = HEAD.itemsize + DIGEST_BYTES
 _PARTS = len(_SECTIONS) + 3  # of a row's bytes: head, sections, text, digest
 
 
 def decode(blobs: Sequence[bytes | None]) -> Rows:
     """Rows in the order of `blobs`; None, and bytes that are no row, become empty rows."""
-    n = len(blobs)
-    whole = [blob if blob is not None and len(blob) >= len(_EMPTY) else _EMPTY for blob in blobs]
-    joined = b"".join(whole)
-    bounds = offsets_of(np.fromiter(map(len, whole), np.int64, n))
-    head = _heads(joined, bounds)
-    broken = (head["version"] != VERSION) | (_row_bytes(head) != np.diff(bounds))
-    head[broken] = np.zeros(1, HEAD)[0]
-    cuts = _cuts(bounds, head)
+    return decode_spans(Spans.of(blobs))
+
+
+def decode_spans(spans: Spans) -> Rows:
+    """Rows in the order of the spans; bytes that are no row become empty rows."""
+    n, head = len(spans), _heads(spans)
+    cuts = _cuts(spans.offsets, head)
     part = [
-        taken(joined, cuts, np.arange(place, n * _PARTS, _PARTS)) for place in range(1, _PARTS - 1)
+        taken(spans.data, cuts, np.arange(place, n * _PARTS, _PARTS))
+        for place in range(1, _PARTS - 1)
     ]
     row = [np.repeat(np.arange(n), head[name]) for name, _ in _SECTIONS]
-    lane, tile, entry, recent = (
-        np.frombuffer(raw, dtype) for raw, (_, dtype) in zip(part[:4], _SECTIONS, strict=True)
+    lane, narrow, wide, entry, recent = (
+        np.frombuffer(raw, dtype) for raw, (_, dtype) in zip(part[:-1], _SECTIONS, strict=True)
     )
-    text = _texts(entry["length"], part[4])
-    return Rows(head, row[0], lane, row[1], tile, row[2], entry, text, row[3], recent)
+    tile_row, tile = _with_wide(row[1], _widened(narrow), row[2], wide)
+    text = _texts(entry["length"], part[-1])
+    return Rows(head, row[0], lane, tile_row, tile, row[3], entry, text, row[4], recent)
 
 
-def _heads(joined: bytes, bounds: np.ndarray) -> np.ndarray:
-    cuts = np.empty((len(bounds) - 1, 2), np.int64)
-    cuts[:, 0], cuts[:, 1] = bounds[:-1] + HEAD.itemsize, bounds[1:]
+def _widened(narrow: np.ndarray) -> np.ndarray:
+    tile = np.empty(len(narrow), TILE)
+    tile["key"] = narrow >> np.uint64(NARROW_BITS)
+    tile["value"] = narrow & np.uint64(2**NARROW_BITS - 1)
+    return tile
+
+
+def _with_wide(
+    row: np.ndarray, tile: np.ndarray, wide_row: np.ndarray, wide: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both kinds of tiles by row and key; few rows have wide ones."""
+    if not len(wide):
+        return row, tile
+    row, tile = np.concatenate([row, wide_row]), np.concatenate([tile, wide])
+    order = np.argsort(row, kind="stable")
+    mixed = np.flatnonzero(np.isin(row[order], wide_row))
+    places = order[mixed]
+    order[mixed] = places[np.lexsort((tile["key"][places], row[places]))]
+    return row[order], tile[order]
+
+
+def _heads(spans: Spans) -> np.ndarray:
+    """HEAD [N]; zeros where the bytes are no whole row."""
+    head, lengths = np.zeros(len(spans), HEAD), spans.lengths
+    long = np.flatnonzero(lengths >= _SHORTEST)
+    cuts = np.empty((len(long), 2), np.int64)
+    cuts[:, 0] = spans.offsets[:-1][long]
+    cuts[:, 1] = cuts[:, 0] + HEAD.itemsize
     places = np.arange(0, cuts.size, 2)
-    return np.frombuffer(taken(joined, np.append(0, cuts.ravel()), places), HEAD).copy()
+    ends = np.append(cuts.ravel(), len(spans.data))
+    head[long] = np.frombuffer(taken(spans.data, ends, places), HEAD)
+    head[(head["version"] != VERSION) | (_row_bytes(head) != lengths)] = np.zeros(1, HEAD)[0]
+    return head
 
 
 def _cuts(bounds: np.ndarray, head: np.ndarray) -> np.ndarray:
@@ -146,7 +188,7 @@ def _cuts(bounds: np.ndarray, head: np.ndarray) -> np.ndarray:
         ends[:, place] = ends[:, place - 1] + head[name].astype(np.int64) * dtype.itemsize
     ends[:, -2] = ends[:, -3] + head["text_bytes"]
     ends[:, -1] = bounds[1:]
-    return np.append(0, ends.ravel())
+    return np.append(0, np.minimum(ends, bounds[1:, None]).ravel())
 
 
 def _row_bytes(head: np.ndarray) -> np.ndarray:
@@ -163,27 +205,31 @@ def _texts(lengths: np.ndarray, text: np.ndarray) -> pa.LargeBinaryArray:
 
 def encode(rows: Rows) -> list[bytes]:
     """The bytes of every row; the head's counts and the digest are made here."""
+    return encode_spans(rows).to_list()
+
+
+def encode_spans(rows: Rows) -> Spans:
+    """`encode` in one buffer."""
+    from features.packing import narrowed, woven_rows
+
     n = len(rows)
-    if n == 0:
-        return []
-    head = _counted(rows)
-    sections = ((rows.lane, LANE), (rows.tile, TILE), (rows.entry, ENTRY), (rows.recent, RECENT))
-    pieces: list[tuple[Bytes, np.ndarray]] = [(head, np.full(n, HEAD.itemsize))]
-    for (name, _), (part, dtype) in zip(_SECTIONS, sections, strict=True):
-        pieces.append((part, head[name].astype(np.int64) * dtype.itemsize))
-    pieces.append((_text_bytes(rows.text), head["text_bytes"].astype(np.int64)))
-    order = np.arange(len(pieces) * n).reshape(-1, n).T.ravel()
-    body = memoryview(woven(pieces, order))  # type: ignore[arg-type]
-    stops = np.cumsum(_row_bytes(head) - DIGEST_BYTES).tolist()
-    return [_sealed(body[a:b]) for a, b in zip([0, *stops], stops, strict=False)]
+    pairs = readable_bytes(rows.tile).view(np.int64).reshape(-1, 2)
+    tiles, wide, count, wide_count = narrowed(rows.tile_row, pairs, n)
+    head = _counted(rows, count, wide_count)
+    parts = (rows.lane, tiles, wide, rows.entry, rows.recent, _text_bytes(rows.text))
+    length = np.empty((n, len(parts) + 1), np.int64)
+    length[:, 0], length[:, -1] = HEAD.itemsize, head["text_bytes"]
+    for place, (name, dtype) in enumerate(_SECTIONS, start=1):
+        length[:, place] = head[name].astype(np.int64) * dtype.itemsize
+    return Spans(*woven_rows(*map(readable_bytes, (head, *parts)), length))
 
 
-def _counted(rows: Rows) -> np.ndarray:
+def _counted(rows: Rows, tiles: np.ndarray, wide: np.ndarray) -> np.ndarray:
     """The heads as they are stored: version and counts of this layout."""
     n, head = len(rows), rows.head.copy()
-    head["version"] = VERSION
-    owners = (rows.lane_row, rows.tile_row, rows.entry_row, rows.recent_row)
-    for (name, _), row in zip(_SECTIONS, owners, strict=True):
+    head["version"], head["tiles"], head["wide"] = VERSION, tiles, wide
+    owners = {"lanes": rows.lane_row, "entries": rows.entry_row, "recent": rows.recent_row}
+    for name, row in owners.items():
         head[name] = np.bincount(row, minlength=n)
     length = rows.entry["length"].astype(np.float64)  # exact: far below 2**53
     head["text_bytes"] = np.bincount(rows.entry_row, length, minlength=n).astype(np.int64)
@@ -198,13 +244,13 @@ def _text_bytes(text: pa.LargeBinaryArray) -> np.ndarray:
     return np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
 
 
-def _sealed(body: bytes | memoryview) -> bytes:
-    return b"".join((body, xxhash.xxh3_64_digest(body)))
-
-
-def digest(blob: bytes) -> bytes:
-    """What compare-and-set expects to find: 8 bytes that change with every change of a row."""
-    return blob[-DIGEST_BYTES:]
+def digests(spans: Spans) -> np.ndarray:
+    """What compare-and-set expects to find, uint8 [N, 8]: digests, zeros for empty spans."""
+    found = np.zeros((len(spans), DIGEST_BYTES), np.uint8)
+    rows = np.flatnonzero(spans.lengths >= DIGEST_BYTES)
+    ends = spans.offsets[1:][rows, None]
+    found[rows] = spans.data[ends + np.arange(-DIGEST_BYTES, 0)]
+    return found
 
 
 def tombstone(erased_ms: int, generation: int, fingerprint: int) -> bytes:
@@ -213,7 +259,8 @@ def tombstone(erased_ms: int, generation: int, fingerprint: int) -> bytes:
     head["version"] = VERSION
     head["fingerprint"], head["generation"] = fingerprint, generation
     head["erased_ms"] = erased_ms
-    return _sealed(head.tobytes())
+    body = head.tobytes()
+    return body + xxhash.xxh64_intdigest(body).to_bytes(DIGEST_BYTES, "little")
 
 
 def erased_until(blob: bytes | None) -> int:

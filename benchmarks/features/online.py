@@ -24,6 +24,7 @@ from features.definitions import DEFINITIONS
 from features.feast_format import unwrap, view_name
 from features.feast_store import FeastFeatureStore
 from features.registry import RegisteredFeatureStore, open_store
+from features.spans import Spans
 from features.store import EntityName
 from streams.bus import Stamp
 
@@ -130,15 +131,13 @@ def _typed(
     runs: int,
 ) -> list[Pair]:
     frame = _typed_frame(ids, stream.end_ms)
-    stored = store.blobs("video", ids)
-    blobs = [blob for blob in stored if blob is not None]
-    times, generation = [stream.end_ms] * len(ids), store.generation()
+    write_ours = _swap(store, ids, stream)
     names = [f"typed:f{i}" for i in range(FIELDS)]
     rows = [{"video_id": i} for i in ids]
     write = _paired(
         "write 500 x 20 typed",
         lambda: client.push("typed_push", frame),
-        lambda: store._swap_rows("video", ids, stored, blobs, times, generation),
+        write_ours,
         runs,
     )
     read = _paired(
@@ -160,11 +159,11 @@ def _blobs(
     frame = _blob_frame([f"pushed {i}" for i in ids], blobs, stream.end_ms)
     rows = [{"video_id": i, "now_ms": stream.end_ms} for i in ids]
     service = client.get_feature_service("video")
-    times, generation = [stream.end_ms] * len(ids), store.generation()
+    write_ours = _swap(store, ids, stream)
     write = _paired(
         "write 500 blobs",
         lambda: client.push(f"{view}_push", frame),
-        lambda: store._swap_rows("video", ids, stored, blobs, times, generation),
+        write_ours,
         runs,
     )
     read = _paired(
@@ -174,6 +173,15 @@ def _blobs(
         runs,
     )
     return [write, read]
+
+
+def _swap(
+    store: RegisteredFeatureStore, ids: Sequence[str], stream: Stream
+) -> Callable[[], object]:
+    """Compares the stored rows with themselves and sets them, as a fold writes."""
+    names, rows = pa.array(ids), Spans.of(store.blobs("video", ids))
+    times, generation = np.full(len(ids), stream.end_ms), store.generation()
+    return lambda: store._swap_rows("video", names, rows, rows, times, generation)
 
 
 def _paired(name: str, feasts: Callable[[], object], ours: Callable[[], object], runs: int) -> Pair:

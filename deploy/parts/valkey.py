@@ -14,6 +14,10 @@ from pathlib import Path
 
 from deploy.parts.process import LOOPBACK, Command, PartUnavailable, free_port
 
+# Every row is allocated several times on its way into the store. Blocks of a row's size from
+# malloc's per-thread cache instead of its bins save a tenth or more of the server's CPU.
+ALLOCATOR = "glibc.malloc.tcache_max=8192:glibc.malloc.tcache_count=2000"
+
 
 @dataclass(frozen=True)
 class Valkey:
@@ -34,7 +38,8 @@ class Valkey:
         if self.max_memory:
             argv += ["--maxmemory", self.max_memory]
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        return Command(argv, self.log_dir / f"{self.name}.log", cwd=self.log_dir)
+        env = {"GLIBC_TUNABLES": ALLOCATOR}  # other libraries than glibc do not read it
+        return Command(argv, self.log_dir / f"{self.name}.log", env, cwd=self.log_dir)
 
     def ready(self) -> bool:
         return answers_ping(self.address)

@@ -10,10 +10,13 @@ import pandas as pd
 import pytest
 import redis
 
+from features.connection import bulk
 from features.definitions import DEFINITIONS
-from features.feast_format import RowFormat, timestamp, unwrap, view_name, wrap
+from features.feast_format import BYTES_TAG, RowFormat, timestamp, unwrap, view_name
 from features.feast_store import FeastFeatureStore
+from features.packing import packed_values
 from features.registry import RegisteredFeatureStore, open_store
+from features.spans import Spans, readable_bytes
 from features.store import Status
 from streams.bus import Stamp
 
@@ -157,8 +160,11 @@ def test_values_are_protobufs_own_bytes(size):
     from feast.protos.feast.types.Value_pb2 import Value
 
     blob = b"\xff" * size
-    assert wrap(blob) == Value(bytes_val=blob).SerializeToString()
-    assert unwrap(wrap(blob)) == blob
+    value = Value(bytes_val=blob).SerializeToString()
+    rows = Spans.of([blob, b"next"])
+    packed = packed_values(readable_bytes(rows.data), rows.offsets, BYTES_TAG).tobytes()
+    assert packed == bulk(value) + bulk(Value(bytes_val=b"next").SerializeToString())
+    assert unwrap(value) == blob
     assert unwrap(Value(string_val="x").SerializeToString()) is None
 
 

@@ -1,14 +1,12 @@
-"""Laws of what a fold is made of: merging, the row cache, scripts that a server forgets."""
+"""Laws of what a fold is made of: merging, scripts that a server forgets, batches cut in parts."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from features.merge import merged_order, newest_first_key, rank, ties_by_falling_hash
-from features.row_cache import RowCache
 from streams.bus import Stamp
 
 NOW = 1_700_000_000_000
@@ -46,32 +44,6 @@ def test_rank_counts_from_zero_within_each_run(groups):
         wanted.append(seen.get(group, 0))
         seen[group] = wanted[-1] + 1
     assert rank(np.array(sorted(groups), np.int64)).tolist() == wanted
-
-
-def test_the_cache_keeps_the_rows_written_last_and_no_more_than_its_limit():
-    cache = RowCache(100)
-    names = [f"u{i}" for i in range(1000)]
-    for name in names:
-        cache.put("user", {name: name.encode()})
-    kept = cache.get("user", names)
-    assert 50 <= len([blob for blob in kept if blob is not None]) <= 100
-    assert kept[-50:] == [name.encode() for name in names[-50:]]
-    assert cache.get("video", names[-1:]) == [None]
-
-
-@pytest.mark.parametrize("written", [1, 60])
-def test_a_dropped_row_is_not_given_again_from_either_half(written):
-    cache = RowCache(100)
-    cache.put("user", {"u": b"old"})
-    cache.put("user", {f"v{i}": b"" for i in range(written)})
-    cache.drop("user", ["u"])
-    assert cache.get("user", ["u"]) == [None]
-
-
-def test_a_cache_of_no_rows_keeps_none():
-    cache = RowCache(0)
-    cache.put("user", {"u": b"row"})
-    assert cache.get("user", ["u"]) == [None]
 
 
 def test_a_server_that_forgets_its_scripts_is_taught_them_again(online, event_table):

@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import loops
+from features import loops, packing
 from features.definitions import DEFINITIONS, TILE_SIZES_MS
 from features.fold import READER_SLACK_MS, fold, group
-from features.spans import offsets_of, taken, woven
+from features.spans import offsets_of, taken
 from features.tiles import ENTRY, decode, encode, split_key
 from streams.bus import Stamp
 from streams.clock import DAY_MS, HOUR_MS
@@ -118,8 +118,8 @@ def test_no_batch_makes_a_worker_compile_again(event_table):
             batch[0]["duplicate"] = duplicate
         for entity in DEFINITIONS:
             folded(entity, event_table, events)
-    assert len(loops.merge_tiles.signatures) == 1
-    assert len(loops.merge_lists.signatures) == 1
+    for compiled in (loops.merge_tiles, loops.merge_lists, packing.woven_rows):
+        assert len(compiled.signatures) == 1
 
 
 spans = st.lists(st.binary(max_size=6), min_size=1, max_size=20)
@@ -132,7 +132,3 @@ def test_taking_spans_is_joining_them_one_by_one(spans, data):
     wanted = b"".join(spans[place] for place in order)
     got = taken(b"".join(spans), offsets_of(lengths), np.array(order, np.int64))
     assert got.tobytes() == wanted
-    half = len(spans) // 2
-    pieces = [(b"".join(part), np.array(list(map(len, part)), np.int64))
-              for part in (spans[:half], spans[half:])]  # fmt: skip
-    assert woven(pieces, np.array(order, np.int64)).tobytes() == wanted

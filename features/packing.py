@@ -1,0 +1,257 @@
+"""Rows' bytes moved and sealed many at a time, compiled: woven, gathered, packed for the wire.
+
+Knows spans of bytes, XXH64 and RESP. Does not know what a row's parts mean. All inputs are
+read-only arrays (`features.spans.readable_bytes`), so that each function is compiled for one
+type. Importing takes a second, so readers do not; `python -m features.loops` fills the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit  # type: ignore[import-untyped]
+
+_compiled: Any = njit(cache=True)
+
+DIGEST_BYTES = 8
+_P1, _P2 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
+_P3, _P4 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63)
+_P5 = np.uint64(0x27D4EB2F165667C5)
+_WORD = np.uint64(64)
+_NARROW = 2**32
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def woven_rows(
+    head: np.ndarray, lane: np.ndarray, tile: np.ndarray, wide: np.ndarray,
+    entry: np.ndarray, recent: np.ndarray, text: np.ndarray, length: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(uint8, int64 [N + 1]): each row's seven parts and their digest, and where rows begin.
+
+    `length` (int64 [N, 7]) tells how many bytes of each part are the row's.
+    """
+    rows = len(length)
+    offsets = np.zeros(rows + 1, np.int64)
+    for r in range(rows):
+        offsets[r + 1] = offsets[r] + length[r].sum() + DIGEST_BYTES
+    out = np.empty(offsets[rows], np.uint8)
+    from_head = from_lane = from_tile = from_wide = from_entry = from_recent = from_text = 0
+    for r in range(rows):
+        at = offsets[r]
+        at, from_head = _copied(out, at, head, from_head, length[r, 0])
+        at, from_lane = _copied(out, at, lane, from_lane, length[r, 1])
+        at, from_tile = _copied(out, at, tile, from_tile, length[r, 2])
+        at, from_wide = _copied(out, at, wide, from_wide, length[r, 3])
+        at, from_entry = _copied(out, at, entry, from_entry, length[r, 4])
+        at, from_recent = _copied(out, at, recent, from_recent, length[r, 5])
+        at, from_text = _copied(out, at, text, from_text, length[r, 6])
+        digest = xxh64(out, offsets[r], at)
+        for place in range(DIGEST_BYTES):
+            out[at + place] = np.uint8(digest >> np.uint64(8 * place) & np.uint64(0xFF))
+    return out, offsets
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _copied(
+    out: np.ndarray, at: int, source: np.ndarray, start: int, length: int
+) -> tuple[int, int]:
+    """Copies; the places behind what was written and behind what was read."""
+    out[at : at + length] = source[start : start + length]
+    return at + length, start + length
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def xxh64(data: np.ndarray, start: int, stop: int) -> Any:
+    """XXH64 with seed 0 of `data[start:stop]`."""
+    size = stop - start
+    words = data[start : start + size // 8 * 8].view(np.uint64)
+    at = 0
+    if size >= 32:
+        a, b, c, d = _P1 + _P2, _P2, np.uint64(0), np.uint64(0) - _P1
+        while at + 4 <= len(words):
+            a, b = _mixed(a, words[at]), _mixed(b, words[at + 1])
+            c, d = _mixed(c, words[at + 2]), _mixed(d, words[at + 3])
+            at += 4
+        digest = _turned(a, 1) + _turned(b, 7) + _turned(c, 12) + _turned(d, 18)
+        for lane in (a, b, c, d):
+            digest = (digest ^ _mixed(np.uint64(0), lane)) * _P1 + _P4
+    else:
+        digest = _P5
+    digest += np.uint64(size)
+    while at < len(words):
+        digest = _turned(digest ^ _mixed(np.uint64(0), words[at]), 27) * _P1 + _P4
+        at += 1
+    at = start + 8 * at
+    if at + 4 <= stop:
+        half = np.uint64(0)
+        for place in range(4):
+            half |= np.uint64(data[at + place]) << np.uint64(8 * place)
+        digest = _turned(digest ^ half * _P1, 23) * _P2 + _P3
+        at += 4
+    while at < stop:
+        digest = _turned(digest ^ np.uint64(data[at]) * _P5, 11) * _P1
+        at += 1
+    digest = (digest ^ digest >> np.uint64(33)) * _P2
+    digest = (digest ^ digest >> np.uint64(29)) * _P3
+    return digest ^ digest >> np.uint64(32)
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _mixed(lane: Any, word: Any) -> Any:
+    return _turned(lane + word * _P2, 31) * _P1
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _turned(word: Any, bits: int) -> Any:
+    left = np.uint64(bits)
+    return word << left | word >> (_WORD - left)
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def narrowed(
+    row: np.ndarray, tile: np.ndarray, rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tiles (int64 [T, 2]: key, value) as those of 8 bytes (uint64) and the rest (int64 [W, 2]),
+    and how many of each every row has (int64 [N])."""
+    narrow, wide = np.empty(len(row), np.uint64), np.empty((len(row), 2), np.int64)
+    count, wide_count = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    at = wide_at = 0
+    for place in range(len(row)):
+        key, value = tile[place, 0], tile[place, 1]
+        if 0 <= key < _NARROW and 0 <= value < _NARROW:
+            narrow[at] = np.uint64(key) << np.uint64(32) | np.uint64(value)
+            count[row[place]] += 1
+            at += 1
+        else:
+            wide[wide_at] = tile[place]
+            wide_count[row[place]] += 1
+            wide_at += 1
+    return narrow[:at], wide[:wide_at], count, wide_count
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def gathered(
+    data: np.ndarray, start: np.ndarray, length: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8, int64 [N + 1]): spans from anywhere in `data`, one after another, and offsets."""
+    offsets = np.zeros(len(start) + 1, np.int64)
+    for r in range(len(start)):
+        offsets[r + 1] = offsets[r] + length[r]
+    out = np.empty(offsets[len(start)], np.uint8)
+    for r in range(len(start)):
+        out[offsets[r] : offsets[r + 1]] = data[start[r] : start[r] + length[r]]
+    return out, offsets
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def scatter(data: np.ndarray, offsets: np.ndarray, out: np.ndarray, start: np.ndarray) -> None:
+    """Writes each span of `data` to its place in `out`."""
+    for r in range(len(start)):
+        size = offsets[r + 1] - offsets[r]
+        out[start[r] : start[r] + size] = data[offsets[r] : offsets[r + 1]]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def hashes(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """uint64 [N]: XXH64 of each span."""
+    found = np.empty(len(offsets) - 1, np.uint64)
+    for r in range(len(found)):
+        found[r] = xxh64(data, offsets[r], offsets[r + 1])
+    return found
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def found_slots(table: np.ndarray, keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """int64 [N]: the slot of each wanted key in a table of open addressing; 0 where none is.
+
+    `table` (int64, a power of two long, partly zeros) holds slots, `keys` (uint64) by slot.
+    """
+    slots = np.empty(len(wanted), np.int64)
+    for r in range(len(wanted)):
+        slots[r] = table[_place(table, keys, wanted[r])]
+    return slots
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def enter(table: np.ndarray, keys: np.ndarray, first: int) -> None:
+    """Puts the slots from `first` on into the table."""
+    for slot in range(first, len(keys)):
+        table[_place(table, keys, keys[slot])] = slot
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _place(table: np.ndarray, keys: np.ndarray, key: np.uint64) -> Any:
+    place = np.int64(key & np.uint64(len(table) - 1))
+    while table[place] and keys[table[place]] != key:
+        place = (place + 1) & (len(table) - 1)
+    return place
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def packed_keys(
+    data: np.ndarray, offsets: np.ndarray, head: np.ndarray, tail: np.ndarray
+) -> np.ndarray:
+    """uint8: RESP bulk strings, each `head`, the span's size (4 bytes), the span, `tail`."""
+    rows = len(offsets) - 1
+    out = np.empty(offsets[rows] - offsets[0] + rows * (len(head) + len(tail) + 40), np.uint8)
+    at = 0
+    for r in range(rows):
+        size = offsets[r + 1] - offsets[r]
+        at = _decimal(out, at, len(head) + 4 + size + len(tail))
+        at, _ = _copied(out, at, head, 0, len(head))
+        for place in range(4):
+            out[at + place] = size >> 8 * place & 0xFF
+        at, _ = _copied(out, at + 4, data, offsets[r], size)
+        at, _ = _copied(out, at, tail, 0, len(tail))
+        out[at], out[at + 1] = 13, 10
+        at += 2
+    return out[:at]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def packed_values(data: np.ndarray, offsets: np.ndarray, tag: int) -> np.ndarray:
+    """uint8: each span as a RESP bulk string of a Protobuf field: `tag`, its size, its bytes."""
+    rows = len(offsets) - 1
+    out = np.empty(offsets[rows] - offsets[0] + rows * 40, np.uint8)
+    at = 0
+    for r in range(rows):
+        size = offsets[r + 1] - offsets[r]
+        at = _decimal(out, at, 1 + _varint_bytes(size) + size)
+        out[at] = tag
+        at += 1
+        rest = size
+        while rest > 0x7F:
+            out[at] = rest & 0x7F | 0x80
+            rest >>= 7
+            at += 1
+        out[at] = rest
+        at += 1
+        out[at : at + size] = data[offsets[r] : offsets[r + 1]]
+        at += size
+        out[at], out[at + 1] = 13, 10
+        at += 2
+    return out[:at]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _decimal(out: np.ndarray, at: int, number: int) -> int:
+    """Writes `$`, the digits and the line's end; the place behind them."""
+    digits, rest = 1, number // 10
+    while rest:
+        digits, rest = digits + 1, rest // 10
+    out[at] = 36
+    for place in range(digits):
+        out[at + digits - place] = 48 + number % 10
+        number //= 10
+    out[at + digits + 1], out[at + digits + 2] = 13, 10
+    return at + digits + 3
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _varint_bytes(number: int) -> int:
+    size = 1
+    while number > 0x7F:
+        number >>= 7
+        size += 1
+    return size

@@ -1,0 +1,143 @@
+"""Laws of rows' bytes: sealed with XXH64, found whole again, keys as Feast spells them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features import packing
+from features.connection import bulk
+from features.definitions import DEFINITIONS
+from features.feast_format import RowFormat
+from features.feast_store import FeastFeatureStore
+from features.fold import fold, group
+from features.spans import Spans, readable_bytes
+from features.store import DefinitionChanged
+from features.tiles import (
+    DIGEST_BYTES,
+    TILE,
+    VERSION,
+    decode,
+    digests,
+    encode,
+    encode_spans,
+    readable,
+    split_key,
+    tile_key,
+    tombstone,
+)
+from streams.bus import Stamp
+
+NOW = 1_700_000_000_000
+words = st.lists(st.binary(max_size=100), max_size=12)
+
+
+@settings(deadline=None)  # the first call compiles
+@given(data=st.binary(max_size=300), start=st.integers(0, 9))
+def test_the_compiled_hash_is_xxh64(data, start):
+    start = min(start, len(data))
+    array = readable_bytes(np.frombuffer(data, np.uint8))
+    assert int(packing.xxh64(array, start, len(data))) == xxhash.xxh64_intdigest(data[start:])
+
+
+@settings(deadline=None)  # the first call compiles
+@given(words=words)
+def test_hashes_are_each_spans_own(words):
+    spans = Spans.of(words)
+    found = packing.hashes(readable_bytes(spans.data), spans.offsets)
+    assert found.tolist() == [xxhash.xxh64_intdigest(word) for word in words]
+
+
+def rows_of(event_table, users):
+    events = [
+        {"kind": "play", "event_time_ms": NOW + i, "event_id": f"e{i}", "user_id": f"u{i % users}",
+         "video_id": f"v{i}" * (i % 4), "dwell_ms": 2**30 * (i % 2)}
+        for i in range(3 * users)
+    ]  # fmt: skip
+    batch = group(DEFINITIONS["user"], event_table(events))
+    return fold(DEFINITIONS["user"], decode([None] * users), batch, Stamp("e", 0, 0)).rows
+
+
+@pytest.mark.parametrize("users", [0, 1, 7])
+def test_a_row_ends_with_the_hash_of_all_before_and_is_read_as_it_was_written(event_table, users):
+    blobs = encode(rows_of(event_table, users))
+    assert len(blobs) == users
+    for blob in blobs:
+        sealed = xxhash.xxh64_intdigest(blob[:-DIGEST_BYTES]).to_bytes(DIGEST_BYTES, "little")
+        assert blob[-DIGEST_BYTES:] == sealed
+        assert readable(blob)
+    assert encode(decode(blobs)) == blobs
+
+
+def test_bytes_that_are_no_row_read_as_empty_rows_beside_whole_ones(event_table):
+    whole = encode(rows_of(event_table, 2))
+    broken = [None, b"", b"x", whole[0][:-1], whole[0] + b"y", b"\xff" * 200]
+    rows = decode([whole[0], *broken, whole[1]])
+    assert (rows.head["version"] == [VERSION, *[0] * len(broken), VERSION]).all()
+    assert set(rows.tile_row) == {0, len(broken) + 1}
+    assert decode(broken).tile.size == 0
+
+
+def test_digests_are_the_last_bytes_and_zeros_for_no_row(event_table):
+    blobs = encode(rows_of(event_table, 2))
+    found = digests(Spans.of([blobs[1], None, blobs[0]]))
+    wanted = [blobs[1][-DIGEST_BYTES:], bytes(DIGEST_BYTES), blobs[0][-DIGEST_BYTES:]]
+    assert [row.tobytes() for row in found] == wanted
+
+
+def test_a_tombstone_is_sealed_like_any_row():
+    blob = tombstone(NOW, 7, 9)
+    assert encode_spans(decode([blob])).to_list() == [blob]
+
+
+@settings(deadline=None)  # the first call compiles
+@given(ids=st.lists(st.text(max_size=40), min_size=1, max_size=9), skipped=st.integers(0, 3))
+def test_packed_keys_are_the_keys_one_by_one(ids, skipped):
+    layout = RowFormat(DEFINITIONS["query"], "a project")
+    names = pa.array(["skipped"] * skipped + ids).slice(skipped)
+    wanted = b"".join(bulk(layout.key(entity_id)) for entity_id in ids)
+    assert layout.packed_keys(Spans.of_array(names)) == wanted
+
+
+def test_rows_of_an_earlier_layout_are_refused_with_the_way_to_rebuild_them(online, event_table):
+    event = {"kind": "like", "event_time_ms": NOW, "event_id": "e"}
+    online.fold("user", event_table([event]), Stamp("one", 0, 0))
+    client, meta = online.connection.client, online._meta
+    stored = client.hget(meta, "fingerprints")
+    client.hset(meta, "fingerprints", stored.replace(b'"row":%d' % VERSION, b'"row":1'))
+    again = FeastFeatureStore(online.connection.address, online.connection.db, online.project)
+    with pytest.raises(DefinitionChanged, match="backfill --rebuild"):
+        again.generation()
+
+
+@given(
+    size=st.integers(0, 3),
+    slot=st.integers(0, 2**16 - 1),
+    index=st.lists(st.integers(0, 2**40 - 1), max_size=9),
+)
+def test_a_tile_s_key_is_split_into_what_it_was_made_of(size, slot, index):
+    parts = split_key(tile_key(size, slot, np.array(index, np.int64)))
+    n = len(index)
+    assert [part.tolist() for part in parts] == [[size] * n, [slot] * n, index]
+
+
+tile = st.tuples(st.integers(0, 2), st.integers(0, 2**62), st.integers(-(2**40), 2**40))
+small_tile = st.tuples(st.integers(0, 2), st.integers(0, 2**32), st.integers(0, 2**32))
+
+
+@settings(deadline=None)
+@given(tiles=st.lists(tile | small_tile, max_size=20, unique_by=lambda t: t[:2]))
+def test_tiles_of_any_key_and_value_come_back_in_order(tiles):
+    """Also those that eight bytes do not hold, between those that they do."""
+    rows = decode([None] * 3)
+    row, key, value = np.array(sorted(tiles), np.int64).reshape(-1, 3).T
+    rows.tile_row, rows.tile = row, np.empty(len(row), TILE)
+    rows.tile["key"], rows.tile["value"] = key, value
+    again = decode(encode(rows))
+    columns = (again.tile_row, again.tile["key"], again.tile["value"])
+    found = zip(*(column.tolist() for column in columns), strict=True)
+    assert list(found) == sorted(tiles)

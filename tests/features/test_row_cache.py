@@ -1,0 +1,97 @@
+"""Laws of the row cache: it gives what was put last, forgets in time, and never mixes rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.row_cache import RowCache, overlaid
+from features.spans import Spans
+
+row = st.binary(min_size=1, max_size=40)
+# Equal low bits meet in one place of the table.
+key = st.integers(0, 30).map(lambda n: n % 3 | (n // 3) << 40)
+step = st.one_of(
+    st.tuples(st.just("put"), st.dictionaries(key, row, min_size=1, max_size=12)),
+    st.tuples(st.just("drop"), st.sets(key, max_size=5)),
+)
+
+
+def keys(some):
+    return np.array(list(some), np.uint64)
+
+
+def put(cache, rows):
+    cache.put("user", keys(rows), Spans.of(list(rows.values())))
+
+
+def got(cache, some, entity="user"):
+    return [found or None for found in cache.get(entity, keys(some)).to_list()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=st.lists(step, max_size=30))
+def test_a_cache_within_its_limit_is_a_dictionary(steps):
+    cache, wanted = RowCache(1000), {}
+    for what, some in steps:
+        if what == "put":
+            put(cache, some)
+            wanted |= some
+        else:
+            cache.drop("user", keys(some))
+            wanted = {k: v for k, v in wanted.items() if k not in some}
+        everyone = [n % 3 | (n // 3) << 40 for n in range(31)]
+        assert got(cache, everyone) == [wanted.get(k) for k in everyone]
+
+
+def test_rows_that_grow_and_move_stay_whole():
+    """Thousands of rows, rewritten at many lengths: through growth, compaction and rehashing."""
+    rng, cache, wanted = np.random.default_rng(0), RowCache(10_000), {}
+    for _ in range(60):
+        some = rng.choice(5000, 700, replace=False)
+        rows = {int(k): rng.bytes(int(rng.integers(1, 900))) for k in some}
+        put(cache, rows)
+        wanted |= rows
+    assert got(cache, wanted) == list(wanted.values())
+
+
+def test_the_rows_written_last_stay_and_no_more_than_the_limit():
+    cache = RowCache(100)
+    for name in range(1000):
+        put(cache, {name: str(name).encode()})
+    kept = got(cache, range(1000))
+    assert 50 <= len([blob for blob in kept if blob is not None]) <= 100
+    assert kept[-50:] == [str(name).encode() for name in range(950, 1000)]
+    assert got(cache, [999], "video") == [None]
+
+
+@pytest.mark.parametrize("written", [1, 120])
+def test_a_dropped_row_is_not_given_again(written):
+    cache = RowCache(100)
+    put(cache, {7: b"old"})
+    put(cache, {1000 + i: b"x" for i in range(written)})
+    cache.drop("user", keys([7]))
+    assert got(cache, [7]) == [None]
+    put(cache, {7: b"new"})
+    assert got(cache, [7]) == [b"new"]
+
+
+def test_a_cleared_cache_and_one_of_no_rows_keep_none():
+    none, cleared = RowCache(0), RowCache(10)
+    for cache in (none, cleared):
+        put(cache, {1: b"row"})
+    cleared.clear()
+    assert got(none, [1]) == got(cleared, [1]) == [None]
+
+
+@given(rows=st.lists(st.binary(max_size=5), min_size=1, max_size=12), data=st.data())
+def test_overlaying_replaces_those_places_alone(rows, data):
+    places = sorted(data.draw(st.sets(st.integers(0, len(rows) - 1))))
+    others = [b"other %d" % place for place in places]
+    wanted = list(rows)
+    for place, other in zip(places, others, strict=True):
+        wanted[place] = other
+    made = overlaid(Spans.of(rows), np.array(places, np.int64), Spans.of(others))
+    assert made.to_list() == wanted
