@@ -15,8 +15,6 @@ from streams.bus import Bus, BusError, Record
 from streams.telemetry import name_thread
 
 MAX_POLL = 20_000
-_LINGER_S = 0.01
-_LINGER_BELOW = 2_000
 _EPOCH_EVERY_S = 1.0
 _TURN_S = 0.1
 
@@ -31,25 +29,25 @@ class Loop(Protocol):
 class Input:
     """A topic as one member of a group reads it, with its epoch held to be the same."""
 
-    def __init__(self, bus: Bus, topic: str, group: str) -> None:
-        self._bus, self._topic = bus, topic
+    def __init__(self, bus: Bus, topic: str, group: str, pace_s: float = 0.0) -> None:
+        """Polls that bring something begin at least `pace_s` apart.
+
+        A round has a cost of its own, on the broker above all, however little it carries. A
+        loop that is behind takes longer than that and waits for nothing.
+        """
+        self._bus, self._topic, self._pace_s = bus, topic, pace_s
+        self._next = time.monotonic()
         self.epoch = bus.epoch(topic)
         self.consumer = bus.consumer([topic], group)
         self.generation = -1
         self._checked = time.monotonic()
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """One poll; a small one waits a little for more, so that messages are worth their cost.
-
-        Records that were read before partitions changed hands are dropped: whoever
-        owns them now reads them again.
-        """
+        """One poll, when its time has come."""
+        time.sleep(max(0.0, self._next - time.monotonic()))
         records = self.consumer.poll(MAX_POLL, timeout_s)
-        before = self.consumer.generation()
-        if records and len(records) < _LINGER_BELOW:
-            time.sleep(_LINGER_S)
-            more = self.consumer.poll(MAX_POLL - len(records), 0.0)
-            records = records + more if self.consumer.generation() == before else more
+        if records:
+            self._next = time.monotonic() + self._pace_s
         self.generation = self.consumer.generation()
         self._hold_epoch()
         return records
