@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
-COMBINED_BYTES = 4_000_000  # of queued messages that are folded as one batch
+COMBINED_BYTES = 4_000_000  # of queued messages that are handled as one batch
+FACTS_PACE_S = 0.25  # nobody waits for a fact to be on disk, and a batch has its cost
 CACHED_ROWS = 50_000  # rows that a folding process keeps decoded, about 2 kB each
 
 _log = logging.getLogger("tidemill")
@@ -144,6 +145,8 @@ def facts(process: Process) -> int:
         stop=process.stop,
         ready=process.ready,
         instance_id=_lasting_name(settings, "facts"),
+        combine_bytes=COMBINED_BYTES,
+        pace_s=FACTS_PACE_S,
     )
 
 

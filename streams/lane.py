@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 
 from streams.telemetry import name_thread
@@ -68,9 +69,10 @@ class Line:
     Make it within a running event loop; `close` ends it.
     """
 
-    def __init__(self, events: AsyncIterator[Any], combine_bytes: int) -> None:
-        """Faust's events; at most `combine_bytes` of values are given out together."""
-        self._bytes = combine_bytes
+    def __init__(self, events: AsyncIterator[Any], combine_bytes: int, pace_s: float = 0.0) -> None:
+        """Faust's events; at most `combine_bytes` of values are given out together, and no
+        sooner than `pace_s` after those before."""
+        self._bytes, self._pace_s, self._next = combine_bytes, pace_s, 0.0
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_LINE_MESSAGES if combine_bytes else 1)
         self._held: list[Any] = []
         self._filling = asyncio.create_task(self._fill(events))
@@ -91,6 +93,8 @@ class Line:
             raise first
         if first is None:
             return []
+        await asyncio.sleep(max(0.0, self._next - monotonic()))
+        self._next = monotonic() + self._pace_s
         messages, size = [first], len(first.value)
         while not self._waiting.empty() and not self._held:
             message = self._waiting.get_nowait()
