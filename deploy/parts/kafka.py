@@ -29,8 +29,7 @@ KAFKA_VERSION = "4.4.0"
 LOG4J_VERSION = "2.25.5"
 FETCH_TIMEOUT_S = 300
 COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
-# The second compiler takes a third off a transaction's cost once it has seen some hundreds.
-HEAP = ("-Xms128m", "-Xmx384m", "-XX:+UseSerialGC")
+HEAP = ("-Xms128m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 POM = f"""\
 <project xmlns="http://maven.apache.org/POM/4.0.0">
