@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
 COMBINED_BYTES = 4_000_000  # of queued messages that are handled as one batch
-FACTS_PACE_S = 0.25  # nobody waits for a fact to be on disk, and a batch has its cost
+FACTS_PACE_S = 0.5  # nobody waits for a fact to be on disk, and a batch has its cost
 CACHED_ROWS = 50_000  # rows that a folding process keeps decoded, about 2 kB each
 
 _log = logging.getLogger("tidemill")

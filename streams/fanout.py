@@ -21,7 +21,7 @@ from streams.sequencer import read_load
 from streams.shuffle import Load, Written, shuffle
 from streams.topics import ENTITY_TOPIC, EVENTS_BY_USER
 
-PACE_S = 0.2
+PACE_S = 0.5
 _COLUMN = {"video": "video_id", "author": "author_id", "query": "query"}  # of each entity
 _BY_USER_ONLY = ("request_id", "impression")  # the feedback join's, which reads by user; long
 

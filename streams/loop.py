@@ -17,6 +17,7 @@ from streams.telemetry import name_thread
 MAX_POLL = 20_000
 _EPOCH_EVERY_S = 1.0
 _TURN_S = 0.1
+_LONGEST_REST_S = 0.1
 
 
 class Loop(Protocol):
@@ -30,13 +31,14 @@ class Input:
     """A topic as one member of a group reads it, with its epoch held to be the same."""
 
     def __init__(self, bus: Bus, topic: str, group: str, pace_s: float = 0.0) -> None:
-        """Polls that bring something begin at least `pace_s` apart.
+        """Rounds begin at least `pace_s` apart, and rest as long as the one before took.
 
-        A round has a cost of its own, on the broker above all, however little it carries. A
-        loop that is behind takes longer than that and waits for nothing.
+        A round has a cost of its own, on the broker above all, however little it carries.
+        So where the machine has no time left, rounds become fewer and larger, until they
+        cost what there is; a loop that is far behind fills its polls and does not rest.
         """
         self._bus, self._topic, self._pace_s = bus, topic, pace_s
-        self._next = time.monotonic()
+        self._began, self._rests = float("-inf"), False
         self.epoch = bus.epoch(topic)
         self.consumer = bus.consumer([topic], group)
         self.generation = -1
@@ -44,13 +46,20 @@ class Input:
 
     def poll(self, timeout_s: float) -> list[Record]:
         """One poll, when its time has come."""
-        time.sleep(max(0.0, self._next - time.monotonic()))
+        time.sleep(max(0.0, self._due() - time.monotonic()))
         records = self.consumer.poll(MAX_POLL, timeout_s)
         if records:
-            self._next = time.monotonic() + self._pace_s
+            self._began = time.monotonic()
+        self._rests = 0 < len(records) < MAX_POLL // 2
         self.generation = self.consumer.generation()
         self._hold_epoch()
         return records
+
+    def _due(self) -> float:
+        """When the next round may begin (monotonic s); called at the end of the last."""
+        now = time.monotonic()
+        rest = min(now - self._began, _LONGEST_REST_S) if self._rests else 0.0
+        return max(now + rest, self._began + self._pace_s)
 
     def _hold_epoch(self) -> None:
         if time.monotonic() - self._checked < _EPOCH_EVERY_S:
