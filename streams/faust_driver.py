@@ -22,6 +22,7 @@ import aiokafka
 import faust
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from faust.app.base import BootStrategy
+from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 
@@ -111,6 +112,14 @@ class _ConsumerOnly(BootStrategy):
     enable_web = False
 
 
+class _NoTables(TableManager):
+    """Stock Faust gives tables a second to be declared; a worker has none to wait for."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
+
+
 class WorkerApp(faust.App):
     """A Faust app that only consumes."""
 
@@ -148,4 +157,5 @@ def worker_app(
         broker_max_poll_interval=3_600.0,
         broker_commit_interval=commit_interval_s,
         consumer_group_instance_id=instance_id,
+        TableManager=_NoTables,
     )
