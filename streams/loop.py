@@ -30,14 +30,21 @@ class Loop(Protocol):
 class Input:
     """A topic as one member of a group reads it, with its epoch held to be the same."""
 
-    def __init__(self, bus: Bus, topic: str, group: str, pace_s: float = 0.0) -> None:
+    def __init__(
+        self, bus: Bus, topic: str, group: str, pace_s: float = 0.0, settle_s: float = 0.0
+    ) -> None:
         """Rounds begin at least `pace_s` apart, and rest as long as the one before took.
 
         A round has a cost of its own, on the broker above all, however little it carries.
         So where the machine has no time left, rounds become fewer and larger, until they
         cost what there is; a loop that is far behind fills its polls and does not rest.
+
+        `settle_s`: how long a poll that brought something waits for what belongs to it. A
+        transaction becomes readable partition by partition, and what the first of them
+        wakes should not leave the others to the next round.
         """
-        self._bus, self._topic, self._pace_s = bus, topic, pace_s
+        self._bus, self._topic = bus, topic
+        self._pace_s, self._settle_s = pace_s, settle_s
         self._began, self._rests = float("-inf"), False
         self.epoch = bus.epoch(topic)
         self.consumer = bus.consumer([topic], group)
@@ -45,9 +52,18 @@ class Input:
         self._checked = time.monotonic()
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """One poll, when its time has come."""
+        """One poll, when its time has come.
+
+        Records that were read before partitions changed hands are dropped: whoever
+        owns them now reads them again.
+        """
         time.sleep(max(0.0, self._due() - time.monotonic()))
         records = self.consumer.poll(MAX_POLL, timeout_s)
+        if records and self._settle_s:
+            before = self.consumer.generation()
+            time.sleep(self._settle_s)
+            more = self.consumer.poll(MAX_POLL, 0.0)
+            records = records + more if self.consumer.generation() == before else more
         if records:
             self._began = time.monotonic()
         self._rests = 0 < len(records) < MAX_POLL // 2

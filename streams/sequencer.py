@@ -30,7 +30,7 @@ from streams.topics import ADMITTED, EVENTS_BY_USER
 
 SEQUENCED_HEADER = "tidemill-sequenced-at-ms"
 _ROW_BITS = 20  # a place is (offset of the admitted message << 20) | row within it
-_PACE_S = 0.02
+_PACE_S, _SETTLE_S = 0.02, 0.004
 _LOG = logging.getLogger(__name__)
 
 
@@ -51,7 +51,7 @@ class Sequencer:
         name = f"{group}-sequencer-{instance}" if transactional else None
         self._producer = bus.producer(name)
         self._partitions = len(bus.ends(EVENTS_BY_USER))
-        self._input = Input(bus, ADMITTED, f"{group}-sequencer", _PACE_S)
+        self._input = Input(bus, ADMITTED, f"{group}-sequencer", _PACE_S, _SETTLE_S)
         targets = [] if transactional else [EVENTS_BY_USER]
         self._written = Written(bus, targets, self._input.epoch)
         self._memory: dict[int, RecentKeys] = {}
