@@ -218,7 +218,8 @@ def _register(process: Process, store: RegisteredFeatureStore, set_up: threading
     """
     if store.registry_path.exists():
         set_up.wait()
-        process.stop.wait(REGISTRY_AFTER_S)
+        if process.stop.wait(REGISTRY_AFTER_S):
+            return
     store.apply()
 
 

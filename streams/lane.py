@@ -87,13 +87,17 @@ class Line:
         await self._waiting.put(end)
 
     async def next(self) -> list[Any]:
-        """At least one message; [] when the stream has ended. Raises what ended it."""
+        """At least one message; [] when the stream has ended. Raises what ended it.
+
+        Nothing is taken out of the line until the pace allows it, so that whoever is cut off
+        while it waits can ask whether the line `holds` anything.
+        """
+        await asyncio.sleep(max(0.0, self._next - monotonic()))
         first = self._held.pop() if self._held else await self._waiting.get()
         if isinstance(first, Exception):
             raise first
         if first is None:
             return []
-        await asyncio.sleep(max(0.0, self._next - monotonic()))
         self._next = monotonic() + self._pace_s
         messages, size = [first], len(first.value)
         while not self._waiting.empty() and not self._held:
@@ -104,6 +108,11 @@ class Line:
             size += len(message.value)
             (messages if size <= self._bytes else self._held).append(message)
         return messages
+
+    @property
+    def holds(self) -> bool:
+        """Whether messages were taken from the stream that nobody has been given."""
+        return bool(self._held) or not self._waiting.empty()
 
     def close(self) -> None:
         self._filling.cancel()

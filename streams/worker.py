@@ -152,25 +152,36 @@ class _Worker:
             line = Line(stream.noack().events(), self._combine_bytes, self._pace_s)
             try:
                 while messages := await line.next():
-                    try:
-                        await lane.run(partial(self._deliver, topic, messages))
-                    except asyncio.CancelledError:
-                        # A rebalance: Faust may give the partition back to an agent that
-                        # never sees this batch again. A new life reads from the last commit.
-                        self.end(Exit.CRASHED, f"{_place(messages)}: cut off by a rebalance")
-                        raise
-                    except EpochChanged as changed:
-                        self.end(Exit.NEW_EPOCH, str(changed))
-                    except Exception as error:
-                        self.end(Exit.GAVE_UP, f"{_place(messages)}: {error!r}")
-                    if self.ending:
-                        # Returning or raising would let Faust go on to the next message.
-                        await asyncio.get_running_loop().create_future()
+                    await self._handled(topic, lane, messages)
                     consumer.finished(messages[-1].tp, messages[-1].offset)
+            except asyncio.CancelledError:
+                if line.holds:
+                    self._cut_off(topic)
+                raise
             finally:
                 line.close()
 
         return deliver
+
+    async def _handled(self, topic: str, lane: Lane, messages: Sequence[Any]) -> None:
+        """Returns when the handler has; when it will not, the worker ends."""
+        try:
+            await lane.run(partial(self._deliver, topic, messages))
+        except asyncio.CancelledError:
+            self._cut_off(_place(messages))
+            raise
+        except EpochChanged as changed:
+            self.end(Exit.NEW_EPOCH, str(changed))
+        except Exception as error:
+            self.end(Exit.GAVE_UP, f"{_place(messages)}: {error!r}")
+        if self.ending:
+            # Returning or raising would let Faust go on to the next message.
+            await asyncio.get_running_loop().create_future()
+
+    def _cut_off(self, what: str) -> None:
+        """A rebalance: Faust may give the partition back to an agent that never sees these
+        messages again. A new life reads from the last commit."""
+        self.end(Exit.CRASHED, f"{what}: cut off by a rebalance")
 
     def _deliver(self, topic: str, messages: Sequence[Any]) -> None:
         if self.ending:

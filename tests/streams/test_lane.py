@@ -51,3 +51,16 @@ def test_no_more_is_combined_than_may_be(combine_bytes: int, most: int) -> None:
     out = _given_out(9, 0.0, combine_bytes, 0.05)
     assert [offset for batch in out for offset in batch] == list(range(9))
     assert max(map(len, out)) == most
+
+
+def test_a_line_that_waits_for_its_pace_says_that_it_holds_messages() -> None:
+    async def run() -> tuple[bool, bool]:
+        line = Line(_events([_Message(0), _Message(1)], 0.02), 1_000, 30.0)
+        await line.next()
+        empty = line.holds
+        waiting = asyncio.create_task(line.next())
+        await asyncio.sleep(0.2)
+        waiting.cancel()
+        return empty, line.holds
+
+    assert asyncio.run(run()) == (False, True)
