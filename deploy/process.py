@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
-COMBINED_BYTES = 4_000_000  # of queued messages that are folded as one batch
+COMBINED_BYTES = 4_000_000  # of queued messages that are handled as one batch
+REGISTRY_AFTER_S = 10.0  # a worker is set up, where Feast's registry is there already
+FACTS_PACE_S = 0.5  # nobody waits for a fact to be on disk, and a batch has its cost
 CACHED_ROWS = 50_000  # rows that a folding process keeps, about 3 kB each
 
 _log = logging.getLogger("tidemill")
@@ -144,6 +146,8 @@ def facts(process: Process) -> int:
         stop=process.stop,
         ready=process.ready,
         instance_id=_lasting_name(settings, "facts"),
+        combine_bytes=COMBINED_BYTES,
+        pace_s=FACTS_PACE_S,
     )
 
 
@@ -178,7 +182,13 @@ def features(process: Process) -> int:
     _rebuild(process, bus, store)
     handlers = {t: fold_delivery(store, e, clock=clock) for e, t in _entity_topics()}
     group = consumer_group("features", store.generation())
-    process.beside("registry", store.apply)
+    set_up = threading.Event()
+
+    def ready() -> None:
+        set_up.set()
+        process.ready()
+
+    process.beside("registry", lambda: _register(process, store, set_up))
     process.beside("generation", lambda: store.await_change(process.stop))
     # A store that was emptied has lost its tombstones too: a group per generation reads them anew.
     forgetting = consumer_group("feature-erasures", store.generation())
@@ -194,10 +204,23 @@ def features(process: Process) -> int:
         bootstrap_servers=settings.broker.bootstrap_servers,
         data_dir=settings.home / "faust",
         stop=process.stop,
-        ready=process.ready,
+        ready=ready,
         instance_id=_lasting_name(settings, "features"),
         combine_bytes=COMBINED_BYTES,
     )
+
+
+def _register(process: Process, store: RegisteredFeatureStore, set_up: threading.Event) -> None:
+    """Writes the declarations into Feast's registry, at once where there is none yet.
+
+    A process that is started again folds what has queued first: Feast's import takes seconds
+    of the interpreter that the folds need.
+    """
+    if store.registry_path.exists():
+        set_up.wait()
+        if process.stop.wait(REGISTRY_AFTER_S):
+            return
+    store.apply()
 
 
 def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> None:

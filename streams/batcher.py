@@ -1,14 +1,14 @@
 """The loop behind the door: `behaviour` in, `events.admitted` and dead letters out.
 
 Knows polls, commits and epochs. Judges nothing itself (`streams.admission`) and decides no
-duplicates (`streams.sequencer`, whose loop `run` starts beside this one). A loop that
-fails raises and its process ends: the supervisor starts it again where it was committed.
+duplicates (`streams.sequencer`). `run` starts the loops behind this one beside it; a loop
+that fails raises and its process ends: the supervisor starts it again where it was committed.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -17,12 +17,14 @@ from streams.admission import Admission, AdmissionLimits, admit
 from streams.bus import Bus, Consumed, Outgoing, Record
 from streams.clock import Clock
 from streams.erasure import Erasures
+from streams.fanout import FanOut, fanned_out
 from streams.loop import Input, Loop, run_loops
 from streams.sequencer import Sequencer
 from streams.shuffle import Load, Place, Source, Written, shuffle
 from streams.topics import ADMITTED, BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC
 
 _TRACEPARENT = "traceparent"
+_PACE_S = 0.02
 
 
 def run(
@@ -36,7 +38,7 @@ def run(
     instance: str = "0",
     entities: Collection[str] = tuple(ENTITY_TOPIC),
 ) -> None:
-    """Admits and sequences events until `stop` is set. Blocks.
+    """Admits and sequences events, and fans them out, until `stop` is set. Blocks.
 
     `transactional=False` is for brokers without transactions and allows one process only.
     `instance`: a name that this process keeps over restarts and shares with no other, so
@@ -52,9 +54,13 @@ def run(
         return Batcher(bus, clock, limits, transactional, group, instance)
 
     def sequencer() -> Loop:
-        return Sequencer(bus, clock, limits, transactional, group, instance, entities)
+        return Sequencer(bus, clock, limits, transactional, group, instance)
 
-    run_loops({"batcher": batcher, "sequencer": sequencer}, stop)
+    def fanout() -> Loop:
+        return FanOut(bus, transactional, group, instance, entities)
+
+    loops: dict[str, Callable[[], Loop]] = {"batcher": batcher, "sequencer": sequencer}
+    run_loops(loops | ({"fanout": fanout} if fanned_out(entities) else {}), stop)
 
 
 class Batcher:
@@ -73,7 +79,7 @@ class Batcher:
         name = f"{group}-batcher-{instance}" if transactional else None
         self._producer = bus.producer(name)
         self._partitions = len(bus.ends(ADMITTED))
-        self._input = Input(bus, BEHAVIOUR, f"{group}-batcher")
+        self._input = Input(bus, BEHAVIOUR, f"{group}-batcher", _PACE_S)
         targets = [] if transactional else [ADMITTED, BEHAVIOUR_DEAD]
         self._written = Written(bus, targets, self._input.epoch)
         self._erasures = Erasures(bus)

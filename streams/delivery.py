@@ -29,8 +29,8 @@ class Delivery:
     (`traceparents` among them). `payload` holds the Arrow-IPC bytes that `table` was
     decoded from, where they are at hand, so that nobody encodes them again.
 
-    A combined delivery (`combine`) holds several messages: `stamp` is the last one's, and
-    `table` has one column more, MESSAGE_OFFSET.
+    A combined delivery (`combine`) holds several messages: `stamp` is the last one's,
+    `table` has one column more, MESSAGE_OFFSET, and `parts` are the messages as they came.
     """
 
     topic: str
@@ -38,6 +38,12 @@ class Delivery:
     table: pa.Table
     headers: Mapping[str, bytes] = field(default_factory=dict)
     payload: bytes | None = None
+    parts: Sequence[Delivery] = ()
+
+    @property
+    def messages(self) -> Sequence[Delivery]:
+        """One delivery per message, in offset order."""
+        return self.parts or (self,)
 
 
 BatchHandler = Callable[[Delivery], None]
@@ -47,7 +53,8 @@ Must change nothing the second time it sees a stamp: delivery is at least once. 
 partition's deliveries come one after another, in offset order, from one thread.
 
 One that is given combined deliveries must tell what it has seen row by row, by
-MESSAGE_OFFSET: after a restart the same messages come cut in other places.
+MESSAGE_OFFSET, or message by message: after a restart the same messages come cut in
+other places.
 """
 
 
@@ -70,7 +77,8 @@ def combine(deliveries: Sequence[Delivery]) -> Delivery:
     offsets = np.repeat(np.array([d.stamp.offset for d in deliveries], np.int64), counts)
     table = pa.concat_tables([delivery.table for delivery in deliveries])
     table = table.append_column(MESSAGE_OFFSET, pa.array(offsets))
-    return Delivery(last.topic, last.stamp, table, _headers(deliveries, counts))
+    headers = _headers(deliveries, counts)
+    return Delivery(last.topic, last.stamp, table, headers, parts=tuple(deliveries))
 
 
 def _headers(deliveries: Sequence[Delivery], counts: Sequence[int]) -> dict[str, bytes]:

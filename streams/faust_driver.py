@@ -6,6 +6,8 @@ Knows Faust and aiokafka. Does not know batches or handlers (`streams.worker`).
 - What is committed is what was declared finished, and nothing else. Stock Faust adds up
   acknowledgements and fills gaps in the offsets by itself; a transactional topic has a
   gap after every transaction, and filling one can commit past an unfinished message.
+  Gaps are not even noted: nobody would take them up, and a partition's next message
+  would cost the more the longer the worker had lived.
 - No web server, no producer, no leader topic, nothing declared on the broker.
 """
 
@@ -20,6 +22,7 @@ import aiokafka
 import faust
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from faust.app.base import BootStrategy
+from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 
@@ -80,6 +83,9 @@ class FinishedConsumer(stock.Consumer):
         """The effect of this message, and of all before it in the partition, is durable."""
         self._finished[tp] = offset + 1
 
+    async def _add_gap(self, *_: Any) -> None:
+        """No gap is filled here; the arguments are Faust's."""
+
     async def force_commit(self, *_: Any, **__: Any) -> bool:
         """Commits everything finished; the arguments are Faust's and change nothing."""
         pending: Mapping[TP, int] = dict(self._finished)
@@ -104,6 +110,14 @@ class _Transport(stock.Transport):
 class _ConsumerOnly(BootStrategy):
     enable_kafka_producer = False
     enable_web = False
+
+
+class _NoTables(TableManager):
+    """Stock Faust gives tables a second to be declared; a worker has none to wait for."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
 
 class WorkerApp(faust.App):
@@ -143,4 +157,5 @@ def worker_app(
         broker_max_poll_interval=3_600.0,
         broker_commit_interval=commit_interval_s,
         consumer_group_instance_id=instance_id,
+        TableManager=_NoTables,
     )

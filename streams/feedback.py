@@ -7,7 +7,7 @@ Knows impressions, actions and attribution windows. Does not know files
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache, partial
@@ -217,9 +217,9 @@ def _of_event(event: dict[str, Any], impression: Impression) -> Outcome | None:
     )
 
 
-def to_table(outcomes: Mapping[str, tuple[Outcome, int]], windows: Windows) -> pa.Table:
-    """Outcomes with their revisions as rows of FEEDBACK_SCHEMA."""
-    rows = [_row(outcome, revision, windows) for outcome, revision in outcomes.values()]
+def to_table(states: Iterable[tuple[Outcome, int]], windows: Windows) -> pa.Table:
+    """Outcomes with their revisions as rows of FEEDBACK_SCHEMA, in their order."""
+    rows = [_row(outcome, revision, windows) for outcome, revision in states]
     return pa.Table.from_pylist(rows, schema=FEEDBACK_SCHEMA)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,17 @@ class FeedbackStore:
         """Publishes and files what the batch changes.
 
         Published first: a crash in between publishes the same revision again, never
-        none. Raises what the producer or the disk raises, with nothing taken in.
+        none. Of a combined delivery each message makes its own revisions, so that these
+        are the same however messages are combined; they are published and filed as one.
+        Raises what the producer or the disk raises, with nothing taken in.
         """
-        joined = self._join.batch(delivery.table)
+        joined = [(m.stamp, self._join.batch(m.table)) for m in delivery.messages]
+        found = [(stamp, one.outcomes) for stamp, one in joined if one.outcomes]
         with self._lock:
-            if joined.outcomes:
-                self._take(delivery.stamp, joined.outcomes)
-        if joined.refused:
-            self._refused(joined.refused)
+            if found:
+                self._take(found)
+        if refused := sum((one.refused for _, one in joined), Counter[Refusal]()):
+            self._refused(refused)
 
     def erase(self, user_id: str, at_ms: int) -> int:
         """Removes the user's rows served until `at_ms`, now and when they come again."""
@@ -90,30 +93,36 @@ class FeedbackStore:
             self._known.clear()
             return removed
 
-    def _take(self, stamp: Stamp, outcomes: Mapping[str, Outcome]) -> None:
-        place = (stamp.epoch, stamp.partition)
+    def _take(self, messages: Sequence[tuple[Stamp, Mapping[str, Outcome]]]) -> None:
+        last = messages[-1][0]
+        place = (last.epoch, last.partition)
         filed = self.segments.last_offset(*place)
         if self._filed is None or self._filed.get(place, -1) != filed:
             self._rebuild()
-        if stamp.offset <= filed:
-            return
-        changed = self._changed(outcomes)
+        changed = self._changed([o for stamp, o in messages if stamp.offset > filed])
         table = self.segments.without_erased(to_table(changed, self._windows))
         if table.num_rows:
             self._publish(table)
-            self.segments.append(stamp, table)
-            self._filed = {**(self._filed or {}), place: stamp.offset}
-            self._known |= {i: changed[i] for i in table["impression_id"].to_pylist()}
+            self.segments.append(last, table)
+            self._filed = {**(self._filed or {}), place: last.offset}
+            kept = set(table["impression_id"].to_pylist())
+            newest = {state[0].impression.impression_id: state for state in changed}
+            self._known |= {i: state for i, state in newest.items() if i in kept}
             self._forget()
 
-    def _changed(self, outcomes: Mapping[str, Outcome]) -> dict[str, State]:
-        self._recall(outcomes)
-        changed: dict[str, State] = {}
-        for impression_id, outcome in outcomes.items():
-            before, revision = self._known.get(impression_id, (None, 0))
-            after = before.merge(outcome) if before else outcome
-            if after != before:
-                changed[impression_id] = (after, revision + 1)
+    def _changed(self, messages: Sequence[Mapping[str, Outcome]]) -> list[State]:
+        """Every state that an impression newly comes to, message by message."""
+        newest: dict[str, State] = {}
+        changed: list[State] = []
+        for outcomes in messages:
+            self._recall(outcomes)
+            for impression_id, outcome in outcomes.items():
+                known = newest.get(impression_id) or self._known.get(impression_id)
+                before, revision = known or (None, 0)
+                after = before.merge(outcome) if before else outcome
+                if after != before:
+                    newest[impression_id] = (after, revision + 1)
+                    changed.append(newest[impression_id])
         return changed
 
     def _publish(self, table: pa.Table) -> None:

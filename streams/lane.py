@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 
 from streams.telemetry import name_thread
@@ -68,9 +69,10 @@ class Line:
     Make it within a running event loop; `close` ends it.
     """
 
-    def __init__(self, events: AsyncIterator[Any], combine_bytes: int) -> None:
-        """Faust's events; at most `combine_bytes` of values are given out together."""
-        self._bytes = combine_bytes
+    def __init__(self, events: AsyncIterator[Any], combine_bytes: int, pace_s: float = 0.0) -> None:
+        """Faust's events; at most `combine_bytes` of values are given out together, and no
+        sooner than `pace_s` after those before."""
+        self._bytes, self._pace_s, self._next = combine_bytes, pace_s, 0.0
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_LINE_MESSAGES if combine_bytes else 1)
         self._held: list[Any] = []
         self._filling = asyncio.create_task(self._fill(events))
@@ -85,12 +87,18 @@ class Line:
         await self._waiting.put(end)
 
     async def next(self) -> list[Any]:
-        """At least one message; [] when the stream has ended. Raises what ended it."""
+        """At least one message; [] when the stream has ended. Raises what ended it.
+
+        Nothing is taken out of the line until the pace allows it, so that whoever is cut off
+        while it waits can ask whether the line `holds` anything.
+        """
+        await asyncio.sleep(max(0.0, self._next - monotonic()))
         first = self._held.pop() if self._held else await self._waiting.get()
         if isinstance(first, Exception):
             raise first
         if first is None:
             return []
+        self._next = monotonic() + self._pace_s
         messages, size = [first], len(first.value)
         while not self._waiting.empty() and not self._held:
             message = self._waiting.get_nowait()
@@ -100,6 +108,11 @@ class Line:
             size += len(message.value)
             (messages if size <= self._bytes else self._held).append(message)
         return messages
+
+    @property
+    def holds(self) -> bool:
+        """Whether messages were taken from the stream that nobody has been given."""
+        return bool(self._held) or not self._waiting.empty()
 
     def close(self) -> None:
         self._filling.cancel()

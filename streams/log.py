@@ -31,8 +31,12 @@ class EventLog:
         self.segments = Segments(directory, EVENT_SCHEMA, times=times, distinct=distinct, sync=sync)
 
     def append(self, delivery: Delivery) -> None:
-        """Makes the batch durable; a stamp that the log holds changes nothing."""
-        self.segments.append(delivery.stamp, delivery.table, delivery.payload)
+        """Makes the batch durable; a stamp that the log holds changes nothing.
+
+        Of a combined delivery each message is a batch of its own.
+        """
+        for message in delivery.messages:
+            self.segments.append(message.stamp, message.table, message.payload)
 
     def gather(self) -> None:
         """Files every batch as Parquet now, for readers other than this class."""

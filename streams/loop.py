@@ -15,10 +15,9 @@ from streams.bus import Bus, BusError, Record
 from streams.telemetry import name_thread
 
 MAX_POLL = 20_000
-_LINGER_S = 0.01
-_LINGER_BELOW = 2_000
 _EPOCH_EVERY_S = 1.0
 _TURN_S = 0.1
+_LONGEST_REST_S = 0.1
 
 
 class Loop(Protocol):
@@ -31,28 +30,52 @@ class Loop(Protocol):
 class Input:
     """A topic as one member of a group reads it, with its epoch held to be the same."""
 
-    def __init__(self, bus: Bus, topic: str, group: str) -> None:
+    def __init__(
+        self, bus: Bus, topic: str, group: str, pace_s: float = 0.0, settle_s: float = 0.0
+    ) -> None:
+        """Rounds begin at least `pace_s` apart, and rest as long as the one before took.
+
+        A round has a cost of its own, on the broker above all, however little it carries.
+        So where the machine has no time left, rounds become fewer and larger, until they
+        cost what there is; a loop that is far behind fills its polls and does not rest.
+
+        `settle_s`: how long a poll that brought something waits for what belongs to it. A
+        transaction becomes readable partition by partition, and what the first of them
+        wakes should not leave the others to the next round.
+        """
         self._bus, self._topic = bus, topic
+        self._pace_s, self._settle_s = pace_s, settle_s
+        self._began, self._rests = float("-inf"), False
         self.epoch = bus.epoch(topic)
         self.consumer = bus.consumer([topic], group)
         self.generation = -1
         self._checked = time.monotonic()
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """One poll; a small one waits a little for more, so that messages are worth their cost.
+        """One poll, when its time has come.
 
         Records that were read before partitions changed hands are dropped: whoever
         owns them now reads them again.
         """
+        time.sleep(max(0.0, self._due() - time.monotonic()))
         records = self.consumer.poll(MAX_POLL, timeout_s)
-        before = self.consumer.generation()
-        if records and len(records) < _LINGER_BELOW:
-            time.sleep(_LINGER_S)
-            more = self.consumer.poll(MAX_POLL - len(records), 0.0)
+        if records and self._settle_s:
+            before = self.consumer.generation()
+            time.sleep(self._settle_s)
+            more = self.consumer.poll(MAX_POLL, 0.0)
             records = records + more if self.consumer.generation() == before else more
+        if records:
+            self._began = time.monotonic()
+        self._rests = 0 < len(records) < MAX_POLL // 2
         self.generation = self.consumer.generation()
         self._hold_epoch()
         return records
+
+    def _due(self) -> float:
+        """When the next round may begin (monotonic s); called at the end of the last."""
+        now = time.monotonic()
+        rest = min(now - self._began, _LONGEST_REST_S) if self._rests else 0.0
+        return max(now + rest, self._began + self._pace_s)
 
     def _hold_epoch(self) -> None:
         if time.monotonic() - self._checked < _EPOCH_EVERY_S:

@@ -1,8 +1,8 @@
 """Duplicates, decided once, in the user's order: `events.admitted` in, the truth out.
 
-Knows (user, event id) pairs and their horizon. Does not validate (`streams.admission`).
-All rows go to `events.by_user` with their mark; rows without duplicates go on to the
-topics by video, author and query, so that every fold counts the same events.
+Knows (user, event id) pairs and their horizon. Does not validate (`streams.admission`),
+nor send rows on to other entities (`streams.fanout`). All rows go to `events.by_user`
+with their mark.
 
 Its memory is a cache of `events.by_user`: whoever is given a partition reads the
 horizon's tail of it first.
@@ -11,7 +11,7 @@ horizon's tail of it first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,22 +20,17 @@ import polars as pl
 import pyarrow as pa
 
 from streams.admission import AdmissionLimits
-from streams.bus import Bus, Consumed, Outgoing, Record
+from streams.bus import Bus, Consumed, Record
 from streams.clock import Clock
 from streams.loop import Input
 from streams.recent_keys import RecentKeys
 from streams.schema import from_ipc
 from streams.shuffle import TRACES_HEADER, Load, Source, Written, shuffle
-from streams.topics import (
-    ADMITTED,
-    ENTITY_TOPIC,
-    EVENTS_BY_USER,
-)
+from streams.topics import ADMITTED, EVENTS_BY_USER
 
 SEQUENCED_HEADER = "tidemill-sequenced-at-ms"
 _ROW_BITS = 20  # a place is (offset of the admitted message << 20) | row within it
-_DERIVED = {"video": "video_id", "author": "author_id", "query": "query"}  # entity -> its column
-_BY_USER_ONLY = ("request_id", "impression")  # the feedback join's, which reads by user; long
+_PACE_S, _SETTLE_S = 0.02, 0.004
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,20 +45,14 @@ class Sequencer:
         transactional: bool = True,
         group: str = "tidemill",
         instance: str = "0",
-        entities: Collection[str] = tuple(ENTITY_TOPIC),
     ) -> None:
-        """`entities`: whose topics are written; the user's always is."""
-        self._derived_of = {
-            column: ENTITY_TOPIC[e] for e, column in _DERIVED.items() if e in entities
-        }
         self._bus, self._clock = bus, clock
         self._horizon_ms = limits.duplicate_horizon_ms
-        self._transactional = transactional
         name = f"{group}-sequencer-{instance}" if transactional else None
         self._producer = bus.producer(name)
-        self._partitions = {topic: len(bus.ends(topic)) for topic in ENTITY_TOPIC.values()}
-        self._input = Input(bus, ADMITTED, f"{group}-sequencer")
-        targets = [] if transactional else list(ENTITY_TOPIC.values())
+        self._partitions = len(bus.ends(EVENTS_BY_USER))
+        self._input = Input(bus, ADMITTED, f"{group}-sequencer", _PACE_S, _SETTLE_S)
+        targets = [] if transactional else [EVENTS_BY_USER]
         self._written = Written(bus, targets, self._input.epoch)
         self._memory: dict[int, RecentKeys] = {}
         self._generation = -1
@@ -77,15 +66,8 @@ class Sequencer:
         now_ms = self._clock.now_ms()
         load = self._judge(self._fresh(read_load(records, self._input.epoch)), now_ms)
         headers = {SEQUENCED_HEADER: str(now_ms).encode()}
-        derived = list(self._derived(load, headers))
-        by_user = list(self._by_user(load, headers))
-        consumed = Consumed(self._input.consumer, records)
-        if self._transactional:
-            self._producer.send(derived + by_user, consumed=consumed)
-        else:
-            # The truth comes last: a row that lies in it is known to lie everywhere.
-            self._producer.send(derived)
-            self._producer.send(by_user, consumed=consumed)
+        out = list(shuffle(load, "user_id", EVENTS_BY_USER, self._partitions, headers=headers))
+        self._producer.send(out, consumed=Consumed(self._input.consumer, records))
         return len(records)
 
     def close(self) -> None:
@@ -102,8 +84,8 @@ class Sequencer:
     def _fresh(self, load: Load) -> Load:
         """Without rows that a killed predecessor wrote to `events.by_user` but did not commit."""
         written = np.full(int(load.source.partitions.max(initial=0)) + 1, -1, dtype=np.int64)
-        for (topic, _, origin), place in self._written.places.items():
-            if topic == EVENTS_BY_USER and origin < len(written):
+        for (_, _, origin), place in self._written.places.items():
+            if origin < len(written):
                 written[origin] = max(written[origin], place)
         fresh = load.source.places > written[load.source.partitions]
         return load if fresh.all() else load.take(np.flatnonzero(fresh))
@@ -118,17 +100,6 @@ class Sequencer:
         field = load.table.schema.field(at)
         table = load.table.set_column(at, field, pa.array(duplicate))
         return Load(table, load.source, load.traces)
-
-    def _by_user(self, load: Load, headers: dict[str, bytes]) -> Iterator[Outgoing]:
-        count = self._partitions[EVENTS_BY_USER]
-        return shuffle(load, "user_id", EVENTS_BY_USER, count, headers=headers)
-
-    def _derived(self, load: Load, headers: dict[str, bytes]) -> Iterator[Outgoing]:
-        duplicate = load.table["duplicate"].to_numpy()
-        first = np.flatnonzero(~duplicate) if duplicate.any() else None
-        for key, topic in self._derived_of.items():
-            count, written = self._partitions[topic], self._written.places
-            yield from shuffle(load, key, topic, count, written, headers, first, _BY_USER_ONLY)
 
     def _memory_of(self, partition: int) -> RecentKeys:
         if partition not in self._memory:

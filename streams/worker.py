@@ -111,9 +111,10 @@ class _Worker:
         epochs: Epochs,
         patience: Patience,
         combine_bytes: int,
+        pace_s: float,
     ) -> None:
         self._handlers = handlers
-        self._combine_bytes = combine_bytes
+        self._combine_bytes, self._pace_s = combine_bytes, pace_s
         self._epochs = epochs
         self._patience = patience
         self._ending = threading.Event()
@@ -148,28 +149,39 @@ class _Worker:
     def _agent(self, app: WorkerApp, topic: str, lane: Lane) -> Callable[[Any], Any]:
         async def deliver(stream: Any) -> None:
             consumer = cast(FinishedConsumer, app.consumer)
-            line = Line(stream.noack().events(), self._combine_bytes)
+            line = Line(stream.noack().events(), self._combine_bytes, self._pace_s)
             try:
                 while messages := await line.next():
-                    try:
-                        await lane.run(partial(self._deliver, topic, messages))
-                    except asyncio.CancelledError:
-                        # A rebalance: Faust may give the partition back to an agent that
-                        # never sees this batch again. A new life reads from the last commit.
-                        self.end(Exit.CRASHED, f"{_place(messages)}: cut off by a rebalance")
-                        raise
-                    except EpochChanged as changed:
-                        self.end(Exit.NEW_EPOCH, str(changed))
-                    except Exception as error:
-                        self.end(Exit.GAVE_UP, f"{_place(messages)}: {error!r}")
-                    if self.ending:
-                        # Returning or raising would let Faust go on to the next message.
-                        await asyncio.get_running_loop().create_future()
+                    await self._handled(topic, lane, messages)
                     consumer.finished(messages[-1].tp, messages[-1].offset)
+            except asyncio.CancelledError:
+                if line.holds:
+                    self._cut_off(topic)
+                raise
             finally:
                 line.close()
 
         return deliver
+
+    async def _handled(self, topic: str, lane: Lane, messages: Sequence[Any]) -> None:
+        """Returns when the handler has; when it will not, the worker ends."""
+        try:
+            await lane.run(partial(self._deliver, topic, messages))
+        except asyncio.CancelledError:
+            self._cut_off(_place(messages))
+            raise
+        except EpochChanged as changed:
+            self.end(Exit.NEW_EPOCH, str(changed))
+        except Exception as error:
+            self.end(Exit.GAVE_UP, f"{_place(messages)}: {error!r}")
+        if self.ending:
+            # Returning or raising would let Faust go on to the next message.
+            await asyncio.get_running_loop().create_future()
+
+    def _cut_off(self, what: str) -> None:
+        """A rebalance: Faust may give the partition back to an agent that never sees these
+        messages again. A new life reads from the last commit."""
+        self.end(Exit.CRASHED, f"{what}: cut off by a rebalance")
 
     def _deliver(self, topic: str, messages: Sequence[Any]) -> None:
         if self.ending:
@@ -256,6 +268,7 @@ def run_worker(
     commit_interval_s: float = 1.0,
     instance_id: str | None = None,
     combine_bytes: int = 0,
+    pace_s: float = 0.0,
 ) -> int:
     """Delivers each topic of `handlers` to its handler until `stop` is set or SIGTERM comes.
 
@@ -268,7 +281,9 @@ def run_worker(
 
     `combine_bytes`: messages of one partition that have queued are handed over as one
     delivery of at most so many payload bytes (0: each alone). Give it only where every
-    handler tells what it has seen by MESSAGE_OFFSET, as `FeatureStore.fold` does.
+    handler tells what it has seen by row or message, as `FeatureStore.fold` does. With
+    `pace_s` a partition's deliveries begin at least so far apart, for handlers whose cost
+    is by the delivery and who are in no haste.
 
     Returns an `Exit`; after any other than STOPPED the caller starts a new process.
     """
@@ -287,7 +302,7 @@ def run_worker(
         instance_id=instance_id,
     )
     spare_the_collector()
-    worker = _Worker(handlers, epochs, patience, combine_bytes)
+    worker = _Worker(handlers, epochs, patience, combine_bytes, pace_s)
     watcher = threading.Thread(target=worker.watch, args=(stop,), name="watch", daemon=True)
     watcher.start()
     with asyncio.Runner() as runner:

@@ -21,6 +21,7 @@ from features.store import StoreDown
 from streams.topics import BEHAVIOUR
 
 TICK_S, PROBE_EVERY_S, LOOK_EVERY_S = 0.01, 0.04, 0.004
+LOOKED_FOR = 64  # probes at once, the oldest; to read many more would take CPU from the path
 MEANWHILE_S, AFTER_S = 120.0, 3.0
 
 
@@ -41,10 +42,15 @@ class Probes:
         """Seconds from `moment` until a probe sent after it was seen within `within_s`."""
         good = [
             seen
-            for user, seen in self.seen.items()
+            for user, seen in list(self.seen.items())
             if self.sent[user] > moment and seen - self.sent[user] <= within_s
         ]
         return min(good) - moment if good else float("inf")
+
+    def usual_s(self) -> float:
+        """p99 of the probes that have been seen so far; 0 before the first."""
+        took = [seen - self.sent[user] for user, seen in list(self.seen.items())]
+        return float(np.percentile(took, 99, method="higher")) if took else 0.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def flow(
     source: Source,
     per_s: int,
     seconds: float,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[Probes], None] = lambda _: None,
     settle_s: float = 3.0,
 ) -> Flow:
     """Sends `per_s` events a second with probes among them, and looks for the probes.
@@ -77,7 +83,7 @@ def flow(
     looking.start()
     sending.start()
     try:
-        meanwhile()
+        meanwhile(probes)
     finally:
         until[0] = max(began + seconds, time.monotonic() + AFTER_S)
     sending.join()
@@ -123,7 +129,8 @@ def _like(user: str) -> bytes:
 
 def _look(store: FeastFeatureStore, probes: Probes, stop: threading.Event) -> None:
     while not stop.is_set():
-        open_ = [user for user in list(probes.sent) if user not in probes.seen][:500]
+        open_ = [user for user in list(probes.sent) if user not in probes.seen]
+        open_ = open_[:LOOKED_FOR]
         if open_:
             _note_seen(store, probes, open_)
         stop.wait(LOOK_EVERY_S)

@@ -34,7 +34,16 @@ KEY = bytes(range(32))
 WHOLE = ("facts", "features", "batcher")
 USER_ALONE = ("log", "user_fold", "user_door")  # `benchmarks.events.part`
 DOORS = ("batcher", "user_door")
-STAGES = {"batcher", "sequencer", "librdkafka", "by_user", "by_video", "by_author", "by_query"}
+STAGES = {
+    "batcher",
+    "sequencer",
+    "fanout",
+    "librdkafka",
+    "by_user",
+    "by_video",
+    "by_author",
+    "by_query",
+}
 SINGLE = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 _COUNTER = 'tidemill_events_handled_total{topic="'
 

@@ -15,6 +15,7 @@ from streams.batcher import Batcher
 from streams.bus import Outgoing
 from streams.clock import DAY_MS, WallClock
 from streams.events import KIND_CODE
+from streams.fanout import FanOut
 from streams.feedback import Join
 from streams.memory_bus import MemoryBus
 from streams.schema import from_ipc
@@ -41,6 +42,7 @@ def bus(lines: Lines) -> MemoryBus:
     for loop in (
         Batcher(bus, WallClock(), AdmissionLimits()),
         Sequencer(bus, WallClock(), AdmissionLimits()),
+        FanOut(bus),
     ):
         while loop.turn(0.01):
             pass

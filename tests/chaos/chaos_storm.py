@@ -18,6 +18,7 @@ from streams.topics import ADMITTED, BEHAVIOUR, ENTITY_TOPIC, EVENTS_BY_USER
 TOPICS = {
     "batcher": [BEHAVIOUR],
     "sequencer": [ADMITTED],
+    "fanout": [EVENTS_BY_USER],
     "facts": [EVENTS_BY_USER],
     "features": list(ENTITY_TOPIC.values()),
 }

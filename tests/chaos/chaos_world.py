@@ -48,6 +48,7 @@ from streams.worker import Epochs
 
 LIFE = Path(__file__).with_name("life.py")
 ROOT = Path(__file__).parents[2]
+_DOOR = {"batcher": BEHAVIOUR, "sequencer": ADMITTED, "fanout": EVENTS_BY_USER}  # loop -> its input
 OPEN_S = 1.0  # how long a kill waits for a transaction to be open
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "ARROW_NUM_THREADS"), "1")
 
@@ -317,10 +318,9 @@ class World:
         return {p.partition: p.offset for p in places if p.topic == EVENTS_BY_USER}
 
     def group(self, role: str) -> str:
-        """The consumer group of a loop: batcher, sequencer, facts or features."""
-        if role in ("batcher", "sequencer"):
-            topic = BEHAVIOUR if role == "batcher" else ADMITTED
-            return f"tidemill-{role}.{self.bus._epochs([topic])}"
+        """The consumer group of a loop: one of the door's, facts or features."""
+        if role in _DOOR:
+            return f"tidemill-{role}.{self.bus._epochs([_DOOR[role]])}"
         if role == "facts":
             return Epochs(self.bus, [EVENTS_BY_USER]).group("facts")
         name = consumer_group("features", self.store.stored_generation() or 0)

@@ -22,6 +22,7 @@ from streams.admission import REPLAY_HEADER, AdmissionLimits
 from streams.batcher import Batcher
 from streams.bus import Bus, Outgoing, Record
 from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS, ManualClock
+from streams.fanout import FanOut
 from streams.kafka_bus import KafkaBus
 from streams.memory_bus import MemoryBus
 from streams.schema import from_ipc
@@ -41,7 +42,7 @@ PARTITIONS = 2
 
 @dataclass
 class Mill:
-    """A bus with all topics, and the two loops of the door, run by hand."""
+    """A bus with all topics, and the three loops of the door, run by hand."""
 
     bus: Bus
     transactional: bool
@@ -52,15 +53,19 @@ class Mill:
     def __post_init__(self) -> None:
         self.producer = self.bus.producer()
 
-    def loops(self) -> tuple[Batcher, Sequencer]:
+    def loops(self) -> tuple[Batcher, Sequencer, FanOut]:
         options = (self.bus, self.clock, self.limits, self.transactional, self.group)
-        return Batcher(*options), Sequencer(*options)
+        return (
+            Batcher(*options),
+            Sequencer(*options),
+            FanOut(self.bus, self.transactional, self.group),
+        )
 
     def send(self, *values: bytes | None, **place: Any) -> None:
         self.producer.send([Outgoing(BEHAVIOUR, value, **place) for value in values])
 
     def run_until_quiet(self) -> None:
-        """Both loops as new processes, until neither finds anything more."""
+        """Every loop as a new process, until it finds nothing more."""
         for loop in self.loops():
             wait_s = 0.01 if isinstance(self.bus, MemoryBus) else 0.2
             idle = 0

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.bus import Outgoing, Stamp
-from streams.delivery import Delivery
+from streams.delivery import Delivery, combine
 from streams.feedback import FEEDBACK_SCHEMA, TASKS, Join, Refusal, Windows, to_table
 from streams.feedback_store import FeedbackStore, read_feedback, read_matured
 from streams.impression import Impression, sign
@@ -288,7 +288,7 @@ def _batch_join(events: list[dict[str, object]]) -> pl.DataFrame:
 
 @settings(max_examples=60, deadline=None)
 @given(events=_EVENTS, data=st.data())
-def test_the_stream_equals_the_batch_join_under_any_order_replay_and_restart(
+def test_the_stream_equals_the_batch_join_under_any_order_combination_replay_and_restart(
     tmp_path_factory: pytest.TempPathFactory,
     event_table: Build,
     events: list[dict[str, object]],
@@ -297,14 +297,18 @@ def test_the_stream_equals_the_batch_join_under_any_order_replay_and_restart(
     directory = tmp_path_factory.mktemp("feedback")
     cuts = sorted(data.draw(st.lists(st.integers(0, len(events)), max_size=4)))
     edges = list(zip([0, *cuts], [*cuts, len(events)], strict=True))
-    batches = [event_table(events[a:b]) for a, b in edges]
+    messages = [
+        Delivery(EVENTS_BY_USER, Stamp("e", 0, offset), event_table(events[a:b]))
+        for offset, (a, b) in enumerate(edges)
+    ]
     topic = _Topic()
     remembered = data.draw(st.sampled_from([1, 1_000]))
     store = _store(directory, producer=topic, remembered=remembered)
     offset, lives = 0, 1
-    while offset < len(batches):
-        store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, offset), batches[offset]))
-        offset += 1
+    while offset < len(messages):
+        until = offset + data.draw(st.integers(1, 3))  # as many as wait are handed over together
+        store.join(combine(messages[offset:until]))
+        offset = min(until, len(messages))
         if lives < 5 and data.draw(st.integers(0, 2)) == 2:  # killed; the group is behind
             lives += 1
             offset = data.draw(st.integers(0, offset))
@@ -313,8 +317,10 @@ def test_the_stream_equals_the_batch_join_under_any_order_replay_and_restart(
     got = read_feedback(directory).sort("impression_id")
     assert got.select(expected.columns).equals(expected.select(expected.columns))
     clean = tmp_path_factory.mktemp("clean")
-    for number, batch in enumerate(batches):
-        _store(clean).join(Delivery(EVENTS_BY_USER, Stamp("e", 0, number), batch))
+    for message in messages:
+        _store(clean).join(message)
     assert read_feedback(clean).sort("impression_id").equals(got)
     last = {row["impression_id"]: row["revision"] for row in topic.rows}
     assert last == dict(zip(got["impression_id"], got["revision"], strict=True))
+    said = {(row["impression_id"], row["revision"]): row for row in topic.rows}
+    assert all(said[row["impression_id"], row["revision"]] == row for row in topic.rows)

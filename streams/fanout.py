@@ -1,0 +1,72 @@
+"""The second shuffle: `events.by_user` in, the topics by video, author and query out.
+
+Knows which column names which entity, and how often to look. Decides nothing: duplicates
+are marked already (`streams.sequencer`) and left out here, so that every fold counts the
+same events.
+
+A loop of its own with a slower pace than the others: each round writes to every partition
+of three topics, which costs a broker and the folds behind it much the same whether it
+carries ten rows or ten thousand. A user's own rows do not wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from streams.bus import Bus, Consumed, Outgoing
+from streams.loop import Input
+from streams.sequencer import read_load
+from streams.shuffle import Load, Written, shuffle
+from streams.topics import ENTITY_TOPIC, EVENTS_BY_USER
+
+PACE_S = 0.5
+_COLUMN = {"video": "video_id", "author": "author_id", "query": "query"}  # of each entity
+_BY_USER_ONLY = ("request_id", "impression")  # the feedback join's, which reads by user; long
+
+
+def fanned_out(entities: Collection[str]) -> dict[str, str]:
+    """Column -> topic, of those of `entities` that this loop writes."""
+    return {column: ENTITY_TOPIC[e] for e, column in _COLUMN.items() if e in entities}
+
+
+class FanOut:
+    """One consume-process-produce loop. Not thread-safe; `turn` is one round of it."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        transactional: bool = True,
+        group: str = "tidemill",
+        instance: str = "0",
+        entities: Collection[str] = tuple(ENTITY_TOPIC),
+    ) -> None:
+        self._topics = fanned_out(entities)
+        name = f"{group}-fanout-{instance}" if transactional else None
+        self._producer = bus.producer(name)
+        self._partitions = {topic: len(bus.ends(topic)) for topic in self._topics.values()}
+        self._input = Input(bus, EVENTS_BY_USER, f"{group}-fanout", PACE_S)
+        targets = [] if transactional else list(self._partitions)
+        self._written = Written(bus, targets, self._input.epoch)
+
+    def turn(self, timeout_s: float) -> int:
+        """Sends on what one poll brings; returns the number of messages it worked off."""
+        records = self._input.poll(timeout_s)
+        if not records:
+            return 0
+        self._written.refresh(self._input.generation)
+        out = list(self._shuffled(read_load(records, self._input.epoch)))
+        self._producer.send(out, consumed=Consumed(self._input.consumer, records))
+        return len(records)
+
+    def close(self) -> None:
+        self._input.consumer.close()
+        self._producer.close()
+
+    def _shuffled(self, load: Load) -> Iterator[Outgoing]:
+        duplicate = load.table["duplicate"].to_numpy()
+        once = np.flatnonzero(~duplicate) if duplicate.any() else None
+        for key, topic in self._topics.items():
+            count, written = self._partitions[topic], self._written.places
+            yield from shuffle(load, key, topic, count, written, rows=once, drop=_BY_USER_ONLY)

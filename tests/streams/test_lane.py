@@ -1,0 +1,66 @@
+"""Laws of the line before a handler: order, what may be combined, and its pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from types import SimpleNamespace
+
+import pytest
+
+from streams.lane import Line
+
+
+@dataclass(frozen=True)
+class _Message:
+    offset: int
+    value: bytes = b"x" * 10
+
+
+async def _events(messages: Sequence[_Message], apart_s: float) -> AsyncIterator[SimpleNamespace]:
+    for message in messages:
+        yield SimpleNamespace(message=message)
+        await asyncio.sleep(apart_s)
+
+
+def _given_out(count: int, apart_s: float, combine_bytes: int, pace_s: float) -> list[list[int]]:
+    """The offsets of each delivery, until the stream has ended."""
+
+    async def run() -> list[list[int]]:
+        line = Line(_events([_Message(n) for n in range(count)], apart_s), combine_bytes, pace_s)
+        out = []
+        while messages := await line.next():
+            out.append([message.offset for message in messages])
+        return out
+
+    return asyncio.run(run())
+
+
+def test_with_a_pace_what_comes_meanwhile_is_handed_over_together() -> None:
+    started = monotonic()
+    out = _given_out(20, 0.01, 1_000, 0.1)
+    assert [offset for batch in out for offset in batch] == list(range(20))
+    assert len(out) <= 1 + (monotonic() - started) / 0.1
+    assert max(map(len, out)) > 1
+
+
+@pytest.mark.parametrize(("combine_bytes", "most"), [(0, 1), (25, 2)])
+def test_no_more_is_combined_than_may_be(combine_bytes: int, most: int) -> None:
+    out = _given_out(9, 0.0, combine_bytes, 0.05)
+    assert [offset for batch in out for offset in batch] == list(range(9))
+    assert max(map(len, out)) == most
+
+
+def test_a_line_that_waits_for_its_pace_says_that_it_holds_messages() -> None:
+    async def run() -> tuple[bool, bool]:
+        line = Line(_events([_Message(0), _Message(1)], 0.02), 1_000, 30.0)
+        await line.next()
+        empty = line.holds
+        waiting = asyncio.create_task(line.next())
+        await asyncio.sleep(0.2)
+        waiting.cancel()
+        return empty, line.holds
+
+    assert asyncio.run(run()) == (False, True)
