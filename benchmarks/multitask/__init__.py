@@ -15,11 +15,13 @@ Equal budget: each model gets the same grid of trials, chosen by validation (AUC
 mean over tasks and two seeds that are not used again) and early stopping; a single-task
 trial trains one network a task. At least five seeds then train the chosen setting.
 Negatives of the real data are sampled unseen items, two a positive; features come from an
-earlier part of each user's history that gives no training rows. The grid, the
-stopping and how PLE starts were set on validation rows and on rows that are not in here:
-other users of Taobao and MovieLens, a world of another seed. `--quick`: fewer rows, one trial, two seeds. `--world FILE.toml`: another
-world. Taobao is read from `TIDEMILL_DATA` (default ../shared/data) and left out with a
-reason where it is not there. Each finished fit is kept under .cache/: a stopped run goes on.
+earlier part of each user's history that gives no training rows. The grid, the stopping and
+how PLE starts were set on validation rows and on rows that are not in here: other users of
+Taobao and MovieLens, a world of another seed.
+
+`--quick`: fewer rows, one trial, two seeds. `--world FILE.toml`: another world. Taobao is
+read from `TIDEMILL_DATA` (default ../shared/data) and left out with a reason where it is
+not there. Each finished fit is kept under .cache/: a stopped run goes on.
 """
 
 from __future__ import annotations
