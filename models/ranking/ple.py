@@ -33,15 +33,16 @@ A task that the data could not show (no order in a history of ratings) is not tr
 Judged: on the last 20 % of time by GAUC within groups against popularity as of each
 group's moment (plays so far), on encounters with 20 evenly sampled videos and, where
 there are, on slates; there also by ECE and reliability per task. PLE itself beside
-shared-bottom, single-task and LightGBM: `python -m benchmarks multitask`. On
-Taobao's cart and buy it is ahead of all three (by .002 to .003 of AUC, .003 to .004 of
-GAUC); on MovieLens ahead of single-task and LightGBM and short of shared-bottom by .0008
-and .0006; in the simulated world ahead of single-task, and of shared-bottom by AUC (.0015)
-but not by GAUC (.0012 short). Where short, the differences are within the spread of seeds;
-MovieLens's labels are nested (rated, rated >= 4, rated = 5), so sharing everything costs
-little there. What small data asks: ids that are met a few times are memorised within an
-epoch, and on Taobao validation lets the networks do without them; experts that entered as
-a mean learned slower than that, so they enter as a sum (`network.Ple`).
+shared-bottom, single-task and LightGBM: `python -m benchmarks multitask`. On Taobao's
+cart and buy it is ahead of all three (by .002 to .003 of AUC, .003 to .004 of GAUC); on
+MovieLens ahead of single-task and LightGBM and short of shared-bottom by .0008 and
+.0006; in the simulated world ahead of single-task, and of shared-bottom by AUC (.0015)
+but not by GAUC (.0012 short). Where short, the differences are smaller than one seed's
+spread, but watched on MovieLens is behind by more than its interval; its labels are
+nested (rated, rated >= 4, rated = 5), which may favour sharing everything. What small
+data asks: ids that are met a few times are memorised within an epoch, and on Taobao
+validation lets the networks do without them; experts that entered as a mean learned
+slower than that, so they enter as a sum (`network.Ple`).
 """
 
 from __future__ import annotations
