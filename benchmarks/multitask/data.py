@@ -3,7 +3,9 @@
 Knows where the files lie and how rows are cut. Does not know models. Each user's
 positives are cut in order into history (40 %: features only), training (40 %), validation
 (8 %) and test (12 %): by time on MovieLens; by a seeded shuffle on Taobao, which has no
-times. Item ids are permuted, so that no numbering can leak.
+times. Where a user's cuts fall between two rows is drawn, so that whoever has few rows is
+in each part by its share: rounded alike, users with 5 to 8 rows would have validation rows
+and none in test. Item ids are permuted, so that no numbering can leak.
 """
 
 from __future__ import annotations
@@ -180,12 +182,17 @@ def _codes(names: pl.Series, seed: int) -> np.ndarray:
 
 
 def _share_of_user(users: np.ndarray) -> np.ndarray:
-    """Where in the user's own rows each row stands, [0, 1); rows keep their order."""
+    """Where in the user's own rows each row stands, [0, 1); rows keep their order.
+
+    A row stands at a point of its n-th part that is drawn once for the user.
+    """
     order = np.argsort(users, kind="stable")
     count = np.bincount(users)
     start = np.r_[0, np.cumsum(count)[:-1]]
     place = np.empty(len(users))
-    place[order] = (np.arange(len(users)) - start[users[order]]) / count[users[order]]
+    within = np.random.default_rng(13).random(len(count))
+    place[order] = (np.arange(len(users)) - start[users[order]]) + within[users[order]]
+    place /= count[users]
     return place
 
 

@@ -2,49 +2,83 @@
 
 Knows networks made of `models.ranking.network`'s layers, and LightGBM. Does not know
 where rows come from nor how results are judged.
+
+What small data asks of a network, of all three alike: ids start at nothing and are hidden
+from a share of the rows (all of them is a trial too), as an id that was met five times is
+memorised within an epoch ("one-epoch phenomenon", Zhang et al., CIKM 2022); weights are
+averaged over the last steps; validation is looked at within epochs, and by cross-entropy
+after calibration, as plain cross-entropy grows with over-confidence while the order of
+rows still improves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import lightgbm
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.multitask.data import Proxy, Rows
+from models.ranking.calibrate import platt
 from models.ranking.network import Architecture, Size, extraction
 from models.ranking.training import repeatable
 
 MODELS = ("ple", "shared_bottom", "single_task", "lightgbm")
 # Set by validation AUC: with 2,048 rows a step and 6 epochs, networks stopped before learning.
-BATCH, EPOCHS, PATIENCE, TREES = 512, 10, 1, 150
+BATCH, EPOCHS, TREES = 512, 8, 150
+LOOKS, PATIENCE = 2, 4  # at validation an epoch; looks without a gain before stopping
+AVERAGE = 0.99  # of the weights, a step
+DECAY = 1e-2
+_CLIP = 5.0  # standardised features, as served
+
+Weights = tuple[Tensor, ...] | list[Tensor]
+Columns = tuple[Tensor, Tensor, Tensor, Tensor]
+"""users, items: int64 [N]; x: float32 [N, F]; labels: float32 [N, T]."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of each kind: rate and decay for networks, leaves and rate for LightGBM."""
+    """One setting of each kind: rate and hidden ids for networks, leaves and rate for LightGBM.
+
+    id_dropout: share of rows that a user's id, and apart from it an item's, is hidden from in
+    training; at 1 ids are never seen, when predicting neither.
+    """
 
     rate: float
-    decay: float
+    id_dropout: float
     leaves: int
     tree_rate: float
 
 
 TRIALS = (
-    Trial(3e-3, 1e-2, 15, 0.05),
-    Trial(1e-3, 1e-4, 31, 0.1),
+    Trial(3e-3, 0.3, 15, 0.05),
+    Trial(3e-3, 1.0, 31, 0.1),
 )
 
 
 class Net(nn.Module):
     """Embeddings of user and item, their product, and features -> a logit a task [N, T]."""
 
-    def __init__(self, proxy: Proxy, architecture: Architecture, tasks: int, width: int = 16):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        architecture: Architecture,
+        tasks: int,
+        id_dropout: float,
+        width: int = 16,
+    ) -> None:
         super().__init__()
         features = proxy.train.x.shape[1]
+        self.id_dropout = id_dropout
         size = Size(
             users=proxy.user_count,
             videos=proxy.item_count,
@@ -61,20 +95,41 @@ class Net(nn.Module):
         self.user = nn.Embedding(size.users, width)
         self.item = nn.Embedding(size.videos, width)
         for table in (self.user, self.item):
-            nn.init.normal_(table.weight, std=0.05)
-        self.norm = nn.BatchNorm1d(features, affine=False)
+            nn.init.zeros_(table.weight)
+        x = torch.from_numpy(proxy.train.x)
+        self.register_buffer("mean", x.mean(0))
+        self.register_buffer("std", x.std(0).clamp_min(1e-3))
         self.layers = extraction(3 * width + features, size)
         self.towers = nn.ModuleList(nn.Linear(size.expert, 1) for _ in range(tasks))
 
     def forward(self, users: Tensor, items: Tensor, x: Tensor) -> Tensor:
-        user, item = self.user(users), self.item(items)
-        hidden = self.layers(torch.cat([user, item, user * item, self.norm(x)], -1))
+        user, item = self._shown(self.user(users)), self._shown(self.item(items))
+        facts = ((x - self.mean) / self.std).clamp(-_CLIP, _CLIP)
+        hidden = self.layers(torch.cat([user, item, user * item, facts], -1))
         logits = [tower(hidden[:, n]) for n, tower in enumerate(self.towers)]
         return torch.cat(logits, -1)
 
+    def _shown(self, ids: Tensor) -> Tensor:
+        """Ids [N, D], those hidden at 0, where an id that was never met stands."""
+        if not self.training and self.id_dropout < 1:
+            return ids
+        return ids * (torch.rand(len(ids), 1) >= self.id_dropout)
+
 
 def fitted(proxy: Proxy, model: str, trial: Trial, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """P(label) on validation and test rows, [N, T] each; the same seed gives the same."""
+    """P(label) on validation and test rows, [N, T] each; the same seed gives the same.
+
+    Calibrated per task on the validation rows, as the served ranker is on held-out slates.
+    """
+    valid, test = _logits_of(proxy, model, trial, seed)
+    for task, happened in enumerate(proxy.valid.labels.T > 0):
+        found = platt(valid[:, task], happened)
+        for logits in (valid, test):
+            logits[:, task] = found.slope * logits[:, task] + found.shift
+    return 1 / (1 + np.exp(-valid)), 1 / (1 + np.exp(-test))
+
+
+def _logits_of(proxy: Proxy, model: str, trial: Trial, seed: int) -> tuple[np.ndarray, np.ndarray]:
     every = list(range(len(proxy.tasks)))
     if model == "lightgbm":
         return _joined([_trees(proxy, task, trial, seed) for task in every])
@@ -90,51 +145,79 @@ def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
 def _network(
     proxy: Proxy, architecture: Architecture, tasks: list[int], trial: Trial, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stops when the validation loss has not fallen for `PATIENCE` epochs; the best is kept."""
+    """Stops when `PATIENCE` looks at validation brought nothing; the best weights are kept."""
     with repeatable(seed, 1) as generator:
-        net = Net(proxy, architecture, len(tasks))
-        optimiser = torch.optim.AdamW(
-            net.parameters(), lr=trial.rate, weight_decay=trial.decay, fused=True
-        )
+        net = Net(proxy, architecture, len(tasks), trial.id_dropout)
+        averaged = AveragedModel(net, multi_avg_fn=_towards)
         train, valid = _tensors(proxy.train, tasks), _tensors(proxy.valid, tasks)
-        best, best_loss, waited = net.state_dict(), np.inf, 0
-        for _ in range(EPOCHS):
-            _epoch(net, optimiser, train, generator)
-            loss = float(binary_cross_entropy_with_logits(_logits(net, valid), valid[3]))
+        best, best_loss, waited = averaged.state_dict(), np.inf, 0
+        for _ in _steps(net, averaged, trial.rate, train, generator):
+            loss = _calibrated_loss(_logits(averaged, valid), valid[3])
             waited = 0 if loss < best_loss else waited + 1
             if loss < best_loss:
-                best, best_loss = {k: v.clone() for k, v in net.state_dict().items()}, loss
+                best, best_loss = {k: v.clone() for k, v in averaged.state_dict().items()}, loss
             if waited == PATIENCE:
                 break
-        net.load_state_dict(best)
-        p = [_logits(net, _tensors(rows, tasks)).sigmoid() for rows in (proxy.valid, proxy.test)]
-        return p[0].numpy(), p[1].numpy()
+        averaged.load_state_dict(best)
+        tables = (_tensors(rows, tasks) for rows in (proxy.valid, proxy.test))
+        valid_z, test_z = (_logits(averaged, table).numpy().astype(float) for table in tables)
+        return valid_z, test_z
 
 
-def _epoch(
+def _towards(averaged: Weights, now: Weights, steps: Tensor | int) -> None:
+    """Exponential average over the last 1 / (1 - `AVERAGE`) steps; over fewer at the start."""
+    share = 1 - min(AVERAGE, (1 + int(steps)) / (10 + int(steps)))
+    torch._foreach_lerp_(averaged, now, share)
+
+
+def _steps(
     net: Net,
-    optimiser: torch.optim.Optimizer,
-    train: tuple[Tensor, Tensor, Tensor, Tensor],
+    averaged: AveragedModel,
+    rate: float,
+    train: Columns,
     generator: torch.Generator,
-) -> None:
-    net.train()
-    order = torch.randperm(len(train[0]), generator=generator)
-    for rows in torch.split(order, BATCH):
+) -> Iterator[None]:
+    """Trains in place; pauses `LOOKS` times an epoch."""
+    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=DECAY, fused=True)
+    size = len(train[0])
+    pause = max(1, size // BATCH // LOOKS)
+    order = (torch.split(torch.randperm(size, generator=generator), BATCH) for _ in range(EPOCHS))
+    for step, rows in enumerate(chain.from_iterable(order), start=1):
+        net.train()
         users, items, x, labels = (column[rows] for column in train)
         optimiser.zero_grad()
         loss: Tensor = binary_cross_entropy_with_logits(net(users, items, x), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        averaged.update_parameters(net)
+        if step % pause == 0:
+            yield
 
 
-def _logits(net: Net, rows: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+def _calibrated_loss(logits: Tensor, labels: Tensor) -> float:
+    """Mean over tasks of cross-entropy after Platt scaling, in units of a constant's; [N, T].
+
+    The scaling is fitted on the same rows: what two numbers a task can mend is no reason to
+    stop. In units of the entropy of the label, so that rare tasks count like common ones.
+    """
+    each = []
+    for z, label in zip(logits.double().T, labels.double().T, strict=True):
+        found = platt(z.numpy(), label.numpy() > 0)
+        scaled = found.slope * z + found.shift
+        rate = label.mean().clamp(1e-6, 1 - 1e-6)
+        entropy = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
+        each.append((softplus(scaled) - label * scaled).mean() / entropy)
+    return float(torch.stack(each).mean())
+
+
+def _logits(net: nn.Module, rows: Columns) -> Tensor:
     net.eval()
     with torch.no_grad():
         logits: Tensor = net(*rows[:3])
     return logits
 
 
-def _tensors(rows: Rows, tasks: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _tensors(rows: Rows, tasks: list[int]) -> Columns:
     columns = (rows.users, rows.items, rows.x, rows.labels[:, tasks])
     users, items, x, labels = (torch.from_numpy(np.ascontiguousarray(c)) for c in columns)
     return users, items, x, labels
@@ -159,5 +242,7 @@ def _trees(proxy: Proxy, task: int, trial: Trial, seed: int) -> tuple[np.ndarray
     valid = lightgbm.Dataset(proxy.valid.x, wanted[1], reference=train)
     stop = lightgbm.early_stopping(20, verbose=False)
     trees = lightgbm.train(settings, train, TREES, valid_sets=[valid], callbacks=[stop])
-    valid_p, test_p = (np.asarray(trees.predict(rows.x)) for rows in (proxy.valid, proxy.test))
-    return valid_p[:, None], test_p[:, None]
+    valid_z, test_z = (
+        np.asarray(trees.predict(rows.x, raw_score=True)) for rows in (proxy.valid, proxy.test)
+    )
+    return valid_z[:, None], test_z[:, None]

@@ -19,6 +19,7 @@ from models.ranking.grade import START_CONCENTRATION, FusionPolicy
 NONE, COLD, FIRST_KNOWN = 0, 1, 2
 KNOWN = -1  # the column of user_x that says whether the feature service knows the user
 Architecture = Literal["ple", "shared_bottom", "single_task"]
+_OWN_FIRST = -2.0  # log-odds of an own expert beside a shared one, before anything is learned
 _CLIP = 5.0  # standardised features beyond this say "a lot" and nothing more
 
 
@@ -43,8 +44,15 @@ class Size:
 class Ple(nn.Module):
     """Progressive layered extraction, two levels (PLE, RecSys 2020): [.., D] -> [.., T, E].
 
-    Each task owns one expert a level and shares the rest; a softmax gate mixes them.
+    Each task owns one expert a level and shares the rest; a softmax gate mixes them. It
+    starts close to a shared bottom, and a task's own experts have to earn their part: gates
+    start at the shared experts (own ones e^-2 beside them) and are as large in total as there
+    are shared ones, so that those enter as their sum. As a mean they halve the signal, and
+    what a step of the optimiser changes, at each level: on few rows the features then learn
+    slower than the ids memorise.
     """
+
+    gain: Tensor
 
     def __init__(self, width: int, size: Size) -> None:
         super().__init__()
@@ -57,13 +65,28 @@ class Ple(nn.Module):
         self.gates_2 = nn.ModuleList(
             nn.Linear(size.expert, 1 + self.shared) for _ in range(size.tasks)
         )
+        self.register_buffer("gain", torch.tensor(float(self.shared)))
+        self._start_shared()
+
+    @torch.no_grad()
+    def _start_shared(self) -> None:
+        cut = self.tasks * (1 + self.shared)
+        self.gates_1.bias[:cut].view(self.tasks, -1)[:, 0] += _OWN_FIRST
+        self.gates_1.bias[cut : cut + self.tasks] += _OWN_FIRST
+        for gate in self.gates_2:
+            gate.bias[0] += _OWN_FIRST  # type: ignore[index,operator]
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        """Weights stored without a gain were learned at 1."""
+        state.setdefault(f"{prefix}gain", torch.ones(()))
+        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         experts = split_last(torch.relu(self.experts_1(x)), self.expert)
         gates = self.gates_1(x)
         cut = self.tasks * (1 + self.shared)
-        own_gates = split_last(gates[..., :cut], 1 + self.shared).softmax(-1)
-        shared_in = (gates[..., cut:].softmax(-1).unsqueeze(-1) * experts).sum(-2)
+        own_gates = self._shares(split_last(gates[..., :cut], 1 + self.shared))
+        shared_in = (self._shares(gates[..., cut:]).unsqueeze(-1) * experts).sum(-2)
         shared_1 = experts[..., self.tasks :, :]
         shared_2 = split_last(torch.relu(self.shared_2(shared_in)), self.expert)
         towers = []
@@ -71,8 +94,12 @@ class Ple(nn.Module):
             own_1 = experts[..., task : task + 1, :]
             mixed = _mix(own_gates[..., task, :], own_1, shared_1)
             own_2 = torch.relu(self.own_2[task](mixed)).unsqueeze(-2)
-            towers.append(_mix(self.gates_2[task](mixed).softmax(-1), own_2, shared_2))
+            towers.append(_mix(self._shares(self.gates_2[task](mixed)), own_2, shared_2))
         return torch.stack(towers, -2)
+
+    def _shares(self, gates: Tensor) -> Tensor:
+        """What each expert counts for, `gain` in total; gates [.., N] -> [.., N]."""
+        return gates.softmax(-1) * self.gain
 
 
 class SharedBottom(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.multitask.data import Missing, Proxy, movielens, taobao
+from benchmarks.multitask.data import CUTS, Missing, Proxy, _share_of_user, movielens, taobao
 from benchmarks.multitask.world import world
 
 
@@ -58,3 +58,16 @@ def test_the_world_repeats_itself_and_its_tests_come_last() -> None:
     assert np.isfinite(first.train.x).all()
     rates = first.train.labels.mean(0)
     assert rates[0] == pytest.approx(0.1762, abs=0.03), "the world's stated play rate"
+
+
+def test_who_has_few_rows_is_in_each_part_by_its_share() -> None:
+    """Without it users of 5 to 8 rows have no test rows, and validation is of others than test."""
+    rng = np.random.default_rng(0)
+    users = rng.permutation(np.repeat(np.arange(4_000), 5))
+    place = _share_of_user(users)
+    part = np.searchsorted(CUTS, place, side="right")
+    shares = np.bincount(part, minlength=4) / len(part)
+    assert shares == pytest.approx([0.40, 0.40, 0.08, 0.12], abs=0.01)
+    for user in range(20):
+        assert (np.diff(place[users == user]) > 0).all(), "rows keep their order"
+    assert 0 <= place.min() < place.max() < 1
