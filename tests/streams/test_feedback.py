@@ -128,7 +128,7 @@ def test_files_of_before_weights_were_told_are_read_and_joined_to(
 ) -> None:
     """Written by an older version: the last two columns are not there."""
     outcomes = Join(KEY).batch(event_table([_event(1, "shown", 5)])).outcomes
-    table = to_table({name: (each, 1) for name, each in outcomes.items()}, Windows(WINDOWS))
+    table = to_table([(each, 1) for each in outcomes.values()], Windows(WINDOWS))
     old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-2]), times=("served_at_ms",))
     assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == {"weights", "log_density"}
     old.append(Stamp("e", 0, 0), table.select(old.schema.names))
