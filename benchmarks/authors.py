@@ -114,7 +114,7 @@ def simulated(world: WorldConfig, seed: int, slates: int) -> tuple[TrainingLog, 
     events = pl.concat([past.frame, lived]).sort("event_time_ms", "event_id")
     coded = lived.with_columns(pl.col("kind").replace_strict(KIND_CODE, return_dtype=pl.UInt8))
     outcomes = Join(KEY).batch(coded.to_arrow().cast(EVENT_SCHEMA)).outcomes
-    joined = to_table({i: (o, 1) for i, o in outcomes.items()}, Windows({"play": HOUR_MS}))
+    joined = to_table([(o, 1) for o in outcomes.values()], Windows({"play": HOUR_MS}))
     feedback = pl.DataFrame(joined).sort("matured_at_ms", "impression_id")
     until = int(events["event_time_ms"].to_list()[-1]) + DAY_MS
     return TrainingLog(events, past.items_frame, feedback, until), DEFAULT_END_MS
