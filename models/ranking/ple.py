@@ -46,13 +46,12 @@ data asks: ids that are met a few times are memorised within an epoch, and on Ta
 validation lets the networks do without them; experts that entered as a mean learned
 slower than that, so they enter as a sum (`network.Ple`).
 
-What the author's features bring, by
-`python -m benchmarks authors`, with and without them on three draws of the demo's world:
-+.0015 of GAUC on encounters (interval from -.0001), -.0002 on slates (from -.0020, bar -.002),
-follow +.006 and +.004, order +.003 and -.006 of GAUC. The counts in the user's lists carry
-the gain; the author's own row alone lost .003 on encounters. That world plants no effect of
-an author, only films of one genre and decade, so it bounds what reading them may cost and
-says nothing of a platform where people follow people; they are kept for that.
+What the author's features bring, by `python -m benchmarks authors`, with and without them
+on three draws of the demo's world: nothing yet. GAUC -.0015 on encounters (-.0033 to .0001)
+and -.0015 on slates (-.0037 to .0006), short of the bar (-.002); the counts in the user's
+lists alone +.0008 on encounters. That world plants no effect of an author, only films of
+one genre and decade, so it bounds what reading them may cost and says nothing of a platform
+where people follow people; they are kept for that.
 """
 
 from __future__ import annotations
