@@ -50,14 +50,18 @@ class ServedFeatures:
             self.log.erase(user_id)
 
     def flush(self) -> None:
-        """Writes what waits now."""
+        """Writes everything that waits now, a file for each `_GATHER` slates."""
         with self._writing:
-            slates: list[ServedSlate] = []
-            while len(slates) < _GATHER and not self._waiting.empty():
-                slates.append(self._waiting.get_nowait())
-            if slates and self.log is not None:
-                self.log.append(slates)
-                self.kept += len(slates)
+            for _ in range(-(-self._waiting.qsize() // _GATHER)):
+                self._write_file()
+
+    def _write_file(self) -> None:
+        slates: list[ServedSlate] = []
+        while len(slates) < _GATHER and not self._waiting.empty():
+            slates.append(self._waiting.get_nowait())
+        if slates and self.log is not None:
+            self.log.append(slates)
+            self.kept += len(slates)
 
     def start(self) -> None:
         if self.log is not None:

@@ -209,15 +209,32 @@ def test_the_log_is_bounded_and_reads_newest(tmp_path: Path) -> None:
     assert ServedLog(tmp_path / "none").read().schema == SCHEMA
 
 
-def test_a_full_queue_drops_and_counts_and_never_waits() -> None:
-    class Seen:
-        query = type("Q", (), {"request_id": "r", "user_id": "u", "now_ms": 1, "stale": False,
-                               "release": type("R", (), {"release_id": "r1"})})  # fmt: skip
-        items = (type("C", (), {"video_id": "v"}),)
-        seen = {"user_x": np.zeros(1), "history": np.zeros(1), "video_x": np.zeros((1, 1))}  # noqa: RUF012
-        weights, log_density = {}, None
+class Seen:
+    """A slate of user `u` as the ranker saw it."""
 
+    query = type("Q", (), {"request_id": "r", "user_id": "u", "now_ms": 1, "stale": False,
+                           "release": type("R", (), {"release_id": "r1"})})  # fmt: skip
+    items = (type("C", (), {"video_id": "v"}),)
+    seen = {"user_x": np.zeros(1), "history": np.zeros(1, int), "video_x": np.zeros((1, 1))}  # noqa: RUF012
+    weights, log_density = {}, None
+
+
+def test_a_full_queue_drops_and_counts_and_never_waits() -> None:
     kept = ServedFeatures(ServedLog(Path("/nowhere")), depth=2)
     for _ in range(5):
         kept.keep(Seen())  # type: ignore[arg-type]
     assert kept.dropped == 3
+
+
+def test_an_erased_user_is_gone_from_a_queue_longer_than_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.served_features._GATHER", 2)
+    log = ServedLog(tmp_path)
+    kept = ServedFeatures(log)
+    for _ in range(5):
+        kept.keep(Seen())  # type: ignore[arg-type]
+    kept.erase("u")
+    kept.flush()
+    assert kept.kept == 5
+    assert log.read().height == 0
