@@ -33,8 +33,7 @@ def draw(alpha: np.ndarray, share: float, seed: int) -> Drawn | None:
     rng = np.random.default_rng([_STREAM, seed])
     if rng.random() >= share or not (np.isfinite(alpha) & (alpha > 0)).all():
         return None
-    gammas = np.maximum(rng.standard_gamma(alpha.astype(float)), 1e-30)
-    weights = np.maximum(gammas / gammas.sum(), LEAST_WEIGHT)
+    weights = np.maximum(rng.dirichlet(alpha.astype(float)), LEAST_WEIGHT)
     told = (weights / weights.sum()).astype(np.float32)
     return Drawn(told, log_density(alpha, told))
 

@@ -14,7 +14,7 @@ from torch import nn
 from models.ranking.grade_log import OwnStatistics
 
 # Gaussian priors, as precisions (1 / variance) of the coefficients. Chosen on validation users
-# of seeds 0 and 1 of the ranking worlds; a tenth or three times as much changes little.
+# of seeds 0 and 1 of the ranking worlds; a third or three times as much changes little.
 FREE_PRECISION = 2000.0
 OWN_PRECISION = 8.0
 BASE_PRECISION = 200.0

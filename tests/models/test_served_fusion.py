@@ -134,12 +134,8 @@ def test_who_rewards_orders_gets_a_higher_order_weight(
     trained: Path, small_log: TrainingLog
 ) -> None:
     network, batch, slates = two_kinds_of_people(trained, small_log)
-    orders = batch.user_x[:, RATE] > 0.1
     assert learn_fusion(network, batch, slates, FusionTraining(), seed=0)
-    with torch.no_grad():
-        weights = network.weights(batch.user_x)
-    assert weights[orders, ORDER].mean() > 1.3 * weights[~orders, ORDER].mean()
-    assert weights[~orders, PLAY].mean() > 1.3 * weights[orders, PLAY].mean()
+    assert_each_kind_has_its_weight(network, batch)
 
 
 def test_an_update_goes_on_from_the_served_policy(trained: Path, small_log: TrainingLog) -> None:
@@ -242,12 +238,8 @@ def test_drawn_slates_teach_the_policy_no_worse(trained: Path, small_log: Traini
         drawn = draw(alpha[row], 1.0, row)
         assert drawn is not None
         slates.weights[row], slates.log_density[row] = drawn.weights, drawn.log_density
-    orders = batch.user_x[:, RATE] > 0.1
     assert learn_fusion(network, batch, slates, FusionTraining(), seed=0)
-    with torch.no_grad():
-        weights = network.weights(batch.user_x)
-    assert weights[orders, ORDER].mean() > 1.3 * weights[~orders, ORDER].mean()
-    assert weights[~orders, PLAY].mean() > 1.3 * weights[orders, PLAY].mean()
+    assert_each_kind_has_its_weight(network, batch)
 
 
 def test_too_few_slates_teach_nothing(trained: Path, small_log: TrainingLog) -> None:
@@ -325,6 +317,14 @@ def two_kinds_of_people(trained: Path, log: TrainingLog) -> tuple[Ranker, Batch,
     labels[~buyers, :, PLAY] = first[~buyers, :, PLAY].float()
     batch = replace(batch, user_x=user_x, labels=labels)
     return network, batch, replace(slates, labels=labels.numpy().astype(bool))
+
+
+def assert_each_kind_has_its_weight(network: Ranker, batch: Batch) -> None:
+    orders = batch.user_x[:, RATE] > 0.1
+    with torch.no_grad():
+        weights = network.weights(batch.user_x)
+    assert weights[orders, ORDER].mean() > 1.3 * weights[~orders, ORDER].mean()
+    assert weights[~orders, PLAY].mean() > 1.3 * weights[orders, PLAY].mean()
 
 
 def unlike_predictions(network: Ranker, batch: Batch) -> torch.Tensor:
