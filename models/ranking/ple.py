@@ -47,9 +47,9 @@ validation lets the networks do without them; experts that entered as a mean lea
 slower than that, so they enter as a sum (`network.Ple`).
 
 What the author's features bring, by `python -m benchmarks authors`, with and without them
-on three draws of the demo's world: nothing yet. GAUC -.0015 on encounters (-.0033 to .0001)
-and -.0015 on slates (-.0037 to .0006), short of the bar (-.002); the counts in the user's
-lists alone +.0008 on encounters. That world plants no effect of an author, only films of
+on five draws of the demo's world: nothing yet. GAUC -.0001 on encounters (-.0013 to
++.0012) and -.0015 on slates (-.0032 to +.0002, short of the bar, -.002);
+the counts in the user's lists alone +.0008 on encounters. That world plants no effect of an author, only films of
 one genre and decade, so it bounds what reading them may cost and says nothing of a platform
 where people follow people; they are kept for that.
 """
