@@ -94,6 +94,7 @@ def batcher(process: Process) -> int:
         limits=wiring.limits(process.settings),
         stop=process.stop,
         transactional=process.settings.broker.transactional,
+        doors=process.settings.broker.doors,
     )
     return 0 if process.stop.is_set() else 1
 

@@ -38,6 +38,7 @@ class BrokerSettings(Section):
     kind: Literal["embedded", "kafka", "external"] = "embedded"
     bootstrap_servers: str = ""  # filled by the stack unless kind is external
     partitions: int = Field(4, ge=1, le=256)
+    doors: int = Field(1, ge=1)  # batcher processes beside each other; the embedded broker has one
 
     @model_validator(mode="after")
     def _external_has_an_address(self) -> Self:

@@ -5,7 +5,7 @@ Knows source offsets and user partitions. Does not know stores.
 The log is `events.by_user`; video, author and query rows are folded live from topics of
 their own, whose offsets say nothing about the log. But every event carries its place in
 `behaviour`, and within one user partition the events of one source partition keep their
-order on every topic (batcher and sequencer are ordered per partition). So one source
+order on every topic (the door is ordered per partition). So one source
 offset per (user partition, source partition) says exactly what the log held.
 """
 

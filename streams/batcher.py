@@ -1,8 +1,12 @@
-"""The loop behind the door: `behaviour` in, `events.admitted` and dead letters out.
+"""The door: `behaviour` in, the users' events and dead letters out.
 
-Knows polls, commits and epochs. Judges nothing itself (`streams.admission`) and decides no
-duplicates (`streams.sequencer`). `run` starts the loops behind this one beside it; a loop
-that fails raises and its process ends: the supervisor starts it again where it was committed.
+Knows polls, commits, epochs and whether it is the only door. Judges nothing itself
+(`streams.admission`) and remembers no events (`streams.duplicates`). The only door sees all of
+a user's events, so it decides duplicates at once and writes `events.by_user`; one of many
+writes `events.admitted`, and duplicates are decided behind it (`streams.sequencer`).
+
+`run` starts the loops behind this one beside it; a loop that fails raises and its process
+ends: the supervisor starts it again where it was committed.
 """
 
 from __future__ import annotations
@@ -14,17 +18,18 @@ import numpy as np
 
 from streams import dead_letters
 from streams.admission import Admission, AdmissionLimits, admit
-from streams.bus import Bus, Consumed, Outgoing, Record
+from streams.bus import Bus, BusError, Consumed, Outgoing, Record, last_records
 from streams.clock import Clock
+from streams.duplicates import SeenEvents
 from streams.erasure import Erasures
 from streams.fanout import FanOut, fanned_out
 from streams.loop import Input, Loop, run_loops
 from streams.sequencer import Sequencer
-from streams.shuffle import Load, Place, Source, Written, shuffle
-from streams.topics import ADMITTED, BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC
+from streams.shuffle import Load, Place, Placed, Source, Written, place
+from streams.topics import ADMITTED, BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER
 
 _TRACEPARENT = "traceparent"
-_PACE_S = 0.02
+_PACE_S, _TURN_S = 0.02, 0.1
 
 
 def run(
@@ -37,10 +42,12 @@ def run(
     group: str = "tidemill",
     instance: str = "0",
     entities: Collection[str] = tuple(ENTITY_TOPIC),
+    doors: int = 1,
 ) -> None:
     """Admits and sequences events, and fans them out, until `stop` is set. Blocks.
 
     `transactional=False` is for brokers without transactions and allows one process only.
+    `doors`: how many processes run this beside each other; each must be told the same.
     `instance`: a name that this process keeps over restarts and shares with no other, so
     that its successor can end the transaction that a killed one left open. `entities`:
     whose topics are written beside the user's, where nobody reads the others.
@@ -50,17 +57,27 @@ def run(
             nothing is lost, and a new process goes on from the last commit.
     """
 
-    def batcher() -> Loop:
-        return Batcher(bus, clock, limits, transactional, group, instance)
+    options = (bus, clock, limits, transactional, group, instance)
+    if doors == 1:
+        _finish_admitted(bus, lambda: Sequencer(*options), stop)
+    loops: dict[str, Callable[[], Loop]] = {"batcher": lambda: Batcher(*options, doors == 1)}
+    if doors > 1:
+        loops["sequencer"] = lambda: Sequencer(*options)
+    if fanned_out(entities):
+        loops["fanout"] = lambda: FanOut(bus, transactional, group, instance, entities)
+    run_loops(loops, stop)
 
-    def sequencer() -> Loop:
-        return Sequencer(bus, clock, limits, transactional, group, instance)
 
-    def fanout() -> Loop:
-        return FanOut(bus, transactional, group, instance, entities)
-
-    loops: dict[str, Callable[[], Loop]] = {"batcher": batcher, "sequencer": sequencer}
-    run_loops(loops | ({"fanout": fanout} if fanned_out(entities) else {}), stop)
+def _finish_admitted(bus: Bus, sequencer: Callable[[], Sequencer], stop: threading.Event) -> None:
+    """What many doors admitted and nobody has sequenced goes before what the only one admits."""
+    if not (last := last_records(bus, ADMITTED)):
+        return
+    loop = sequencer()
+    try:
+        while not stop.is_set() and (loop.turn(_TURN_S) or not loop.has_sequenced(last)):
+            pass
+    finally:
+        loop.close()
 
 
 class Batcher:
@@ -74,13 +91,18 @@ class Batcher:
         transactional: bool = True,
         group: str = "tidemill",
         instance: str = "0",
+        alone: bool = True,
     ) -> None:
+        """`alone`: no other process reads `behaviour`, so each user's events all come here."""
         self._clock, self._limits = clock, limits
+        self._seen = SeenEvents(bus, limits.duplicate_horizon_ms) if alone else None
+        self._topic = EVENTS_BY_USER if alone else ADMITTED
         name = f"{group}-batcher-{instance}" if transactional else None
         self._producer = bus.producer(name)
-        self._partitions = len(bus.ends(ADMITTED))
+        self._partitions = len(bus.ends(self._topic))
         self._input = Input(bus, BEHAVIOUR, f"{group}-batcher", _PACE_S)
-        targets = [] if transactional else [ADMITTED, BEHAVIOUR_DEAD]
+        self._every = len(bus.ends(BEHAVIOUR))
+        targets = [] if transactional else [self._topic, BEHAVIOUR_DEAD]
         self._written = Written(bus, targets, self._input.epoch)
         self._erasures = Erasures(bus)
 
@@ -89,11 +111,13 @@ class Batcher:
         records = self._input.poll(timeout_s)
         if not records:
             return 0
-        self._written.refresh(self._input.generation)
+        self._follow(self._input.generation)
         self._erasures.refresh()
         now_ms = self._clock.now_ms()
         admission = admit(records, now_ms, self._limits, self._erasures.until)
-        out = [*self._admitted(records, admission), *self._dead(records, admission, now_ms)]
+        placed = self._placed(records, admission)
+        out = list(placed.messages()) if not self._seen else self._seen.sequenced(placed, now_ms)
+        out += self._dead(records, admission, now_ms)
         self._producer.send(out, consumed=Consumed(self._input.consumer, records))
         return len(records)
 
@@ -102,7 +126,19 @@ class Batcher:
         self._erasures.close()
         self._producer.close()
 
-    def _admitted(self, records: Sequence[Record], admission: Admission) -> list[Outgoing]:
+    def _follow(self, generation: int) -> None:
+        """Partitions may have changed hands; the only door must have kept all of them."""
+        if self._seen:
+            self._seen.follow(generation)
+            if (held := len(self._input.consumer.assignment())) < self._every:
+                raise BusError(
+                    f"this door reads {held} of the {self._every} partitions of {BEHAVIOUR!r}, and "
+                    "another process the others: stop one of them, or set broker.doors "
+                    "(TIDEMILL_BROKER__DOORS) to the number of both, for every one of them"
+                )
+        self._written.refresh(generation)
+
+    def _placed(self, records: Sequence[Record], admission: Admission) -> Placed:
         table = admission.table
         source = Source(
             self._input.epoch,
@@ -110,15 +146,14 @@ class Batcher:
             table["source_offset"].to_numpy(),
         )
         load = Load(table, source, _traces(records, admission.rows.tolist()))
-        written = self._written.places
-        return list(shuffle(load, "user_id", ADMITTED, self._partitions, written))
+        return place(load, "user_id", self._topic, self._partitions, self._written.places)
 
     def _dead(self, records: Sequence[Record], admission: Admission, now_ms: int) -> list[Outgoing]:
         letters = []
         for refusal in sorted(admission.refused, key=lambda refusal: refusal.row):
             record = records[refusal.row]
-            place: Place = (BEHAVIOUR_DEAD, 0, record.partition)
-            if record.offset > self._written.places.get(place, -1):
+            at: Place = (BEHAVIOUR_DEAD, 0, record.partition)
+            if record.offset > self._written.places.get(at, -1):
                 cause = (refusal.cause, refusal.detail)
                 letters.append(dead_letters.letter(record, *cause, self._input.epoch, now_ms))
         return letters

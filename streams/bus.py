@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 from streams.topics import TopicSpec
 
+_TAIL = 64  # offsets at a partition's end among which its last record is looked for first
+
 
 class Record(NamedTuple):
     """One message as it lies in a partition. A tuple, because a poll makes thousands."""
@@ -77,6 +79,12 @@ class Consumer(Protocol):
     def lag(self) -> int:
         """Records between this consumer's position and the ends of its partitions."""
 
+    def assignment(self) -> frozenset[tuple[str, int]]:
+        """(topic, partition) of all that this consumer is to read now."""
+
+    def committed(self) -> dict[tuple[str, int], int]:
+        """The group's next offset in each partition of the assignment that has a commit."""
+
     def generation(self) -> int:
         """Changes whenever partitions were given to or taken from this consumer."""
 
@@ -131,6 +139,21 @@ def next_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
         if offset >= done.get(place, 0):
             done[place] = offset + 1
     return done
+
+
+def last_records(bus: Bus, topic: str) -> dict[int, int]:
+    """The offset of each partition's last committed record; no entry where there is none.
+
+    A partition may end with a transaction's marks, which are no records.
+    """
+    found: dict[int, int] = {}
+    for partition, (first, end) in bus.ends(topic).items():
+        tail, start = _TAIL, end
+        while start > first and partition not in found:
+            start, tail = max(first, end - tail), tail * 16
+            for record in bus.scan(topic, partition, start, end):
+                found[partition] = record.offset
+    return found
 
 
 def partition_mismatch(spec: TopicSpec, found: int) -> str:

@@ -1,7 +1,7 @@
 """The second shuffle: `events.by_user` in, the topics by video, author and query out.
 
 Knows which column names which entity, and how often to look. Decides nothing: duplicates
-are marked already (`streams.sequencer`) and left out here, so that every fold counts the
+are marked already (`streams.duplicates`) and left out here, so that every fold counts the
 same events.
 
 A loop of its own with a slower pace than the others: each round writes to every partition
@@ -18,7 +18,7 @@ import numpy as np
 from streams.bus import Bus, Consumed, Outgoing
 from streams.loop import Input
 from streams.sequencer import read_load
-from streams.shuffle import Load, Written, shuffle
+from streams.shuffle import Load, Written, place
 from streams.topics import ENTITY_TOPIC, EVENTS_BY_USER
 
 PACE_S = 0.5
@@ -69,4 +69,5 @@ class FanOut:
         once = np.flatnonzero(~duplicate) if duplicate.any() else None
         for key, topic in self._topics.items():
             count, written = self._partitions[topic], self._written.places
-            yield from shuffle(load, key, topic, count, written, rows=once, drop=_BY_USER_ONLY)
+            placed = place(load, key, topic, count, written, rows=once, drop=_BY_USER_ONLY)
+            yield from placed.messages()

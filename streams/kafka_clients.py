@@ -190,6 +190,20 @@ class KafkaConsumer:
     def lag(self) -> int:
         return sum(self._lag_of(place) for place in self.client.position(self.client.assignment()))
 
+    def assignment(self) -> frozenset[tuple[str, int]]:
+        return frozenset((place.topic, place.partition) for place in self.client.assignment())
+
+    def committed(self) -> dict[tuple[str, int], int]:
+        if not (assigned := self.client.assignment()):
+            return {}
+        try:
+            places = self.client.committed(assigned, timeout=ANSWER_S)
+        except KafkaException as error:
+            raise went_down("read commits", error, self._bootstrap) from error
+        return {
+            (place.topic, place.partition): place.offset for place in places if place.offset >= 0
+        }
+
     def generation(self) -> int:
         return self._generation
 

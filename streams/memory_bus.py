@@ -185,6 +185,15 @@ class MemoryConsumer:
                 for (topic, partition), position in self._positions.items()
             )
 
+    def assignment(self) -> frozenset[tuple[str, int]]:
+        with self._bus._changed:
+            return frozenset(self._positions)
+
+    def committed(self) -> dict[tuple[str, int], int]:
+        with self._bus._changed:
+            offsets = self._group.offsets
+            return {place: offsets[place] for place in self._positions if place in offsets}
+
     def generation(self) -> int:
         return self._generation
 

@@ -82,20 +82,40 @@ def partitions_of(ids: pa.ChunkedArray | pa.Array, partitions: int) -> Ints:
     return np.asarray(target[encoded.indices.to_numpy()])
 
 
-def shuffle(
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Rows in the order of the partitions of `topic` that they go to.
+
+    `target` (int64 [N], ascending): each row's partition, of `partitions`.
+    """
+
+    load: Load
+    topic: str
+    target: Ints
+    partitions: int
+
+    def messages(self, headers: Mapping[str, bytes] | None = None) -> Iterator[Outgoing]:
+        cuts = np.searchsorted(self.target, np.arange(self.partitions + 1))
+        for partition in range(self.partitions):
+            if cuts[partition] < cuts[partition + 1]:
+                part = self.load.slice(int(cuts[partition]), int(cuts[partition + 1]))
+                yield from messages(part, self.topic, partition, headers or {})
+
+
+def place(
     load: Load,
     key: str,
     topic: str,
     partitions: int,
     written: Mapping[Place, int] | None = None,
-    headers: Mapping[str, bytes] | None = None,
     rows: Ints | None = None,
     drop: Sequence[str] = (),
-) -> Iterator[Outgoing]:
-    """Messages for `topic`, rows of one `key` in one partition and in their order.
+) -> Placed:
+    """Where rows go: those of one `key` to one partition, in their order.
 
     Rows whose `key` is null go nowhere; those at or before `written` are left out. `rows`
-    (int64, ascending) are all that go; the columns `drop` stay behind.
+    (int64, ascending) are all that go; the columns `drop` stay behind. Rows are moved at
+    most once: each move copies every column.
     """
     ids = load.table[key]
     if ids.null_count:
@@ -106,28 +126,13 @@ def shuffle(
         source = load.source if rows is None else load.source.take(rows)
         fresh = np.flatnonzero(_unwritten(source, target, topic, written))
         rows, target = fresh if rows is None else rows[fresh], target[fresh]
-    yield from _to_targets(load.without(drop), rows, target, topic, partitions, headers or {})
-
-
-def _to_targets(
-    load: Load,
-    rows: Ints | None,
-    target: Ints,
-    topic: str,
-    partitions: int,
-    headers: Mapping[str, bytes],
-) -> Iterator[Outgoing]:
-    """`target`: of each of `rows`. Rows are moved at most once: each move copies every column."""
     if bool((target[1:] < target[:-1]).any()):
         order = np.argsort(target, kind="stable")
         rows, target = order if rows is None else rows[order], target[order]
+    load = load.without(drop)
     if rows is not None and not _is_all(rows, load.table.num_rows):
         load = load.take(rows)
-    cuts = np.searchsorted(target, np.arange(partitions + 1))
-    for partition in range(partitions):
-        if cuts[partition] < cuts[partition + 1]:
-            part = load.slice(int(cuts[partition]), int(cuts[partition + 1]))
-            yield from messages(part, topic, partition, headers)
+    return Placed(load, topic, target, partitions)
 
 
 def _is_all(rows: Ints, count: int) -> bool:

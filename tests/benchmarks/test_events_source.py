@@ -19,7 +19,6 @@ from streams.fanout import FanOut
 from streams.feedback import Join
 from streams.memory_bus import MemoryBus
 from streams.schema import from_ipc
-from streams.sequencer import Sequencer
 from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER, topic_specs
 
 N = 3_000
@@ -39,11 +38,7 @@ def bus(lines: Lines) -> MemoryBus:
         for key, value in zip(lines.keys, lines.values, strict=True)
     ]
     bus.producer().send(messages)
-    for loop in (
-        Batcher(bus, WallClock(), AdmissionLimits()),
-        Sequencer(bus, WallClock(), AdmissionLimits()),
-        FanOut(bus),
-    ):
+    for loop in (Batcher(bus, WallClock(), AdmissionLimits()), FanOut(bus)):
         while loop.turn(0.01):
             pass
         loop.close()

@@ -71,6 +71,7 @@ class World:
     home: Path
     rng: random.Random
     partitions: int = 2
+    doors: int = 1  # processes that the door may be
     lives: dict[str, Life] = field(default_factory=dict)
     hits: Counter[str] = field(default_factory=Counter)
     story: list[str] = field(default_factory=list)
@@ -92,7 +93,7 @@ class World:
     # ---- setting up
 
     def settings(self) -> Settings:
-        broker = {"kind": "external", "partitions": self.partitions,
+        broker = {"kind": "external", "partitions": self.partitions, "doors": self.doors,
                   "bootstrap_servers": self.servers.kafka.bootstrap_servers}  # fmt: skip
         store = {"kind": "external", "address": self.servers.valkey.address}
         key = {"impression_key": bytes(range(32)).hex()}
@@ -265,7 +266,8 @@ class World:
 
     def written(self) -> int:
         """Messages that the door wrote, admitted and dead, committed or not."""
-        return sum(self._ends(ADMITTED)) + self._ends(BEHAVIOUR_DEAD)[0]
+        first = EVENTS_BY_USER if self.doors == 1 else ADMITTED
+        return sum(self._ends(first)) + self._ends(BEHAVIOUR_DEAD)[0]
 
     def logged(self) -> int:
         """Rows in the event log, marked duplicates included; read only when files have come."""

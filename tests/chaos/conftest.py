@@ -47,9 +47,14 @@ def seed() -> int:
 
 
 @pytest.fixture
-def world(servers: Servers, seed: int, tmp_path: Path) -> Iterator[World]:
+def doors() -> int:
+    return 1
+
+
+@pytest.fixture
+def world(servers: Servers, seed: int, doors: int, tmp_path: Path) -> Iterator[World]:
     servers.empty()
-    made = World(servers, tmp_path, random.Random(seed))
+    made = World(servers, tmp_path, random.Random(seed), doors=doors)
     yield made
     made.end()
     print("\n".join(made.story))

@@ -39,6 +39,7 @@ def keep(world: World, *names: str) -> None:
         world.keep(name)
 
 
+@pytest.mark.parametrize("doors", [1, 2])
 def test_killed_processes_lose_nothing_and_double_nothing(
     world: World, draw: Draw, rounds: int
 ) -> None:
@@ -120,6 +121,7 @@ def test_zombies_change_nothing_when_they_come_back(world: World, draw: Draw, ro
     Verdict(world, sent).awaited()
 
 
+@pytest.mark.parametrize("doors", [2])
 def test_a_storm_of_rebalances_moves_partitions_and_no_event(
     world: World, draw: Draw, rounds: int
 ) -> None:

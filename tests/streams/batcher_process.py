@@ -1,6 +1,6 @@
 """The door in a process of its own, for tests that kill it.
 
-Usage: batcher_process.py BOOTSTRAP GROUP DIRECTORY
+Usage: batcher_process.py BOOTSTRAP GROUP DIRECTORY DOORS
 Polls are cut to 200 records, so that one run makes hundreds of transactions. Writes
 DIRECTORY/ready once its modules are loaded.
 """
@@ -18,13 +18,12 @@ from streams.kafka_bus import KafkaBus
 
 
 def main() -> None:
-    bootstrap, group, folder = sys.argv[1:]
+    bootstrap, group, folder, doors = sys.argv[1:]
     loop.MAX_POLL = 200
     bus = KafkaBus(bootstrap, session_timeout_ms=1_000)
     (Path(folder) / "ready").touch()
-    batcher.run(
-        bus, clock=WallClock(), limits=AdmissionLimits(), stop=threading.Event(), group=group
-    )
+    limits, stop = AdmissionLimits(), threading.Event()
+    batcher.run(bus, clock=WallClock(), limits=limits, stop=stop, group=group, doors=int(doors))
 
 
 if __name__ == "__main__":

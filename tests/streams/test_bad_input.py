@@ -23,7 +23,7 @@ from streams.kafka_bus import KafkaBus
 from streams.memory_bus import MemoryBus
 from streams.protobuf_schema import EventMessage, message_of
 from streams.schema import from_ipc
-from streams.topics import ADMITTED, BEHAVIOUR, topic_specs
+from streams.topics import EVENTS_BY_USER, BEHAVIOUR, topic_specs
 
 NOW = 1_750_000_000_000
 BINARY = {CONTENT_TYPE: PROTOBUF}
@@ -63,8 +63,8 @@ class Door:
     def admitted(self) -> list[str]:
         """Ids in the order in which they lie."""
         found: list[str] = []
-        for partition, (start, stop) in self.bus.ends(ADMITTED).items():
-            for record in self.bus.scan(ADMITTED, partition, start, stop):
+        for partition, (start, stop) in self.bus.ends(EVENTS_BY_USER).items():
+            for record in self.bus.scan(EVENTS_BY_USER, partition, start, stop):
                 found += from_ipc(record.value or b"")["event_id"].to_pylist()
         return found
 

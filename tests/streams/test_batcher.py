@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from deploy.parts.tansu import Tansu
 from streams import batcher, dead_letters, erasure
 from streams.admission import REPLAY_HEADER, AdmissionLimits
 from streams.batcher import Batcher
-from streams.bus import Bus, Outgoing, Record
+from streams.bus import Bus, BusError, Outgoing, Record
 from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS, ManualClock
 from streams.fanout import FanOut
 from streams.kafka_bus import KafkaBus
@@ -42,10 +43,14 @@ PARTITIONS = 2
 
 @dataclass
 class Mill:
-    """A bus with all topics, and the three loops of the door, run by hand."""
+    """A bus with all topics, and the loops of the door, run by hand.
+
+    `alone`: the only door, which decides duplicates itself; otherwise one of many.
+    """
 
     bus: Bus
     transactional: bool
+    alone: bool = True
     clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     group: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -53,13 +58,16 @@ class Mill:
     def __post_init__(self) -> None:
         self.producer = self.bus.producer()
 
-    def loops(self) -> tuple[Batcher, Sequencer, FanOut]:
-        options = (self.bus, self.clock, self.limits, self.transactional, self.group)
-        return (
-            Batcher(*options),
-            Sequencer(*options),
-            FanOut(self.bus, self.transactional, self.group),
-        )
+    def options(self) -> tuple[Bus, ManualClock, AdmissionLimits, bool, str]:
+        return (self.bus, self.clock, self.limits, self.transactional, self.group)
+
+    def batcher(self) -> Batcher:
+        return Batcher(*self.options(), alone=self.alone)
+
+    def loops(self) -> list[Batcher | Sequencer | FanOut]:
+        behind = [] if self.alone else [Sequencer(*self.options())]
+        fanout = FanOut(self.bus, self.transactional, self.group)
+        return [self.batcher(), *behind, fanout]
 
     def send(self, *values: bytes | None, **place: Any) -> None:
         self.producer.send([Outgoing(BEHAVIOUR, value, **place) for value in values])
@@ -98,22 +106,27 @@ class Mill:
         return sorted(rows.filter(~pl.col("duplicate"))["event_id"]) if len(rows) else []
 
 
+@pytest.fixture(params=[True, False], ids=["one door", "many doors"])
+def alone(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.fixture(params=["memory", "embedded", "kafka_broker"])
-def mill(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mill]:
+def mill(request: pytest.FixtureRequest, alone: bool, tmp_path: Path) -> Iterator[Mill]:
     if request.param == "memory":
-        yield _mill(MemoryBus(), True)
+        yield _mill(MemoryBus(), True, alone)
     elif request.param == "kafka_broker":
-        yield _mill(KafkaBus(request.getfixturevalue("wiped_kafka")), True)
+        yield _mill(KafkaBus(request.getfixturevalue("wiped_kafka")), True, alone)
     else:
         broker = Tansu(tmp_path, name="own")
         child = process.start(broker, 30.0)
-        yield _mill(KafkaBus(broker.bootstrap_servers, session_timeout_ms=1_000), False)
+        yield _mill(KafkaBus(broker.bootstrap_servers, session_timeout_ms=1_000), False, alone)
         child.kill()  # a graceful end takes it 5 s, and it keeps nothing
 
 
-def _mill(bus: Bus, transactional: bool) -> Mill:
+def _mill(bus: Bus, transactional: bool, alone: bool) -> Mill:
     bus.ensure_topics(topic_specs(PARTITIONS))
-    return Mill(bus, transactional)
+    return Mill(bus, transactional, alone)
 
 
 def event(event_id: str, user: str = "u1", **fields: Any) -> bytes:
@@ -289,11 +302,13 @@ def test_mended_letters_are_sent_again(mill: Mill) -> None:
     assert mill.counted() == ["e1", "x"]
 
 
-def test_run_ends_when_told_and_raises_what_broke_it() -> None:
+@pytest.mark.parametrize("doors", [1, 2])
+def test_run_ends_when_told_and_raises_what_broke_it(doors: int) -> None:
     bus = MemoryBus()
-    mill = _mill(bus, True)
+    mill = _mill(bus, True, doors == 1)
     stop = threading.Event()
-    thread = _in_thread(lambda: batcher.run(bus, clock=mill.clock, limits=mill.limits, stop=stop))
+    door = partial(batcher.run, clock=mill.clock, limits=mill.limits, stop=stop, doors=doors)
+    thread = _in_thread(lambda: door(bus))
     mill.send(event("e1"))
     deadline = time.monotonic() + 20
     while not mill.counted() and time.monotonic() < deadline:
@@ -301,10 +316,45 @@ def test_run_ends_when_told_and_raises_what_broke_it() -> None:
     stop.set()
     assert thread() is None
     assert mill.counted() == ["e1"]
-    broken = _in_thread(
-        lambda: batcher.run(MemoryBus(), clock=mill.clock, limits=mill.limits, stop=stop)
-    )
-    assert "ensure_topics" in str(broken())
+    assert "ensure_topics" in str(_in_thread(lambda: door(MemoryBus()))())
+
+
+@pytest.mark.parametrize("alone", [False], ids=["many doors"])
+def test_the_only_door_first_sequences_what_many_have_admitted(mill: Mill) -> None:
+    """One door is closed with events admitted; the setting changes; copies come in between."""
+    mill.send(event("e1"), event("e2", "u2"))
+    first = mill.batcher()
+    while not first.turn(0.2):
+        pass
+    first.close()
+    assert not mill.counted()
+    mill.send(event("e1"), event("e3"))
+    stop = threading.Event()
+    run = partial(batcher.run, mill.bus, clock=mill.clock, limits=mill.limits, group=mill.group)
+    thread = _in_thread(lambda: run(stop=stop, transactional=mill.transactional))
+    deadline = time.monotonic() + 40
+    while len(mill.rows()) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stop.set()
+    assert thread() is None
+    assert mill.counted() == ["e1", "e2", "e3"]
+    assert mill.rows().filter("duplicate")["event_id"].to_list() == ["e1"]
+
+
+def test_the_only_door_ends_when_it_must_share_the_input() -> None:
+    mill = _mill(MemoryBus(), True, alone=True)
+    first = mill.batcher()
+    mill.send(event("e1"), partition=0)
+    assert first.turn(0.01) == 1
+    second = mill.batcher()
+    mill.send(event("e2"), partition=0)
+    mill.send(event("e3"), partition=1)
+    with pytest.raises(BusError, match="DOORS"):
+        first.turn(0.01)
+    first.close()
+    assert second.turn(0.01) == 2
+    second.close()
+    assert mill.counted() == ["e1", "e2", "e3"]
 
 
 def _in_thread(work: Callable[[], None]) -> Callable[[], BaseException | None]:

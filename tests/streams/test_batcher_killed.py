@@ -15,10 +15,12 @@ import sys
 import time
 import uuid
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 import polars as pl
+import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from streams import dead_letters
@@ -39,17 +41,19 @@ PARTITIONS, EVENTS, KILLS = 2, 24_000, 8
 PROGRAM = Path(__file__).with_name("batcher_process.py")
 
 
-def test_no_kill_loses_or_doubles_anything(wiped_kafka: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("doors", [1, 2], ids=["the only door", "one of many"])
+def test_no_kill_loses_or_doubles_anything(doors: int, wiped_kafka: str, tmp_path: Path) -> None:
     seed = int(os.environ.get("TIDEMILL_SEED") or random.SystemRandom().randrange(2**32))
     rng = random.Random(seed)
     bus = KafkaBus(wiped_kafka)
     bus.ensure_topics(topic_specs(PARTITIONS))
     good, bad, stream = _stream(rng)
-    group, share = uuid.uuid4().hex, len(stream) // KILLS + 1
+    share = len(stream) // KILLS + 1
+    door = Door(wiped_kafka, uuid.uuid4().hex, tmp_path, doors)
     for life in range(KILLS):  # each life finds new work, however fast the one before was
         _send(bus, stream[life * share : (life + 1) * share])
-        _run_and_kill(wiped_kafka, group, tmp_path, rng)
-    _run_to_the_end(bus, wiped_kafka, group, tmp_path, len(good) + len(good) // 100)
+        _run_and_kill(door, rng)
+    _run_to_the_end(bus, door, len(good) + len(good) // 100)
 
     where = f"seed {seed}"
     rows = _rows(bus, EVENTS_BY_USER)
@@ -93,11 +97,25 @@ def _send(bus: KafkaBus, values: list[bytes]) -> None:
     bus.producer().send(messages)
 
 
-def _start(bootstrap: str, group: str, folder: Path) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Door:
+    """How the door's process is started, and the topic that it writes first."""
+
+    bootstrap: str
+    group: str
+    folder: Path
+    doors: int
+
+    @property
+    def topic(self) -> str:
+        return EVENTS_BY_USER if self.doors == 1 else ADMITTED
+
+
+def _start(door: Door) -> subprocess.Popen[bytes]:
+    folder = door.folder
     (folder / "ready").unlink(missing_ok=True)
-    child = subprocess.Popen(
-        [sys.executable, str(PROGRAM), bootstrap, group, str(folder)], start_new_session=True
-    )
+    argv = [door.bootstrap, door.group, str(folder), str(door.doors)]
+    child = subprocess.Popen([sys.executable, str(PROGRAM), *argv], start_new_session=True)
     deadline = time.monotonic() + 60
     while not (folder / "ready").exists():
         assert child.poll() is None, "the door ended while it started"
@@ -106,15 +124,14 @@ def _start(bootstrap: str, group: str, folder: Path) -> subprocess.Popen[bytes]:
     return child
 
 
-def _run_and_kill(bootstrap: str, group: str, folder: Path, rng: random.Random) -> None:
+def _run_and_kill(door: Door, rng: random.Random) -> None:
     """One life: it ends while it writes, once it has written up to ten messages."""
-    watch = Consumer(
-        {"bootstrap.servers": bootstrap, "group.id": "watch", "isolation.level": "read_uncommitted"}
-    )
-    wanted = _written(watch) + rng.randint(1, 10)
-    child = _start(bootstrap, group, folder)
+    own = {"group.id": "watch", "isolation.level": "read_uncommitted"}
+    watch = Consumer({"bootstrap.servers": door.bootstrap, **own})
+    wanted = _written(watch, door.topic) + rng.randint(1, 10)
+    child = _start(door)
     deadline = time.monotonic() + 60
-    while _written(watch) < wanted:
+    while _written(watch, door.topic) < wanted:
         assert child.poll() is None, "the door ended by itself"
         assert time.monotonic() < deadline, "the door wrote too little within 60 s"
         time.sleep(0.001)
@@ -123,14 +140,14 @@ def _run_and_kill(bootstrap: str, group: str, folder: Path, rng: random.Random) 
     watch.close()
 
 
-def _written(watch: Consumer) -> int:
-    """Messages in `events.admitted`, committed or not."""
-    places = [TopicPartition(ADMITTED, partition) for partition in range(PARTITIONS)]
+def _written(watch: Consumer, topic: str) -> int:
+    """Messages in the topic, committed or not."""
+    places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
     return sum(int(watch.get_watermark_offsets(place, timeout=10)[1]) for place in places)
 
 
-def _run_to_the_end(bus: KafkaBus, bootstrap: str, group: str, folder: Path, expected: int) -> None:
-    child = _start(bootstrap, group, folder)
+def _run_to_the_end(bus: KafkaBus, door: Door, expected: int) -> None:
+    child = _start(door)
     deadline = time.monotonic() + 90
     try:
         while len(_rows(bus, EVENTS_BY_USER)) < expected and time.monotonic() < deadline:

@@ -1,0 +1,111 @@
+"""Which events were seen before: the memory of the users' partitions, and where it comes from.
+
+Knows (user, event id) pairs, their horizon and `events.by_user`. Does not know who writes
+there: the door's one loop (`streams.door`) or the second of its two (`streams.sequencer`).
+
+The memory is a cache of `events.by_user`: whoever is given a partition reads the horizon's
+tail of it first.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streams.bus import Bus, Outgoing, Record
+from streams.recent_keys import RecentKeys
+from streams.schema import from_ipc
+from streams.shuffle import Ints, Placed
+from streams.topics import EVENTS_BY_USER
+
+SEQUENCED_HEADER = "tidemill-sequenced-at-ms"
+_LOG = logging.getLogger(__name__)
+
+
+class SeenEvents:
+    """What was sequenced within the horizon, by partition of `events.by_user`."""
+
+    def __init__(self, bus: Bus, horizon_ms: int) -> None:
+        self._bus, self._horizon_ms = bus, horizon_ms
+        self._memory: dict[int, RecentKeys] = {}
+        self._generation = -1
+
+    def follow(self, generation: int) -> None:
+        """Partitions changed hands: what another process sequenced meanwhile must be known."""
+        if self._generation != generation:
+            self._memory.clear()
+            self._generation = generation
+
+    def sequenced(self, placed: Placed, now_ms: int) -> list[Outgoing]:
+        """The messages for `events.by_user`, in which each row says whether it is a duplicate.
+
+        `placed`: rows of EVENT_SCHEMA on their way there; from now on they are remembered.
+        """
+        table = placed.load.table
+        duplicate = pa.array(self._see(pair_keys(table), placed.target, now_ms))
+        at = table.schema.get_field_index("duplicate")
+        table = table.set_column(at, table.schema.field(at), duplicate)
+        marked = replace(placed, load=replace(placed.load, table=table))
+        return list(marked.messages({SEQUENCED_HEADER: str(now_ms).encode()}))
+
+    def _see(
+        self, keys: npt.NDArray[np.uint64], partitions: Ints, now_ms: int
+    ) -> npt.NDArray[np.bool_]:
+        """bool [N]: which keys their partition (ascending) has seen."""
+        duplicate = np.empty(len(keys), dtype=np.bool_)
+        for partition in np.unique(partitions).tolist():
+            begin, end = np.searchsorted(partitions, [partition, partition + 1])
+            duplicate[begin:end] = self._memory_of(partition).see(keys[begin:end], now_ms)
+        return duplicate
+
+    def _memory_of(self, partition: int) -> RecentKeys:
+        if partition not in self._memory:
+            self._memory[partition] = rebuild(self._bus, partition, self._horizon_ms)
+        return self._memory[partition]
+
+
+def rebuild(bus: Bus, partition: int, horizon_ms: int) -> RecentKeys:
+    """The memory of one partition as `events.by_user` tells it."""
+    memory = RecentKeys(horizon_ms)
+    first, end = bus.ends(EVENTS_BY_USER)[partition]
+    if first == end:
+        return memory
+    # The last offsets may be a transaction's markers, which are no records.
+    tail = bus.scan(EVENTS_BY_USER, partition, max(first, end - 64), end)
+    newest = max((_sequenced_at(record) for record in tail), default=0)
+    start = _first_since(bus, partition, newest - horizon_ms, first, end)
+    for record in bus.scan(EVENTS_BY_USER, partition, start, end):
+        table = from_ipc(record.value or b"")
+        once = table.filter(pc.invert(table["duplicate"]))
+        memory.see(pair_keys(once), _sequenced_at(record))
+    _LOG.info("partition %d: remembered %d events", partition, len(memory))
+    return memory
+
+
+def _first_since(bus: Bus, partition: int, at_ms: int, first: int, end: int) -> int:
+    """An offset before which every message was sequenced before `at_ms`, by bisection."""
+    low, high = first, end
+    while high - low > 64:
+        middle = (low + high) // 2
+        probe = next(iter(bus.scan(EVENTS_BY_USER, partition, middle, end)), None)
+        if probe is not None and _sequenced_at(probe) < at_ms:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _sequenced_at(record: Record) -> int:
+    return int(record.header(SEQUENCED_HEADER) or 0)
+
+
+def pair_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
+    """uint64 [N]: one key per (user_id, event_id). Never stored: only this process reads it."""
+    pairs = pl.DataFrame(table.select(["user_id", "event_id"]))
+    return pairs.hash_rows(seed=0).to_numpy()
