@@ -20,8 +20,8 @@ from features.feast_store import FeastFeatureStore
 from features.store import StoreDown
 from streams.topics import BEHAVIOUR
 
-TICK_S, PROBE_EVERY_S, LOOK_EVERY_S = 0.01, 0.04, 0.004
-LOOKED_FOR = 64  # probes at once, the oldest; to read many more would take CPU from the path
+TICK_S, PROBE_EVERY_S, LOOK_EVERY_S = 0.01, 0.04, 0.008
+LOOKED_FOR = 16  # probes at once, the oldest; to read many more would take CPU from the path
 MEANWHILE_S, AFTER_S = 120.0, 3.0
 
 
