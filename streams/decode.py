@@ -259,7 +259,8 @@ def _time_fix(stated: object) -> str:
         return "send a number, not a string: whole milliseconds since 1970"
     if isinstance(stated, int | float):
         for size, fix in _UNITS:
-            if events.MIN_EVENT_TIME_MS <= stated * size <= events.MAX_EVENT_TIME_MS:
+            # Not `stated * size`: an integer may be too large for a float.
+            if events.MIN_EVENT_TIME_MS / size <= stated <= events.MAX_EVENT_TIME_MS / size:
                 return fix
     return "send whole milliseconds since 1970"
 

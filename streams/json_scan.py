@@ -308,7 +308,7 @@ def _encoded(code: int, out: np.ndarray, to: int) -> int:
         out[to] = code
         return to + 1
     more = 1 if code < 0x800 else 2 if code < 0x10000 else 3
-    out[to] = (0xF00 >> more & 0xFF) | code >> 6 * more
+    out[to] = (0xFF00 >> more + 1 & 0xFF) | code >> 6 * more
     for place in range(1, more + 1):
         out[to + place] = 0x80 | code >> 6 * (more - place) & 0x3F
     return to + more + 1
