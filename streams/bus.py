@@ -48,7 +48,9 @@ class Fields(NamedTuple):
     record: Callable[[Any], Record]
 
 
-_OF_RECORDS = Fields(*map(itemgetter, (0, 1, 2, 4, 5)), record=lambda record: record)
+_OF_RECORDS = Fields(
+    itemgetter(0), itemgetter(1), itemgetter(2), itemgetter(4), itemgetter(5), lambda record: record
+)
 
 
 class Polled(Sequence[Record]):
@@ -203,13 +205,13 @@ class BusError(RuntimeError):
 def next_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
     """(topic, partition) -> the offset after the last of `records` there."""
     poll = polled(records)
-    topics = np.array(poll.topics)
+    topics = sorted(set(poll.topics))
     done: dict[tuple[str, int], int] = {}
-    for topic in set(poll.topics):
-        here = np.flatnonzero(topics == topic)
-        for partition in np.unique(poll.partitions[here]).tolist():
-            last = poll.offsets[here[poll.partitions[here] == partition]].max()
-            done[topic, partition] = int(last) + 1
+    for topic in topics:
+        own = np.array([t == topic for t in poll.topics]) if len(topics) > 1 else slice(None)
+        partitions, offsets = poll.partitions[own], poll.offsets[own]
+        for partition in np.unique(partitions).tolist():
+            done[topic, partition] = int(offsets[partitions == partition].max()) + 1
     return done
 
 

@@ -36,7 +36,9 @@ def decode_records(records: Sequence[Record], max_bytes: int = MAX_EVENT_BYTES) 
     rows_of: dict[Reader, list[int]] = defaultdict(list)
     for row, content_type in enumerate(types):
         rows_of[_reader(content_type)].append(row)
-    return _together([_read(poll.values, reader, rows, max_bytes) for reader, rows in rows_of.items()])
+    return _together(
+        [_read(poll.values, reader, rows, max_bytes) for reader, rows in rows_of.items()]
+    )
 
 
 @lru_cache(maxsize=256)

@@ -94,10 +94,10 @@ def scan(
 
 @_compiled  # type: ignore[untyped-decorator]
 def _complete(end: np.ndarray, needs: np.ndarray) -> bool:
-    for field in range(len(needs)):
-        if needs[field] and end[field] < 0:
-            return False
-    return True
+    field = 0
+    while field < len(needs) and (end[field] >= 0 or not needs[field]):
+        field += 1
+    return field == len(needs)
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -178,10 +178,10 @@ def _word(
 
 @_compiled  # type: ignore[untyped-decorator]
 def _same(data: np.ndarray, at: int, size: int, word: np.ndarray) -> bool:
-    for place in range(size):
-        if data[at + place] != word[place]:
-            return False
-    return True
+    place = 0
+    while place < size and data[at + place] == word[place]:
+        place += 1
+    return place == size
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -208,7 +208,7 @@ def _integer(data: np.ndarray, at: int) -> tuple[int, int]:
     while _ZERO <= data[at] <= _NINE:
         if at - start == _DIGITS:
             return 0, -1
-        value = value * 10 + np.int64(data[at]) - _ZERO
+        value = value * 10 + data[at] - _ZERO
         at += 1
     if at == start or (data[start] == _ZERO and at - start > 1):
         return 0, -1
@@ -360,7 +360,7 @@ def _named(data: np.ndarray, at: int) -> int:
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _scalar(data: np.ndarray, at: int) -> int:
+def _scalar(data: np.ndarray, at: int) -> Any:
     byte = data[at]
     if byte == _QUOTE:
         end = _string_end(data, at + 1)

@@ -258,8 +258,14 @@ def record_of(message: Any) -> Record:
     return tuple.__new__(Record, fields)
 
 
+_MESSAGE: Any = Message
 _FIELDS = Fields(
-    Message.topic, Message.partition, Message.offset, Message.value, Message.headers, record_of
+    _MESSAGE.topic,
+    _MESSAGE.partition,
+    _MESSAGE.offset,
+    _MESSAGE.value,
+    _MESSAGE.headers,
+    record_of,
 )
 
 

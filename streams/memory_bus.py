@@ -15,7 +15,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from streams.bus import BusError, Consumed, Outgoing, Polled, Record, next_offsets, partition_mismatch
+from streams.bus import (
+    BusError,
+    Consumed,
+    Outgoing,
+    Polled,
+    Record,
+    next_offsets,
+    partition_mismatch,
+)
 from streams.topics import TopicSpec
 
 
