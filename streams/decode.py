@@ -76,10 +76,11 @@ def decode(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES) -> 
     from streams.json_events import scanned
 
     readable = [v if v is not None and len(v) <= max_bytes else b"" for v in values]
+    sizes = np.array(list(map(len, readable)), np.int64)
     parts: list[tuple[Rows, pa.Table]] = []
     doubtful = np.ones(len(values), dtype=np.bool_)
-    for start, stop in _chunks(readable):
-        rows, columns = scanned(readable[start:stop])
+    for start, stop in _chunks(sizes):
+        rows, columns = scanned(readable[start:stop], sizes[start:stop])
         rows += start
         doubtful[rows] = False
         cast = [columns[field.name].cast(field.type) for field in DECODED_SCHEMA]
@@ -89,15 +90,14 @@ def decode(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES) -> 
     return Decoded(*in_order(parts), refused)
 
 
-def _chunks(values: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+def _chunks(sizes: Rows) -> Iterator[tuple[int, int]]:
     """(start, stop) of rows that are scanned together: all of a poll, unless it is huge."""
-    ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))
-    start = 0
-    while start < len(values):
-        before = ends[start - 1] if start else 0
+    ends = np.cumsum(sizes)
+    start = before = 0
+    while start < len(sizes):
         stop = max(start + 1, int(np.searchsorted(ends, before + _CHUNK_BYTES)))
         yield start, stop
-        start = stop
+        start, before = stop, int(ends[stop - 1])
 
 
 def _kinds_with(field: str) -> Mask:

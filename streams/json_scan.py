@@ -61,7 +61,7 @@ def scan(
         if not _walked(data, at, stop, name, name_bytes, texts + words, begin, end):
             continue
         kind = _word(data, begin[texts], end[texts], spelled, spelled_bytes, 0, words_from[1])
-        if kind == NO_WORD or not _complete(end, needs[kind]):
+        if kind == NO_WORD or not _complete(end, needs, kind):
             continue
         word[0, taken] = kind
         sound = True
@@ -83,7 +83,7 @@ def scan(
             to = ends[field, taken]
             stated[field, taken] = states[kind, field] and end[field] >= 0
             if stated[field, taken]:
-                to = _copied(data, begin[field], end[field], text[field], to)
+                to = _copied(data, begin[field], end[field], text, field, to)
                 sound &= 1 <= to - ends[field, taken] <= most_bytes[field]
             ends[field, taken + 1] = to
         if sound:
@@ -93,11 +93,11 @@ def scan(
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _complete(end: np.ndarray, needs: np.ndarray) -> bool:
+def _complete(end: np.ndarray, needs: np.ndarray, kind: int) -> bool:
     field = 0
-    while field < len(needs) and (end[field] >= 0 or not needs[field]):
+    while field < len(end) and (end[field] >= 0 or not needs[kind, field]):
         field += 1
-    return field == len(needs)
+    return field == len(end)
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -159,7 +159,7 @@ def _walked(
 @_compiled  # type: ignore[untyped-decorator]
 def _field(data: np.ndarray, at: int, size: int, name: np.ndarray, name_bytes: np.ndarray) -> int:
     for field in range(len(name)):
-        if name_bytes[field] == size and _same(data, at, size, name[field]):
+        if name_bytes[field] == size and _same(data, at, size, name, field):
             return field
     return -1
 
@@ -171,15 +171,15 @@ def _word(
 ) -> int:  # fmt: skip
     """Which of words `first` to `last` the text is, NO_WORD where it is none (or absent)."""
     for place in range(first, last):
-        if word_bytes[place] == end - at and _same(data, at, end - at, word[place]):
+        if word_bytes[place] == end - at and _same(data, at, end - at, word, place):
             return place - first
     return NO_WORD
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _same(data: np.ndarray, at: int, size: int, word: np.ndarray) -> bool:
+def _same(data: np.ndarray, at: int, size: int, words: np.ndarray, word: int) -> bool:
     place = 0
-    while place < size and data[at + place] == word[place]:
+    while place < size and data[at + place] == words[word, place]:
         place += 1
     return place == size
 
@@ -289,28 +289,28 @@ def _hex(data: np.ndarray, at: int) -> int:
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _copied(data: np.ndarray, at: int, end: int, out: np.ndarray, to: int) -> int:
+def _copied(data: np.ndarray, at: int, end: int, out: np.ndarray, row: int, to: int) -> int:
     """Writes the string's characters; the place behind them."""
     while at < end:
         if data[at] != _BACKSLASH:
-            out[to] = data[at]
+            out[row, to] = data[at]
             at, to = at + 1, to + 1
         else:
             code, at = _escape(data, at + 1)
-            to = _encoded(code, out, to)
+            to = _encoded(code, out, row, to)
     return to
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _encoded(code: int, out: np.ndarray, to: int) -> int:
+def _encoded(code: int, out: np.ndarray, row: int, to: int) -> int:
     """Writes one character as UTF-8; the place behind it."""
     if code < 0x80:
-        out[to] = code
+        out[row, to] = code
         return to + 1
     more = 1 if code < 0x800 else 2 if code < 0x10000 else 3
-    out[to] = (0xFF00 >> more + 1 & 0xFF) | code >> 6 * more
+    out[row, to] = (0xFF00 >> more + 1 & 0xFF) | code >> 6 * more
     for place in range(1, more + 1):
-        out[to + place] = 0x80 | code >> 6 * (more - place) & 0x3F
+        out[row, to + place] = 0x80 | code >> 6 * (more - place) & 0x3F
     return to + more + 1
 
 
