@@ -26,7 +26,6 @@ from streams.events import EVENT, KIND_CODE, KINDS, Event
 from streams.schema import EVENT_SCHEMA
 
 MAX_EVENT_BYTES = 65_536
-CHUNK_ROWS = 4_096
 _CHUNK_BYTES = 64 * 2**20
 
 _NAMES = [
