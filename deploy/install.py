@@ -25,7 +25,11 @@ PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
 REQUIREMENTS = ROOT / "requirements.lock"
 INSTALLER = ROOT / "deploy" / "installer.lock"
-LOOPS = ROOT / "features" / "loops.py"
+COMPILED = {
+    "features.loops": ROOT / "features" / "loops.py",
+    "streams.json_events": ROOT / "streams" / "json_scan.py",
+    "streams.recent_keys": ROOT / "streams" / "recent_keys.py",
+}
 HEARTBEAT_S = 15.0
 
 
@@ -55,10 +59,11 @@ def _install() -> None:
         _run_shown(_uv("install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)))
         _stamp("project", ROOT / "pyproject.toml")
         _say(f"ready: {VENV.name}/bin/tidemill --help")
-    if not _stamped("loops", LOOPS, REQUIREMENTS):
-        # Compiled once here (seconds), not by the first worker that folds an event.
-        _run([str(PYTHON), "-m", "features.loops"])
-        _stamp("loops", LOOPS, REQUIREMENTS)
+    for module, source in COMPILED.items():
+        if not _stamped(module, source, REQUIREMENTS):
+            # Compiled once here (seconds), not by the first process that sees an event.
+            _run([str(PYTHON), "-m", module])
+            _stamp(module, source, REQUIREMENTS)
 
 
 def _what_to_install() -> list[str]:

@@ -84,9 +84,11 @@ def batcher(process: Process) -> int:
     """The one door: behaviour → admitted → in the user's order, and per entity."""
     from streams.batcher import run
     from streams.erasure import KeptErasures
+    from streams.json_events import warm
 
     bus = wiring.bus(process.settings, ensure_topics=True)
     KeptErasures(process.settings.log_dir / ERASURES_FILE).restore(bus)
+    warm()
     process.ready()
     run(
         bus,

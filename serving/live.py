@@ -113,7 +113,7 @@ class Live:
         for thread in self._threads:
             thread.join(5.0)
 
-    def _tail(self, topics: Sequence[str], take: Callable[[list[Record]], None]) -> None:
+    def _tail(self, topics: Sequence[str], take: Callable[[Sequence[Record]], None]) -> None:
         """Reads the topics from their start, again after every failure, until stopped."""
         known: dict[str, str] = {}
         while not self._stop.is_set():
@@ -144,7 +144,7 @@ class Live:
         self.totals = dict.fromkeys(self.totals, 0)
 
     def _read(
-        self, consumer: Consumer, take: Callable[[list[Record]], None], epochs: dict[str, str]
+        self, consumer: Consumer, take: Callable[[Sequence[Record]], None], epochs: dict[str, str]
     ) -> None:
         """Returns when stopped, or when a topic was made anew: its offsets start again."""
         asked = time.monotonic()
@@ -161,13 +161,13 @@ class Live:
                     if self._epochs(epochs.keys()) != epochs:
                         return
 
-    def _take_catalogue(self, records: list[Record]) -> None:
+    def _take_catalogue(self, records: Sequence[Record]) -> None:
         for record in records:
             event = parse(record)
             if event is not None:
                 self._catalogue.apply(event)
 
-    def _take(self, records: list[Record]) -> None:
+    def _take(self, records: Sequence[Record]) -> None:
         tables = []
         for record in records:
             if record.topic == EVENTS_BY_USER:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.bus import Record
+from streams.bus import Polled, Record, polled
 from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from streams.decode import MAX_EVENT_BYTES, Decoded, Refusal
 from streams.formats import decode_records
@@ -58,8 +58,9 @@ def admit(
     `erased`: user id -> time of erasure in ms; events of that user up to it are refused.
     Replayed history is neither late nor ancient, but may not lie in the future.
     """
-    decoded = decode_records(records, limits.max_event_bytes)
-    replayed = _replayed(records)[decoded.rows]
+    poll = polled(records)
+    decoded = decode_records(poll, limits.max_event_bytes)
+    replayed = _replayed(poll)[decoded.rows]
     times = decoded.table["event_time_ms"].to_numpy()
     refusals = {
         "future": times > now_ms + limits.future_ms,
@@ -68,17 +69,17 @@ def admit(
     }
     refused = decoded.refused + _refuse(decoded, refusals, times, now_ms)
     kept = ~np.logical_or.reduce(list(refusals.values()))
-    table = _stamp(decoded, records, replayed, now_ms, limits)
+    table = _stamp(decoded, poll, replayed, now_ms, limits)
     if not kept.all():
         return Admission(decoded.rows[kept], table.filter(pa.array(kept)), refused)
     return Admission(decoded.rows, table, refused)
 
 
-def _replayed(records: Sequence[Record]) -> npt.NDArray[np.bool_]:
-    if not any(record[5] for record in records):
-        return np.zeros(len(records), dtype=np.bool_)
-    marked = (bool(r.headers) and r.header(REPLAY_HEADER) == b"1" for r in records)
-    return np.fromiter(marked, dtype=np.bool_, count=len(records))
+def _replayed(poll: Polled) -> npt.NDArray[np.bool_]:
+    if not poll.any_headers:
+        return np.zeros(len(poll), dtype=np.bool_)
+    marked = (bool(r.headers) and r.header(REPLAY_HEADER) == b"1" for r in poll)
+    return np.fromiter(marked, dtype=np.bool_, count=len(poll))
 
 
 def _erased(
@@ -110,22 +111,19 @@ def _refuse(
 
 def _stamp(
     decoded: Decoded,
-    records: Sequence[Record],
+    poll: Polled,
     replayed: npt.NDArray[np.bool_],
     now_ms: int,
     limits: AdmissionLimits,
 ) -> pa.Table:
     """The decoded columns with what admission decides and where each row came from."""
-    count = len(records)
-    partition = np.fromiter([r[1] for r in records], np.int32, count)[decoded.rows]
-    offset = np.fromiter([r[2] for r in records], np.int64, count)[decoded.rows]
     times = decoded.table["event_time_ms"].to_numpy()
     decided = {
         "ingested_at_ms": np.where(replayed, times, now_ms),
         "late": (times < now_ms - limits.lateness_ms) & ~replayed,
         "duplicate": np.zeros(len(times), dtype=np.bool_),
-        "source_partition": partition,
-        "source_offset": offset,
+        "source_partition": poll.partitions[decoded.rows],
+        "source_offset": poll.offsets[decoded.rows],
     }
     columns = [
         pa.array(decided[field.name], field.type)

@@ -18,7 +18,7 @@ import numpy as np
 
 from streams import dead_letters
 from streams.admission import Admission, AdmissionLimits, admit
-from streams.bus import Bus, BusError, Consumed, Outgoing, Record, last_records
+from streams.bus import Bus, BusError, Consumed, Outgoing, Record, last_records, polled
 from streams.clock import Clock
 from streams.duplicates import SeenEvents
 from streams.erasure import Erasures
@@ -161,7 +161,7 @@ class Batcher:
 
 def _traces(records: Sequence[Record], rows: Sequence[int]) -> dict[int, str]:
     """Row of the admitted table -> traceparent of the record it came from."""
-    if not any(record.headers for record in records):
+    if not polled(records).any_headers:
         return {}
     found = ((i, records[row].header(_TRACEPARENT)) for i, row in enumerate(rows))
     return {i: trace.decode("ascii", "replace") for i, trace in found if trace is not None}

@@ -3,27 +3,22 @@
 Knows the event contract's types and bounds (`streams.events`) in columnar form. Does not
 know time limits (`streams.admission`) nor where a message came from.
 
-The fast path hands a chunk to Arrow's JSON reader, which is stricter than the contract,
-and then vouches for each row by vectorised bounds. A row it cannot vouch for is not
-refused: pydantic judges it alone. So the fast path may be wrong in one direction only,
-and pydantic stays the one definition of a good event.
+The fast path is a compiled scan (`streams.json_events`) that is stricter than the contract. A
+row that it does not take is not refused: pydantic judges it alone. So the fast path may be
+wrong in one direction only, and pydantic stays the one definition of a good event.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json as pj
 from pydantic import ValidationError
 
 from streams import events
@@ -31,9 +26,7 @@ from streams.events import EVENT, KIND_CODE, KINDS, Event
 from streams.schema import EVENT_SCHEMA
 
 MAX_EVENT_BYTES = 65_536
-CHUNK_ROWS = 4_096
-_TRIES = 12  # broken rows that a chunk may hold before all its rest is judged row by row
-_UNSCREENED = 3  # broken rows before each row of the chunk is looked at
+_CHUNK_BYTES = 64 * 2**20
 
 _NAMES = [
     "event_id",
@@ -53,12 +46,6 @@ _NAMES = [
 ]
 DECODED_SCHEMA = pa.schema([EVENT_SCHEMA.field(name) for name in _NAMES])
 """The columns of EVENT_SCHEMA that a producer states."""
-
-_NUMBERS = {"event_time_ms", "dwell_ms", "amount_cents"}
-_WIRE_SCHEMA = pa.schema([(n, pa.int64() if n in _NUMBERS else pa.string()) for n in _NAMES])
-_WIRE_TYPES = [(name, (int if name in _NUMBERS else str, type(None))) for name in _NAMES]
-_READ = pj.ParseOptions(explicit_schema=_WIRE_SCHEMA, unexpected_field_behavior="ignore")
-_ROW_AT_FAULT = re.compile(r"in row (\d+)$")
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
@@ -85,100 +72,31 @@ class Decoded:
 
 def decode(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES) -> Decoded:
     """Every message is either a row of `table` or one `Refusal`. Raises nothing."""
+    from streams.json_events import scanned
+
+    readable = [v if v is not None and len(v) <= max_bytes else b"" for v in values]
+    sizes = np.array(list(map(len, readable)), np.int64)
     parts: list[tuple[Rows, pa.Table]] = []
-    doubtful: list[int] = []
-    likely, unlikely = _sort_out(values, max_bytes)
-    for start in range(0, len(likely), CHUNK_ROWS):
-        for rows, table in _read_chunk(values, likely[start : start + CHUNK_ROWS], doubtful):
-            sound = vouched(table)
-            where = np.asarray(rows, dtype=np.int64)
-            parts.append((where[sound], finish(table if sound.all() else table.filter(sound))))
-            doubtful.extend(where[~sound].tolist())
-    refused = judge_rows(
-        values, sorted(doubtful + unlikely), partial(judge, max_bytes=max_bytes), parts
-    )
+    doubtful = np.ones(len(values), dtype=np.bool_)
+    for start, stop in _chunks(sizes):
+        rows, columns = scanned(readable[start:stop], sizes[start:stop])
+        rows += start
+        doubtful[rows] = False
+        cast = [columns[field.name].cast(field.type) for field in DECODED_SCHEMA]
+        parts.append((rows, pa.Table.from_arrays(cast, schema=DECODED_SCHEMA)))
+    alone = np.flatnonzero(doubtful).tolist()
+    refused = judge_rows(values, alone, partial(judge, max_bytes=max_bytes), parts)
     return Decoded(*in_order(parts), refused)
 
 
-def _sort_out(values: Sequence[bytes | None], max_bytes: int) -> tuple[list[int], list[int]]:
-    """Rows that look like one object each, and the others.
-
-    Where every message begins with `{` and ends with `}`, and all of them joined parse, each
-    holds at least one whole object (an object left open cannot be followed by `{`); as
-    many objects as messages then means exactly one each.
-    """
-    likely = [
-        row
-        for row, value in enumerate(values)
-        if value and value[0] == 0x7B and value[-1] == 0x7D and len(value) <= max_bytes
-    ]
-    if len(likely) == len(values):
-        return likely, []
-    return likely, sorted(set(range(len(values))).difference(likely))
-
-
-def _read_chunk(
-    values: Sequence[bytes | None], rows: list[int], doubtful: list[int]
-) -> Iterator[tuple[list[int], pa.Table]]:
-    """Tables of the rows that parse together; a row at fault joins `doubtful`."""
-    waiting, tries, screened = [rows], _TRIES, False
-    while waiting:
-        part = waiting.pop()
-        if tries <= 0 or len(part) == 0:
-            doubtful.extend(part)
-            continue
-        table, fault = _read(b"\n".join([values[row] or b"" for row in part]), len(part))
-        if table is not None:
-            yield part, table
-            continue
-        tries -= 1
-        if not screened and (fault is None or tries <= _TRIES - _UNSCREENED):
-            waiting = [_screen(values, [*part, *chain.from_iterable(waiting[::-1])], doubtful)]
-            tries, screened = _TRIES, True
-        else:
-            waiting += _without(part, fault, doubtful)
-
-
-def _without(part: list[int], fault: int | None, doubtful: list[int]) -> list[list[int]]:
-    """What is left to read, the last list first: around the fault, or in halves to find it."""
-    if fault is None and len(part) > 1:
-        return [part[len(part) // 2 :], part[: len(part) // 2]]
-    at = fault or 0
-    doubtful.append(part[at])
-    return [part[at + 1 :], part[:at]]
-
-
-def _screen(values: Sequence[bytes | None], rows: list[int], doubtful: list[int]) -> list[int]:
-    """The rows whose JSON types are the contract's: a cheap look at each where many are bad."""
-    plain = [row for row in rows if _is_plain(values[row] or b"")]
-    if len(plain) < len(rows):
-        doubtful.extend(sorted(set(rows).difference(plain)))
-    return plain
-
-
-def _is_plain(value: bytes) -> bool:
-    try:
-        found = orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return False
-    if type(found) is not dict or b"\\u0000" in value:
-        return False
-    return all(type(found.get(name)) in types for name, types in _WIRE_TYPES)
-
-
-def _read(buffer: bytes, count: int) -> tuple[pa.Table | None, int | None]:
-    """The table of `count` objects, or the row at fault where Arrow can name it."""
-    options = pj.ReadOptions(use_threads=False, block_size=len(buffer) + 1)
-    try:
-        table = pj.read_json(pa.BufferReader(buffer), read_options=options, parse_options=_READ)
-        table.validate(full=True)  # the reader takes bytes that are not UTF-8
-    except pa.ArrowInvalid as error:
-        named = _ROW_AT_FAULT.search(str(error))
-        fault = int(named.group(1)) if named else None
-        return None, fault if fault is not None and fault < count else None
-    if table.num_rows != count or b"\\u0000" in buffer:
-        return None, None
-    return table.combine_chunks(), None
+def _chunks(sizes: Rows) -> Iterator[tuple[int, int]]:
+    """(start, stop) of rows that are scanned together: all of a poll, unless it is huge."""
+    ends = np.cumsum(sizes)
+    start = before = 0
+    while start < len(sizes):
+        stop = max(start + 1, int(np.searchsorted(ends, before + _CHUNK_BYTES)))
+        yield start, stop
+        start, before = stop, int(ends[stop - 1])
 
 
 def _kinds_with(field: str) -> Mask:
@@ -340,7 +258,8 @@ def _time_fix(stated: object) -> str:
         return "send a number, not a string: whole milliseconds since 1970"
     if isinstance(stated, int | float):
         for size, fix in _UNITS:
-            if events.MIN_EVENT_TIME_MS <= stated * size <= events.MAX_EVENT_TIME_MS:
+            # Not `stated * size`: an integer may be too large for a float.
+            if events.MIN_EVENT_TIME_MS / size <= stated <= events.MAX_EVENT_TIME_MS / size:
                 return fix
     return "send whole milliseconds since 1970"
 

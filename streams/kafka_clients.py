@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer as RdConsumer
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Producer as RdProducer
 
-from streams.bus import BusError, Consumed, Outgoing, Record, next_offsets
+from streams.bus import BusError, Consumed, Fields, Outgoing, Polled, Record, next_offsets
 
 _LOG = logging.getLogger(__name__)
 ANSWER_S = 10.0  # how long one request to the broker may take before it counts as down
@@ -159,16 +159,15 @@ class KafkaConsumer:
             on_lost=self._taken,
         )
 
-    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+    def poll(self, max_records: int, timeout_s: float) -> Polled:
         held, self._held = self._held, []
         # `consume` waits for all it was asked for: so wait for one, then take what is there.
         messages = held or self._consume(max_records, 0.0) or self._consume(1, timeout_s)
         if messages and len(messages) < max_records:
             messages += self._consume(max_records - len(messages), 0.0)
-        return [record_of(m) for m in messages if m.error() is None or self._is_record(m)]
-
-    def _is_record(self, message: Any) -> bool:
-        return is_record(message, self._bootstrap)
+        if list(map(Message.error, messages)).count(None) < len(messages):
+            messages = [m for m in messages if is_record(m, self._bootstrap)]
+        return Polled(messages, _FIELDS)
 
     def commit(self, records: Sequence[Record]) -> None:
         if not records:
@@ -259,7 +258,7 @@ def client_config(bootstrap_servers: str) -> dict[str, Any]:
 
 
 def record_of(message: Any) -> Record:
-    # Not by Record(...): a poll makes tens of thousands, and its arguments would be half the cost.
+    # Not by Record(...): a loop may look at tens of thousands, and arguments would be half the cost.
     headers = message.headers()
     fields = (
         message.topic(),
@@ -271,6 +270,17 @@ def record_of(message: Any) -> Record:
         message.timestamp()[1],
     )
     return tuple.__new__(Record, fields)
+
+
+_MESSAGE: Any = Message
+_FIELDS = Fields(
+    _MESSAGE.topic,
+    _MESSAGE.partition,
+    _MESSAGE.offset,
+    _MESSAGE.value,
+    _MESSAGE.headers,
+    record_of,
+)
 
 
 def is_record(message: Any, bootstrap: str) -> bool:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from streams.bus import Bus, BusError, Record
+from streams.bus import Bus, BusError, Polled
 from streams.telemetry import name_thread
 
 MAX_POLL = 20_000
@@ -51,7 +51,7 @@ class Input:
         self.generation = -1
         self._checked = time.monotonic()
 
-    def poll(self, timeout_s: float) -> list[Record]:
+    def poll(self, timeout_s: float) -> Polled:
         """One poll, when its time has come.
 
         Records that were read before partitions changed hands are dropped: whoever

@@ -15,7 +15,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from streams.bus import BusError, Consumed, Outgoing, Record, next_offsets, partition_mismatch
+from streams.bus import (
+    BusError,
+    Consumed,
+    Outgoing,
+    Polled,
+    Record,
+    next_offsets,
+    partition_mismatch,
+)
 from streams.topics import TopicSpec
 
 
@@ -155,14 +163,14 @@ class MemoryConsumer:
         self._positions: dict[tuple[str, int], int] = {}
         self._generation = 0
 
-    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+    def poll(self, max_records: int, timeout_s: float) -> Polled:
         deadline = time.monotonic() + timeout_s
         with self._bus._changed:
             while not (records := self._take(max_records)):
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._bus._changed.wait(left):
-                    return self._take(max_records)
-            return records
+                    return Polled(self._take(max_records))
+            return Polled(records)
 
     def commit(self, records: Sequence[Record]) -> None:
         done = next_offsets(records)

@@ -24,7 +24,6 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from streams.decode import (
-    CHUNK_ROWS,
     MAX_EVENT_BYTES,
     Decoded,
     Mask,
@@ -43,6 +42,7 @@ from streams.protobuf_schema import ENUMS, FIELDS, EventMessage
 _VARINT, _TEXT, _OTHER = 0, 2, 9
 # Longer forms are unusual, and not all of them are legal: the library knows which.
 _TAG_BYTES, _LENGTH_BYTES = 2, 5
+_CHUNK_ROWS = 4_096
 _MOST = len(FIELDS) + 10  # fields of one message, unknown ones too, before it is judged alone
 _PAD = 32  # more than a tag and a number that begin on the last byte can reach
 _WIRE = np.full(len(FIELDS) + 1, _OTHER)  # by field number: the wire type of a known field
@@ -58,8 +58,8 @@ def decode(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES) -> 
     doubtful = [r for r, value in enumerate(values) if not value or len(value) > max_bytes]
     apart = set(doubtful)
     likely = [row for row in range(len(values)) if row not in apart]
-    for start in range(0, len(likely), CHUNK_ROWS):
-        rows = np.array(likely[start : start + CHUNK_ROWS], dtype=np.int64)
+    for start in range(0, len(likely), _CHUNK_ROWS):
+        rows = np.array(likely[start : start + _CHUNK_ROWS], dtype=np.int64)
         table, sound = _read([values[row] or b"" for row in rows.tolist()])
         sound &= vouched(table)
         parts.append((rows[sound], finish(table if sound.all() else table.filter(sound))))

@@ -98,3 +98,16 @@ def _place(table: np.ndarray, key: int) -> int:
     while table[place, _KEY] != 0 and table[place, _KEY] != key:
         place = (place + 1) & (len(table) - 1)
     return place
+
+
+def warm() -> None:
+    """Compiles both loops for the types that they are given, or finds them in the cache."""
+    keys = RecentKeys(1)
+    for _ in range(2):  # the second fills a table that must grow
+        keys.see(np.arange(_SMALLEST, dtype=np.uint64), 1)
+
+
+if __name__ == "__main__":
+    from streams.recent_keys import warm as _warm  # the door's module, not `__main__`
+
+    _warm()

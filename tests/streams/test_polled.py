@@ -1,0 +1,90 @@
+"""A poll in columns is the records it stands for, whoever's messages they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams import kafka_clients
+from streams.admission import AdmissionLimits, admit
+from streams.bus import Polled, Record, next_offsets
+
+HEADERS = st.lists(st.tuples(st.sampled_from(["a", "tidemill-replay"]), st.just(b"1")), max_size=2)
+RECORDS = st.lists(
+    st.builds(
+        Record,
+        st.sampled_from(["behaviour", "other"]),
+        st.integers(0, 3),
+        st.integers(0, 2**40),
+        st.none() | st.binary(max_size=3),
+        st.none() | st.sampled_from([b"", b"{}", b"\xff"]),
+        HEADERS.map(tuple),
+        st.integers(0, 2**40),
+    ),
+    max_size=12,
+)
+
+
+def _from_kafka(records: list[Record]) -> Polled:
+    messages = [
+        Message(
+            topic=r.topic, partition=r.partition, offset=r.offset, key=r.key, value=r.value,
+            headers=list(r.headers) or None, timestamp=(1, r.timestamp_ms),
+        )
+        for r in records
+    ]  # fmt: skip
+    return Polled(messages, kafka_clients._FIELDS)
+
+
+SORTS = pytest.mark.parametrize("polled", [Polled, _from_kafka])
+
+
+@SORTS
+@given(records=RECORDS)
+def test_columns_and_records_tell_the_same(
+    polled: Callable[[list[Record]], Polled], records: list[Record]
+) -> None:
+    poll = polled(records)
+    assert poll == records
+    assert (list(poll), len(poll)) == (records, len(records))
+    assert [poll[place] for place in range(-len(records), len(records))] == records * 2
+    assert poll.topics == [r.topic for r in records]
+    assert poll.partitions.tolist() == [r.partition for r in records]
+    assert poll.offsets.tolist() == [r.offset for r in records]
+    assert poll.values == [r.value for r in records]
+    assert poll.any_headers == any(r.headers for r in records)
+    assert next_offsets(poll) == next_offsets(records) == _done(records)
+
+
+def _done(records: list[Record]) -> dict[tuple[str, int], int]:
+    done: dict[tuple[str, int], int] = {}
+    for r in records:
+        done[r.topic, r.partition] = max(done.get((r.topic, r.partition), 0), r.offset + 1)
+    return done
+
+
+@SORTS
+@given(records=RECORDS, more=RECORDS, cut=st.slices(5))
+def test_polls_are_joined_and_cut_as_lists_are(
+    polled: Callable[[list[Record]], Polled], records: list[Record], more: list[Record], cut: slice
+) -> None:
+    for other in (more, Polled(more), _from_kafka(more)):
+        assert (polled(records) + other).values == [r.value for r in records + more]
+        assert polled(records) + other == records + more
+    assert polled(records)[cut] == records[cut]
+
+
+def test_admission_makes_no_record_of_what_has_no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = (
+        b'{"event_id":"e","user_id":"u","kind":"like","event_time_ms":1750000000000,"video_id":"v"}'
+    )
+    poll = _from_kafka([Record("behaviour", 2, at, None, event) for at in range(5)])
+    monkeypatch.setattr(Polled, "__iter__", None)
+    monkeypatch.setattr(Polled, "__getitem__", None)
+    admitted = admit(poll, 1_750_000_000_000, AdmissionLimits())
+    assert admitted.table["source_offset"].to_pylist() == list(range(5))
+    assert admitted.table["source_partition"].to_pylist() == [2] * 5
