@@ -13,11 +13,22 @@ from typing import Any
 import numpy as np
 from numba import njit  # type: ignore[import-untyped]
 
-_compiled: Any = njit(cache=True)
+
+def _compiled(signature: str) -> Any:
+    """For one type, when the module is first imported anywhere, so that no call waits for it."""
+    return njit(signature, cache=True)
+
+
+_LONGS, _KEYS = "int64[::1]", "uint64[::1]"
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled("boolean(int64, int64, int64, int64)")  # type: ignore[untyped-decorator]
+def _before(row: int, time: int, asked_row: int, asked_time: int) -> bool:
+    return row < asked_row or (row == asked_row and time < asked_time)
+
+
+@_compiled(f"{_LONGS}({_LONGS}, {_LONGS}, {_LONGS}, {_LONGS})")  # type: ignore[untyped-decorator]
 def first_from(
     row: np.ndarray, time: np.ndarray, asked_row: np.ndarray, asked_time: np.ndarray
 ) -> np.ndarray:
@@ -43,12 +54,7 @@ def first_from(
     return out
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _before(row: int, time: int, asked_row: int, asked_time: int) -> bool:
-    return row < asked_row or (row == asked_row and time < asked_time)
-
-
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled(f"{_LONGS}({_LONGS}, {_LONGS})")  # type: ignore[untyped-decorator]
 def sorted_by_row(row: np.ndarray, order: np.ndarray) -> np.ndarray:
     """int64 [M]: the places `order` by row (int64 [M], from 0), otherwise as they came."""
     place = np.zeros(row.max() + 2 if len(row) else 1, np.int64)
@@ -62,7 +68,7 @@ def sorted_by_row(row: np.ndarray, order: np.ndarray) -> np.ndarray:
     return out
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled(f"{_LONGS}({_LONGS}, {_LONGS})")  # type: ignore[untyped-decorator]
 def largest_so_far(row: np.ndarray, value: np.ndarray) -> np.ndarray:
     """int64 [L]: the largest value up to each place within its run of equal rows."""
     out = value.copy()
@@ -72,7 +78,7 @@ def largest_so_far(row: np.ndarray, value: np.ndarray) -> np.ndarray:
     return out
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled(f"Tuple(({_LONGS}, uint32[::1]))({_LONGS}, {_LONGS})")  # type: ignore[untyped-decorator]
 def spread(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spans one after another: offsets int64 [L + 1], and the places in them, uint32."""
     offsets = np.zeros(len(start) + 1, np.int64)
@@ -85,7 +91,7 @@ def spread(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return offsets, places
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled(f"boolean({_KEYS})")  # type: ignore[untyped-decorator]
 def repeats(keys: np.ndarray) -> bool:
     """Whether a key (uint64 [N]) comes twice; 0 counts as 1."""
     bits = 2
