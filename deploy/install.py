@@ -27,6 +27,7 @@ REQUIREMENTS = ROOT / "requirements.lock"
 INSTALLER = ROOT / "deploy" / "installer.lock"
 COMPILED = {
     "features.loops": ROOT / "features" / "loops.py",
+    "features.label_loops": ROOT / "features" / "label_loops.py",
     "streams.json_events": ROOT / "streams" / "json_scan.py",
     "streams.recent_keys": ROOT / "streams" / "recent_keys.py",
 }

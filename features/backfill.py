@@ -26,7 +26,7 @@ from features.store import EntityName
 from streams.bus import Stamp
 from streams.log import EventLog
 
-CHUNK_ROWS = 100_000
+CHUNK_ROWS = 400_000  # fewer, and a row is read and written again more often than it has events
 _NOTE = "backfill"
 _WHOLE = "whole"  # of which epochs; kept beside the rows: an emptied store has lost it too
 

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from features import label_loops
 from features.definitions import EntityDefinition, LastN, of_kinds
 from features.finish import uncollected
 from features.label_order import History, Order
@@ -64,13 +65,9 @@ class Lists:
             return list(map(slice, self.start.tolist(), self.stop.tolist()))
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """All lists one after another: offsets int64 [L + 1], places in `event`."""
-        length = self.stop - self.start
-        offsets = np.zeros(len(length) + 1, np.int64)
-        np.cumsum(length, out=offsets[1:])
-        small = np.int32 if max(offsets[-1], len(self.event)) < 2**31 else np.int64
-        since = (self.start - offsets[:-1]).astype(small)
-        return offsets, np.repeat(since, length) + np.arange(offsets[-1], dtype=small)
+        """All lists one after another: offsets int64 [L + 1], places in `event` (uint32)."""
+        offsets, places = label_loops.spread(self.start, self.stop)
+        return offsets, places
 
 
 def lists_at(

@@ -15,56 +15,31 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-_DIGIT_BITS = 16  # numpy sorts 16-bit integers by radix, several times as fast as 64-bit ones
-_KEY_BITS = 63
+from features import label_loops
+
 _ALL = slice(None)
+_EVER = np.iinfo(np.int64).min
 
 
 def order_by(row: np.ndarray, time: np.ndarray) -> np.ndarray:
     """int64 [M]: places by row, then time, then as they came. Fast where time is nearly sorted."""
-    order = np.argsort(time, kind="stable")
-    for shift in range(0, int(row.max(initial=0)).bit_length(), _DIGIT_BITS):
-        digit = (row >> shift).astype(np.uint16)[order]
-        order = order[np.argsort(digit, kind="stable")]
-    return order
+    return np.asarray(label_loops.sorted_by_row(row, np.argsort(time, kind="stable")))
 
 
 @dataclass(frozen=True)
 class Keys:
-    """M moments sorted by (row, time), packed into one integer each."""
+    """M moments sorted by (row, time)."""
 
     row: np.ndarray  # int64 [M]
     time: np.ndarray  # int64 [M], ms
 
-    @cached_property
-    def _first(self) -> int:
-        return int(self.time.min()) if len(self.time) else 0
-
-    @cached_property
-    def _span(self) -> int:
-        return int(self.time.max()) - self._first if len(self.time) else 0
-
-    @cached_property
-    def _bits(self) -> int:
-        return (self._span + 1).bit_length()
-
-    @cached_property
-    def _packed(self) -> np.ndarray:
-        return self._pack(self.row, self.time)
-
-    @property
-    def fit(self) -> bool:
-        """Whether (row, time) fits an integer: not where a history spans many thousand years."""
-        return int(self.row.max(initial=0)).bit_length() + self._bits < _KEY_BITS
-
-    def _pack(self, row: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """Times outside all moments are as good as just outside them."""
-        since = np.minimum(np.maximum(time - self._first, 0), self._span + 1)
-        return np.asarray((row << self._bits) + since)
-
     def first_from(self, row: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Place of each row's first moment at or after `time` (the row's end, where none is)."""
-        return np.searchsorted(self._packed, self._pack(row, time), side="left")
+        return np.asarray(label_loops.first_from(self.row, self.time, row, time))
+
+    def first_of(self, row: np.ndarray) -> np.ndarray:
+        """Place of each row's first moment (of the next row's, where it has none)."""
+        return self.first_from(row, np.full(len(row), _EVER))
 
 
 @dataclass(frozen=True)
@@ -108,7 +83,7 @@ class Order:
     @cached_property
     def first(self) -> np.ndarray:
         """int64 [L]: place of the row's first event."""
-        return np.searchsorted(self.events.row, self.labels.row, side="left")
+        return self.events.first_of(self.labels.row)
 
     @cached_property
     def _after(self) -> np.ndarray:
@@ -149,13 +124,10 @@ class Order:
         event = np.concatenate([self.under_way.event, self.ahead.event])
         seen = np.concatenate([self.under_way.stop, self.ahead.start])
         row, time = self.events.row[event], self.events.time[event]
-        own = seen < self.labels.first_from(row + 1, np.zeros_like(time))
+        own = seen < self.labels.first_of(row + 1)
         newest = np.zeros(n, np.int64)
-        if not own.any():
-            return newest
         np.maximum.at(newest, seen[own], time[own])
-        shifted = self.labels.row << int(newest.max()).bit_length()
-        return np.asarray(np.maximum.accumulate(shifted + newest) - shifted)
+        return np.asarray(label_loops.largest_so_far(self.labels.row, newest))
 
 
 @dataclass(frozen=True)

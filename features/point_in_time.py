@@ -23,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features import label_loops
 from features.definitions import DEFINITIONS, EntityDefinition
 from features.fold import READER_SLACK_MS, event_hashes
 from features.label_counts import counts_at
@@ -95,7 +96,7 @@ def _find(
         return replayed(definition, events, ids.to_list(), times)
     history, moments = _history(frame, place, row)
     arrival = frame["ingested_at_ms"].to_numpy()[history.place]
-    if int((moments.time - arrival).max(initial=0)) > READER_SLACK_MS or not moments.fit:
+    if int((moments.time - arrival).max(initial=0)) > READER_SLACK_MS:
         return replayed(definition, events, ids.to_list(), times)
     asked, back = _asked(known, times)
     order = Order(moments, arrival, asked)
@@ -173,9 +174,7 @@ def _comes_twice(events: pl.DataFrame, place: np.ndarray) -> bool:
 
 
 def _distinct(events: pl.DataFrame, key: pl.Expr, place: np.ndarray) -> bool:
-    keys = events.select(key).to_series()
-    mine = keys if len(place) == len(keys) else pl.Series(keys.to_numpy()[place])
-    return mine.n_unique() == len(mine)
+    return not label_loops.repeats(events.select(key).to_series().to_numpy()[place])
 
 
 def _history(events: pl.DataFrame, place: np.ndarray, row: np.ndarray) -> tuple[History, Keys]:

@@ -7,11 +7,13 @@ Knows impressions, actions and attribution windows. Does not know files
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache, partial
-from typing import Any
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -76,8 +78,7 @@ class Windows:
         return self.per_task_ms.get(task, self.longest_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What is known of one impression. Merging is commutative, associative and idempotent.
 
     Hence events may come in any order, twice, or in other batches: the sum is the same.
@@ -85,40 +86,34 @@ class Outcome:
 
     impression: Impression
     shown_at_ms: int | None = None
-    first_ms: Mapping[str, int] = field(default_factory=dict)  # task -> its first action
+    first_ms: Mapping[str, int] = MappingProxyType({})  # task -> its first action
     dwell_ms: int = 0
     order: tuple[int, int] | None = None  # (time, amount in cents) of the first order
     origin: str = "live"
 
     def merge(self, other: Outcome) -> Outcome:
-        first = dict(self.first_ms)
-        for task, at in other.first_ms.items():
-            first[task] = min(at, first.get(task, at))
         return Outcome(
             self.impression,
             _earliest(self.shown_at_ms, other.shown_at_ms),
-            first,
+            _firsts(self.first_ms, other.first_ms),
             max(self.dwell_ms, other.dwell_ms),
-            min(filter(None, (self.order, other.order)), default=None),
+            _earliest(self.order, other.order),
             max(self.origin, other.origin),
         )
 
-    def attributed(self, task: str, windows: Windows) -> bool:
-        """The task's first action came no later than its window after `shown`.
 
-        One that came before `shown` counts: the user had the video before the client
-        said so. Nothing counts until `shown` is known: served is not seen.
-        """
-        at = self.first_ms.get(task)
-        return (
-            at is not None
-            and self.shown_at_ms is not None
-            and at <= self.shown_at_ms + windows.of(task)
-        )
+def _earliest(a: Any, b: Any) -> Any:
+    """The smaller one; None says that there is none."""
+    return b if a is None else a if b is None else min(a, b)
 
 
-def _earliest(a: int | None, b: int | None) -> int | None:
-    return min((at for at in (a, b) if at is not None), default=None)
+def _firsts(a: Mapping[str, int], b: Mapping[str, int]) -> Mapping[str, int]:
+    if not b:
+        return a
+    first = dict(a)
+    for task, at in b.items():
+        first[task] = min(at, first.get(task, at))
+    return first
 
 
 class Refusal(StrEnum):
@@ -151,57 +146,84 @@ class Join:
     def batch(self, events: pa.Table) -> Joined:
         """Joins one batch of EVENT_SCHEMA; rows marked duplicate are left out."""
         live = pc.invert(events["duplicate"])
-        tokened = events.select(_READ).filter(pc.and_(live, pc.is_valid(events["impression"])))
+        tokened = pc.indices_nonzero(pc.and_(live, pc.is_valid(events["impression"])))
         outcomes: dict[str, Outcome] = {}
         refused: Counter[Refusal] = Counter()
-        for event in tokened.to_pylist():
+        for event in _rows(events, tokened):
             found = self._outcome(event)
             if isinstance(found, Refusal):
                 refused[found] += 1
             elif found is not None:
-                known = outcomes.get(found.impression.impression_id)
-                outcomes[found.impression.impression_id] = known.merge(found) if known else found
-        without_token = (pc.sum(live).as_py() or 0) - tokened.num_rows
+                impression_id, outcome = found
+                known = outcomes.get(impression_id)
+                outcomes[impression_id] = known.merge(outcome) if known else outcome
+        without_token = (pc.sum(live).as_py() or 0) - len(tokened)
         return Joined(outcomes, refused, without_token)
 
-    def _outcome(self, event: dict[str, Any]) -> Outcome | Refusal | None:
-        impression = self._verify(event["impression"])
-        if impression is None:
+    def _outcome(self, event: _Event) -> tuple[str, Outcome] | Refusal | None:
+        verified = self._verify(event.impression)
+        if verified is None:
             return Refusal.FORGED
-        if event["user_id"] != impression.user_id:
+        impression_id, impression = verified
+        if event.user_id != impression.user_id:
             return Refusal.OTHER_USER
         if not _same_item(event, impression):
             return Refusal.OTHER_ITEM
-        return _of_event(event, impression)
+        outcome = _of_event(event, impression)
+        return None if outcome is None else (impression_id, outcome)
 
 
-_READ = ["impression", "user_id", "video_id", "query", "kind", "event_time_ms", "dwell_ms",
-         "amount_cents", "origin"]  # fmt: skip
+class _Event(NamedTuple):
+    """What the join reads of an event."""
+
+    impression: str
+    user_id: str
+    video_id: str | None
+    query: str | None
+    kind: int
+    event_time_ms: int
+    dwell_ms: int
+    amount_cents: int
+    origin: str
+
+
 _TASK_OF_CODE = {KIND_CODE[task]: task for task in TASKS}
 _SHOWN = KIND_CODE["shown"]
 _QUERY_SHOWN = KIND_CODE["query_shown"]
 _ORDER = KIND_CODE["order"]
 
 
-def _verified(token: str, key: bytes) -> Impression | None:
+def _rows(events: pa.Table, at: pa.Array) -> Iterator[_Event]:
+    """The events at these places. Few carry a token, so nothing else is made of the others."""
+    picked = events.select(_Event._fields).take(at)
+    numbers = ("dwell_ms", "amount_cents")  # null is as good as 0
+    columns = [
+        pc.fill_null(picked[name], 0) if name in numbers else picked[name]
+        for name in _Event._fields
+    ]
+    return map(_Event, *(column.to_numpy().tolist() for column in columns))
+
+
+def _verified(token: str, key: bytes) -> tuple[str, Impression] | None:
     try:
-        return verify(token, key)
+        impression = verify(token, key)
     except BadToken:
         return None
+    return impression.impression_id, impression
 
 
-def _same_item(event: dict[str, Any], impression: Impression) -> bool:
+def _same_item(event: _Event, impression: Impression) -> bool:
     """The event's own video and query, where it names them, are those that were served."""
-    if event["video_id"] is not None and event["video_id"] != impression.video_id:
+    if event.video_id is not None and event.video_id != impression.video_id:
         return False
-    return impression.query is None or event["query"] in (None, impression.query)
+    return impression.query is None or event.query in (None, impression.query)
 
 
-def _of_event(event: dict[str, Any], impression: Impression) -> Outcome | None:
+def _of_event(event: _Event, impression: Impression) -> Outcome | None:
     """None for a kind that is neither a showing nor a task (share, search, cart)."""
     # A client's clock may be slow: nothing happened before it was served.
-    at = max(event["event_time_ms"], impression.served_at_ms)
-    kind, origin = event["kind"], event["origin"]
+    at = max(event.event_time_ms, impression.served_at_ms)
+    kind, origin = event.kind, event.origin
     shown_kind = _SHOWN if impression.query is None else _QUERY_SHOWN
     if kind == shown_kind:
         return Outcome(impression, shown_at_ms=at, origin=origin)
@@ -211,35 +233,44 @@ def _of_event(event: dict[str, Any], impression: Impression) -> Outcome | None:
     return Outcome(
         impression,
         first_ms={task: at},
-        dwell_ms=event["dwell_ms"] or 0,
-        order=(at, event["amount_cents"] or 0) if kind == _ORDER else None,
+        dwell_ms=event.dwell_ms,
+        order=(at, event.amount_cents) if kind == _ORDER else None,
         origin=origin,
     )
 
 
 def to_table(states: Iterable[tuple[Outcome, int]], windows: Windows) -> pa.Table:
     """Outcomes with their revisions as rows of FEEDBACK_SCHEMA, in their order."""
-    rows = [_row(outcome, revision, windows) for outcome, revision in states]
-    return pa.Table.from_pylist(rows, schema=FEEDBACK_SCHEMA)
-
-
-def _row(outcome: Outcome, revision: int, windows: Windows) -> dict[str, Any]:
-    shown = outcome.shown_at_ms
-    tasks: dict[str, Any] = {}
-    for task in TASKS:
-        tasks[task] = outcome.attributed(task, windows)
-        tasks[f"{task}_at_ms"] = outcome.first_ms.get(task)
-    return {
-        **outcome.impression.model_dump(),
-        **tasks,
-        "impression_id": outcome.impression.impression_id,
+    outcomes, revisions = [], []
+    for outcome, revision in states:
+        outcomes.append(outcome)
+        revisions.append(revision)
+    served = [outcome.impression for outcome in outcomes]
+    shown = pa.array([outcome.shown_at_ms for outcome in outcomes], pa.int64())
+    columns: dict[str, Any] = {
+        "impression_id": [impression.impression_id for impression in served],
         "shown_at_ms": shown,
-        "dwell_ms": outcome.dwell_ms,
-        "order_amount_cents": outcome.order[1] if outcome.order else 0,
-        "origin": outcome.origin,
-        "matured_at_ms": None if shown is None else shown + windows.longest_ms,
-        "revision": revision,
+        "dwell_ms": [outcome.dwell_ms for outcome in outcomes],
+        "order_amount_cents": [outcome.order[1] if outcome.order else 0 for outcome in outcomes],
+        "origin": [outcome.origin for outcome in outcomes],
+        "matured_at_ms": pc.add(shown, windows.longest_ms),
+        "revision": revisions,
     }
+    for name in Impression.model_fields:
+        columns[name] = list(map(attrgetter(name), served))
+    for task in TASKS:
+        at = pa.array([outcome.first_ms.get(task) for outcome in outcomes], pa.int64())
+        columns[f"{task}_at_ms"], columns[task] = at, _attributed(at, shown, windows.of(task))
+    return pa.table({name: columns[name] for name in FEEDBACK_SCHEMA.names}, FEEDBACK_SCHEMA)
+
+
+def _attributed(at: pa.Array, shown: pa.Array, window_ms: int) -> pa.Array:
+    """Whether the first action came no later than its window after `shown`.
+
+    One that came before `shown` counts: the user had the video before the client said so.
+    Nothing counts until `shown` is known: served is not seen.
+    """
+    return pc.fill_null(pc.less_equal(at, pc.add(shown, window_ms)), False)
 
 
 def from_row(row: Mapping[str, Any]) -> tuple[Outcome, int]:

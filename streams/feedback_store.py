@@ -12,9 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import orjson
 import polars as pl
 import pyarrow as pa
 
@@ -127,7 +125,7 @@ class FeedbackStore:
 
     def _publish(self, table: pa.Table) -> None:
         if self._producer is not None:
-            self._producer.send([_upsert(row) for row in table.to_pylist()])
+            self._producer.send(_upserts(table))
 
     def _rebuild(self) -> None:
         """Reads every impression back, then keeps as many as are remembered."""
@@ -165,9 +163,11 @@ class FeedbackStore:
         self._known = dict(by_age[-self._remembered :])
 
 
-def _upsert(row: dict[str, Any]) -> Outgoing:
-    key = row["impression_id"].encode()
-    return Outgoing(FEEDBACK, orjson.dumps(row), key)
+def _upserts(table: pa.Table) -> list[Outgoing]:
+    """One JSON object a row."""
+    lines = pl.DataFrame(table).write_ndjson().encode().splitlines()
+    keys = table["impression_id"].to_pylist()
+    return [Outgoing(FEEDBACK, line, key.encode()) for key, line in zip(keys, lines, strict=True)]
 
 
 def _latest(scan: pl.LazyFrame) -> pl.LazyFrame:

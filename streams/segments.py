@@ -33,6 +33,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streams.bus import Stamp
+from streams.parquet import to_parquet
 from streams.schema import conform, from_ipc, to_ipc
 from streams.segment_files import Filed, Listing, Place, SegmentFiles, Tail, hour_of, locked
 
@@ -49,7 +50,6 @@ POSITION = pa.schema(
 
 GATHER_ROWS = 200_000  # a tail this long becomes Parquet
 GATHER_FILES = 256  # and so does one of this many files, so that a quiet log stays quick to read
-GROUP_ROWS = 65_536  # rows whose smallest and largest values a Parquet file tells together
 SPANNING_MS = 3_600_000  # a batch that took longer than this to arrive is loaded history
 
 T = TypeVar("T")
@@ -83,11 +83,7 @@ class Segments:
         self.schema = schema
         self.full_schema = pa.schema([*schema, *POSITION])
         self.times = tuple(times)
-        self._dictionaries = [
-            field.name
-            for field in self.full_schema
-            if pa.types.is_string(field.type) and field.name not in distinct
-        ]
+        self._distinct = frozenset(distinct)
         self.files = SegmentFiles(directory, sync=sync)
         self._open: dict[Place, _Open] = {}
         self._erased: dict[str, int] = {}
@@ -209,16 +205,7 @@ class Segments:
         return conform(table, self.full_schema)
 
     def write_file(self, file: Filed, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(
-            table,
-            sink,
-            compression="zstd",
-            compression_level=1,
-            row_group_size=GROUP_ROWS,
-            use_dictionary=self._dictionaries,
-        )
-        self.files.add(file, sink.getvalue())
+        self.files.add(file, to_parquet(table, self._distinct))
 
     # inside
 
@@ -243,13 +230,13 @@ class Segments:
         listing = self.files.listing(place) if tail.interrupted else Listing([], tail, [])
         filed_to = max([tail.filed_to, *(file.last for file in listing.filed)])
         waiting = [n for n in tail.batches if n > filed_to]
-        parts = [self._read_batch(place, tail, n) for n in waiting]
+        parts = [self._read_tail(tail, n) for n in waiting]
         if waiting:
             self.files.put(tail.folder / "filing", b"")
         for hour, run in hour_runs(parts, self.times):
             filed_to = waiting[run.stop - 1]
             file = Filed(hour, *place, first=waiting[run.start], last=filed_to)
-            self.write_file(file, pa.concat_tables(parts[run]))
+            self.write_file(file, self._placed(place, waiting[run], parts[run]))
         self.files.mark_filed(tail, filed_to)
 
     def _erase_tail(self, place: Place) -> int:
@@ -314,16 +301,24 @@ class Segments:
             if offset > done:
                 yield self._read_batch(place, listing.tail, offset), offset
 
+    def _read_tail(self, tail: Tail, offset: int) -> pa.Table:
+        return from_ipc(tail.path(offset).read_bytes(), self.schema)
+
     def _read_batch(self, place: Place, tail: Tail, offset: int) -> pa.Table:
-        table = from_ipc(tail.path(offset).read_bytes(), self.schema)
-        rows = table.num_rows
+        return self._placed(place, [offset], [self._read_tail(tail, offset)])
+
+    def _placed(self, place: Place, offsets: list[int], parts: list[pa.Table]) -> pa.Table:
+        """Batches of one partition as one table whose rows know their position."""
+        counts = [part.num_rows for part in parts]
+        rows = [np.arange(count, dtype=np.int32) for count in counts]
         position = [
-            pa.array(np.full(rows, place[0], dtype=object), pa.string()),
-            pa.array(np.full(rows, place[1], dtype=np.int32)),
-            pa.array(np.full(rows, offset, dtype=np.int64)),
-            pa.array(np.arange(rows, dtype=np.int32)),
+            pa.repeat(place[0], sum(counts)),
+            pa.repeat(pa.scalar(place[1], pa.int32()), sum(counts)),
+            pa.array(np.repeat(np.array(offsets, np.int64), counts)),
+            pa.array(np.concatenate(rows)),
         ]
-        return pa.Table.from_arrays([*table.columns, *position], schema=self.full_schema)
+        columns = [*pa.concat_tables(parts).columns, *position]
+        return pa.Table.from_arrays(columns, schema=self.full_schema)
 
     def _read_erased(self) -> dict[str, int]:
         """The tombstones; read again only when the file has changed."""
@@ -350,9 +345,9 @@ def hour_runs(parts: Sequence[pa.Table], times: Sequence[str]) -> Iterator[tuple
     for number, part in enumerate(parts):
         if not part.num_rows:
             continue
-        newest = hour_of(max(pc.max(part[name]).as_py() for name in times))
-        arrived = pc.min_max(part[times[0]])
-        spanning = arrived["max"].as_py() - arrived["min"].as_py() > SPANNING_MS
+        spans = [pc.min_max(part[name]).as_py() for name in times]
+        newest = hour_of(max(span["max"] for span in spans))
+        spanning = spans[0]["max"] - spans[0]["min"] > SPANNING_MS
         joins = spanning and (only_spanning or hour is None or newest <= hour)
         if hour is not None and newest != hour and not joins:
             yield hour, slice(start, number)

@@ -56,7 +56,7 @@ def backfill(
     without_broker: Annotated[
         bool, typer.Option(help="The topics hold nothing of the log (a new or emptied broker).")
     ] = False,
-    chunk_rows: Annotated[int, typer.Option(min=1, help="Events in memory at once.")] = 100_000,
+    chunk_rows: Annotated[int, typer.Option(min=1, help="Events in memory at once.")] = 400_000,
 ) -> None:
     """Rebuilds every row from the event log; live folds go on beside it and count the rest."""
     from features.backfill import backfill as run

@@ -296,7 +296,7 @@ def test_writer_compaction_and_reader_beside_each_other(tmp_path: Path, arrive: 
     upkeep.compact(log.segments, T0 + DAY_MS)
     assert heights == sorted(heights)
     assert _as_sent(log, sent)
-    assert len(_files(log)) < 30
+    assert len(_files(log)) < 60  # of 134; how full each is depends on when compactions came
 
 
 @pytest.mark.usefixtures("small_files")
