@@ -39,13 +39,13 @@ def woven_rows(
     from_head = from_lane = from_tile = from_wide = from_entry = from_recent = from_text = 0
     for r in range(rows):
         at = offsets[r]
-        at, from_head = _copied(out, at, head, from_head, length[r, 0])
-        at, from_lane = _copied(out, at, lane, from_lane, length[r, 1])
-        at, from_tile = _copied(out, at, tile, from_tile, length[r, 2])
-        at, from_wide = _copied(out, at, wide, from_wide, length[r, 3])
-        at, from_entry = _copied(out, at, entry, from_entry, length[r, 4])
-        at, from_recent = _copied(out, at, recent, from_recent, length[r, 5])
-        at, from_text = _copied(out, at, text, from_text, length[r, 6])
+        at, from_head = copied(out, at, head, from_head, length[r, 0])
+        at, from_lane = copied(out, at, lane, from_lane, length[r, 1])
+        at, from_tile = copied(out, at, tile, from_tile, length[r, 2])
+        at, from_wide = copied(out, at, wide, from_wide, length[r, 3])
+        at, from_entry = copied(out, at, entry, from_entry, length[r, 4])
+        at, from_recent = copied(out, at, recent, from_recent, length[r, 5])
+        at, from_text = copied(out, at, text, from_text, length[r, 6])
         digest = xxh64(out, offsets[r], at)
         for place in range(DIGEST_BYTES):
             out[at + place] = np.uint8(digest >> np.uint64(8 * place) & np.uint64(0xFF))
@@ -53,7 +53,7 @@ def woven_rows(
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _copied(
+def copied(
     out: np.ndarray, at: int, source: np.ndarray, start: int, length: int
 ) -> tuple[int, int]:
     """Copies; the places behind what was written and behind what was read."""
@@ -199,11 +199,11 @@ def packed_keys(
     for r in range(rows):
         size = offsets[r + 1] - offsets[r]
         at = _decimal(out, at, len(head) + 4 + size + len(tail))
-        at, _ = _copied(out, at, head, 0, len(head))
+        at, _ = copied(out, at, head, 0, len(head))
         for place in range(4):
             out[at + place] = size >> 8 * place & 0xFF
-        at, _ = _copied(out, at + 4, data, offsets[r], size)
-        at, _ = _copied(out, at, tail, 0, len(tail))
+        at, _ = copied(out, at + 4, data, offsets[r], size)
+        at, _ = copied(out, at, tail, 0, len(tail))
         out[at], out[at + 1] = 13, 10
         at += 2
     return out[:at]
