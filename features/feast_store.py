@@ -20,12 +20,13 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
+from features.claims import Claim, Claims, Ids
 from features.connection import Connection, Script, bulk
 from features.cut import Cut
 from features.definitions import DEFINITIONS
@@ -33,7 +34,7 @@ from features.feast_format import RowFormat, facts_key, unwrap
 from features.finish import finish_blobs
 from features.fold import Fold, Folded, Stored, group
 from features.row_cache import RowCache
-from features.spans import Spans, given, readable_bytes
+from features.spans import Spans
 from features.store import (
     DefinitionChanged,
     EntityName,
@@ -55,10 +56,9 @@ from streams.bus import Stamp
 ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
 SCRIPT_ROWS = 128  # rows per script call: more than the server's caches hold cost it more
 READ_ROWS = 1024  # rows asked for at once
-BYTES_AT_ONCE = 16 << 20  # of rows folded together: bounds memory, whatever the batch
+BYTES_AT_ONCE = 4 << 20  # of rows folded together: bounds memory, whatever the batch
 ROWS_AT_ONCE = range(512, 8_192)  # fewer cost more than they save, more leave the caches
 FIRST_GUESS_BYTES = 4_096  # of a row, before any was folded
-TOKEN_BYTES = 8
 CALLS_AT_ONCE = 32  # calls packed and sent before their replies are read: bounds memory
 _NO_TIME = np.zeros(1, np.int64)
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class FeastFeatureStore:
         self._swap_script = Script(self.connection, SWAP)
         self._drop_script = Script(self.connection, DROP)
         self._cache = RowCache(cached_rows)
-        self._claims: dict[EntityName, _Claim] = {}
+        self._claims = Claims(self.connection, self._meta, self._cache)
         self._folding = {name: threading.Lock() for name in DEFINITIONS}
         self._row_bytes = dict.fromkeys(DEFINITIONS, float(FIRST_GUESS_BYTES))
         self._generation = 0
@@ -99,10 +99,10 @@ class FeastFeatureStore:
         generation = self.generation()
         batch = self._cut.beyond(entity, group(DEFINITIONS[entity], events), stamp)
         work, ids = Fold(DEFINITIONS[entity], batch, stamp, generation), Ids.of(batch.names)
-        step = self._rows_at_once(entity)
+        n, step = len(ids.keys), self._rows_at_once(entity)
         with self._folding[entity]:
-            self._claim(entity)
-            parts = (np.arange(a, min(a + step, len(ids.keys))) for a in _starts(ids, step))
+            self._claims.lay(entity, owner_field(self._formats[entity]))
+            parts = (np.arange(a, min(a + step, n)) for a in range(0, n, step))
             return sum(self._fold_part(entity, work, ids, part) for part in parts)
 
     def _rows_at_once(self, entity: EntityName) -> int:
@@ -272,21 +272,12 @@ class FeastFeatureStore:
 
     # ---- one batch
 
-    def _claim(self, entity: EntityName) -> None:
-        """Makes this process the owner of the entity's rows, if it keeps rows and is not yet."""
-        if not self._cache.limit or entity in self._claims:
-            return
-        token = secrets.token_bytes(TOKEN_BYTES)
-        with self.connection.failures():
-            self.connection.client.hset(self._meta, owner_field(self._formats[entity]), token)
-        self._claims[entity] = _Claim(token, self._cache.turn(entity))
-
     def _stored(
         self, entity: EntityName, ids: Ids, places: np.ndarray
     ) -> tuple[Stored, np.ndarray]:
         """These rows, kept or else read; and which were so under the claim that stands (bool)."""
         cached, start, size, turn = self._cache.find(entity, ids.keys[places])
-        claim = self._claims.get(entity)
+        claim = self._claims.held(entity)
         sure = turn >= claim.since if claim else np.zeros(len(places), bool)
         missing = np.flatnonzero(size == 0)
         read: list[bytes | None] = []
@@ -309,9 +300,7 @@ class FeastFeatureStore:
         generation, *values = self.connection.hget_many([fact, *places])
         return [unwrap(v) for v in values], None if generation is None else int(generation)
 
-    def _swap(
-        self, entity: EntityName, ids: Ids, folded: Folded, sure: np.ndarray
-    ) -> np.ndarray:
+    def _swap(self, entity: EntityName, ids: Ids, folded: Folded, sure: np.ndarray) -> np.ndarray:
         """Writes the changed rows whose stored bytes are still those read; the others' places."""
         changed, rows = folded.changed, folded.rows
         if not len(changed):
@@ -322,10 +311,16 @@ class FeastFeatureStore:
             names = names.take(changed)
         try:
             lost = self._swap_rows(
-                entity, names, folded.before, rows, folded.last_event_ms, self._claims.get(entity), sure
+                entity,
+                names,
+                folded.before,
+                rows,
+                folded.last_event_ms,
+                self._claims.held(entity),
+                sure,
             )
         except BaseException:
-            self._claims.pop(entity, None)  # nobody knows which of the rows were written
+            self._claims.lose(entity)  # nobody knows which of the rows were written
             raise
         self._cache.put(entity, keys, rows)
         self._cache.drop(entity, keys[lost])
@@ -338,14 +333,16 @@ class FeastFeatureStore:
         before: np.ndarray,
         rows: Spans,
         times: np.ndarray,
-        claim: _Claim | None = None,
+        claim: Claim | None = None,
         sure: np.ndarray | None = None,
     ) -> list[int]:
         """Compare-and-set of each row that is not `sure`; the places of those that lost, ascending.
 
         A claim that turns out to be broken is forgotten.
         """
-        swap = Swap(self._formats[entity], self._meta, self._generation, claim.token if claim else b"")
+        swap = Swap(
+            self._formats[entity], self._meta, self._generation, claim.token if claim else b""
+        )
         lost: list[int] = []
         start = 0
         packed = swap.calls(ids, before, rows, times, sure, SCRIPT_ROWS)
@@ -354,8 +351,8 @@ class FeastFeatureStore:
             if [-1] in replies:
                 raise self._changed(self.stored_generation())
             for owned, *places in replies:
-                if not owned:
-                    self._claims.pop(entity, None) if claim else None
+                if claim and not owned:
+                    self._claims.lose(entity)
                 lost += [start + row for row in places]
                 start += SCRIPT_ROWS
         return lost
@@ -369,28 +366,6 @@ class FeastFeatureStore:
         )
 
 
-class _Claim(NamedTuple):
-    token: bytes
-    since: int  # the cache's turn: what is older was not written under this claim
-
-
-class Ids(NamedTuple):
-    """A batch's ids."""
-
-    ids: Spans
-    keys: np.ndarray  # uint64 [N]: what the row cache knows them by
-
-    @classmethod
-    def of(cls, names: pa.StringArray) -> Ids:
-        from features.packing import hashes
-
-        ids = Spans.of_array(names)
-        return cls(ids, np.asarray(hashes(readable_bytes(ids.data), given(ids.offsets))))
-
-    def text(self, places: np.ndarray) -> list[str]:
-        return [raw.decode() for raw in self.ids.take(places).to_list()]
-
-
 def _new_generation() -> str:
     return str(secrets.randbits(31) + 1)
 
@@ -399,10 +374,6 @@ def _fingerprints() -> bytes:
     """What stored rows follow: every declaration, and the layout of a row's bytes."""
     declared = {name: d.fingerprint for name, d in sorted(DEFINITIONS.items())}
     return orjson.dumps(declared | {"row": VERSION})
-
-
-def _starts(ids: Ids, step: int) -> range:
-    return range(0, len(ids.keys), step)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -24,14 +24,16 @@ from features.merge import (
     merged_recent,
     merged_tiles,
     newest_events,
-    word_at,
 )
 from features.packing import copied, xxh64
+from features.raw import prefetch, put_word, word_at
 
 _compiled: Any = njit(cache=True)
+_count: Any = np.int64
 
 LANES_KEPT = 8  # epochs and partitions that a row remembers; a zombie is of the last few
 SAME_EVENT_MS = 86_400_000  # an id used again further apart in event time is another event
+_AHEAD, _LINE = 4, 64  # rows whose memory is asked for while another is folded; bytes
 _VERSION, _HEAD, _LANE, _DIGEST = np.uint64(2), 48, 24, 8
 _HALF, _QUARTER = np.uint64(32), np.uint64(16)
 _LOW, _SHORT = np.uint64(2**32 - 1), np.uint64(2**16 - 1)
@@ -74,12 +76,11 @@ def fold_rows(
     done = foreign = 0
     for k in range(len(picked)):
         r = picked[k]
-        old, at = read, start[k] - len(cached)
-        if start[k] < len(cached):
-            old, at = cached, start[k]
+        _ask_ahead(cached, start, size, k + _AHEAD)
+        old, at = (cached, start[k]) if start[k] < len(cached) else (read, start[k] - len(cached))
         words, is_foreign = _row_words(old, at, size[k], generation, fingerprint)
         foreign += is_foreign
-        erased = np.int64(words[5]) if len(words) else 0
+        erased = _count(words[5]) if len(words) else 0
         if len(words) and words[1] & _LOW != generation:
             words = words[:0]
         n = _fresh(
@@ -95,14 +96,17 @@ def fold_rows(
             listed, limit, length, text_at, text, keys, sums, wide, best, runs,
         )  # fmt: skip
         changed[done], offsets[done + 1] = k, stop
-        before[done] = np.uint64(0)
-        if size[k] >= _DIGEST:
-            before[done] = word_at(old, at + size[k] - _DIGEST)
+        before[done] = word_at(old, at + size[k] - _DIGEST) if size[k] >= _DIGEST else np.uint64(0)
         done += 1
-    return (
-        changed[:done], out[: offsets[done]], offsets[: done + 1], before[:done], newest[:done],
-        foreign,
-    )  # fmt: skip
+    data, bounds = out[: offsets[done]], offsets[: done + 1]
+    return changed[:done], data, bounds, before[:done], newest[:done], foreign
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _ask_ahead(cached: np.ndarray, start: np.ndarray, size: np.ndarray, k: int) -> None:
+    if k < len(start) and start[k] < len(cached):
+        for line in range(start[k], start[k] + size[k], _LINE):
+            prefetch(cached, line)
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -149,9 +153,7 @@ def _row_words(
     words = old[at : at + max(0, size) // 8 * 8].view(np.uint64)
     if size < _HEAD + _DIGEST or words[0] & _SHORT != _VERSION:
         return words[:0], 0
-    lanes, tiles = np.int64(words[0] >> _QUARTER & _SHORT), np.int64(words[1] >> _HALF)
-    entries, recent = np.int64(words[2] & _LOW), np.int64(words[2] >> _HALF)
-    text, wide = np.int64(words[3] & _LOW), np.int64(words[3] >> _HALF)
+    lanes, tiles, wide, entries, recent, text, _ = _counts(words)
     parts = _LANE * lanes + 8 * tiles + 16 * (wide + recent) + ENTRY_BYTES * entries + text
     if _HEAD + parts + _DIGEST != size:
         return words[:0], 0
@@ -167,11 +169,9 @@ def _fresh(
 ) -> int:  # fmt: skip
     """How many of the row's events count, their places in `fresh`: those of messages that the
     row has not seen, after its erasure, and neither among its recent ids nor earlier here."""
-    seen, recent_at, recent = -1, 0, 0
-    if len(words):
-        seen = _seen_until(words, epoch, partition)
-        recent_at, recent = _recent(words)
-    ids = old[at + recent_at : at + recent_at + 16 * recent].view(np.uint64)
+    lanes, tiles, wides, entries, recent, _, _ = _counts(words)
+    seen = _seen_until(words, lanes, epoch, partition)
+    ids = at + _HEAD + _LANE * lanes + 8 * tiles + 16 * wides + ENTRY_BYTES * entries
     n = 0
     for i in range(begin, end):
         e = event[i]
@@ -179,8 +179,8 @@ def _fresh(
             continue
         known, when = False, np.int64(0)
         for j in range(recent - 1, -1, -1):
-            if ids[2 * j + 1] == hashes[e]:
-                known, when = True, np.int64(ids[2 * j])
+            if word_at(old, ids + 16 * j + 8) == hashes[e]:
+                known, when = True, np.int64(word_at(old, ids + 16 * j))
                 break
         if end - begin > 1:
             earlier = _earlier(table, hashes, row, e)
@@ -197,7 +197,7 @@ def _earlier(table: np.ndarray, hashes: np.ndarray, row: np.ndarray, e: int) -> 
     """The last event before `e` of the same id and row, -1 for none; `e` takes its place."""
     place = np.int64(hashes[e] & np.uint64(len(table) - 1))
     while table[place]:
-        other = table[place] - 1
+        other: int = table[place] - 1
         if hashes[other] == hashes[e] and row[other] == row[e]:
             table[place] = e + 1
             return other
@@ -207,26 +207,24 @@ def _earlier(table: np.ndarray, hashes: np.ndarray, row: np.ndarray, e: int) -> 
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _seen_until(words: np.ndarray, epoch: Any, partition: Any) -> int:
+def _seen_until(words: np.ndarray, lanes: int, epoch: Any, partition: Any) -> int:
     """The last offset of this lane that the row has counted, -1 for none."""
-    for lane in range(np.int64(words[0] >> _QUARTER & _SHORT)):
+    for lane in range(lanes):
         if words[6 + 3 * lane] == epoch and words[7 + 3 * lane] == partition:
-            return np.int64(words[8 + 3 * lane])
+            offset: int = _count(words[8 + 3 * lane])
+            return offset
     return -1
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _recent(words: np.ndarray) -> tuple[int, int]:
-    """Where the row's recent ids begin, and how many they are."""
-    return _entries(words)[0] + ENTRY_BYTES * np.int64(words[2] & _LOW), np.int64(words[2] >> _HALF)
-
-
-@_compiled  # type: ignore[untyped-decorator]
-def _entries(words: np.ndarray) -> tuple[int, int]:
-    """Where the row's entries begin, and how many they are."""
-    lanes, tiles = np.int64(words[0] >> _QUARTER & _SHORT), np.int64(words[1] >> _HALF)
-    wide = np.int64(words[3] >> _HALF)
-    return _HEAD + _LANE * lanes + 8 * tiles + 16 * wide, np.int64(words[2] & _LOW)
+def _counts(words: np.ndarray) -> tuple[int, int, int, int, int, int, int]:
+    """A row's lanes, tiles, wide tiles, entries, recent ids, text's bytes, newest event's time."""
+    if not len(words):
+        return 0, 0, 0, 0, 0, 0, 0
+    lanes, tiles = _count(words[0] >> _QUARTER & _SHORT), _count(words[1] >> _HALF)
+    entries, recents = _count(words[2] & _LOW), _count(words[2] >> _HALF)
+    text_bytes, wides = _count(words[3] & _LOW), _count(words[3] >> _HALF)
+    return lanes, tiles, wides, entries, recents, text_bytes, _count(words[4])
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -241,33 +239,45 @@ def _folded_row(
     runs: np.ndarray,
 ) -> tuple[int, int]:  # fmt: skip
     """Writes the row to `out[to:]`; where it ends, and its newest event's time (ms)."""
-    lanes = tiles = wides = entries = recents = newest = 0
-    entries_at = recent_at = 0
-    if len(words):
-        lanes, tiles = np.int64(words[0] >> _QUARTER & _SHORT), np.int64(words[1] >> _HALF)
-        wides, newest = np.int64(words[3] >> _HALF), np.int64(words[4])
-        entries_at, entries = _entries(words)
-        recent_at, recents = _recent(words)
-    until = np.int64(-1)
+    lanes, tiles, wides, entries, recents, text_bytes, newest = _counts(words)
+    entries_at = _HEAD + _LANE * lanes + 8 * tiles + 16 * wides
+    recent_at = entries_at + ENTRY_BYTES * entries
+    until = _count(-1)
     for i in range(n):
         newest, until = max(newest, time[fresh[i]]), max(until, offset[fresh[i]])
     made = out[to : to + (len(out) - to) // 8 * 8].view(np.uint64)
     lanes_out = _advanced(words, lanes, epoch, partition, until, made)
-    added = add_tiles(fresh, n, time, kind, value, rule_first, rule_key, rule_ms, rule_value, keys, sums)
+    added = add_tiles(
+        fresh, n, time, kind, value, rule_first, rule_key, rule_ms, rule_value, keys, sums
+    )
     place = 6 + 3 * lanes_out
     tiles_out, wides_out = merged_tiles(
-        words, 6 + 3 * lanes, tiles, wides, keys, sums, added, newest, keep_ms, size_ms, made, place, wide
+        words,
+        6 + 3 * lanes,
+        tiles,
+        wides,
+        keys,
+        sums,
+        added,
+        newest,
+        keep_ms,
+        size_ms,
+        made,
+        place,
+        wide,
     )
     place += tiles_out
     for i in range(2 * wides_out):
         made[place + i] = wide[i]
     stop = to + 8 * (place + 2 * wides_out)
     stop, entries_out, ran = merged_lists(
-        old, at + entries_at, entries, at + recent_at + 16 * recents, out, stop, runs,
+        old, at + entries_at, entries, at + recent_at + 16 * recents, text_bytes, out, stop, runs,
         fresh, n, time, hashes, kind, listed, limit, length, text_at, best,
     )  # fmt: skip
     count = newest_events(fresh, n, recent, best, time, hashes)
-    stop, recents_out = merged_recent(old, at + recent_at, recents, best, count, recent, time, hashes, out, stop)
+    stop, recents_out = merged_recent(
+        old, at + recent_at, recents, best, count, recent, time, hashes, out, stop
+    )
     text_from = stop
     for i in range(ran):
         source = text if runs[i, 0] else old
@@ -277,10 +287,14 @@ def _folded_row(
     made[2] = np.uint64(entries_out) | np.uint64(recents_out) << _HALF
     made[3] = np.uint64(stop - text_from) | np.uint64(wides_out) << _HALF
     made[4], made[5] = np.uint64(newest), np.uint64(erased)
-    digest = xxh64(out, to, stop)
-    for i in range(_DIGEST):
-        out[stop + i] = np.uint8(digest >> np.uint64(8 * i) & np.uint64(0xFF))
-    return stop + _DIGEST, newest
+    return _sealed(out, to, stop), newest
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _sealed(out: np.ndarray, to: int, stop: int) -> int:
+    """Writes the digest behind the row; where that ends."""
+    put_word(out, stop, xxh64(out, to, stop))
+    return stop + _DIGEST
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -341,7 +355,7 @@ def warm() -> None:
     fold(user, Spans.of([]), batch, Stamp("", 0, 0))
     rows, cache = Spans.of([tombstone(1, 1, 1)]), RowCache(1)
     cache.put("user", key, rows)
-    cache.get("user", key)
+    cache.find("user", key)
     swap = Swap(RowFormat(user, ""), b"", 0)
     list(swap.calls(Spans.of([b"u"]), key, rows, times, None, 1))
 

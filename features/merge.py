@@ -11,8 +11,10 @@ import numpy as np
 from numba import njit  # type: ignore[import-untyped]
 
 from features.packing import copied
+from features.raw import put_word, short_at, word_at
 
 _compiled: Any = njit(cache=True)
+_count: Any = np.int64
 
 ENTRY_BYTES, _RECENT_BYTES = 22, 16
 # A tile key's parts, as `features.tiles.split_key` tells them.
@@ -148,7 +150,7 @@ def _newer(time: np.ndarray, hashes: np.ndarray, a: int, b: int) -> bool:
 
 @_compiled  # type: ignore[untyped-decorator]
 def merged_lists(
-    old: np.ndarray, at: int, entries: int, text: int, out: np.ndarray, to: int,
+    old: np.ndarray, at: int, entries: int, text: int, text_bytes: int, out: np.ndarray, to: int,
     runs: np.ndarray, fresh: np.ndarray, n: int, time: np.ndarray, hashes: np.ndarray,
     kind: np.ndarray, listed: np.ndarray, limit: np.ndarray,
     length: np.ndarray, text_at: np.ndarray, best: np.ndarray,
@@ -158,7 +160,7 @@ def merged_lists(
     Where they end, how many they are, and how many `runs` tell where their text lies: 0 in
     `old` or 1 with the events, the place, and bytes.
     """
-    begin, ran, stop = to, 0, at + ENTRY_BYTES * entries
+    begin, ran, stop, text_stop = to, 0, at + ENTRY_BYTES * entries, text + text_bytes
     for chosen in range(len(limit)):
         count = 0
         for i in range(n - 1, -1, -1):
@@ -174,7 +176,7 @@ def merged_lists(
                 ran = _run(runs, ran, 1, text_at[chosen, e], length[chosen, e])
                 new += 1
             elif has_old:
-                size = _short_at(old, at + 18)
+                size = min(_count(short_at(old, at + 18)), text_stop - text)
                 ran = _run(runs, ran, 0, text, size)
                 to, at = copied(out, to, old, at, ENTRY_BYTES)
                 text += size
@@ -182,7 +184,7 @@ def merged_lists(
                 break
             kept += 1
         while at < stop and old[at + 16] == chosen:
-            text += _short_at(old, at + 18)
+            text += min(_count(short_at(old, at + 18)), text_stop - text)
             at += ENTRY_BYTES
     return to, (to - begin) // ENTRY_BYTES, ran
 
@@ -235,20 +237,3 @@ def _put_entry(
     for place in range(4):
         out[to + 18 + place] = length >> 8 * place & 0xFF
     return to + ENTRY_BYTES
-
-
-@_compiled  # type: ignore[untyped-decorator]
-def put_word(out: np.ndarray, to: int, word: Any) -> None:
-    for place in range(8):
-        out[to + place] = np.uint8(word >> np.uint64(8 * place) & np.uint64(0xFF))
-
-
-@_compiled  # type: ignore[untyped-decorator]
-def word_at(data: np.ndarray, at: int) -> Any:
-    """uint64 of eight bytes, wherever they lie."""
-    return data[at : at + 8].view(np.uint64)[0]
-
-
-@_compiled  # type: ignore[untyped-decorator]
-def _short_at(data: np.ndarray, at: int) -> int:
-    return np.int64(data[at : at + 4].view(np.uint32)[0])

@@ -30,12 +30,6 @@ class RowCache:
         self._rows: dict[EntityName, _Rows] = {}
         self._lock = Lock()
 
-    def get(self, entity: EntityName, keys: np.ndarray) -> Spans:
-        """The cached rows of these ids; an empty span where there is none."""
-        with self._lock:
-            kept = self._rows.get(entity) or _Rows()
-            return kept.cut(kept.slots(keys))
-
     def find(
         self, entity: EntityName, keys: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -90,9 +84,7 @@ class _Rows:
 
         return np.asarray(found_slots(self._table, self._key, keys))
 
-    def find(
-        self, slot: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def find(self, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         return self._data, self._start[slot], self._length[slot], self._turn[slot]
 
     def cut(self, slot: np.ndarray) -> Spans:
