@@ -25,7 +25,7 @@ PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
 REQUIREMENTS = ROOT / "requirements.lock"
 INSTALLER = ROOT / "deploy" / "installer.lock"
-LOOPS = ROOT / "features" / "loops.py"
+LOOPS = [ROOT / "features" / f"{name}.py" for name in ("loops", "merge", "packing", "raw")]
 HEARTBEAT_S = 15.0
 
 
@@ -55,10 +55,10 @@ def _install() -> None:
         _run_shown(_uv("install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)))
         _stamp("project", ROOT / "pyproject.toml")
         _say(f"ready: {VENV.name}/bin/tidemill --help")
-    if not _stamped("loops", LOOPS, REQUIREMENTS):
+    if not _stamped("loops", *LOOPS, REQUIREMENTS):
         # Compiled once here (seconds), not by the first worker that folds an event.
         _run([str(PYTHON), "-m", "features.loops"])
-        _stamp("loops", LOOPS, REQUIREMENTS)
+        _stamp("loops", *LOOPS, REQUIREMENTS)
 
 
 def _what_to_install() -> list[str]:
