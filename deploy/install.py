@@ -25,11 +25,12 @@ PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
 REQUIREMENTS = ROOT / "requirements.lock"
 INSTALLER = ROOT / "deploy" / "installer.lock"
-COMPILED = {
-    "features.loops": ROOT / "features" / "loops.py",
-    "features.label_loops": ROOT / "features" / "label_loops.py",
-    "streams.json_events": ROOT / "streams" / "json_scan.py",
-    "streams.recent_keys": ROOT / "streams" / "recent_keys.py",
+FEATURES, STREAMS = ROOT / "features", ROOT / "streams"
+COMPILED = {  # what is run to compile -> the files that hold the loops
+    "features.loops": [FEATURES / f"{name}.py" for name in ("loops", "merge", "packing", "raw")],
+    "features.label_loops": [FEATURES / "label_loops.py"],
+    "streams.json_events": [STREAMS / "json_scan.py"],
+    "streams.recent_keys": [STREAMS / "recent_keys.py"],
 }
 HEARTBEAT_S = 15.0
 
@@ -60,11 +61,11 @@ def _install() -> None:
         _run_shown(_uv("install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)))
         _stamp("project", ROOT / "pyproject.toml")
         _say(f"ready: {VENV.name}/bin/tidemill --help")
-    for module, source in COMPILED.items():
-        if not _stamped(module, source, REQUIREMENTS):
+    for module, sources in COMPILED.items():
+        if not _stamped(module, *sources, REQUIREMENTS):
             # Compiled once here (seconds), not by the first process that sees an event.
             _run([str(PYTHON), "-m", module])
-            _stamp(module, source, REQUIREMENTS)
+            _stamp(module, *sources, REQUIREMENTS)
 
 
 def _what_to_install() -> list[str]:

@@ -5,8 +5,10 @@ Knows redis-py and Lua scripts. Does not know rows.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import hiredis
@@ -17,6 +19,7 @@ from redis.retry import Retry
 from features.store import StoreDown
 
 RECEIVE_BYTES = 1 << 20
+PIECES_AT_ONCE = 256  # systems take 1024 at most
 
 
 class Connection:
@@ -79,8 +82,7 @@ class Connection:
         pool = self.client.connection_pool
         connection = pool.get_connection()
         try:
-            for piece in packed:
-                connection.send_packed_command([piece])
+            _send(connection._sock, packed)
             return _replies(connection._sock, replies)
         except BaseException:
             connection.disconnect()  # unread replies must not answer the next command
@@ -149,6 +151,22 @@ def _hget(key: bytes, field: bytes) -> bytes:
 def bulk(word: bytes) -> bytes:
     """A RESP bulk string."""
     return b"$%d\r\n%b\r\n" % (len(word), word)
+
+
+def _send(sock: Any, pieces: Sequence[bytes | memoryview]) -> None:
+    """Sends all pieces as they lie, in few calls of the system."""
+    left = deque(memoryview(piece) for piece in pieces if len(piece))
+    while left:
+        try:
+            sent = sock.sendmsg(list(islice(left, PIECES_AT_ONCE)))
+        except TimeoutError as error:
+            raise redis.exceptions.TimeoutError("not taken in time") from error
+        except OSError as error:
+            raise redis.exceptions.ConnectionError("the connection was closed") from error
+        while left and sent >= len(left[0]):
+            sent -= len(left.popleft())
+        if sent:
+            left[0] = left[0][sent:]
 
 
 _MORE = object()  # what the reader gives while a reply is not whole

@@ -15,12 +15,18 @@ import numpy as np
 
 from features.connection import bulk
 from features.definitions import EntityDefinition
-from features.spans import Spans, readable_bytes
+from features.spans import Spans, given, readable_bytes
 
 ROW_FEATURE = "row"  # the one Bytes feature of each view
 KEYS_KEPT = 65_536  # per entity, about 170 bytes each
 _STRING = 2  # ValueType.STRING
+OWNER = b"owner:"  # with a view's name: the fact that tells who owns the view's rows
 BYTES_TAG = 0x0A  # ValueProto.bytes_val: field 1, length-delimited
+
+
+def facts_key(project: str) -> bytes:
+    """The key of what is known of a project's rows as a whole."""
+    return f"tidemill:{project}".encode()
 
 
 def view_name(definition: EntityDefinition) -> str:
@@ -36,9 +42,9 @@ class RowFormat:
         self._head = struct.pack("<III", 1, _STRING, len(join_key)) + join_key
         self._head += struct.pack("<I", _STRING)
         self._project = project.encode()
-        view = view_name(definition)
-        self.row_field = struct.pack("<I", mmh3.hash(f"{view}:{ROW_FEATURE}", signed=False))
-        self.time_field = f"_ts:{view}".encode()
+        self.view = view_name(definition)
+        self.row_field = struct.pack("<I", mmh3.hash(f"{self.view}:{ROW_FEATURE}", signed=False))
+        self.time_field = f"_ts:{self.view}".encode()
         self.packed_key = lru_cache(maxsize=KEYS_KEPT)(self._packed_key)
 
     def key(self, entity_id: str) -> bytes:
@@ -54,7 +60,7 @@ class RowFormat:
         from features.packing import packed_keys
 
         head, tail = (np.frombuffer(part, np.uint8) for part in (self._head, self._project))
-        packed = packed_keys(readable_bytes(ids.data), ids.offsets, head, tail)
+        packed = packed_keys(readable_bytes(ids.data), given(ids.offsets), head, tail)
         return bytes(packed)
 
     def pattern(self) -> bytes:

@@ -8,6 +8,10 @@ A generation is one life of the stored rows. It is drawn anew when the store is 
 empty and when a rebuild begins, it is written into every row, and no fold may write
 under another than the one that it started with: so a flushed, failed-over or rebuilt
 store is noticed at the next batch (`GenerationChanged`), never silently half filled.
+
+A process that keeps rows owns those of an entity while its claim stands in the store; any
+other writer breaks the claim in the step in which it writes. What the owner has read or
+written under its claim needs no comparing (docs/adr/0012).
 """
 
 from __future__ import annotations
@@ -16,21 +20,21 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
+from features.claims import Claim, Claims, Ids
 from features.connection import Connection, Script, bulk
 from features.cut import Cut
 from features.definitions import DEFINITIONS
-from features.feast_format import RowFormat, unwrap
+from features.feast_format import RowFormat, facts_key, unwrap
 from features.finish import finish_blobs
-from features.fold import Batch, Folded, fold, group
-from features.row_cache import RowCache, overlaid
-from features.spans import Spans, readable_bytes
+from features.fold import Fold, Folded, Stored, group
+from features.row_cache import RowCache
+from features.spans import Spans
 from features.store import (
     DefinitionChanged,
     EntityName,
@@ -38,15 +42,12 @@ from features.store import (
     GenerationChanged,
     StoreDown,
 )
-from features.swap import DROP, SWAP, Swap
+from features.swap import DROP, SWAP, Swap, owner_field
 from features.tiles import (
     FOREVER_MS,
     VERSION,
-    Rows,
     decode,
-    decode_spans,
     digests,
-    encode_spans,
     erased_until,
     tombstone,
 )
@@ -55,7 +56,7 @@ from streams.bus import Stamp
 ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
 SCRIPT_ROWS = 128  # rows per script call: more than the server's caches hold cost it more
 READ_ROWS = 1024  # rows asked for at once
-BYTES_AT_ONCE = 16 << 20  # of rows folded together: bounds memory, whatever the batch
+BYTES_AT_ONCE = 4 << 20  # of rows folded together: bounds memory, whatever the batch
 ROWS_AT_ONCE = range(512, 8_192)  # fewer cost more than they save, more leave the caches
 FIRST_GUESS_BYTES = 4_096  # of a row, before any was folded
 CALLS_AT_ONCE = 32  # calls packed and sent before their replies are read: bounds memory
@@ -82,10 +83,12 @@ class FeastFeatureStore:
         self.project = project
         self.connection = Connection(address, db, timeout_s)
         self._formats = {name: RowFormat(d, project) for name, d in DEFINITIONS.items()}
-        self._meta = f"tidemill:{project}".encode()
+        self._meta = facts_key(project)
         self._swap_script = Script(self.connection, SWAP)
         self._drop_script = Script(self.connection, DROP)
         self._cache = RowCache(cached_rows)
+        self._claims = Claims(self.connection, self._meta, self._cache)
+        self._folding = {name: threading.Lock() for name in DEFINITIONS}
         self._row_bytes = dict.fromkeys(DEFINITIONS, float(FIRST_GUESS_BYTES))
         self._generation = 0
         self._cut = Cut()
@@ -95,26 +98,33 @@ class FeastFeatureStore:
     def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
         generation = self.generation()
         batch = self._cut.beyond(entity, group(DEFINITIONS[entity], events), stamp)
-        parts = _parts(batch, self._rows_at_once(entity))
-        return sum(self._fold_part(entity, part, stamp, generation) for part in parts)
+        work, ids = Fold(DEFINITIONS[entity], batch, stamp, generation), Ids.of(batch.names)
+        n, step = len(ids.keys), self._rows_at_once(entity)
+        with self._folding[entity]:
+            self._claims.lay(entity, owner_field(self._formats[entity]))
+            parts = (np.arange(a, min(a + step, n)) for a in range(0, n, step))
+            return sum(self._fold_part(entity, work, ids, part) for part in parts)
 
     def _rows_at_once(self, entity: EntityName) -> int:
         rows = int(BYTES_AT_ONCE / self._row_bytes[entity])
         return min(max(rows, ROWS_AT_ONCE.start), ROWS_AT_ONCE.stop)
 
-    def _fold_part(self, entity: EntityName, batch: Batch, stamp: Stamp, generation: int) -> int:
+    def _fold_part(self, entity: EntityName, work: Fold, ids: Ids, places: np.ndarray) -> int:
         written = 0
         for _ in range(ATTEMPTS):
-            stored = self._stored(entity, batch.names, generation)
-            rows = decode_spans(stored)
-            self._refuse_foreign(entity, rows)
-            folded = fold(DEFINITIONS[entity], rows, batch, stamp, generation)
-            lost = self._swap(entity, batch.names, stored, folded, generation)
+            stored, sure = self._stored(entity, ids, places)
+            folded = work.rows(places, stored)
+            if folded.foreign:
+                raise DefinitionChanged(
+                    f"stored {entity} rows follow other declarations than this code; run "
+                    "`tidemill features backfill --rebuild`"
+                )
+            lost = self._swap(entity, ids, folded, sure[np.searchsorted(places, folded.changed)])
             written += len(folded.changed) - len(lost)
-            if not lost:
+            if not len(lost):
                 return written
-            batch = _only(batch, lost)
-        raise StoreDown(f"{len(batch.names)} {entity} rows lost every compare-and-set; fold again")
+            places = lost
+        raise StoreDown(f"{len(places)} {entity} rows lost every compare-and-set; fold again")
 
     def read(self, entity: EntityName, ids: Sequence[str], now_ms: int) -> FeatureFrame:
         blobs, _ = self._fetch(entity, ids)
@@ -130,9 +140,9 @@ class FeastFeatureStore:
             if erased_until(blobs[0]) >= until:
                 return
             blob = tombstone(until, generation, DEFINITIONS["user"].fingerprint)
-            name, before, after = pa.array([user_id]), Spans.of(blobs), Spans.of([blob])
-            if not self._swap_rows("user", name, before, after, _NO_TIME, generation):
-                self._cache.drop("user", _keys(name))
+            name, before = Ids.of(pa.array([user_id])), digests(Spans.of(blobs)).view(np.uint64)
+            if not self._swap_rows("user", name.ids, before[:, 0], Spans.of([blob]), _NO_TIME):
+                self._cache.drop("user", name.keys)
                 return
         raise StoreDown(f"user {user_id!r} is being folded without pause; erase again")
 
@@ -242,7 +252,9 @@ class FeastFeatureStore:
             if found:
                 keys = [layout.key(ids[p]) for p in found]
                 stored = [d.tobytes() for d in digests(Spans.of([blobs[p] for p in found]))]
-                swept += self._drop_script(keys, [layout.row_field, *stored])
+                owner = owner_field(layout)
+                keys.insert(0, self._meta)
+                swept += self._drop_script(keys, [layout.row_field, owner, *stored])
         return swept
 
     def tear_down(self) -> int:
@@ -260,20 +272,24 @@ class FeastFeatureStore:
 
     # ---- one batch
 
-    def _stored(self, entity: EntityName, names: pa.StringArray, generation: int) -> Spans:
-        """Rows of the batch's ids: cached where they can be, else read."""
-        rows = self._cache.get(entity, _keys(names))
-        missing = np.flatnonzero(rows.lengths == 0)
-        if not len(missing):
-            return rows
+    def _stored(
+        self, entity: EntityName, ids: Ids, places: np.ndarray
+    ) -> tuple[Stored, np.ndarray]:
+        """These rows, kept or else read; and which were so under the claim that stands (bool)."""
+        cached, start, size, turn = self._cache.find(entity, ids.keys[places])
+        claim = self._claims.held(entity)
+        sure = turn >= claim.since if claim else np.zeros(len(places), bool)
+        missing = np.flatnonzero(size == 0)
         read: list[bytes | None] = []
-        for start in range(0, len(missing), READ_ROWS):
-            ids = names.take(pa.array(missing[start : start + READ_ROWS])).to_pylist()
-            blobs, stored = self._fetch(entity, ids)
-            if stored != generation:
+        for chunk in _chunks(missing.tolist(), READ_ROWS):
+            blobs, stored = self._fetch(entity, ids.text(places[chunk]))
+            if stored != self._generation:
                 raise self._changed(stored)
             read += blobs
-        return overlaid(rows, missing, Spans.of(read))
+        found = Spans.of(read)
+        start[missing], size[missing] = len(cached) + found.offsets[:-1], found.lengths
+        sure[missing] = claim is not None
+        return Stored(cached, found.data, start, size), sure
 
     def _fetch(
         self, entity: EntityName, ids: Sequence[str]
@@ -284,46 +300,60 @@ class FeastFeatureStore:
         generation, *values = self.connection.hget_many([fact, *places])
         return [unwrap(v) for v in values], None if generation is None else int(generation)
 
-    def _swap(
-        self,
-        entity: EntityName,
-        names: pa.StringArray,
-        stored: Spans,
-        folded: Folded,
-        generation: int,
-    ) -> list[int]:
-        """Writes the changed rows whose stored bytes are still those read; the rest's places."""
-        rows, times = encode_spans(folded.rows), folded.rows.head["last_event_ms"]
-        if len(rows):
-            self._row_bytes[entity] = len(rows.data) / len(rows)
-        if len(folded.changed) < len(names):
-            names, stored = names.take(pa.array(folded.changed)), stored.take(folded.changed)
-        lost = self._swap_rows(entity, names, stored, rows, times, generation)
-        keys = _keys(names)
+    def _swap(self, entity: EntityName, ids: Ids, folded: Folded, sure: np.ndarray) -> np.ndarray:
+        """Writes the changed rows whose stored bytes are still those read; the others' places."""
+        changed, rows = folded.changed, folded.rows
+        if not len(changed):
+            return changed
+        self._row_bytes[entity] = len(rows.data) / len(rows)
+        keys, names = ids.keys[changed], ids.ids
+        if len(changed) < len(names):
+            names = names.take(changed)
+        try:
+            lost = self._swap_rows(
+                entity,
+                names,
+                folded.before,
+                rows,
+                folded.last_event_ms,
+                self._claims.held(entity),
+                sure,
+            )
+        except BaseException:
+            self._claims.lose(entity)  # nobody knows which of the rows were written
+            raise
         self._cache.put(entity, keys, rows)
         self._cache.drop(entity, keys[lost])
-        return folded.changed[lost].tolist() if lost else []
+        return changed[lost]
 
     def _swap_rows(
         self,
         entity: EntityName,
-        names: pa.StringArray,
-        before: Spans,
+        ids: Spans,
+        before: np.ndarray,
         rows: Spans,
         times: np.ndarray,
-        generation: int,
+        claim: Claim | None = None,
+        sure: np.ndarray | None = None,
     ) -> list[int]:
-        """Compare-and-set of each row; the places of those that lost, ascending."""
-        ids = Spans.of_array(names)
-        swap = Swap(self._formats[entity], self._meta, generation)
+        """Compare-and-set of each row that is not `sure`; the places of those that lost, ascending.
+
+        A claim that turns out to be broken is forgotten.
+        """
+        swap = Swap(
+            self._formats[entity], self._meta, self._generation, claim.token if claim else b""
+        )
         lost: list[int] = []
         start = 0
-        for calls in _chunks(swap.calls(ids, before, rows, times, SCRIPT_ROWS), CALLS_AT_ONCE):
+        packed = swap.calls(ids, before, rows, times, sure, SCRIPT_ROWS)
+        for calls in _chunks(packed, CALLS_AT_ONCE):
             replies = self._swap_script.many(calls)
             if [-1] in replies:
                 raise self._changed(self.stored_generation())
-            for reply in replies:
-                lost += [start + row for row in reply]
+            for owned, *places in replies:
+                if claim and not owned:
+                    self._claims.lose(entity)
+                lost += [start + row for row in places]
                 start += SCRIPT_ROWS
         return lost
 
@@ -335,15 +365,6 @@ class FeastFeatureStore:
             f"generation {self._generation:08x}: start the fold again, from the topics' start"
         )
 
-    def _refuse_foreign(self, entity: EntityName, rows: Rows) -> None:
-        current = rows.head["generation"] == self._generation
-        other = rows.head["fingerprint"] != DEFINITIONS[entity].fingerprint
-        if (current & other).any():
-            raise DefinitionChanged(
-                f"stored {entity} rows follow other declarations than this code; run "
-                "`tidemill features backfill --rebuild`"
-            )
-
 
 def _new_generation() -> str:
     return str(secrets.randbits(31) + 1)
@@ -353,33 +374,6 @@ def _fingerprints() -> bytes:
     """What stored rows follow: every declaration, and the layout of a row's bytes."""
     declared = {name: d.fingerprint for name, d in sorted(DEFINITIONS.items())}
     return orjson.dumps(declared | {"row": VERSION})
-
-
-def _keys(names: pa.StringArray) -> np.ndarray:
-    """uint64 [N]: what the row cache knows the ids by."""
-    from features.packing import hashes
-
-    ids = Spans.of_array(names)
-    return np.asarray(hashes(readable_bytes(ids.data), ids.offsets))
-
-
-def _only(batch: Batch, places: Sequence[int]) -> Batch:
-    """The batch's events of these ids alone."""
-    wanted = np.zeros(len(batch.names), bool)
-    wanted[list(places)] = True
-    new_place = np.cumsum(wanted) - 1
-    part, names = batch.where(wanted[batch.row]), batch.names.filter(pa.array(wanted))
-    return replace(part, names=names, row=new_place[part.row])
-
-
-def _parts(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in parts of at most `size` ids, each with all events of its ids."""
-    if len(batch.names) <= size:
-        yield batch
-        return
-    for start in range(0, len(batch.names), size):
-        part = batch.where((batch.row >= start) & (batch.row < start + size))
-        yield replace(part, names=batch.names.slice(start, size), row=part.row - start)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

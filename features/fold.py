@@ -13,7 +13,7 @@ epoch it comes under; an event at or before the row's erasure is never counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -22,16 +22,12 @@ import pyarrow.compute as pc
 import xxhash
 
 from features.definitions import TILE_SIZES_MS, EntityDefinition, Sum, kind_codes, of_kinds
-from features.merge import merged_order, newest_first_key, rank, ties_by_falling_hash
-from features.spans import offsets_of
-from features.tiles import HEAD, LANE, RECENT, Rows, tile_key
+from features.spans import Spans, given, offsets_of, readable_bytes
+from features.tiles import tile_key
 from streams.bus import Stamp
-from streams.clock import DAY_MS, HOUR_MS
+from streams.clock import HOUR_MS
 from streams.delivery import MESSAGE_OFFSET
 
-LANES_KEPT = 8  # epochs and partitions that a row remembers; a zombie is of the last few
-SAME_EVENT_MS = DAY_MS  # an id used again further apart in event time is another event
-_LOW_BITS = 2**20
 READER_SLACK_MS = HOUR_MS  # how far a reader's now may lie behind the row's newest event
 
 
@@ -68,10 +64,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Folded:
-    """The rows that a batch changed: `changed` are places in the batch's names, ascending."""
+    """The rows that a batch changed."""
 
-    changed: np.ndarray
-    rows: Rows
+    changed: np.ndarray  # int64 [C], places in the batch's names, ascending
+    rows: Spans  # their bytes
+    before: np.ndarray  # uint64 [C], digests of what they were folded from; 0: no row
+    last_event_ms: np.ndarray  # int64 [C]
+    foreign: int  # rows, changed or not, that follow other declarations in this generation
 
 
 def group(definition: EntityDefinition, events: pa.Table) -> Batch:
@@ -103,56 +102,65 @@ def event_hashes(table: pa.Table) -> np.ndarray:
 
 
 def fold(
-    definition: EntityDefinition, rows: Rows, batch: Batch, stamp: Stamp, generation: int = 0
+    definition: EntityDefinition, rows: Spans, batch: Batch, stamp: Stamp, generation: int = 0
 ) -> Folded:
-    """Folds `batch` into `rows` (one per id of the batch, in that order).
+    """Folds `batch` into `rows` (one per id of the batch, in that order; empty: none).
 
     Rows of another generation count as empty, but for their erasure. The input rows
     are not changed.
     """
-    rows = _current(rows, generation)
-    lane = _lane(stamp)
-    fresh = batch.where(_offsets(batch, stamp) > _seen_until(rows, lane)[batch.row])
-    fresh = fresh.where(fresh.time > rows.head["erased_ms"][fresh.row])
-    fresh = fresh.where(_first_time(rows, fresh))
-    changed = np.flatnonzero(np.bincount(fresh.row, minlength=len(rows)))
-    rows, place = _select(rows, changed, len(batch.names))
-    row = place[fresh.row]
-    rows.head["generation"] = generation
-    rows.head["fingerprint"] = definition.fingerprint
-    np.maximum.at(rows.head["last_event_ms"], row, fresh.time)
-    _add_recent(definition, rows, row, fresh)
-    by_row = _ByRow.of(row, len(rows))
-    _add_tiles(definition, rows, fresh, by_row)
-    _add_entries(definition, rows, fresh, by_row)
-    _advance(rows, lane, row, _offsets(fresh, stamp))
-    return Folded(changed, rows)
+    kept = Stored.of(rows)
+    return Fold(definition, batch, stamp, generation).rows(np.arange(len(rows)), kept)
 
 
-def _lane(stamp: Stamp) -> np.ndarray:
-    epoch = xxhash.xxh3_64_intdigest(stamp.epoch.encode())
-    return np.array([(epoch, stamp.partition, stamp.offset)], LANE)
+@dataclass(frozen=True)
+class Stored:
+    """Rows where they lie: row k takes `size[k]` bytes (0: none) at `start[k]` of `cached`
+    and, from its end on, of `read`."""
+
+    cached: np.ndarray  # uint8
+    read: np.ndarray  # uint8
+    start: np.ndarray  # int64 [K]
+    size: np.ndarray  # int64 [K]
+
+    @classmethod
+    def of(cls, rows: Spans) -> Stored:
+        return cls(np.zeros(0, np.uint8), rows.data, rows.offsets[:-1], rows.lengths)
 
 
-def _current(rows: Rows, generation: int) -> Rows:
-    """Rows of other generations emptied; only their erasure stays."""
-    old = rows.head["generation"] != generation
-    if not old[rows.lane_row].any():  # whoever counted an event has its lane
-        return rows
-    head = rows.head.copy()
-    empty = np.zeros(int(old.sum()), HEAD)
-    empty["erased_ms"] = head["erased_ms"][old]
-    head[old] = empty
-    lane, tile, entry, recent = (
-        ~old[row] for row in (rows.lane_row, rows.tile_row, rows.entry_row, rows.recent_row)
-    )
-    return Rows(
-        head,
-        *(rows.lane_row[lane], rows.lane[lane]),
-        *(rows.tile_row[tile], rows.tile[tile]),
-        *(rows.entry_row[entry], rows.entry[entry], rows.text.filter(pa.array(entry))),
-        *(rows.recent_row[recent], rows.recent[recent]),
-    )
+class Fold:
+    """A batch laid out by row, to be folded into some of its rows after others."""
+
+    def __init__(
+        self, definition: EntityDefinition, batch: Batch, stamp: Stamp, generation: int
+    ) -> None:
+        from features.loops import by_row
+
+        rules, table = _rules(definition), batch.table
+        row = given(batch.row)
+        first, event = by_row(row, len(batch.names))
+        epoch = np.uint64(xxhash.xxh3_64_intdigest(stamp.epoch.encode()))
+        self._events = (
+            *map(given, (first, event, row, batch.time, batch.kind, batch.hash)),
+            given(_offsets(batch, stamp)),
+            *(epoch, np.uint64(stamp.partition), np.uint64(generation)),
+            *(np.uint64(definition.fingerprint), definition.recent),
+            given(_addends(rules.sources, table)),
+            *map(given, (rules.first, rules.key, rules.tile_ms, rules.source)),
+            *map(given, (rules.keep_ms, rules.size_ms, *_listed(definition))),
+            *_texts(definition, table),
+        )
+
+    def rows(self, places: np.ndarray, stored: Stored) -> Folded:
+        """`places` (int64 [K], ascending) name the rows that `stored` holds."""
+        from features.loops import fold_rows
+
+        changed, data, offsets, before, last, foreign = fold_rows(
+            *map(readable_bytes, (stored.cached, stored.read)),
+            *map(given, (stored.start, stored.size, places)),
+            *self._events,
+        )
+        return Folded(places[changed], Spans(data, offsets), before, last, foreign)
 
 
 def _offsets(batch: Batch, stamp: Stamp) -> np.ndarray:
@@ -163,116 +171,9 @@ def _offsets(batch: Batch, stamp: Stamp) -> np.ndarray:
     return np.full(len(batch.row), stamp.offset, np.int64)
 
 
-def _seen_until(rows: Rows, lane: np.ndarray) -> np.ndarray:
-    """int64 [N]: the last offset of this lane that the row has counted, -1 for none."""
-    same = _same_lane(rows, lane)
-    seen = np.full(len(rows), -1, np.int64)
-    seen[rows.lane_row[same]] = rows.lane["offset"][same]
-    return seen
-
-
-def _same_lane(rows: Rows, lane: np.ndarray) -> np.ndarray:
-    """bool: the part is of the lane's epoch and partition; at most one in a row is."""
-    same = rows.lane["epoch"] == lane["epoch"]
-    return np.asarray(same & (rows.lane["partition"] == lane["partition"]))
-
-
-def _first_time(rows: Rows, batch: Batch) -> np.ndarray:
-    """bool [M]: neither among the row's recent ids nor earlier in this batch."""
-    near = _maybe_among(rows.recent["hash"], batch.hash)
-    row = np.concatenate([rows.recent_row[near], batch.row])
-    event = np.concatenate([rows.recent["hash"][near], batch.hash])
-    time = np.concatenate([rows.recent["time"][near], batch.time])
-    first = np.ones(len(row), bool)
-    in_order = np.sort(event)
-    if (in_order[1:] == in_order[:-1]).any():
-        order = np.lexsort((np.arange(len(row)), event, row))
-        first[order] = ~_again(row[order], event[order], time[order])
-    return first[len(near) :]
-
-
-def _maybe_among(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Places of the hashes whose low bits are a wanted one's: all that equal one, few more."""
-    low = np.uint64(_LOW_BITS - 1)
-    table = np.zeros(_LOW_BITS, bool)
-    table[wanted & low] = True
-    return np.flatnonzero(table[hashes & low])
-
-
-def _again(row: np.ndarray, event: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """bool: the part before is the same event of the same row."""
-    again = np.zeros(len(row), bool)
-    again[1:] = (row[1:] == row[:-1]) & (event[1:] == event[:-1])
-    again[1:] &= np.abs(time[1:] - time[:-1]) <= SAME_EVENT_MS
-    return again
-
-
-def _select(rows: Rows, changed: np.ndarray, n: int) -> tuple[Rows, np.ndarray]:
-    """The changed rows alone, and int64 [n] that maps an old place to its new one."""
-    if len(changed) == n:
-        return replace(rows, head=rows.head.copy()), np.arange(n)
-    place = np.full(n, -1, np.int64)
-    place[changed] = np.arange(len(changed))
-    lane, tile, entry, recent = (
-        place[row] for row in (rows.lane_row, rows.tile_row, rows.entry_row, rows.recent_row)
-    )
-    kept = Rows(
-        rows.head[changed].copy(),
-        *(lane[lane >= 0], rows.lane[lane >= 0]),
-        *(tile[tile >= 0], rows.tile[tile >= 0]),
-        *(entry[entry >= 0], rows.entry[entry >= 0], rows.text.filter(pa.array(entry >= 0))),
-        *(recent[recent >= 0], rows.recent[recent >= 0]),
-    )
-    return kept, place
-
-
-def _add_recent(definition: EntityDefinition, rows: Rows, row: np.ndarray, batch: Batch) -> None:
-    if not definition.recent:
-        return
-    added = np.empty(len(row), RECENT)
-    added["time"], added["hash"] = batch.time, batch.hash
-    rows_of = np.concatenate([rows.recent_row, row])
-    recent = np.concatenate([rows.recent, added])
-    key = newest_first_key(rows_of, recent["time"])
-    order = merged_order(key[: len(rows.recent)], key[len(rows.recent) :])
-    order = ties_by_falling_hash(order, key, recent["hash"])
-    if np.bincount(rows_of, minlength=1).max() > definition.recent:
-        order = order[rank(rows_of[order]) < definition.recent]
-    rows.recent_row, rows.recent = rows_of[order], recent[order]
-
-
-def _add_tiles(definition: EntityDefinition, rows: Rows, batch: Batch, by_row: _ByRow) -> None:
-    from features.loops import merge_tiles
-
-    rules = _rules(definition)
-    rows.tile_row, rows.tile = merge_tiles(
-        *(rows.tile_row, rows.tile, by_row.first, by_row.event),
-        *map(_own, (batch.time, batch.kind)),
-        *(_addends(rules.sources, batch.table), rules.first, rules.key, rules.tile_ms),
-        *(rules.source, rules.keep_ms, rules.size_ms, rows.head["last_event_ms"].copy()),
-    )
-
-
-@dataclass(frozen=True)
-class _ByRow:
-    """Row r's events are `event[first[r]:first[r + 1]]`, in the batch's order."""
-
-    first: np.ndarray
-    event: np.ndarray
-
-    @classmethod
-    def of(cls, row: np.ndarray, n: int) -> _ByRow:
-        return cls(offsets_of(np.bincount(row, minlength=n)), np.argsort(row, kind="stable"))
-
-
-def _own(column: np.ndarray) -> np.ndarray:
-    """Arrow's memory is read-only, which to the compiler is another type to compile for."""
-    return column if column.flags.writeable else column.copy()
-
-
 @dataclass(frozen=True)
 class _Rules:
-    """What `features.loops.merge_tiles` does with an event of each kind."""
+    """What `features.merge.add_tiles` does with an event of each kind."""
 
     first: np.ndarray  # int64 [257]: where each kind's rules begin
     key: np.ndarray  # uint64, of the tile at index 0
@@ -320,40 +221,33 @@ def _addends(sources: tuple[str, ...], table: pa.Table) -> np.ndarray:
     return found
 
 
-def _add_entries(definition: EntityDefinition, rows: Rows, batch: Batch, by_row: _ByRow) -> None:
-    from features.loops import merge_lists
-
-    if not definition.lists:
-        return
-    columns = [batch.table.column(f.source).cast(pa.large_binary()) for f in definition.lists]
-    lengths = [pc.fill_null(pc.binary_length(column), -1).to_numpy() for column in columns]
-    rows.entry_row, rows.entry, source = merge_lists(
-        *(rows.entry_row, rows.entry, by_row.first, by_row.event),
-        *map(_own, (batch.time, batch.hash, batch.kind)),
-        *(np.stack(lengths).astype(np.int64), *_listed(definition)),
-    )
-    texts = [rows.text, *(chunk for column in columns for chunk in column.chunks)]
-    rows.text = pa.concat_arrays(texts).take(pa.array(source))
+def _texts(
+    definition: EntityDefinition, table: pa.Table
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each event brings to each list: its bytes, -1 for none (int64 [lists, M]), and
+    where they lie (int64 [lists, M]) in the text (uint8)."""
+    length = np.empty((len(definition.lists), table.num_rows), np.int64)
+    start, texts, end = np.empty_like(length), {}, 0
+    for name in dict.fromkeys(feature.source for feature in definition.lists):
+        column = table.column(name).combine_chunks()
+        spans = Spans.of_array(column)
+        sizes = spans.lengths
+        if column.null_count:
+            sizes = np.where(column.is_null().to_numpy(zero_copy_only=False), -1, sizes)
+        texts[name] = spans.data
+        for place, feature in enumerate(definition.lists):
+            if feature.source == name:
+                length[place], start[place] = sizes, spans.offsets[:-1] + end
+        end += len(spans.data)
+    text = np.concatenate([*texts.values(), np.zeros(0, np.uint8)])
+    return given(length), given(start), given(text)
 
 
 @lru_cache
 def _listed(definition: EntityDefinition) -> tuple[np.ndarray, np.ndarray]:
     """Which kinds each list takes (bool [lists, 256]), and how many it keeps."""
     codes = np.arange(256)
-    takes = np.stack([of_kinds(codes, feature.kinds) for feature in definition.lists])
+    takes = np.zeros((len(definition.lists), len(codes)), bool)
+    for place, feature in enumerate(definition.lists):
+        takes[place] = of_kinds(codes, feature.kinds)
     return takes, np.array([feature.n for feature in definition.lists], np.int64)
-
-
-def _advance(rows: Rows, lane: np.ndarray, row: np.ndarray, offset: np.ndarray) -> None:
-    """Puts this lane last in every row, at the last offset that the row has counted, and
-    forgets the oldest lanes."""
-    same = _same_lane(rows, lane)
-    added = np.repeat(lane, len(rows))
-    added["offset"] = -1
-    np.maximum.at(added["offset"], row, offset)
-    of_row = np.concatenate([rows.lane_row[~same], np.arange(len(rows))])
-    lanes = np.concatenate([rows.lane[~same], added])
-    order = np.argsort(of_row, kind="stable")
-    of_row, lanes = of_row[order], lanes[order]
-    from_end = rank(of_row[::-1])[::-1]
-    rows.lane_row, rows.lane = of_row[from_end < LANES_KEPT], lanes[from_end < LANES_KEPT]

@@ -14,8 +14,9 @@ import pyarrow as pa
 from features.definitions import DEFINITIONS
 from features.finish import finish_blobs
 from features.fold import fold, group
+from features.spans import Spans
 from features.store import EntityName, FeatureFrame
-from features.tiles import FOREVER_MS, decode, encode, erased_until, tombstone
+from features.tiles import FOREVER_MS, erased_until, tombstone
 from streams.bus import Stamp
 
 
@@ -31,9 +32,9 @@ class MemoryFeatureStore:
         batch = group(definition, events)
         with self._lock:
             stored = self._rows[entity]
-            rows = decode([stored.get(entity_id) for entity_id in batch.ids])
+            rows = Spans.of([stored.get(entity_id) for entity_id in batch.ids])
             folded = fold(definition, rows, batch, stamp)
-            for place, blob in zip(folded.changed, encode(folded.rows), strict=True):
+            for place, blob in zip(folded.changed, folded.rows.to_list(), strict=True):
                 stored[batch.ids[place]] = blob
         return len(folded.changed)
 

@@ -1,7 +1,7 @@
-"""Rows' bytes moved and sealed many at a time, compiled: woven, gathered, packed for the wire.
+"""Rows' bytes moved many at a time, compiled: hashed, found, gathered, packed for the wire.
 
 Knows spans of bytes, XXH64 and RESP. Does not know what a row's parts mean. All inputs are
-read-only arrays (`features.spans.readable_bytes`), so that each function is compiled for one
+read-only arrays (`features.spans.given`), so that each function is compiled for one
 type. Importing takes a second, so readers do not; `python -m features.loops` fills the cache.
 """
 
@@ -12,52 +12,22 @@ from typing import Any
 import numpy as np
 from numba import njit  # type: ignore[import-untyped]
 
+from features.raw import copy_bytes
+
 _compiled: Any = njit(cache=True)
 
-DIGEST_BYTES = 8
 _P1, _P2 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
 _P3, _P4 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63)
 _P5 = np.uint64(0x27D4EB2F165667C5)
 _WORD = np.uint64(64)
-_NARROW = 2**32
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def woven_rows(
-    head: np.ndarray, lane: np.ndarray, tile: np.ndarray, wide: np.ndarray,
-    entry: np.ndarray, recent: np.ndarray, text: np.ndarray, length: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """(uint8, int64 [N + 1]): each row's seven parts and their digest, and where rows begin.
-
-    `length` (int64 [N, 7]) tells how many bytes of each part are the row's.
-    """
-    rows = len(length)
-    offsets = np.zeros(rows + 1, np.int64)
-    for r in range(rows):
-        offsets[r + 1] = offsets[r] + length[r].sum() + DIGEST_BYTES
-    out = np.empty(offsets[rows], np.uint8)
-    from_head = from_lane = from_tile = from_wide = from_entry = from_recent = from_text = 0
-    for r in range(rows):
-        at = offsets[r]
-        at, from_head = _copied(out, at, head, from_head, length[r, 0])
-        at, from_lane = _copied(out, at, lane, from_lane, length[r, 1])
-        at, from_tile = _copied(out, at, tile, from_tile, length[r, 2])
-        at, from_wide = _copied(out, at, wide, from_wide, length[r, 3])
-        at, from_entry = _copied(out, at, entry, from_entry, length[r, 4])
-        at, from_recent = _copied(out, at, recent, from_recent, length[r, 5])
-        at, from_text = _copied(out, at, text, from_text, length[r, 6])
-        digest = xxh64(out, offsets[r], at)
-        for place in range(DIGEST_BYTES):
-            out[at + place] = np.uint8(digest >> np.uint64(8 * place) & np.uint64(0xFF))
-    return out, offsets
-
-
-@_compiled  # type: ignore[untyped-decorator]
-def _copied(
+def copied(
     out: np.ndarray, at: int, source: np.ndarray, start: int, length: int
 ) -> tuple[int, int]:
     """Copies; the places behind what was written and behind what was read."""
-    out[at : at + length] = source[start : start + length]
+    copy_bytes(out, at, source, start, length)
     return at + length, start + length
 
 
@@ -109,28 +79,6 @@ def _turned(word: Any, bits: int) -> Any:
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def narrowed(
-    row: np.ndarray, tile: np.ndarray, rows: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tiles (int64 [T, 2]: key, value) as those of 8 bytes (uint64) and the rest (int64 [W, 2]),
-    and how many of each every row has (int64 [N])."""
-    narrow, wide = np.empty(len(row), np.uint64), np.empty((len(row), 2), np.int64)
-    count, wide_count = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-    at = wide_at = 0
-    for place in range(len(row)):
-        key, value = tile[place, 0], tile[place, 1]
-        if 0 <= key < _NARROW and 0 <= value < _NARROW:
-            narrow[at] = np.uint64(key) << np.uint64(32) | np.uint64(value)
-            count[row[place]] += 1
-            at += 1
-        else:
-            wide[wide_at] = tile[place]
-            wide_count[row[place]] += 1
-            wide_at += 1
-    return narrow[:at], wide[:wide_at], count, wide_count
-
-
-@_compiled  # type: ignore[untyped-decorator]
 def gathered(
     data: np.ndarray, start: np.ndarray, length: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +88,7 @@ def gathered(
         offsets[r + 1] = offsets[r] + length[r]
     out = np.empty(offsets[len(start)], np.uint8)
     for r in range(len(start)):
-        out[offsets[r] : offsets[r + 1]] = data[start[r] : start[r] + length[r]]
+        copied(out, offsets[r], data, start[r], length[r])
     return out, offsets
 
 
@@ -149,7 +97,7 @@ def scatter(data: np.ndarray, offsets: np.ndarray, out: np.ndarray, start: np.nd
     """Writes each span of `data` to its place in `out`."""
     for r in range(len(start)):
         size = offsets[r + 1] - offsets[r]
-        out[start[r] : start[r] + size] = data[offsets[r] : offsets[r + 1]]
+        copied(out, start[r], data, offsets[r], size)
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -199,11 +147,11 @@ def packed_keys(
     for r in range(rows):
         size = offsets[r + 1] - offsets[r]
         at = _decimal(out, at, len(head) + 4 + size + len(tail))
-        at, _ = _copied(out, at, head, 0, len(head))
+        at, _ = copied(out, at, head, 0, len(head))
         for place in range(4):
             out[at + place] = size >> 8 * place & 0xFF
-        at, _ = _copied(out, at + 4, data, offsets[r], size)
-        at, _ = _copied(out, at, tail, 0, len(tail))
+        at, _ = copied(out, at + 4, data, offsets[r], size)
+        at, _ = copied(out, at, tail, 0, len(tail))
         out[at], out[at + 1] = 13, 10
         at += 2
     return out[:at]
@@ -227,8 +175,7 @@ def packed_values(data: np.ndarray, offsets: np.ndarray, tag: int) -> np.ndarray
             at += 1
         out[at] = rest
         at += 1
-        out[at : at + size] = data[offsets[r] : offsets[r + 1]]
-        at += size
+        at, _ = copied(out, at, data, offsets[r], size)
         out[at], out[at + 1] = 13, 10
         at += 2
     return out[:at]

@@ -17,8 +17,8 @@ import pyarrow as pa
 from features.definitions import EntityDefinition
 from features.finish import finish_blobs
 from features.fold import Batch, fold, group
+from features.spans import Spans
 from features.store import FeatureFrame
-from features.tiles import decode, encode
 from streams.bus import Stamp
 from streams.events import KIND_CODE
 from streams.schema import EVENT_SCHEMA, conform
@@ -122,9 +122,9 @@ def _fold_round(
         hash=batch.hash[picked],
         table=batch.table.take(pa.array(picked)),
     )
-    before = decode([stored[r] for r in rows])
+    before = Spans.of([stored[r] for r in rows])
     folded = fold(definition, before, part, Stamp("point-in-time", 0, turn))
-    for changed, blob in zip(folded.changed.tolist(), encode(folded.rows), strict=True):
+    for changed, blob in zip(folded.changed.tolist(), folded.rows.to_list(), strict=True):
         stored[rows[changed]] = blob
 
 

@@ -1,7 +1,7 @@
 """The rows that one folding process wrote last, so that the next batch need not read them.
 
-Knows hashes of ids and bytes. Does not decide anything: a stale row, or that of another id
-with the same hash, loses its compare-and-set.
+Knows hashes of ids, bytes, and turns: how many times rows were put. Does not decide anything:
+whoever asks must know since which turn rows cannot be stale.
 """
 
 from __future__ import annotations
@@ -26,25 +26,34 @@ class RowCache:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._rows: dict[EntityName, _Rows] = {}
         self._lock = Lock()
 
-    def get(self, entity: EntityName, keys: np.ndarray) -> Spans:
-        """The cached rows of these ids; an empty span where there is none."""
+    def find(
+        self, entity: EntityName, keys: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Where the rows of these ids lie: (uint8, starts, sizes, turns), the latter int64 [N];
+        size 0 where there is none. The bytes stand until the next `put`."""
         with self._lock:
             kept = self._rows.get(entity) or _Rows()
-            return kept.cut(kept.slots(keys))
+            return kept.find(kept.slots(keys))
+
+    def turn(self, entity: EntityName) -> int:
+        """The turn of the next `put`."""
+        with self._lock:
+            kept = self._rows.get(entity)
+            return kept.turns if kept else 0
 
     def put(self, entity: EntityName, keys: np.ndarray, rows: Spans) -> None:
         """Of equal keys the last one stays."""
-        if not self._limit or not len(keys):
+        if not self.limit or not len(keys):
             return
         with self._lock:
             kept = self._rows.setdefault(entity, _Rows())
             kept.put(keys, rows)
-            if len(kept) > self._limit:
-                self._rows[entity] = kept.newest(max(1, self._limit // 2))
+            if len(kept) > self.limit:
+                self._rows[entity] = kept.newest(max(1, self.limit // 2))
 
     def drop(self, entity: EntityName, keys: np.ndarray) -> None:
         with self._lock:
@@ -56,14 +65,6 @@ class RowCache:
             self._rows.clear()
 
 
-def overlaid(rows: Spans, places: np.ndarray, others: Spans) -> Spans:
-    """`rows` with those at `places` (int64, ascending) replaced by `others`."""
-    order = np.arange(len(rows))
-    order[places] = len(rows) + np.arange(len(places))
-    offsets = np.concatenate([rows.offsets, rows.offsets[-1] + others.offsets[1:]])
-    return Spans(np.concatenate([rows.data, others.data]), offsets).take(order)
-
-
 class _Rows:
     """Rows in one buffer, each with room to grow, so that most are written where they were."""
 
@@ -73,7 +74,7 @@ class _Rows:
         # By slot: where the row lies, its bytes, those it may take there, and when it was written.
         self._start, self._length, self._room, self._turn = np.zeros((4, 1), np.int64)
         self._data = np.empty(FIRST_BYTES, np.uint8)
-        self._end = self._turns = 0
+        self._end = self.turns = 0
 
     def __len__(self) -> int:
         return len(self._key) - 1
@@ -82,6 +83,9 @@ class _Rows:
         from features.packing import found_slots
 
         return np.asarray(found_slots(self._table, self._key, keys))
+
+    def find(self, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self._data, self._start[slot], self._length[slot], self._turn[slot]
 
     def cut(self, slot: np.ndarray) -> Spans:
         from features.packing import gathered
@@ -96,8 +100,8 @@ class _Rows:
         grown = np.flatnonzero(lengths > self._room[slot])
         if len(grown):
             self._move(slot[grown], GROWTH * lengths[grown])
-        self._length[slot], self._turn[slot] = lengths, self._turns
-        self._turns += 1
+        self._length[slot], self._turn[slot] = lengths, self.turns
+        self.turns += 1
         scatter(readable_bytes(rows.data), rows.offsets, self._data, self._start[slot])
 
     def drop(self, keys: np.ndarray) -> None:
@@ -108,6 +112,7 @@ class _Rows:
         last = np.argsort(self._turn[1:], kind="stable")[-n:] + 1
         kept = _Rows()
         kept.put(self._key[last], self.cut(last))
+        kept._turn[kept.slots(self._key[last])], kept.turns = self._turn[last], self.turns
         return kept
 
     def _with_new(self, keys: np.ndarray) -> np.ndarray:

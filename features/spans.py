@@ -71,3 +71,11 @@ def readable_bytes(array: np.ndarray) -> np.ndarray:
     view = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     view.flags.writeable = False
     return view
+
+
+def given(array: np.ndarray) -> np.ndarray:
+    """The array contiguous and read-only: one type for compiled code, whoever owns its memory
+    (Arrow's is read-only anyway)."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

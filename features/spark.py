@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from features.definitions import DEFINITIONS
 from features.fold import PLACED, fold, group
+from features.spans import Spans
 from features.store import EntityName
-from features.tiles import decode, encode
 from streams.bus import Stamp
 from streams.schema import EVENT_SCHEMA, conform
 
@@ -108,10 +108,10 @@ def folded(entity: EntityName, events: pa.Table, stamp: Stamp, generation: int =
     definition = DEFINITIONS[entity]
     brought = pa.schema([field for field in EVENT_SCHEMA if field.name in events.column_names])
     batch = group(definition, conform(_in_log_order(events), brought))
-    empty = decode([None] * len(batch.names))
+    empty = Spans.of([None] * len(batch.names))
     done = fold(definition, empty, batch, stamp, generation)
     ids = batch.names.take(pa.array(done.changed))
-    return pa.table([ids.cast(pa.string()), pa.array(encode(done.rows), pa.binary())], ROWS)
+    return pa.table([ids.cast(pa.string()), pa.array(done.rows.to_list(), pa.binary())], ROWS)
 
 
 def _in_log_order(events: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from features.spans import Spans, offsets_of, readable_bytes, taken
+from features.spans import Spans, offsets_of, taken
 
 VERSION = 2  # of this layout; a store whose rows have another is rebuilt from the log
 FOREVER_MS = 2**63 - 1
@@ -201,47 +201,6 @@ def _row_bytes(head: np.ndarray) -> np.ndarray:
 def _texts(lengths: np.ndarray, text: np.ndarray) -> pa.LargeBinaryArray:
     buffers = [None, pa.py_buffer(offsets_of(lengths)), pa.py_buffer(text)]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lengths), buffers)
-
-
-def encode(rows: Rows) -> list[bytes]:
-    """The bytes of every row; the head's counts and the digest are made here."""
-    return encode_spans(rows).to_list()
-
-
-def encode_spans(rows: Rows) -> Spans:
-    """`encode` in one buffer."""
-    from features.packing import narrowed, woven_rows
-
-    n = len(rows)
-    pairs = readable_bytes(rows.tile).view(np.int64).reshape(-1, 2)
-    tiles, wide, count, wide_count = narrowed(rows.tile_row, pairs, n)
-    head = _counted(rows, count, wide_count)
-    parts = (rows.lane, tiles, wide, rows.entry, rows.recent, _text_bytes(rows.text))
-    length = np.empty((n, len(parts) + 1), np.int64)
-    length[:, 0], length[:, -1] = HEAD.itemsize, head["text_bytes"]
-    for place, (name, dtype) in enumerate(_SECTIONS, start=1):
-        length[:, place] = head[name].astype(np.int64) * dtype.itemsize
-    return Spans(*woven_rows(*map(readable_bytes, (head, *parts)), length))
-
-
-def _counted(rows: Rows, tiles: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """The heads as they are stored: version and counts of this layout."""
-    n, head = len(rows), rows.head.copy()
-    head["version"], head["tiles"], head["wide"] = VERSION, tiles, wide
-    owners = {"lanes": rows.lane_row, "entries": rows.entry_row, "recent": rows.recent_row}
-    for name, row in owners.items():
-        head[name] = np.bincount(row, minlength=n)
-    length = rows.entry["length"].astype(np.float64)  # exact: far below 2**53
-    head["text_bytes"] = np.bincount(rows.entry_row, length, minlength=n).astype(np.int64)
-    return head
-
-
-def _text_bytes(text: pa.LargeBinaryArray) -> np.ndarray:
-    offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
-    data = text.buffers()[2]
-    if len(text) == 0 or data is None:
-        return np.zeros(0, np.uint8)
-    return np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
 
 
 def digests(spans: Spans) -> np.ndarray:

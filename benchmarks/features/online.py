@@ -26,6 +26,7 @@ from features.feast_store import FeastFeatureStore
 from features.registry import RegisteredFeatureStore, open_store
 from features.spans import Spans
 from features.store import EntityName
+from features.tiles import digests
 from streams.bus import Stamp
 
 if TYPE_CHECKING:
@@ -179,9 +180,10 @@ def _swap(
     store: RegisteredFeatureStore, ids: Sequence[str], stream: Stream
 ) -> Callable[[], object]:
     """Compares the stored rows with themselves and sets them, as a fold writes."""
-    names, rows = pa.array(ids), Spans.of(store.blobs("video", ids))
-    times, generation = np.full(len(ids), stream.end_ms), store.generation()
-    return lambda: store._swap_rows("video", names, rows, rows, times, generation)
+    names, rows = Spans.of_array(pa.array(ids)), Spans.of(store.blobs("video", ids))
+    times, before = np.full(len(ids), stream.end_ms), digests(rows).view(np.uint64)[:, 0]
+    store.generation()
+    return lambda: store._swap_rows("video", names, before, rows, times)
 
 
 def _paired(name: str, feasts: Callable[[], object], ours: Callable[[], object], runs: int) -> Pair:

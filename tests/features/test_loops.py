@@ -6,14 +6,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import loops, packing
+from features import loops
 from features.definitions import DEFINITIONS, TILE_SIZES_MS
 from features.fold import READER_SLACK_MS, fold, group
-from features.spans import offsets_of, taken
-from features.tiles import ENTRY, decode, encode, split_key
+from features.spans import Spans, offsets_of, taken
+from features.tiles import decode, split_key
 from streams.bus import Stamp
 from streams.clock import DAY_MS, HOUR_MS
-from streams.events import KIND_CODE
 
 T0 = 1_700_000_000_000
 kinds = st.sampled_from(["play", "like", "query_click", "shown", "order"])
@@ -27,9 +26,9 @@ def folded(entity, event_table, batches):
         if not events:
             continue
         batch = group(definition, event_table(events))
-        rows = decode([stored.get(i) for i in batch.ids])
+        rows = Spans.of([stored.get(i) for i in batch.ids])
         done = fold(definition, rows, batch, Stamp("e", 0, offset))
-        for place, blob in zip(done.changed, encode(done.rows), strict=True):
+        for place, blob in zip(done.changed, done.rows.to_list(), strict=True):
             stored[batch.ids[place]] = blob
     return definition, stored
 
@@ -93,21 +92,25 @@ def test_lists_hold_the_newest_in_one_total_order(event_table, batches):
         assert sorted(texts) == sorted(e["query"] for e in of_list)[: feature.n]
 
 
-def test_a_full_list_gives_up_its_oldest_to_newer_ones_only():
-    n = 5
-    old = np.zeros(n, ENTRY)
-    old["time"], old["hash"], old["length"] = range(100, 50, -10), range(n), 1
-    time, hashes = np.array([75, 40, 200, 100]), np.array([9, 9, 9, 9], np.uint64)
-    listed = np.zeros((1, 256), bool)
-    listed[0, KIND_CODE["play"]] = True
-    kind = np.full(4, KIND_CODE["play"], np.uint8)
-    row, entry, source = loops.merge_lists(
-        *(np.zeros(n, np.int64), old, np.array([0, 4]), np.arange(4), time, hashes, kind),
-        *(np.ones((1, 4), np.int64), listed, np.array([n])),
-    )
-    assert entry["time"].tolist() == [200, 100, 100, 90, 80]
-    assert source.tolist() == [n + 2, n + 3, 0, 1, 2]
-    assert row.tolist() == [0] * n
+def test_a_full_list_gives_up_its_oldest_to_newer_ones_only(event_table):
+    """Whatever comes in which of two batches, a list is the newest of all by time and hash."""
+    (feature,) = DEFINITIONS["video"].lists
+
+    def clicks(times, first):
+        return [
+            {"kind": "query_click", "event_time_ms": T0 + t, "event_id": f"{first}{i}",
+             "video_id": "v", "query": f"q{first}{i}"}
+            for i, t in enumerate(times)
+        ]  # fmt: skip
+
+    full = clicks(range(1000, 1000 + 10 * feature.n, 10), "old")
+    news = clicks([1005, 40, 5000, 1490, 1490, 1490], "new")
+    _, stored = folded("video", event_table, [full, news])
+    entry = decode([stored["v"]]).entry
+    made = list(zip((entry["time"] - T0).tolist(), entry["hash"].tolist(), strict=True))
+    assert made == sorted(made, reverse=True)
+    times = sorted((e["event_time_ms"] - T0 for e in full + news), reverse=True)
+    assert [time for time, _ in made] == times[: feature.n]
 
 
 def test_no_batch_makes_a_worker_compile_again(event_table):
@@ -118,7 +121,7 @@ def test_no_batch_makes_a_worker_compile_again(event_table):
             batch[0]["duplicate"] = duplicate
         for entity in DEFINITIONS:
             folded(entity, event_table, events)
-    for compiled in (loops.merge_tiles, loops.merge_lists, packing.woven_rows):
+    for compiled in (loops.fold_rows, loops.by_row):
         assert len(compiled.signatures) == 1
 
 

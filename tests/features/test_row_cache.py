@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.row_cache import RowCache, overlaid
+from features.row_cache import RowCache
 from features.spans import Spans
 
 row = st.binary(min_size=1, max_size=40)
@@ -28,7 +28,9 @@ def put(cache, rows):
 
 
 def got(cache, some, entity="user"):
-    return [found or None for found in cache.get(entity, keys(some)).to_list()]
+    data, start, size, _ = cache.find(entity, keys(some))
+    places = zip(start.tolist(), size.tolist(), strict=True)
+    return [data[at : at + n].tobytes() or None for at, n in places]
 
 
 @settings(max_examples=200, deadline=None)
@@ -86,12 +88,13 @@ def test_a_cleared_cache_and_one_of_no_rows_keep_none():
     assert got(none, [1]) == got(cleared, [1]) == [None]
 
 
-@given(rows=st.lists(st.binary(max_size=5), min_size=1, max_size=12), data=st.data())
-def test_overlaying_replaces_those_places_alone(rows, data):
-    places = sorted(data.draw(st.sets(st.integers(0, len(rows) - 1))))
-    others = [b"other %d" % place for place in places]
-    wanted = list(rows)
-    for place, other in zip(places, others, strict=True):
-        wanted[place] = other
-    made = overlaid(Spans.of(rows), np.array(places, np.int64), Spans.of(others))
-    assert made.to_list() == wanted
+def test_a_row_keeps_the_turn_in_which_it_was_put_last():
+    """Also when the older half is forgotten: what was put before a turn stays before it."""
+    cache = RowCache(20)
+    for key in range(30):
+        turn = cache.turn("user")
+        put(cache, {key: b"row"})
+        assert cache.find("user", keys([key]))[3].tolist() == [turn]
+        assert cache.turn("user") > turn
+    turns = cache.find("user", keys(range(20, 30)))[3].tolist()
+    assert turns == sorted(set(turns))

@@ -1,0 +1,66 @@
+"""Who owns an entity's rows: the claims that one process has laid, and the ids of a batch.
+
+Knows the fact that holds a claim and the cache's turns. Does not know scripts: every writer
+that is not the owner ends the claim in the step in which it writes (`features.swap`,
+`features.online_store`), and so does another claim.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from features.connection import Connection
+from features.row_cache import RowCache
+from features.spans import Spans, given, readable_bytes
+from features.store import EntityName
+
+TOKEN_BYTES = 8
+
+
+class Claim(NamedTuple):
+    token: bytes
+    since: int  # the cache's turn: rows put earlier may have been written by others
+
+
+class Claims:
+    """This process's claims that it believes to stand; the store alone knows."""
+
+    def __init__(self, connection: Connection, meta: bytes, cache: RowCache) -> None:
+        self._connection, self._meta, self._cache = connection, meta, cache
+        self._held: dict[EntityName, Claim] = {}
+
+    def lay(self, entity: EntityName, field: bytes) -> None:
+        """Makes this process the owner, if it keeps rows and is not the owner yet."""
+        if not self._cache.limit or entity in self._held:
+            return
+        token = secrets.token_bytes(TOKEN_BYTES)
+        with self._connection.failures():
+            self._connection.client.hset(self._meta, field, token)
+        self._held[entity] = Claim(token, self._cache.turn(entity))
+
+    def held(self, entity: EntityName) -> Claim | None:
+        return self._held.get(entity)
+
+    def lose(self, entity: EntityName) -> None:
+        self._held.pop(entity, None)
+
+
+class Ids(NamedTuple):
+    """A batch's ids."""
+
+    ids: Spans
+    keys: np.ndarray  # uint64 [N]: what the row cache knows them by
+
+    @classmethod
+    def of(cls, names: pa.StringArray) -> Ids:
+        from features.packing import hashes
+
+        ids = Spans.of_array(names)
+        return cls(ids, np.asarray(hashes(readable_bytes(ids.data), given(ids.offsets))))
+
+    def text(self, places: np.ndarray) -> list[str]:
+        return [raw.decode() for raw in self.ids.take(places).to_list()]
