@@ -210,6 +210,7 @@ def features(process: Process) -> int:
         ready=ready,
         instance_id=_lasting_name(settings, "features"),
         combine_bytes=COMBINED_BYTES,
+        resting=[topic for entity, topic in _entity_topics() if entity != "user"],
     )
 
 

@@ -28,7 +28,7 @@ from features.merge import (
 from features.packing import copied, xxh64
 from features.raw import prefetch, put_word, word_at
 
-_compiled: Any = njit(cache=True)
+_compiled: Any = njit(cache=True, nogil=True)
 _count: Any = np.int64
 
 LANES_KEPT = 8  # epochs and partitions that a row remembers; a zombie is of the last few

@@ -13,7 +13,7 @@ from numba import njit  # type: ignore[import-untyped]
 from features.packing import copied
 from features.raw import put_word, short_at, word_at
 
-_compiled: Any = njit(cache=True)
+_compiled: Any = njit(cache=True, nogil=True)
 _count: Any = np.int64
 
 ENTRY_BYTES, _RECENT_BYTES = 22, 16

@@ -14,7 +14,7 @@ from numba import njit  # type: ignore[import-untyped]
 
 from features.raw import copy_bytes
 
-_compiled: Any = njit(cache=True)
+_compiled: Any = njit(cache=True, nogil=True)
 
 _P1, _P2 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
 _P3, _P4 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63)

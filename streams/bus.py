@@ -199,9 +199,17 @@ class Bus(Protocol):
         transactional one has the transaction's own limit)."""
         ...
 
-    def consumer(self, topics: Sequence[str], group: str, *, from_start: bool = True) -> Consumer:
+    def consumer(
+        self,
+        topics: Sequence[str],
+        group: str,
+        *,
+        from_start: bool = True,
+        gather_s: float = 0.0,
+    ) -> Consumer:
         """A member of `group`. With `from_start=False` and no commit yet, it reads what is
-        written after this call returns."""
+        written after this call returns. For whoever is in no haste: the broker may hold
+        records back for `gather_s`, so that few answers carry much."""
 
     def healthy(self, timeout_s: float = 1.0) -> bool: ...
 

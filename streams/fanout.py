@@ -21,7 +21,7 @@ from streams.sequencer import read_load
 from streams.shuffle import Load, Written, place
 from streams.topics import ENTITY_TOPIC, EVENTS_BY_USER
 
-PACE_S = 0.5
+PACE_S, _GATHER_S = 0.5, 0.25
 _COLUMN = {"video": "video_id", "author": "author_id", "query": "query"}  # of each entity
 _BY_USER_ONLY = ("request_id", "impression")  # the feedback join's, which reads by user; long
 
@@ -46,7 +46,7 @@ class FanOut:
         name = f"{group}-fanout-{instance}" if transactional else None
         self._producer = bus.producer(name)
         self._partitions = {topic: len(bus.ends(topic)) for topic in self._topics.values()}
-        self._input = Input(bus, EVENTS_BY_USER, f"{group}-fanout", PACE_S)
+        self._input = Input(bus, EVENTS_BY_USER, f"{group}-fanout", PACE_S, gather_s=_GATHER_S)
         targets = [] if transactional else list(self._partitions)
         self._written = Written(bus, targets, self._input.epoch)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import aiokafka
 import faust
@@ -25,6 +25,8 @@ from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
+
+from streams.kafka_bus import GATHERED_BYTES
 
 BUFFERED_MESSAGES = 16  # per agent; a message may be as large as 900 kB
 FETCH_WAIT_MS = 50  # a transaction's end does not always wake a fetch that waits for it
@@ -55,7 +57,7 @@ class _CommittedThread(stock.AIOKafkaConsumerThread):
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            fetch_max_wait_ms=FETCH_WAIT_MS,
+            **cast(WorkerApp, self.app).fetching,
             max_poll_interval_ms=int(conf.broker_max_poll_interval * 1_000),
             request_timeout_ms=int(conf.broker_request_timeout * 1_000),
             session_timeout_ms=int(conf.broker_session_timeout * 1_000),
@@ -124,6 +126,7 @@ class WorkerApp(faust.App):
     """A Faust app that only consumes."""
 
     BootStrategy = _ConsumerOnly
+    fetching: Mapping[str, int]  # aiokafka's words for how long an answer may be gathered
 
     def _new_transport(self) -> Any:
         return _Transport(self.conf.broker_consumer, self)
@@ -137,9 +140,11 @@ def worker_app(
     session_timeout_s: float,
     commit_interval_s: float,
     instance_id: str | None,
+    gather_s: float = 0.0,
 ) -> WorkerApp:
-    """An app whose consumer group is `group`; `instance_id` makes its membership static."""
-    return WorkerApp(
+    """An app whose consumer group is `group`; `instance_id` makes its membership static.
+    `gather_s`: as of `Bus.consumer`."""
+    app = WorkerApp(
         group,
         broker=[f"kafka://{server}" for server in bootstrap_servers.split(",")],
         datadir=str(data_dir),
@@ -159,3 +164,8 @@ def worker_app(
         consumer_group_instance_id=instance_id,
         TableManager=_NoTables,
     )
+    app.fetching = {"fetch_max_wait_ms": FETCH_WAIT_MS}
+    if gather_s:
+        wait_ms = int(gather_s * 1_000)
+        app.fetching = {"fetch_max_wait_ms": wait_ms, "fetch_min_bytes": GATHERED_BYTES}
+    return app

@@ -33,6 +33,7 @@ from streams.topics import TopicSpec
 
 # librdkafka's Python client is typed in part only: what it leaves open is Any here.
 _ADMIN: Any = admin
+GATHERED_BYTES = 1_000_000  # an answer so large is given at once
 _EARLIEST, _LATEST = _ADMIN.OffsetSpec.earliest(), _ADMIN.OffsetSpec.latest()
 
 
@@ -89,13 +90,18 @@ class KafkaBus:
         return KafkaProducer(self.bootstrap_servers, transactional_id, timeout_s=timeout_s)
 
     def consumer(
-        self, topics: Sequence[str], group: str, *, from_start: bool = True
+        self,
+        topics: Sequence[str],
+        group: str,
+        *,
+        from_start: bool = True,
+        gather_s: float = 0.0,
     ) -> KafkaConsumer:
         known = self._partition_counts()
         absent = [topic for topic in topics if topic not in known]
         if absent:
             raise BusError(f"topic {absent[0]!r} does not exist: call ensure_topics first")
-        member = self._reading(f"{group}.{self._epochs(topics)}")
+        member = self._reading(f"{group}.{self._epochs(topics)}") | _gathering(gather_s)
         consumer = KafkaConsumer(member, topics, None if from_start else self.ends)
         if not from_start:
             consumer.await_assignment()
@@ -185,6 +191,12 @@ class KafkaBus:
             place.partition: int(_settle(f"list offsets of {topic}", future).offset)
             for place, future in futures.items()
         }
+
+
+def _gathering(gather_s: float) -> dict[str, Any]:
+    if not gather_s:
+        return {}
+    return {"fetch.min.bytes": GATHERED_BYTES, "fetch.wait.max.ms": int(gather_s * 1_000)}
 
 
 def _new_topic(spec: TopicSpec) -> Any:

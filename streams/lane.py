@@ -11,28 +11,35 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from streams.telemetry import name_thread
 
+_LONGEST_REST_S = 0.1
 _LINE_MESSAGES = 64  # of one partition, waiting to be combined
 
 
 class Lane:
     """One thread that calls one topic's handler, so that it is never called twice at once.
 
-    A daemon: a handler that hangs cannot keep the process from ending.
+    A daemon: a handler that hangs cannot keep the process from ending. One that `rests` pauses
+    after a call for as long as it took (0.1 s at most): where time is short it leaves some to
+    the lanes that do not, and more waits for it to be combined.
     """
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, *, rests: bool = False) -> None:
+        self._rests = rests
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         threading.Thread(target=self._work, args=(topic,), daemon=True).start()
 
     def _work(self, topic: str) -> None:
         name_thread(topic.rpartition(".")[2])
         while (call := self._calls.get()) is not None:
+            began = monotonic()
             call()
+            if self._rests:
+                sleep(min(monotonic() - began, _LONGEST_REST_S))
 
     async def run(self, work: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()

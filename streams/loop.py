@@ -14,7 +14,8 @@ from typing import Protocol
 from streams.bus import Bus, BusError, Polled
 from streams.telemetry import name_thread
 
-MAX_POLL = 20_000
+MAX_POLL = 50_000  # a transaction's waits are shared by so many
+_FULL = 10_000  # whoever is given so many has fallen behind and does not rest
 _EPOCH_EVERY_S = 1.0
 _TURN_S = 0.1
 _LONGEST_REST_S = 0.1
@@ -31,7 +32,13 @@ class Input:
     """A topic as one member of a group reads it, with its epoch held to be the same."""
 
     def __init__(
-        self, bus: Bus, topic: str, group: str, pace_s: float = 0.0, settle_s: float = 0.0
+        self,
+        bus: Bus,
+        topic: str,
+        group: str,
+        pace_s: float = 0.0,
+        settle_s: float = 0.0,
+        gather_s: float = 0.0,
     ) -> None:
         """Rounds begin at least `pace_s` apart, and rest as long as the one before took.
 
@@ -41,13 +48,13 @@ class Input:
 
         `settle_s`: how long a poll that brought something waits for what belongs to it. A
         transaction becomes readable partition by partition, and what the first of them
-        wakes should not leave the others to the next round.
+        wakes should not leave the others to the next round. `gather_s`: as of `Bus.consumer`.
         """
         self._bus, self._topic = bus, topic
         self._pace_s, self._settle_s = pace_s, settle_s
         self._began, self._rests = float("-inf"), False
         self.epoch = bus.epoch(topic)
-        self.consumer = bus.consumer([topic], group)
+        self.consumer = bus.consumer([topic], group, gather_s=gather_s)
         self.generation = -1
         self._checked = time.monotonic()
 
@@ -66,7 +73,7 @@ class Input:
             records = records + more if self.consumer.generation() == before else more
         if records:
             self._began = time.monotonic()
-        self._rests = 0 < len(records) < MAX_POLL // 2
+        self._rests = 0 < len(records) < _FULL
         self.generation = self.consumer.generation()
         self._hold_epoch()
         return records

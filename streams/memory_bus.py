@@ -78,8 +78,14 @@ class MemoryBus:
         return MemoryProducer(self)
 
     def consumer(
-        self, topics: Sequence[str], group: str, *, from_start: bool = True
+        self,
+        topics: Sequence[str],
+        group: str,
+        *,
+        from_start: bool = True,
+        gather_s: float = 0.0,
     ) -> MemoryConsumer:
+        del gather_s  # an answer costs nothing here
         with self._changed:
             for topic in topics:
                 self._topic(topic)

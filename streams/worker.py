@@ -21,7 +21,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -112,9 +112,10 @@ class _Worker:
         patience: Patience,
         combine_bytes: int,
         pace_s: float,
+        resting: Collection[str],
     ) -> None:
         self._handlers = handlers
-        self._combine_bytes, self._pace_s = combine_bytes, pace_s
+        self._combine_bytes, self._pace_s, self._resting = combine_bytes, pace_s, resting
         self._epochs = epochs
         self._patience = patience
         self._ending = threading.Event()
@@ -136,7 +137,7 @@ class _Worker:
         """One agent per topic, one actor per partition."""
         lanes = []
         for topic in self._handlers:
-            lane = Lane(topic)
+            lane = Lane(topic, rests=topic in self._resting)
             lanes.append(lane)
             channel = app.topic(
                 topic, key_type=bytes, key_serializer="raw", value_type=bytes,
@@ -269,6 +270,7 @@ def run_worker(
     instance_id: str | None = None,
     combine_bytes: int = 0,
     pace_s: float = 0.0,
+    resting: Collection[str] = (),
 ) -> int:
     """Delivers each topic of `handlers` to its handler until `stop` is set or SIGTERM comes.
 
@@ -283,7 +285,8 @@ def run_worker(
     delivery of at most so many payload bytes (0: each alone). Give it only where every
     handler tells what it has seen by row or message, as `FeatureStore.fold` does. With
     `pace_s` a partition's deliveries begin at least so far apart, for handlers whose cost
-    is by the delivery and who are in no haste.
+    is by the delivery and who are in no haste. Handlers of the topics `resting` pause for as
+    long as they worked, in favour of the others.
 
     Returns an `Exit`; after any other than STOPPED the caller starts a new process.
     """
@@ -300,9 +303,10 @@ def run_worker(
         session_timeout_s=session_timeout_s,
         commit_interval_s=commit_interval_s,
         instance_id=instance_id,
+        gather_s=pace_s / 2,
     )
     spare_the_collector()
-    worker = _Worker(handlers, epochs, patience, combine_bytes, pace_s)
+    worker = _Worker(handlers, epochs, patience, combine_bytes, pace_s, resting)
     watcher = threading.Thread(target=worker.watch, args=(stop,), name="watch", daemon=True)
     watcher.start()
     with asyncio.Runner() as runner:

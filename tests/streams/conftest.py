@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -66,8 +67,8 @@ def joined() -> Iterator[Callable[..., Consumer]]:
     """Opens consumers that are closed when the test ends."""
     opened: list[Consumer] = []
 
-    def join(bus: Bus, topic: str, group: str, *, from_start: bool = True) -> Consumer:
-        opened.append(bus.consumer([topic], group, from_start=from_start))
+    def join(bus: Bus, topic: str, group: str, **how: Any) -> Consumer:
+        opened.append(bus.consumer([topic], group, **how))
         return opened[-1]
 
     yield join

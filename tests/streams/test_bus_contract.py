@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from streams.bus import Bus, BusError, Consumed, Consumer, Outgoing, Record
+from streams.bus import Bus, BusError, Consumed, Consumer, Outgoing, Record, last_records
 from streams.kafka_bus import KafkaBus
 from streams.topics import TopicSpec
 
@@ -105,6 +105,24 @@ def test_lag_counts_what_is_left(bus: Bus, topic: str, joined: Join, take: Take)
     assert reader.lag() == 3
 
 
+def test_a_member_knows_its_partitions_and_the_groups_commits(
+    bus: Bus, topic: str, joined: Join, take: Take
+) -> None:
+    bus.producer().send(_letters(topic, "abc"))
+    reader = joined(bus, topic, f"g-{topic}")
+    got = take(reader, 3)
+    assert reader.assignment() == {(topic, 0), (topic, 1)}
+    assert reader.committed() == {}
+    reader.commit(got[:2])
+    assert reader.committed() == {(topic, 0): 2}
+
+
+def test_a_patient_reader_loses_nothing(bus: Bus, topic: str, joined: Join, take: Take) -> None:
+    reader = joined(bus, topic, f"g-{topic}", gather_s=0.2)
+    bus.producer().send(_letters(topic, "ab") + _letters(topic, "c", 1))
+    assert _values(take(reader, 3)) == [b"a", b"b", b"c"]
+
+
 def test_two_members_share_the_partitions_and_generation_tells(
     bus: Bus, topic: str, joined: Join, take: Take
 ) -> None:
@@ -183,7 +201,11 @@ def test_a_transaction_writes_and_marks_together_or_not_at_all(
     reader.close()
     assert [r.value for r in take(joined(kafka_bus, source, f"g-{unique}"), 1)] == [b"b"]
     stop = kafka_bus.ends(target)[0][1]
-    assert [r.value for r in kafka_bus.scan(target, 0, 0, stop)] == [b"y"]
+    (only,) = kafka_bus.scan(target, 0, 0, stop)
+    assert only.value == b"y"
+    assert only.offset + 1 < stop  # the transaction's mark
+    assert last_records(kafka_bus, target) == {0: only.offset}
+    assert last_records(kafka_bus, source) == {0: 1}
 
 
 def test_a_second_writer_of_the_same_name_fences_the_first(

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from streams.lane import Line
+from streams import lane
+from streams.lane import Lane, Line
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,23 @@ def test_a_line_that_waits_for_its_pace_says_that_it_holds_messages() -> None:
         return empty, line.holds
 
     assert asyncio.run(run()) == (False, True)
+
+
+@pytest.mark.parametrize(("rests", "most"), [(False, []), (True, [0.03, 0.1])])
+def test_a_resting_lane_pauses_as_long_as_it_worked_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, rests: bool, most: list[float]
+) -> None:
+    now, slept = [0.0], list[float]()
+    monkeypatch.setattr(lane, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lane, "sleep", slept.append)
+
+    async def run() -> None:
+        own = Lane("topic", rests=rests)
+        for worked_s in (0.03, 5.0):
+            await own.run(lambda worked_s=worked_s: now.__setitem__(0, now[0] + worked_s))
+        await own.run(lambda: None)  # the pause before it is over
+        own.close()
+
+    asyncio.run(run())
+    assert slept[: len(most)] == pytest.approx(most)
+    assert bool(slept) == rests

@@ -78,6 +78,7 @@ def test_a_loop_that_is_far_behind_does_not_rest(
     bus: MemoryBus, time: _Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "MAX_POLL", 10)
+    monkeypatch.setattr(loop, "_FULL", 10)
     reader = Input(bus, BEHAVIOUR, "g", PACE_S)
     _send(bus, 25)
     assert _slept_before_next(bus, time, reader, worked_s=0.03) == 0.0
