@@ -36,7 +36,7 @@ ERASURES_FILE = "erasures.jsonl"  # in the log's folder
 COMBINED_BYTES = 4_000_000  # of queued messages that are handled as one batch
 REGISTRY_AFTER_S = 10.0  # a worker is set up, where Feast's registry is there already
 FACTS_PACE_S = 0.5  # nobody waits for a fact to be on disk, and a batch has its cost
-CACHED_ROWS = 50_000  # rows that a folding process keeps, about 3 kB each
+CACHED_ROWS = 100_000  # rows of an entity that a folding process keeps, about 2 kB each
 
 _log = logging.getLogger("tidemill")
 

@@ -38,11 +38,21 @@ class BrokerSettings(Section):
     kind: Literal["embedded", "kafka", "external"] = "embedded"
     bootstrap_servers: str = ""  # filled by the stack unless kind is external
     partitions: int = Field(4, ge=1, le=256)
-    doors: int = Field(1, ge=1)  # batcher processes beside each other; the embedded broker has one
+    doors: int = Field(1, ge=1)  # batcher processes beside each other
 
     @model_validator(mode="after")
     def _external_has_an_address(self) -> Self:
         return _addressed(self, self.kind, "bootstrap_servers", self.bootstrap_servers)
+
+    @model_validator(mode="after")
+    def _embedded_has_one_door(self) -> Self:
+        if self.kind == "embedded" and self.doors > 1:
+            raise ValueError(
+                f"broker.doors is {self.doors}, and the embedded broker has no transactions, "
+                "without which only one process may be the door: set broker.doors to 1, or "
+                "broker.kind to kafka or external"
+            )
+        return self
 
     @property
     def transactional(self) -> bool:

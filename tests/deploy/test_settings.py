@@ -44,6 +44,7 @@ def test_one_word_names_a_sections_kind(
         ("TIDEMILL_BROKER", "rabbit", r"broker\.kind \(TIDEMILL_BROKER__KIND.*'embedded'"),
         ("TIDEMILL_GATEWAY__PORT", "http", r"gateway\.port \(TIDEMILL_GATEWAY__PORT"),
         ("TIDEMILL_GATEWAY__PROT", "80", r"gateway\.prot .*not permitted"),
+        ("TIDEMILL_BROKER__DOORS", "2", r"broker .*one process may be the door"),
         ("TIDEMILL_STORE", "external", r"store .*address must name the server"),
     ],
 )

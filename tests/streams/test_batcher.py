@@ -117,6 +117,8 @@ def mill(request: pytest.FixtureRequest, alone: bool, tmp_path: Path) -> Iterato
         yield _mill(MemoryBus(), True, alone)
     elif request.param == "kafka_broker":
         yield _mill(KafkaBus(request.getfixturevalue("wiped_kafka")), True, alone)
+    elif not alone:
+        pytest.skip("the embedded broker has one door (`deploy.settings`)")
     else:
         broker = Tansu(tmp_path, name="own")
         child = process.start(broker, 30.0)
