@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from features.claims import Claim, Claims, Ids
+from features.claims import Claims, Ids
 from features.connection import Connection, Script, bulk
 from features.cut import Cut
 from features.definitions import DEFINITIONS
@@ -141,7 +141,8 @@ class FeastFeatureStore:
                 return
             blob = tombstone(until, generation, DEFINITIONS["user"].fingerprint)
             name, before = Ids.of(pa.array([user_id])), digests(Spans.of(blobs)).view(np.uint64)
-            if not self._swap_rows("user", name.ids, before[:, 0], Spans.of([blob]), _NO_TIME):
+            swap = Swap(self._formats["user"], self._meta, generation)
+            if not self._swap_rows(swap, name.ids, before[:, 0], Spans.of([blob]), _NO_TIME):
                 self._cache.drop("user", name.keys)
                 return
         raise StoreDown(f"user {user_id!r} is being folded without pause; erase again")
@@ -309,16 +310,13 @@ class FeastFeatureStore:
         keys, names = ids.keys[changed], ids.ids
         if len(changed) < len(names):
             names = names.take(changed)
+        claim = self._claims.held(entity)
+        swap = Swap(
+            self._formats[entity], self._meta, self._generation, claim.token if claim else b""
+        )
+        given, broken = (folded.before, rows, folded.last_event_ms), self._claims.lose
         try:
-            lost = self._swap_rows(
-                entity,
-                names,
-                folded.before,
-                rows,
-                folded.last_event_ms,
-                self._claims.held(entity),
-                sure,
-            )
+            lost = self._swap_rows(swap, names, *given, sure, lambda: broken(entity))
         except BaseException:
             self._claims.lose(entity)  # nobody knows which of the rows were written
             raise
@@ -328,21 +326,18 @@ class FeastFeatureStore:
 
     def _swap_rows(
         self,
-        entity: EntityName,
+        swap: Swap,
         ids: Spans,
         before: np.ndarray,
         rows: Spans,
         times: np.ndarray,
-        claim: Claim | None = None,
         sure: np.ndarray | None = None,
+        broken: Callable[[], None] = lambda: None,
     ) -> list[int]:
         """Compare-and-set of each row that is not `sure`; the places of those that lost, ascending.
 
-        A claim that turns out to be broken is forgotten.
+        `broken` is called when the claim that `swap` names does not stand.
         """
-        swap = Swap(
-            self._formats[entity], self._meta, self._generation, claim.token if claim else b""
-        )
         lost: list[int] = []
         start = 0
         packed = swap.calls(ids, before, rows, times, sure, SCRIPT_ROWS)
@@ -351,8 +346,8 @@ class FeastFeatureStore:
             if [-1] in replies:
                 raise self._changed(self.stored_generation())
             for owned, *places in replies:
-                if claim and not owned:
-                    self._claims.lose(entity)
+                if not owned:
+                    broken()
                 lost += [start + row for row in places]
                 start += SCRIPT_ROWS
         return lost

@@ -26,6 +26,7 @@ from features.feast_store import FeastFeatureStore
 from features.registry import RegisteredFeatureStore, open_store
 from features.spans import Spans
 from features.store import EntityName
+from features.swap import Swap
 from features.tiles import digests
 from streams.bus import Stamp
 
@@ -182,8 +183,8 @@ def _swap(
     """Compares the stored rows with themselves and sets them, as a fold writes."""
     names, rows = Spans.of_array(pa.array(ids)), Spans.of(store.blobs("video", ids))
     times, before = np.full(len(ids), stream.end_ms), digests(rows).view(np.uint64)[:, 0]
-    store.generation()
-    return lambda: store._swap_rows("video", names, before, rows, times)
+    swap = Swap(store._formats["video"], store._meta, store.generation())
+    return lambda: store._swap_rows(swap, names, before, rows, times)
 
 
 def _paired(name: str, feasts: Callable[[], object], ours: Callable[[], object], runs: int) -> Pair:

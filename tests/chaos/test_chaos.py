@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 Draw = Callable[[int], Stream]
 
 SHARE = 900  # events sent before each blow
-SPARE = 3  # further blows for a kill that did not hit
+SPARE = 8  # further blows for a kill that did not hit
 ALL = ("batcher", "facts", "features")
 IN_WORK = {"batcher": 6, "facts": SHARE // 2, "features": SHARE // 2}
 MINUTE_MS = 60_000

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from features.claims import Claims
+from features.cut import Cut
 from features.feast_store import FeastFeatureStore
 from features.registry import open_store
 from features.swap import owner_field
@@ -143,3 +144,14 @@ def test_what_feast_does_to_rows_ends_the_claim(valkey, tmp_path, event_table, w
         assert likes(store, ["u0"]) == [1]
     finally:
         store.tear_down()
+
+
+def test_a_process_of_before_a_rebuild_still_erases(online, event_table):
+    """A gateway lives through rebuilds; whoever is asked to forget does not fold."""
+    gateway = another(online, 0)
+    gateway.generation()
+    online.begin_generation(Cut())
+    online.fold("user", event_table([event(0, "u0")]), Stamp("e", 0, 0))
+    gateway.erase("u0", NOW)
+    online.fold("user", event_table([event(1, "u0"), event(2, "u1")]), Stamp("e", 0, 1))
+    assert likes(online, ["u0", "u1"]) == [0, 1]
