@@ -106,19 +106,20 @@ class Mill:
         return sorted(rows.filter(~pl.col("duplicate"))["event_id"]) if len(rows) else []
 
 
-@pytest.fixture(params=[True, False], ids=["one door", "many doors"])
-def alone(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+FORMS = [
+    *(("memory", True), ("memory", False), ("kafka_broker", True), ("kafka_broker", False)),
+    ("embedded", True),  # it has one door (`deploy.settings`)
+]
 
 
-@pytest.fixture(params=["memory", "embedded", "kafka_broker"])
-def mill(request: pytest.FixtureRequest, alone: bool, tmp_path: Path) -> Iterator[Mill]:
-    if request.param == "memory":
+@pytest.fixture(params=FORMS, ids=[f"{bus}-{'one' if alone else 'many'}" for bus, alone in FORMS])
+def mill(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mill]:
+    """Which bus, and whether the door is the only one."""
+    bus, alone = request.param
+    if bus == "memory":
         yield _mill(MemoryBus(), True, alone)
-    elif request.param == "kafka_broker":
+    elif bus == "kafka_broker":
         yield _mill(KafkaBus(request.getfixturevalue("wiped_kafka")), True, alone)
-    elif not alone:
-        pytest.skip("the embedded broker has one door (`deploy.settings`)")
     else:
         broker = Tansu(tmp_path, name="own")
         child = process.start(broker, 30.0)
@@ -321,7 +322,7 @@ def test_run_ends_when_told_and_raises_what_broke_it(doors: int) -> None:
     assert "ensure_topics" in str(_in_thread(lambda: door(MemoryBus()))())
 
 
-@pytest.mark.parametrize("alone", [False], ids=["many doors"])
+@pytest.mark.parametrize("mill", [form for form in FORMS if not form[1]], indirect=True)
 def test_the_only_door_first_sequences_what_many_have_admitted(mill: Mill) -> None:
     """One door is closed with events admitted; the setting changes; copies come in between."""
     mill.send(event("e1"), event("e2", "u2"))
