@@ -53,14 +53,17 @@ class Ids(NamedTuple):
     """A batch's ids."""
 
     ids: Spans
-    keys: np.ndarray  # uint64 [N]: what the row cache knows them by
+    keys: np.ndarray  # uint64 [N]: where the row cache looks for them
+    checks: np.ndarray  # uint64 [N]: what it knows them by; Python's hash, keyed anew each process
 
     @classmethod
     def of(cls, names: pa.StringArray) -> Ids:
         from features.packing import hashes
 
         ids = Spans.of_array(names)
-        return cls(ids, np.asarray(hashes(readable_bytes(ids.data), given(ids.offsets))))
+        keys = np.asarray(hashes(readable_bytes(ids.data), given(ids.offsets)))
+        checks = np.fromiter(map(hash, names.to_pylist()), np.int64, len(names))
+        return cls(ids, keys, checks.view(np.uint64))
 
     def text(self, places: np.ndarray) -> list[str]:
         return [raw.decode() for raw in self.ids.take(places).to_list()]

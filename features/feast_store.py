@@ -277,7 +277,7 @@ class FeastFeatureStore:
         self, entity: EntityName, ids: Ids, places: np.ndarray
     ) -> tuple[Stored, np.ndarray]:
         """These rows, kept or else read; and which were so under the claim that stands (bool)."""
-        cached, start, size, turn = self._cache.find(entity, ids.keys[places])
+        cached, start, size, turn = self._cache.find(entity, ids.keys[places], ids.checks[places])
         claim = self._claims.held(entity)
         sure = turn >= claim.since if claim else np.zeros(len(places), bool)
         missing = np.flatnonzero(size == 0)
@@ -307,7 +307,7 @@ class FeastFeatureStore:
         if not len(changed):
             return changed
         self._row_bytes[entity] = len(rows.data) / len(rows)
-        keys, names = ids.keys[changed], ids.ids
+        keys, checks, names = ids.keys[changed], ids.checks[changed], ids.ids
         if len(changed) < len(names):
             names = names.take(changed)
         claim = self._claims.held(entity)
@@ -320,7 +320,7 @@ class FeastFeatureStore:
         except BaseException:
             self._claims.lose(entity)  # nobody knows which of the rows were written
             raise
-        self._cache.put(entity, keys, rows)
+        self._cache.put(entity, keys, checks, rows)
         self._cache.drop(entity, keys[lost])
         return changed[lost]
 

@@ -354,8 +354,8 @@ def warm() -> None:
     batch = group(user, EVENT_SCHEMA.empty_table())
     fold(user, Spans.of([]), batch, Stamp("", 0, 0))
     rows, cache = Spans.of([tombstone(1, 1, 1)]), RowCache(1)
-    cache.put("user", key, rows)
-    cache.find("user", key)
+    cache.put("user", key, key, rows)
+    cache.find("user", key, key)
     swap = Swap(RowFormat(user, ""), b"", 0)
     list(swap.calls(Spans.of([b"u"]), key, rows, times, None, 1))
 

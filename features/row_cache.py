@@ -21,7 +21,9 @@ _NOWHERE = 0  # the slot of whoever has no row
 class RowCache:
     """At least the `limit // 2` and at most `limit` rows written last, per entity.
 
-    Rows go by the hash of their id (uint64). Safe for threads. When there are too many, the
+    Rows go by a hash of their id (`keys`, uint64) and are known by another (`checks`, uint64):
+    two ids that share a place there, made to do so or not, never see each other's row. The
+    second must be keyed, since nobody else compares what an owner writes. Safe for threads. When there are too many, the
     half that was written last stays: so nothing is done row by row.
     """
 
@@ -31,13 +33,13 @@ class RowCache:
         self._lock = Lock()
 
     def find(
-        self, entity: EntityName, keys: np.ndarray
+        self, entity: EntityName, keys: np.ndarray, checks: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Where the rows of these ids lie: (uint8, starts, sizes, turns), the latter int64 [N];
         size 0 where there is none. The bytes stand until the next `put`."""
         with self._lock:
             kept = self._rows.get(entity) or _Rows()
-            return kept.find(kept.slots(keys))
+            return kept.find(kept.slots(keys), checks)
 
     def turn(self, entity: EntityName) -> int:
         """The turn of the next `put`."""
@@ -45,13 +47,13 @@ class RowCache:
             kept = self._rows.get(entity)
             return kept.turns if kept else 0
 
-    def put(self, entity: EntityName, keys: np.ndarray, rows: Spans) -> None:
+    def put(self, entity: EntityName, keys: np.ndarray, checks: np.ndarray, rows: Spans) -> None:
         """Of equal keys the last one stays."""
         if not self.limit or not len(keys):
             return
         with self._lock:
             kept = self._rows.setdefault(entity, _Rows())
-            kept.put(keys, rows)
+            kept.put(keys, checks, rows)
             if len(kept) > self.limit:
                 self._rows[entity] = kept.newest(max(1, self.limit // 2))
 
@@ -70,7 +72,7 @@ class _Rows:
 
     def __init__(self) -> None:
         self._table = np.zeros(FIRST_SLOTS, np.int64)
-        self._key = np.zeros(1, np.uint64)
+        self._key, self._check = np.zeros((2, 1), np.uint64)
         # By slot: where the row lies, its bytes, those it may take there, and when it was written.
         self._start, self._length, self._room, self._turn = np.zeros((4, 1), np.int64)
         self._data = np.empty(FIRST_BYTES, np.uint8)
@@ -84,8 +86,11 @@ class _Rows:
 
         return np.asarray(found_slots(self._table, self._key, keys))
 
-    def find(self, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return self._data, self._start[slot], self._length[slot], self._turn[slot]
+    def find(
+        self, slot: np.ndarray, checks: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        size = np.where(self._check[slot] == checks, self._length[slot], 0)
+        return self._data, self._start[slot], size, self._turn[slot]
 
     def cut(self, slot: np.ndarray) -> Spans:
         from features.packing import gathered
@@ -93,10 +98,15 @@ class _Rows:
         data = readable_bytes(self._data)
         return Spans(*gathered(data, self._start[slot], self._length[slot]))
 
-    def put(self, keys: np.ndarray, rows: Spans) -> None:
+    def put(self, keys: np.ndarray, checks: np.ndarray, rows: Spans) -> None:
         from features.packing import scatter
 
-        slot, lengths = self._with_new(keys), rows.lengths
+        slot = self._with_new(keys)
+        place = np.arange(len(slot))
+        self._turn[slot] = place
+        if not (last := self._turn[slot] == place).all():
+            slot, checks, rows = slot[last], checks[last], rows.take(np.flatnonzero(last))
+        lengths, self._check[slot] = rows.lengths, checks
         grown = np.flatnonzero(lengths > self._room[slot])
         if len(grown):
             self._move(slot[grown], GROWTH * lengths[grown])
@@ -111,7 +121,7 @@ class _Rows:
         """The `n` rows written last, by themselves."""
         last = np.argsort(self._turn[1:], kind="stable")[-n:] + 1
         kept = _Rows()
-        kept.put(self._key[last], self.cut(last))
+        kept.put(self._key[last], self._check[last], self.cut(last))
         kept._turn[kept.slots(self._key[last])], kept.turns = self._turn[last], self.turns
         return kept
 
@@ -127,6 +137,7 @@ class _Rows:
         grown = (np.append(column, more.astype(np.int64)) for column in columns)
         self._start, self._length, self._room, self._turn = grown
         first, self._key = len(self._key), np.append(self._key, new)
+        self._check = np.append(self._check, np.zeros_like(new))
         if 2 * len(self._key) > len(self._table):
             size = 1 << (4 * len(self._key)).bit_length()
             first, self._table = 1, np.zeros(size, np.int64)

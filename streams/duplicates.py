@@ -10,6 +10,7 @@ tail of it first.
 from __future__ import annotations
 
 import logging
+import secrets
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from streams.shuffle import Ints, Placed
 from streams.topics import EVENTS_BY_USER
 
 SEQUENCED_HEADER = "tidemill-sequenced-at-ms"
+_SEED = secrets.randbits(63)  # nobody can make an event that counts as another's copy
 _LOG = logging.getLogger(__name__)
 
 
@@ -108,4 +110,4 @@ def _sequenced_at(record: Record) -> int:
 def pair_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
     """uint64 [N]: one key per (user_id, event_id). Never stored: only this process reads it."""
     pairs = pl.DataFrame(table.select(["user_id", "event_id"]))
-    return pairs.hash_rows(seed=0).to_numpy()
+    return pairs.hash_rows(seed=_SEED).to_numpy()

@@ -155,3 +155,15 @@ def test_a_process_of_before_a_rebuild_still_erases(online, event_table):
     gateway.erase("u0", NOW)
     online.fold("user", event_table([event(1, "u0"), event(2, "u1")]), Stamp("e", 0, 1))
     assert likes(online, ["u0", "u1"]) == [0, 1]
+
+
+def test_ids_that_share_a_hash_keep_their_own_rows(online, event_table, monkeypatch):
+    """An owner compares nothing: the cache must not take one id's row for another's."""
+    monkeypatch.setattr(
+        "features.packing.hashes", lambda _, offsets: np.ones(len(offsets) - 1, "u8")
+    )
+    for turn in range(6):
+        users = [USERS[turn % 2], USERS[2]] if turn % 3 else [USERS[turn % 2]]
+        events = [event(f"{turn}/{user}", user) for user in users]
+        online.fold("user", event_table(events), Stamp("e", 0, turn))
+    assert likes(online, USERS[:3]) == [3, 3, 4]

@@ -24,11 +24,11 @@ def keys(some):
 
 
 def put(cache, rows):
-    cache.put("user", keys(rows), Spans.of(list(rows.values())))
+    cache.put("user", keys(rows), keys(rows), Spans.of(list(rows.values())))
 
 
 def got(cache, some, entity="user"):
-    data, start, size, _ = cache.find(entity, keys(some))
+    data, start, size, _ = cache.find(entity, keys(some), keys(some))
     places = zip(start.tolist(), size.tolist(), strict=True)
     return [data[at : at + n].tobytes() or None for at, n in places]
 
@@ -94,7 +94,25 @@ def test_a_row_keeps_the_turn_in_which_it_was_put_last():
     for key in range(30):
         turn = cache.turn("user")
         put(cache, {key: b"row"})
-        assert cache.find("user", keys([key]))[3].tolist() == [turn]
+        assert cache.find("user", keys([key]), keys([key]))[3].tolist() == [turn]
         assert cache.turn("user") > turn
-    turns = cache.find("user", keys(range(20, 30)))[3].tolist()
+    turns = cache.find("user", keys(range(20, 30)), keys(range(20, 30)))[3].tolist()
     assert turns == sorted(set(turns))
+
+
+def test_an_id_that_shares_anothers_hash_sees_nothing_of_its_row():
+    cache = RowCache(100)
+    put(cache, {7: b"mine", 8: b"beside"})
+    assert cache.find("user", keys([7]), keys([70]))[2].tolist() == [0]
+    cache.put("user", keys([7]), keys([70]), Spans.of([b"another's, and longer"]))
+    assert got(cache, [7, 8]) == [None, b"beside"]
+
+
+def test_ids_that_share_a_hash_in_one_put_overwrite_nobody():
+    """The first is longer than the room that the last is given."""
+    cache = RowCache(100)
+    cache.put("user", keys([7, 7, 8]), keys([1, 2, 8]), Spans.of([b"x" * 900, b"y", b"beside"]))
+    data, start, size, _ = cache.find("user", keys([7, 7]), keys([1, 2]))
+    assert size.tolist() == [0, 1]
+    assert data[start[1] : start[1] + 1].tobytes() == b"y"
+    assert got(cache, [8]) == [b"beside"]
