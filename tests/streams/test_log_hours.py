@@ -296,7 +296,9 @@ def test_writer_compaction_and_reader_beside_each_other(tmp_path: Path, arrive: 
     upkeep.compact(log.segments, T0 + DAY_MS)
     assert heights == sorted(heights)
     assert _as_sent(log, sent)
-    assert len(_files(log)) < 60  # of 134; how full each is depends on when compactions came
+    # Eleven hours of 134 files as they were filed: 74 rows each, of which 40 go into one. How
+    # full each is depends on when compactions came.
+    assert len(_files(log)) <= 4 * 11
 
 
 @pytest.mark.usefixtures("small_files")
