@@ -101,7 +101,6 @@ def test_zombies_change_nothing_when_they_come_back(world: World, draw: Draw, ro
     parts = shares(sent, 2 * rounds)
     for number in range(rounds):
         first = {life.role: name for name, life in world.lives.items()}  # the newest of each
-        done = (world.logged(), world.folded())
 
         def replace(name: str, number: int = number) -> None:
             world.freeze(name)
@@ -110,6 +109,7 @@ def test_zombies_change_nothing_when_they_come_back(world: World, draw: Draw, ro
         world.each_in_its_work(
             parts[2 * number], replace, {first[role]: IN_WORK[role] for role in ALL}
         )
+        done = (world.logged(), world.folded())
         # A frozen process may hold a file's lock, and then its successor waits for it.
         world.wait(lambda done=done: world.logged() > done[0] and world.folded() > done[1], 4.0)
         door = world.retire(first["batcher"])

@@ -360,6 +360,19 @@ def test_the_only_door_ends_when_it_must_share_the_input() -> None:
     assert mill.counted() == ["e1", "e2", "e3"]
 
 
+def test_the_only_door_ends_for_company_though_nothing_comes() -> None:
+    """As one that was stopped, replaced and goes on: its successor has admitted all there is."""
+    mill = _mill(MemoryBus(), True, alone=True)
+    first = mill.batcher()
+    assert first.turn(0.01) == 0
+    second = mill.batcher()
+    with pytest.raises(BusError, match="DOORS"):
+        first.turn(0.01)
+    first.close()
+    assert second.turn(0.01) == 0
+    second.close()
+
+
 def _in_thread(work: Callable[[], None]) -> Callable[[], BaseException | None]:
     failures: list[BaseException] = []
 
