@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
-COMBINED_BYTES = 4_000_000  # of queued messages that are handled as one batch
+COMBINED_BYTES = 10_000_000  # of queued messages that are handled as one batch
+BEHIND_S = 2.0  # how long a partition that is late already waits for more
 REGISTRY_AFTER_S = 10.0  # a worker is set up, where Feast's registry is there already
 FACTS_PACE_S = 0.5  # nobody waits for a fact to be on disk, and a batch has its cost
 CACHED_ROWS = 100_000  # rows of an entity that a folding process keeps, about 2 kB each
@@ -109,7 +110,7 @@ def facts(process: Process) -> int:
     from streams.feedback_store import FeedbackStore
     from streams.log import EventLog
     from streams.topics import EVENTS_BY_USER
-    from streams.worker import run_worker
+    from streams.worker import Rounds, run_worker
 
     settings = process.settings
     bus = wiring.bus(settings, ensure_topics=True)
@@ -149,8 +150,7 @@ def facts(process: Process) -> int:
         stop=process.stop,
         ready=process.ready,
         instance_id=_lasting_name(settings, "facts"),
-        combine_bytes=COMBINED_BYTES,
-        pace_s=FACTS_PACE_S,
+        rounds=Rounds(COMBINED_BYTES, FACTS_PACE_S, BEHIND_S),
     )
 
 
@@ -176,7 +176,7 @@ def features(process: Process) -> int:
     from features.fold_worker import consumer_group, fold_delivery
     from features.store import StoreDown
     from streams import erasure
-    from streams.worker import run_worker
+    from streams.worker import Rounds, run_worker
 
     settings = process.settings
     clock = wiring.clock(settings.clock)
@@ -209,7 +209,7 @@ def features(process: Process) -> int:
         stop=process.stop,
         ready=ready,
         instance_id=_lasting_name(settings, "features"),
-        combine_bytes=COMBINED_BYTES,
+        rounds=Rounds(COMBINED_BYTES, behind_s=BEHIND_S),
         resting=[topic for entity, topic in _entity_topics() if entity != "user"],
     )
 

@@ -1,6 +1,6 @@
 """What stands between a worker's event loop and its handlers: a thread each, and a line.
 
-Knows threads, queues and sizes. Does not know batches, offsets or retries
+Knows threads, queues, sizes and rounds. Does not know batches, offsets or retries
 (`streams.worker`).
 """
 
@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import SimpleQueue
 from time import monotonic, sleep
 from typing import Any
@@ -18,6 +19,25 @@ from streams.telemetry import name_thread
 
 _LONGEST_REST_S = 0.1
 _LINE_MESSAGES = 64  # of one partition, waiting to be combined
+_LARGE_BYTES = 500_000  # who is given so much at once has fallen behind
+_LOOK_S = 0.02
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How much of a partition is handed over at once, and how often.
+
+    Messages that have queued are handed over as one delivery of at most `combine_bytes`
+    payload bytes (0: each alone). Deliveries begin at least `pace_s` apart, for handlers
+    whose cost is by the delivery and who are in no haste. A partition that has fallen behind
+    (its last delivery was large) waits until `combine_bytes` have queued, or `behind_s` from
+    that delivery's begin: what is late already is done in fewer, larger rounds, in which more
+    events share what a row or a file costs.
+    """
+
+    combine_bytes: int = 0
+    pace_s: float = 0.0
+    behind_s: float = 0.0
 
 
 class Lane:
@@ -76,11 +96,12 @@ class Line:
     Make it within a running event loop; `close` ends it.
     """
 
-    def __init__(self, events: AsyncIterator[Any], combine_bytes: int, pace_s: float = 0.0) -> None:
-        """Faust's events; at most `combine_bytes` of values are given out together, and no
-        sooner than `pace_s` after those before."""
-        self._bytes, self._pace_s, self._next = combine_bytes, pace_s, 0.0
-        self._waiting: asyncio.Queue[Any] = asyncio.Queue(_LINE_MESSAGES if combine_bytes else 1)
+    def __init__(self, events: AsyncIterator[Any], rounds: Rounds) -> None:
+        """`events`: Faust's."""
+        self._rounds, self._began, self._behind = rounds, float("-inf"), False
+        most = _LINE_MESSAGES if rounds.combine_bytes else 1
+        self._waiting: asyncio.Queue[Any] = asyncio.Queue(most)
+        self._bytes = 0  # that wait
         self._held: list[Any] = []
         self._filling = asyncio.create_task(self._fill(events))
 
@@ -89,6 +110,7 @@ class Line:
         try:
             async for event in events:
                 await self._waiting.put(event.message)
+                self._bytes += len(event.message.value)
         except Exception as error:
             end = error
         await self._waiting.put(end)
@@ -96,16 +118,18 @@ class Line:
     async def next(self) -> list[Any]:
         """At least one message; [] when the stream has ended. Raises what ended it.
 
-        Nothing is taken out of the line until the pace allows it, so that whoever is cut off
+        Nothing is taken out of the line until its time has come, so that whoever is cut off
         while it waits can ask whether the line `holds` anything.
         """
-        await asyncio.sleep(max(0.0, self._next - monotonic()))
+        await asyncio.sleep(max(0.0, self._began + self._rounds.pace_s - monotonic()))
+        if self._behind:
+            await self._gather()
         first = self._held.pop() if self._held else await self._waiting.get()
         if isinstance(first, Exception):
             raise first
         if first is None:
             return []
-        self._next = monotonic() + self._pace_s
+        self._began = monotonic()
         messages, size = [first], len(first.value)
         while not self._waiting.empty() and not self._held:
             message = self._waiting.get_nowait()
@@ -113,8 +137,19 @@ class Line:
                 self._held.append(message)
                 break
             size += len(message.value)
-            (messages if size <= self._bytes else self._held).append(message)
+            (messages if size <= self._rounds.combine_bytes else self._held).append(message)
+        given = sum(len(message.value) for message in messages)
+        self._bytes -= given
+        self._behind = given >= _LARGE_BYTES
         return messages
+
+    async def _gather(self) -> None:
+        """Until the line has what one delivery takes, or it is time."""
+        until = self._began + self._rounds.behind_s
+        while monotonic() < until and not self._waiting.full():
+            if self._bytes >= self._rounds.combine_bytes:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     @property
     def holds(self) -> bool:

@@ -5,7 +5,7 @@ batch. One batch per partition is in flight, acknowledged after its handler has
 returned. A handler that raises is called again; when it goes on raising, the worker
 ends and says why, and whoever starts it again finds the batch where it was: retry or
 exit, never skip. Messages that queue while a batch is in flight may be handed over as
-one delivery (`combine_bytes`); they are retried and acknowledged together.
+one delivery (`Rounds`); they are retried and acknowledged together.
 
 Epochs. A topic that was made anew starts again at offset 0 under another topic id. The
 worker asks for that id after a batch was fetched and before it is handled, and about
@@ -34,13 +34,14 @@ from streams.bus import Bus, BusError, Stamp
 from streams.delivery import BatchHandler, Delivery, combine, in_order
 from streams.faust_driver import FinishedConsumer, WorkerApp, worker_app
 from streams.kafka_bus import KafkaBus
-from streams.lane import Lane, Line
+from streams.lane import Lane, Line, Rounds
 from streams.loop import spare_the_collector
 from streams.schema import from_ipc
 
-__all__ = ["BatchHandler", "Delivery", "Exit", "Patience", "in_order", "run_worker"]
+__all__ = ["BatchHandler", "Delivery", "Exit", "Patience", "Rounds", "in_order", "run_worker"]
 
 _log = logging.getLogger(__name__)
+_EACH_ALONE = Rounds()
 
 
 class Exit(IntEnum):
@@ -110,12 +111,11 @@ class _Worker:
         handlers: Mapping[str, BatchHandler],
         epochs: Epochs,
         patience: Patience,
-        combine_bytes: int,
-        pace_s: float,
+        rounds: Rounds,
         resting: Collection[str],
     ) -> None:
         self._handlers = handlers
-        self._combine_bytes, self._pace_s, self._resting = combine_bytes, pace_s, resting
+        self._rounds, self._resting = rounds, resting
         self._epochs = epochs
         self._patience = patience
         self._ending = threading.Event()
@@ -150,7 +150,7 @@ class _Worker:
     def _agent(self, app: WorkerApp, topic: str, lane: Lane) -> Callable[[Any], Any]:
         async def deliver(stream: Any) -> None:
             consumer = cast(FinishedConsumer, app.consumer)
-            line = Line(stream.noack().events(), self._combine_bytes, self._pace_s)
+            line = Line(stream.noack().events(), self._rounds)
             try:
                 while messages := await line.next():
                     await self._handled(topic, lane, messages)
@@ -268,8 +268,7 @@ def run_worker(
     session_timeout_s: float = 6.0,
     commit_interval_s: float = 1.0,
     instance_id: str | None = None,
-    combine_bytes: int = 0,
-    pace_s: float = 0.0,
+    rounds: Rounds = _EACH_ALONE,
     resting: Collection[str] = (),
 ) -> int:
     """Delivers each topic of `handlers` to its handler until `stop` is set or SIGTERM comes.
@@ -281,12 +280,9 @@ def run_worker(
     embedded broker answers a join after half of `session_timeout_s` and makes a static
     member wait 6 s: there, give 2 s and no `instance_id`.
 
-    `combine_bytes`: messages of one partition that have queued are handed over as one
-    delivery of at most so many payload bytes (0: each alone). Give it only where every
-    handler tells what it has seen by row or message, as `FeatureStore.fold` does. With
-    `pace_s` a partition's deliveries begin at least so far apart, for handlers whose cost
-    is by the delivery and who are in no haste. Handlers of the topics `resting` pause for as
-    long as they worked, in favour of the others.
+    `rounds`: give those that combine messages only where every handler tells what it has
+    seen by row or message, as `FeatureStore.fold` does. Handlers of the topics `resting`
+    pause for as long as they worked, in favour of the others.
 
     Returns an `Exit`; after any other than STOPPED the caller starts a new process.
     """
@@ -303,10 +299,10 @@ def run_worker(
         session_timeout_s=session_timeout_s,
         commit_interval_s=commit_interval_s,
         instance_id=instance_id,
-        gather_s=pace_s / 2,
+        gather_s=rounds.pace_s / 2,
     )
     spare_the_collector()
-    worker = _Worker(handlers, epochs, patience, combine_bytes, pace_s, resting)
+    worker = _Worker(handlers, epochs, patience, rounds, resting)
     watcher = threading.Thread(target=worker.watch, args=(stop,), name="watch", daemon=True)
     watcher.start()
     with asyncio.Runner() as runner:

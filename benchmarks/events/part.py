@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy import state, wiring
-from deploy.process import CACHED_ROWS, COMBINED_BYTES, Process
+from deploy.process import BEHIND_S, CACHED_ROWS, COMBINED_BYTES, Process
 from streams.delivery import BatchHandler
 from streams.topics import EVENTS_BY_USER
-from streams.worker import run_worker
+from streams.worker import Rounds, run_worker
 
 
 def user_door(process: Process) -> int:
@@ -33,7 +33,7 @@ def user_door(process: Process) -> int:
 def log(process: Process) -> int:
     from streams.log import EventLog
 
-    return _work(process, EventLog(process.settings.log_dir).append, 0)
+    return _work(process, EventLog(process.settings.log_dir).append, Rounds())
 
 
 def user_fold(process: Process) -> int:
@@ -41,10 +41,10 @@ def user_fold(process: Process) -> int:
 
     store = wiring.feature_store(process.settings, cached_rows=CACHED_ROWS)
     store.generation()
-    return _work(process, fold_delivery(store, "user"), COMBINED_BYTES)
+    return _work(process, fold_delivery(store, "user"), Rounds(COMBINED_BYTES, behind_s=BEHIND_S))
 
 
-def _work(process: Process, handler: BatchHandler, combine_bytes: int) -> int:
+def _work(process: Process, handler: BatchHandler, rounds: Rounds) -> int:
     wiring.bus(process.settings, ensure_topics=True)
     return run_worker(
         process.name,
@@ -53,7 +53,7 @@ def _work(process: Process, handler: BatchHandler, combine_bytes: int) -> int:
         data_dir=process.settings.home / "faust",
         stop=process.stop,
         ready=process.ready,
-        combine_bytes=combine_bytes,
+        rounds=rounds,
     )
 
 

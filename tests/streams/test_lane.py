@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from streams import lane
-from streams.lane import Lane, Line
+from streams.lane import Lane, Line, Rounds
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ async def _events(messages: Sequence[_Message], apart_s: float) -> AsyncIterator
         await asyncio.sleep(apart_s)
 
 
-def _given_out(count: int, apart_s: float, combine_bytes: int, pace_s: float) -> list[list[int]]:
+def _given_out(count: int, apart_s: float, rounds: Rounds) -> list[list[int]]:
     """The offsets of each delivery, until the stream has ended."""
 
     async def run() -> list[list[int]]:
-        line = Line(_events([_Message(n) for n in range(count)], apart_s), combine_bytes, pace_s)
+        line = Line(_events([_Message(n) for n in range(count)], apart_s), rounds)
         out = []
         while messages := await line.next():
             out.append([message.offset for message in messages])
@@ -41,7 +41,7 @@ def _given_out(count: int, apart_s: float, combine_bytes: int, pace_s: float) ->
 
 def test_with_a_pace_what_comes_meanwhile_is_handed_over_together() -> None:
     started = monotonic()
-    out = _given_out(20, 0.01, 1_000, 0.1)
+    out = _given_out(20, 0.01, Rounds(1_000, 0.1))
     assert [offset for batch in out for offset in batch] == list(range(20))
     assert len(out) <= 1 + (monotonic() - started) / 0.1
     assert max(map(len, out)) > 1
@@ -49,14 +49,36 @@ def test_with_a_pace_what_comes_meanwhile_is_handed_over_together() -> None:
 
 @pytest.mark.parametrize(("combine_bytes", "most"), [(0, 1), (25, 2)])
 def test_no_more_is_combined_than_may_be(combine_bytes: int, most: int) -> None:
-    out = _given_out(9, 0.0, combine_bytes, 0.05)
+    out = _given_out(9, 0.0, Rounds(combine_bytes, 0.05))
     assert [offset for batch in out for offset in batch] == list(range(9))
     assert max(map(len, out)) == most
 
 
+@pytest.mark.parametrize(
+    ("large_bytes", "first"),
+    [(10, [[0], [1, 2, 3]]), (11, [[0], [1]])],
+    ids=["behind", "in time"],
+)
+def test_who_is_behind_is_given_as_much_as_may_be_combined(
+    monkeypatch: pytest.MonkeyPatch, large_bytes: int, first: list[list[int]]
+) -> None:
+    """One message of ten bytes is much, or it is not; thirty may be handed over at once."""
+    monkeypatch.setattr(lane, "_LARGE_BYTES", large_bytes)
+    out = _given_out(8, 0.05, Rounds(30, behind_s=2.0))[:2]
+    assert out == first
+
+
+def test_who_is_behind_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "_LARGE_BYTES", 1)
+    began = monotonic()
+    out = _given_out(2, 0.0, Rounds(1_000, behind_s=0.3))
+    assert [offset for batch in out for offset in batch] == [0, 1]
+    assert monotonic() - began >= 0.3
+
+
 def test_a_line_that_waits_for_its_pace_says_that_it_holds_messages() -> None:
     async def run() -> tuple[bool, bool]:
-        line = Line(_events([_Message(0), _Message(1)], 0.02), 1_000, 30.0)
+        line = Line(_events([_Message(0), _Message(1)], 0.02), Rounds(1_000, 30.0))
         await line.next()
         empty = line.holds
         waiting = asyncio.create_task(line.next())

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from streams.delivery import MESSAGE_OFFSET, Delivery, in_order
 from streams.log import EventLog
-from streams.worker import Patience, run_worker
+from streams.worker import Patience, Rounds, run_worker
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def main() -> int:
     return run_worker(
         name,
         {topic: trail_of_many if combining else in_order(log.append, trail)},
-        combine_bytes=20_000 if combining else 0,
+        rounds=Rounds(20_000 if combining else 0),
         bootstrap_servers=bootstrap,
         data_dir=directory,
         ready=lambda: (directory / "ready").write_text(str(time.time())) and None,
