@@ -209,7 +209,7 @@ def features(process: Process) -> int:
         stop=process.stop,
         ready=ready,
         instance_id=_lasting_name(settings, "features"),
-        rounds=Rounds(COMBINED_BYTES, behind_s=BEHIND_S),
+        rounds=Rounds(COMBINED_BYTES, behind_s=BEHIND_S, across=True),
         resting=[topic for entity, topic in _entity_topics() if entity != "user"],
     )
 

@@ -32,7 +32,7 @@ from features.cut import Cut
 from features.definitions import DEFINITIONS
 from features.feast_format import RowFormat, facts_key, unwrap
 from features.finish import finish_blobs
-from features.fold import Fold, Folded, Stored, group
+from features.fold import Fold, Folded, Stored, apart, group
 from features.row_cache import RowCache
 from features.spans import Spans
 from features.store import (
@@ -97,13 +97,16 @@ class FeastFeatureStore:
 
     def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
         generation = self.generation()
-        batch = self._cut.beyond(entity, group(DEFINITIONS[entity], events), stamp)
+        batch = group(DEFINITIONS[entity], events)
+        if len(parts := apart(events, batch)) > 1:
+            return sum(self.fold(entity, part, stamp) for part in parts)
+        batch = self._cut.beyond(entity, batch, stamp)
         work, ids = Fold(DEFINITIONS[entity], batch, stamp, generation), Ids.of(batch.names)
         n, step = len(ids.keys), self._rows_at_once(entity)
         with self._folding[entity]:
             self._claims.lay(entity, owner_field(self._formats[entity]))
-            parts = (np.arange(a, min(a + step, n)) for a in range(0, n, step))
-            return sum(self._fold_part(entity, work, ids, part) for part in parts)
+            rows = (np.arange(a, min(a + step, n)) for a in range(0, n, step))
+            return sum(self._fold_part(entity, work, ids, places) for places in rows)
 
     def _rows_at_once(self, entity: EntityName) -> int:
         rows = int(BYTES_AT_ONCE / self._row_bytes[entity])

@@ -26,7 +26,7 @@ from features.spans import Spans, given, offsets_of, readable_bytes
 from features.tiles import tile_key
 from streams.bus import Stamp
 from streams.clock import HOUR_MS
-from streams.delivery import MESSAGE_OFFSET
+from streams.delivery import MESSAGE_OFFSET, MESSAGE_PARTITION
 
 READER_SLACK_MS = HOUR_MS  # how far a reader's now may lie behind the row's newest event
 
@@ -78,7 +78,7 @@ def group(definition: EntityDefinition, events: pa.Table) -> Batch:
     id_column = events.column(definition.id_column)
     keep = pc.and_(pc.is_valid(id_column), pc.invert(events.column("duplicate")))
     # Filtering columns that no feature names would cost as much as the fold.
-    combined = (MESSAGE_OFFSET,) if MESSAGE_OFFSET in events.column_names else ()
+    combined = [c for c in (MESSAGE_OFFSET, MESSAGE_PARTITION) if c in events.column_names]
     table = events.select([*dict.fromkeys((*PLACED, *combined, *definition.event_columns))])
     table = (table if pc.all(keep).as_py() else table.filter(keep)).combine_chunks()
     encoded = table.column(definition.id_column).combine_chunks().dictionary_encode()
@@ -92,6 +92,18 @@ def group(definition: EntityDefinition, events: pa.Table) -> Batch:
         hash=event_hashes(table),
         table=table,
     )
+
+
+def apart(events: pa.Table, batch: Batch) -> list[pa.Table]:
+    """The events of several partitions as they may be folded: all at once, unless one row has
+    events of two. A topic's shuffle brings none such; who calls by hand may."""
+    if MESSAGE_PARTITION not in events.column_names:
+        return [events]
+    partition, last = _placed(batch, MESSAGE_PARTITION, 0), np.empty(len(batch.names), np.int64)
+    last[batch.row] = partition
+    if (last[batch.row] == partition).all():
+        return [events]
+    return [events.filter(pc.equal(events[MESSAGE_PARTITION], one)) for one in np.unique(partition)]
 
 
 def event_hashes(table: pa.Table) -> np.ndarray:
@@ -142,8 +154,9 @@ class Fold:
         epoch = np.uint64(xxhash.xxh3_64_intdigest(stamp.epoch.encode()))
         self._events = (
             *map(given, (first, event, row, batch.time, batch.kind, batch.hash)),
-            given(_offsets(batch, stamp)),
-            *(epoch, np.uint64(stamp.partition), np.uint64(generation)),
+            given(_placed(batch, MESSAGE_OFFSET, stamp.offset)),
+            given(_placed(batch, MESSAGE_PARTITION, stamp.partition).astype(np.uint64)),
+            *(epoch, np.uint64(generation)),
             *(np.uint64(definition.fingerprint), definition.recent),
             given(_addends(rules.sources, table)),
             *map(given, (rules.first, rules.key, rules.tile_ms, rules.source)),
@@ -163,12 +176,12 @@ class Fold:
         return Folded(places[changed], Spans(data, offsets), before, last, foreign)
 
 
-def _offsets(batch: Batch, stamp: Stamp) -> np.ndarray:
-    """int64 [M]: the offset of the message that each event came in."""
-    if MESSAGE_OFFSET in batch.table.column_names:
-        offsets: np.ndarray = batch.table.column(MESSAGE_OFFSET).to_numpy()
-        return offsets
-    return np.full(len(batch.row), stamp.offset, np.int64)
+def _placed(batch: Batch, column: str, otherwise: int) -> np.ndarray:
+    """int64 [M]: where the message lay that each event came in."""
+    if column in batch.table.column_names:
+        places: np.ndarray = batch.table.column(column).to_numpy()
+        return places
+    return np.full(len(batch.row), otherwise, np.int64)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def fold_rows(
     cached: np.ndarray, read: np.ndarray, start: np.ndarray, size: np.ndarray,
     picked: np.ndarray, first: np.ndarray, event: np.ndarray,
     row: np.ndarray, time: np.ndarray, kind: np.ndarray, hashes: np.ndarray, offset: np.ndarray,
-    epoch: Any, partition: Any, generation: Any, fingerprint: Any, recent: int,
+    origin: np.ndarray, epoch: Any, generation: Any, fingerprint: Any, recent: int,
     value: np.ndarray, rule_first: np.ndarray, rule_key: np.ndarray, rule_ms: np.ndarray,
     rule_value: np.ndarray, keep_ms: np.ndarray, size_ms: np.ndarray,
     listed: np.ndarray, limit: np.ndarray,
@@ -56,7 +56,7 @@ def fold_rows(
 
     Row `picked[k]` lies as `size[k]` bytes at `start[k]` of `cached` and, behind its end, of
     `read`; its events are `event[first[r]:first[r + 1]]`. `offset` (int64 [M]) is of the message
-    that brought an event. An event of kind k adds by rules `rule_first[k]` to
+    that brought an event, `origin` (uint64 [M]) its partition, one for all of a row's. An event of kind k adds by rules `rule_first[k]` to
     `rule_first[k + 1]`: key but for the index, tile size in ms (0: endless), row of `value`.
     Tiles of size s and slot c that end `keep_ms[s, c]` before the row's newest event are left
     out. `listed[l, k]`: list l takes events of kind k whose `length[l]` (bytes, at `text_at[l]`
@@ -83,6 +83,7 @@ def fold_rows(
         erased = _count(words[5]) if len(words) else 0
         if len(words) and words[1] & _LOW != generation:
             words = words[:0]
+        partition = origin[event[first[r]]]
         n = _fresh(
             words, old, at, epoch, partition, erased,
             first[r], first[r + 1], event, row, time, hashes, offset, table, fresh,

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from features.definitions import DEFINITIONS
 from features.finish import finish_blobs
-from features.fold import fold, group
+from features.fold import apart, fold, group
 from features.spans import Spans
 from features.store import EntityName, FeatureFrame
 from features.tiles import FOREVER_MS, erased_until, tombstone
@@ -30,6 +30,8 @@ class MemoryFeatureStore:
     def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
         definition = DEFINITIONS[entity]
         batch = group(definition, events)
+        if len(parts := apart(events, batch)) > 1:
+            return sum(self.fold(entity, part, stamp) for part in parts)
         with self._lock:
             stored = self._rows[entity]
             rows = Spans.of([stored.get(entity_id) for entity_id in batch.ids])

@@ -56,7 +56,7 @@ class FeatureStore(Protocol):
 
         Idempotent: a batch at or before a row's stamp changes nothing. With a column
         `streams.delivery.MESSAGE_OFFSET` this holds event by event, whatever messages
-        were combined. Rows marked duplicate are not counted. Returns the number of rows written.
+        were combined, and with MESSAGE_PARTITION for several partitions at once. Rows marked duplicate are not counted. Returns the number of rows written.
         Raises `StoreDown` when the store does not answer; the caller retries or stops.
         """
 

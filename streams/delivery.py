@@ -19,6 +19,8 @@ from streams.shuffle import TRACES_HEADER
 
 MESSAGE_OFFSET = "message_offset"
 """int64 column of a combined delivery: the offset of the message that each row came in."""
+MESSAGE_PARTITION = "message_partition"
+"""int64 column of a delivery of several partitions: the one that each row came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Delivery:
 
     A combined delivery (`combine`) holds several messages: `stamp` is the last one's,
     `table` has one column more, MESSAGE_OFFSET, and `parts` are the messages as they came.
+    Where they are of several partitions, MESSAGE_PARTITION tells which.
     """
 
     topic: str
@@ -42,7 +45,7 @@ class Delivery:
 
     @property
     def messages(self) -> Sequence[Delivery]:
-        """One delivery per message, in offset order."""
+        """One delivery per message, each partition's in offset order."""
         return self.parts or (self,)
 
 
@@ -53,8 +56,8 @@ Must change nothing the second time it sees a stamp: delivery is at least once. 
 partition's deliveries come one after another, in offset order, from one thread.
 
 One that is given combined deliveries must tell what it has seen row by row, by
-MESSAGE_OFFSET, or message by message: after a restart the same messages come cut in
-other places.
+MESSAGE_OFFSET (and MESSAGE_PARTITION, where it is given several partitions at once), or
+message by message: after a restart the same messages come cut in other places.
 """
 
 
@@ -69,14 +72,17 @@ def in_order(*handlers: BatchHandler) -> BatchHandler:
 
 
 def combine(deliveries: Sequence[Delivery]) -> Delivery:
-    """Deliveries of one partition in offset order as one, which stands at the last one's stamp."""
+    """Deliveries, each partition's in offset order, as one that stands at the last one's stamp."""
     last = deliveries[-1]
     if len(deliveries) == 1:
         return last
     counts = [delivery.table.num_rows for delivery in deliveries]
-    offsets = np.repeat(np.array([d.stamp.offset for d in deliveries], np.int64), counts)
+    places = {MESSAGE_OFFSET: [d.stamp.offset for d in deliveries]}
+    if len({d.stamp.partition for d in deliveries}) > 1:
+        places[MESSAGE_PARTITION] = [d.stamp.partition for d in deliveries]
     table = pa.concat_tables([delivery.table for delivery in deliveries])
-    table = table.append_column(MESSAGE_OFFSET, pa.array(offsets))
+    for name, values in places.items():
+        table = table.append_column(name, pa.array(np.repeat(np.array(values, np.int64), counts)))
     headers = _headers(deliveries, counts)
     return Delivery(last.topic, last.stamp, table, headers, parts=tuple(deliveries))
 

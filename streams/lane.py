@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import Any
 
@@ -38,6 +38,7 @@ class Rounds:
     combine_bytes: int = 0
     pace_s: float = 0.0
     behind_s: float = 0.0
+    across: bool = False  # partitions: what waits of several is one delivery, for handlers that can
 
 
 class Lane:
@@ -48,37 +49,77 @@ class Lane:
     the lanes that do not, and more waits for it to be combined.
     """
 
-    def __init__(self, topic: str, *, rests: bool = False) -> None:
-        self._rests = rests
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._work, args=(topic,), daemon=True).start()
+    def __init__(
+        self,
+        topic: str,
+        work: Callable[[list[Any]], None],
+        most_bytes: int = 0,
+        rests: bool = False,
+    ) -> None:
+        """`work` gets the messages of one `run`; with `most_bytes` those of all that wait,
+        while their values take no more together."""
+        self._work, self._most_bytes, self._rests = work, most_bytes, rests
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._left: list[_Call | None] = []  # taken from the queue, not worked on yet
+        threading.Thread(target=self._serve, args=(topic,), daemon=True).start()
 
-    def _work(self, topic: str) -> None:
+    def _serve(self, topic: str) -> None:
         name_thread(topic.rpartition(".")[2])
-        while (call := self._calls.get()) is not None:
+        while calls := self._next():
             began = monotonic()
-            call()
+            _do(self._work, calls)
             if self._rests:
                 sleep(min(monotonic() - began, _LONGEST_REST_S))
 
-    async def run(self, work: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def call() -> None:
-            error: BaseException | None = None
+    def _next(self) -> list[_Call]:
+        """What to work on together; [] at the end."""
+        first = self._left.pop() if self._left else self._calls.get()
+        if first is None:
+            return []
+        calls, size = [first], first.bytes
+        while size < self._most_bytes and not self._left:
             try:
-                work()
-            except BaseException as raised:
-                error = raised
-            with suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(_settle, done, error)
+                call = self._calls.get_nowait()
+            except Empty:
+                break
+            if call is None or size + call.bytes > self._most_bytes:
+                self._left.append(call)
+            else:
+                calls.append(call)
+                size += call.bytes
+        return calls
 
+    async def run(self, messages: list[Any]) -> None:
+        """Returns when they have been worked on, and raises what that raised."""
+        loop = asyncio.get_running_loop()
+        call = _Call(messages, loop, loop.create_future())
         self._calls.put(call)
-        await done
+        await call.done
 
     def close(self) -> None:
         self._calls.put(None)
+
+
+@dataclass(frozen=True)
+class _Call:
+    messages: list[Any]
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[None]
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(message.value) for message in self.messages)
+
+
+def _do(work: Callable[[list[Any]], None], calls: list[_Call]) -> None:
+    error: BaseException | None = None
+    try:
+        work([message for call in calls for message in call.messages])
+    except BaseException as raised:
+        error = raised
+    for call in calls:
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            call.loop.call_soon_threadsafe(_settle, call.done, error)
 
 
 def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:

@@ -137,7 +137,13 @@ class _Worker:
         """One agent per topic, one actor per partition."""
         lanes = []
         for topic in self._handlers:
-            lane = Lane(topic, rests=topic in self._resting)
+            rounds = self._rounds
+            lane = Lane(
+                topic,
+                partial(self._deliver, topic),
+                rounds.combine_bytes if rounds.across else 0,
+                rests=topic in self._resting,
+            )
             lanes.append(lane)
             channel = app.topic(
                 topic, key_type=bytes, key_serializer="raw", value_type=bytes,
@@ -153,7 +159,7 @@ class _Worker:
             line = Line(stream.noack().events(), self._rounds)
             try:
                 while messages := await line.next():
-                    await self._handled(topic, lane, messages)
+                    await self._handled(lane, messages)
                     consumer.finished(messages[-1].tp, messages[-1].offset)
             except asyncio.CancelledError:
                 if line.holds:
@@ -164,17 +170,17 @@ class _Worker:
 
         return deliver
 
-    async def _handled(self, topic: str, lane: Lane, messages: Sequence[Any]) -> None:
+    async def _handled(self, lane: Lane, messages: list[Any]) -> None:
         """Returns when the handler has; when it will not, the worker ends."""
         try:
-            await lane.run(partial(self._deliver, topic, messages))
+            await lane.run(messages)
         except asyncio.CancelledError:
-            self._cut_off(_place(messages))
+            self._cut_off(_places(messages))
             raise
         except EpochChanged as changed:
             self.end(Exit.NEW_EPOCH, str(changed))
         except Exception as error:
-            self.end(Exit.GAVE_UP, f"{_place(messages)}: {error!r}")
+            self.end(Exit.GAVE_UP, f"{_places(messages)}: {error!r}")
         if self.ending:
             # Returning or raising would let Faust go on to the next message.
             await asyncio.get_running_loop().create_future()
@@ -195,7 +201,7 @@ class _Worker:
             except EpochChanged:
                 raise
             except Exception as error:
-                _log.warning("%s failed, again in %.2f s: %r", _place(messages), pause, error)
+                _log.warning("%s failed, again in %.2f s: %r", _places(messages), pause, error)
                 telemetry.RETRIES.labels(topic).inc()
                 if time.monotonic() + pause > deadline:
                     raise
@@ -239,10 +245,15 @@ def _delivery(topic: str, epoch: str, message: Any) -> Delivery:
     return Delivery(topic, stamp, from_ipc(message.value), headers, message.value)
 
 
-def _place(messages: Sequence[Any]) -> str:
-    first, last = messages[0], messages[-1]
-    until = f"-{last.offset}" if len(messages) > 1 else ""
-    return f"{first.topic}[{first.partition}]@{first.offset}{until}"
+def _places(messages: Sequence[Any]) -> str:
+    """ "topic[partition]@first-last", for each partition."""
+    spans: dict[tuple[str, int], list[int]] = {}
+    for message in messages:
+        spans.setdefault((message.topic, message.partition), []).append(message.offset)
+    return ", ".join(
+        f"{topic}[{partition}]@{offsets[0]}" + (f"-{offsets[-1]}" if len(offsets) > 1 else "")
+        for (topic, partition), offsets in spans.items()
+    )
 
 
 def _attributes(delivery: Delivery) -> dict[str, str | int]:

@@ -41,7 +41,8 @@ def user_fold(process: Process) -> int:
 
     store = wiring.feature_store(process.settings, cached_rows=CACHED_ROWS)
     store.generation()
-    return _work(process, fold_delivery(store, "user"), Rounds(COMBINED_BYTES, behind_s=BEHIND_S))
+    rounds = Rounds(COMBINED_BYTES, behind_s=BEHIND_S, across=True)
+    return _work(process, fold_delivery(store, "user"), rounds)
 
 
 def _work(process: Process, handler: BatchHandler, rounds: Rounds) -> int:

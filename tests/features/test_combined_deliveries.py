@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.definitions import DEFINITIONS
+from features.finish import finish_blobs
 from features.fold_worker import fold_delivery
 from features.memory_store import MemoryFeatureStore
 from streams.bus import Stamp
 from streams.clock import DAY_MS
-from streams.delivery import MESSAGE_OFFSET, Delivery, combine
+from streams.delivery import MESSAGE_OFFSET, MESSAGE_PARTITION, Delivery, combine
 from streams.events import KINDS
 from streams.telemetry import pack, unpack
 from streams.topics import EVENTS_BY_USER
@@ -93,6 +94,46 @@ def test_a_zombie_that_folds_the_same_messages_otherwise_cut_changes_nothing(
     assert folded(turns) == one_by_one
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_several_partitions_at_once_give_what_each_alone_gives(event_table, seed) -> None:
+    """Users of one partition each, and videos that both name: rows of two partitions."""
+    rng = np.random.default_rng(seed)
+    lanes: list[list[Delivery]] = [[], []]
+    for number in range(10):
+        partition = int(rng.integers(2))
+        events = [
+            {"event_id": f"{number}/{row}", "kind": "like", "user_id": f"{partition}{row % 2}",
+             "video_id": f"v{row % 2}", "author_id": "a", "query": None,
+             "event_time_ms": 1_700_000_000_000 + int(rng.integers(DAY_MS))}
+            for row in range(rng.integers(5))
+        ]  # fmt: skip
+        place = Stamp("e", partition, number)
+        lanes[partition].append(Delivery(EVENTS_BY_USER, place, event_table(events)))
+    apart = folded([[message] for lane in lanes for message in lane])
+    turns, begins = [], [0, 0]
+    while any(begin < len(lane) for begin, lane in zip(begins, lanes, strict=True)):
+        ends = [int(rng.integers(b, len(lane) + 1)) for b, lane in zip(begins, lanes, strict=True)]
+        if turn := [m for b, e, lane in zip(begins, ends, lanes, strict=True) for m in lane[b:e]]:
+            turns.append(turn)
+        begins = ends
+    again = [turn for turn in turns for turn in (turn, turn)]  # a retry changes nothing
+    together = folded(again)
+    assert together["user"] == apart["user"]
+    assert finished(together) == finished(apart)
+
+
+def finished(rows: dict[str, dict[str, bytes]]) -> dict[str, dict[str, list[object]]]:
+    """What readers see; the order of a row's lanes may differ."""
+    found = {}
+    for entity, definition in DEFINITIONS.items():
+        ids = sorted(rows[entity])
+        frame = finish_blobs(
+            definition, ids, [rows[entity][i] for i in ids], 1_700_000_000_000 + DAY_MS
+        )
+        found[entity] = {name: column.tolist() for name, column in frame.columns.items()}
+    return found
+
+
 def test_a_single_message_is_handed_on_as_it_is(messages) -> None:
     assert combine(messages[4:5]) is messages[4]
 
@@ -110,3 +151,7 @@ def test_a_combined_delivery_knows_each_rows_message_and_trace(event_table) -> N
     assert one.table["event_id"].to_pylist() == ["3/0", "3/1", "5/0", "6/0", "6/1", "6/2"]
     assert unpack(one.headers) == {1: trace, 5: trace}
     assert pa.types.is_int64(one.table[MESSAGE_OFFSET].type)
+    assert MESSAGE_PARTITION not in one.table.column_names
+    two = combine([*one.parts, Delivery("t", Stamp("e", 0, 9), one.parts[1].table)])
+    assert two.table[MESSAGE_PARTITION].to_pylist() == [1, 1, 1, 1, 1, 1, 0]
+    assert two.table[MESSAGE_OFFSET].to_pylist() == [3, 3, 5, 6, 6, 6, 9]

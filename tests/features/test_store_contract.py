@@ -9,6 +9,7 @@ from features.definitions import DEFINITIONS, USER
 from features.store import FeatureStore, Status
 from streams.bus import Stamp
 from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from streams.delivery import Delivery, combine
 
 NOW = 1_700_000_000_000
 ALL = ("user", "video", "author", "query")
@@ -65,6 +66,22 @@ def test_an_offset_is_of_its_partition_alone(store, event_table):
     store.fold("user", event_table([like(NOW, event_id="1")]), at(9))
     store.fold("user", event_table([like(NOW, event_id="2")]), at(2, partition=1))
     assert liked(store) == 2
+
+
+def test_two_partitions_at_once_count_by_each_ones_offsets(store, event_table):
+    """One user of each, and one of both; what comes again changes nothing."""
+
+    def message(partition, offset, *users):
+        table = event_table(
+            [like(NOW - 9, user_id=u, event_id=f"{partition}{offset}{u}") for u in users]
+        )
+        return Delivery("t", at(offset, partition=partition), table)
+
+    first = [message(0, 3, "u", "both"), message(1, 1, "w", "both")]
+    for again in range(2):
+        delivery = combine([*first, message(1, 2, "w")] if again else first)
+        store.fold("user", delivery.table, delivery.stamp)
+    assert [liked(store, entity_id=user) for user in ("u", "w", "both")] == [1, 2, 2]
 
 
 def test_another_epoch_counts_new_events_from_offset_zero(store, event_table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -97,13 +98,53 @@ def test_a_resting_lane_pauses_as_long_as_it_worked_but_not_for_ever(
     monkeypatch.setattr(lane, "monotonic", lambda: now[0])
     monkeypatch.setattr(lane, "sleep", slept.append)
 
+    def work(messages: list[_Message]) -> None:
+        now[0] += len(messages[0].value) / 100  # a hundred bytes a second
+
     async def run() -> None:
-        own = Lane("topic", rests=rests)
-        for worked_s in (0.03, 5.0):
-            await own.run(lambda worked_s=worked_s: now.__setitem__(0, now[0] + worked_s))
-        await own.run(lambda: None)  # the pause before it is over
+        own = Lane("topic", work, rests=rests)
+        for worked in (3, 500):
+            await own.run([_Message(0, b"x" * worked)])
+        await own.run([_Message(0, b"")])  # the pause before it is over
         own.close()
 
     asyncio.run(run())
     assert slept[: len(most)] == pytest.approx(most)
     assert bool(slept) == rests
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "turns"),
+    [(0, [[0], [1], [2], [3]]), (20, [[0], [1, 2], [3]]), (99, [[0], [1, 2, 3]])],
+    ids=["each alone", "two at most", "all that wait"],
+)
+def test_calls_that_wait_are_worked_on_together_and_all_are_told(
+    most_bytes: int, turns: list[list[int]]
+) -> None:
+    """The first call keeps the thread until three others wait; the last work fails."""
+    begun, go_on, seen = threading.Event(), threading.Event(), list[list[int]]()
+
+    def work(messages: list[_Message]) -> None:
+        seen.append([message.offset for message in messages])
+        begun.set()
+        assert go_on.wait(30)
+        if messages[-1].offset == 3:
+            raise ValueError("the last")
+
+    async def run() -> list[BaseException | None]:
+        own = Lane("topic", work, most_bytes)
+        first = asyncio.create_task(own.run([_Message(0)]))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        others = [asyncio.create_task(own.run([_Message(n)])) for n in (1, 2, 3)]
+        while own._calls.qsize() < len(others):
+            await asyncio.sleep(0.001)
+        go_on.set()
+        told = await asyncio.gather(first, *others, return_exceptions=True)
+        own.close()
+        return told
+
+    told = asyncio.run(run())
+    assert seen == turns
+    failed = [place for place, one in enumerate(told) if isinstance(one, ValueError)]
+    assert failed == turns[-1]
