@@ -80,6 +80,8 @@ def fold_rows(
         old, at = (cached, start[k]) if start[k] < len(cached) else (read, start[k] - len(cached))
         words, is_foreign = _row_words(old, at, size[k], generation, fingerprint)
         foreign += is_foreign
+        if first[r] == first[r + 1]:
+            continue
         erased = _count(words[5]) if len(words) else 0
         if len(words) and words[1] & _LOW != generation:
             words = words[:0]
