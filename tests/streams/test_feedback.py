@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from streams.bus import Outgoing, Stamp
 from streams.delivery import Delivery, combine
-from streams.feedback import FEEDBACK_SCHEMA, TASKS, Join, Refusal, Windows, to_table
+from streams.feedback import Join, Refusal
 from streams.feedback_store import FeedbackStore, read_feedback, read_matured
 from streams.impression import Impression, sign
+from streams.outcomes import FEEDBACK_SCHEMA, TASKS, Windows
 from streams.segments import Segments
 from streams.topics import EVENTS_BY_USER, FEEDBACK
 
@@ -127,8 +128,8 @@ def test_files_of_before_weights_were_told_are_read_and_joined_to(
     tmp_path: Path, event_table: Build, filed: bool
 ) -> None:
     """Written by an older version: the last two columns are not there."""
-    outcomes = Join(KEY).batch(event_table([_event(1, "shown", 5)])).outcomes
-    table = to_table([(each, 1) for each in outcomes.values()], Windows(WINDOWS))
+    joined = Join(KEY).batch(event_table([_event(1, "shown", 5)]))
+    table = joined.alone().table(Windows(WINDOWS))
     old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-2]), times=("served_at_ms",))
     assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == {"weights", "log_density"}
     old.append(Stamp("e", 0, 0), table.select(old.schema.names))
