@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 
 import polars as pl
@@ -172,7 +173,9 @@ def _by_id(rows: pl.DataFrame) -> dict[str, Known]:
 
 def _upserts(table: pa.Table) -> list[Outgoing]:
     """One JSON object a row."""
-    lines = pl.DataFrame(table).write_ndjson().encode().splitlines()
+    written = BytesIO()
+    pl.DataFrame(table).write_ndjson(written)
+    lines = written.getvalue().splitlines()
     keys = table["impression_id"].to_pylist()
     return [Outgoing(FEEDBACK, line, key.encode()) for key, line in zip(keys, lines, strict=True)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ _FIRSTS = 1 + len(TASKS)
 _DWELL, _CENTS, _REVISION, _WIDTH = _FIRSTS, _FIRSTS + 1, _FIRSTS + 2, _FIRSTS + 3
 _NEVER = int(np.iinfo(np.int64).max)
 _NOTHING = np.array([_NEVER] * _FIRSTS + [0, 0, 0], np.int64).tobytes()
-_SERVED = attrgetter(*Impression.model_fields)
+_SERVED = itemgetter(*Impression.model_fields)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,9 @@ class Outcomes:
             "revision": numbers[_REVISION],
         }
         columns |= zip(
-            Impression.model_fields, zip(*map(_SERVED, self.impressions), strict=True), strict=True
+            Impression.model_fields,
+            zip(*map(_SERVED, map(vars, self.impressions)), strict=True),
+            strict=True,
         )
         for task, place in AT.items():
             at = _time(numbers[place])
