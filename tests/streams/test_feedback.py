@@ -173,6 +173,34 @@ def test_a_click_on_another_query_than_was_served_is_refused(
     assert joined([_event(2, "query_click", 3)]).height == 1
 
 
+def test_two_tokens_of_one_impression_are_each_held_against_what_they_say(
+    joined: Callable[..., pl.DataFrame],
+) -> None:
+    """A request that was answered twice: the same slot, another video."""
+    again = _impression(0).model_copy(update={"video_id": "other", "served_at_ms": T0 + 50})
+    other = {"impression": sign(again, KEY), "video_id": "other"}
+    row = joined([_event(0, "shown", 5), _event(0, "like", 9, **other)]).row(0, named=True)
+    assert (row["video_id"], row["shown_at_ms"], row["like_at_ms"]) == ("v0", T0 + 5, T0 + 50)
+    assert row["revision"] == 1
+
+
+def test_the_last_origin_in_the_alphabet_stands_and_is_a_revision(
+    joined: Callable[..., pl.DataFrame],
+) -> None:
+    shown = [_event(0, "shown", 5, origin=origin) for origin in ("replayed", "simulated", "live")]
+    row = joined(*([each] for each in shown)).row(0, named=True)
+    assert (row["origin"], row["revision"]) == ("simulated", 2)
+
+
+def test_of_orders_at_once_the_smaller_amount_stands_and_the_first_before_all(
+    joined: Callable[..., pl.DataFrame],
+) -> None:
+    orders = [(9, 5), (7, 8), (7, 6), (8, 1)]
+    batch = [_event(0, "order", at, amount_cents=amount) for at, amount in orders]
+    row = joined(batch).row(0, named=True)
+    assert (row["order_at_ms"], row["order_amount_cents"]) == (T0 + 7, 6)
+
+
 def test_each_matured_impression_is_read_once_by_a_moving_watermark(
     joined: Callable[..., pl.DataFrame], tmp_path: Path
 ) -> None:
