@@ -45,8 +45,9 @@ from models.ranking.tensors import Batch, batch_of
 from models.recipe import TrainingLog
 from streams.clock import DAY_MS, HOUR_MS
 from streams.events import KIND_CODE, CatalogueItem
-from streams.feedback import Join, Windows, to_table
+from streams.feedback import Join
 from streams.impression import Impression, sign
+from streams.outcomes import Windows
 from streams.schema import EVENT_SCHEMA
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ def simulated(world: WorldConfig, seed: int, slates: int) -> tuple[TrainingLog, 
     lived = pl.DataFrame(rows, schema=past.frame.schema)
     events = pl.concat([past.frame, lived]).sort("event_time_ms", "event_id")
     coded = lived.with_columns(pl.col("kind").replace_strict(KIND_CODE, return_dtype=pl.UInt8))
-    outcomes = Join(KEY).batch(coded.to_arrow().cast(EVENT_SCHEMA)).outcomes
-    joined = to_table([(o, 1) for o in outcomes.values()], Windows({"play": HOUR_MS}))
+    outcomes = Join(KEY).batch(coded.to_arrow().cast(EVENT_SCHEMA)).alone()
+    joined = outcomes.table(Windows({"play": HOUR_MS}))
     feedback = pl.DataFrame(joined).sort("matured_at_ms", "impression_id")
     until = int(events["event_time_ms"].to_list()[-1]) + DAY_MS
     return TrainingLog(events, past.items_frame, feedback, until), DEFAULT_END_MS

@@ -47,7 +47,7 @@ from streams.bus import Stamp
 from streams.catalogue import Catalogue
 from streams.clock import ManualClock
 from streams.events import CatalogueItem, ItemAdded
-from streams.feedback import FEEDBACK_SCHEMA
+from streams.outcomes import FEEDBACK_SCHEMA
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options

@@ -8,9 +8,10 @@ users' own tests; one contract suite runs against both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
@@ -122,15 +123,14 @@ class Stamp:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """One message to write. `partition=None` lets the client choose by key."""
 
     topic: str
     value: bytes | None
     key: bytes | None = None
     partition: int | None = None
-    headers: Mapping[str, bytes] = field(default_factory=dict)
+    headers: Mapping[str, bytes] = MappingProxyType({})
 
 
 class Producer(Protocol):

@@ -1,8 +1,9 @@
 """Feedback on disk and on its topic: upserts by impression, of which the last one stands.
 
-Knows files, revisions and the topic `feedback`. Does not know how an event becomes an
-outcome (`streams.feedback`). The files are the state: a restart reads them back, and a
-batch that comes again finds its effect there and changes nothing, revision included.
+Knows files, revisions and the topic `feedback`. Does not know what an event says
+(`streams.feedback`) nor how that adds up (`streams.outcomes`). The files are the state: a
+restart reads them back, and a batch that comes again finds its effect there and changes
+nothing, revision included.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
-from streams.bus import Outgoing, Producer, Stamp
+from streams.bus import Outgoing, Producer
 from streams.delivery import Delivery
-from streams.feedback import FEEDBACK_SCHEMA, Join, Outcome, Refusal, Windows, from_row, to_table
+from streams.feedback import Join, Joined, Refusal
+from streams.impression import Impression
+from streams.outcomes import FEEDBACK_SCHEMA, Known, Outcomes, Windows, from_row, unknown
 from streams.segments import Segments
 from streams.topics import FEEDBACK
 
 _log = logging.getLogger(__name__)
 
-State = tuple[Outcome, int]  # an outcome and its revision
 REMEMBERED = 200_000  # impressions kept in memory; one served earlier is read from disk when needed
 
 
@@ -62,7 +65,7 @@ class FeedbackStore:
         self._producer = producer
         self._refused = refused
         self._remembered = remembered
-        self._known: dict[str, State] = {}
+        self._known: dict[str, Known] = {}
         self._known_after_ms: int | None = None  # None: `_known` holds every impression on disk
         self._filed: dict[tuple[str, int], int] | None = None  # last offsets that `_known` reflects
         self._lock = threading.Lock()
@@ -75,13 +78,12 @@ class FeedbackStore:
         are the same however messages are combined; they are published and filed as one.
         Raises what the producer or the disk raises, with nothing taken in.
         """
-        joined = [(m.stamp, self._join.batch(m.table)) for m in delivery.messages]
-        found = [(stamp, one.outcomes) for stamp, one in joined if one.outcomes]
+        joined = self._join.batch(delivery.table)
         with self._lock:
-            if found:
-                self._take(found)
-        if refused := sum((one.refused for _, one in joined), Counter[Refusal]()):
-            self._refused(refused)
+            if joined.impressions:
+                self._take(delivery, joined)
+        if joined.refused:
+            self._refused(joined.refused)
 
     def erase(self, user_id: str, at_ms: int) -> int:
         """Removes the user's rows served until `at_ms`, now and when they come again."""
@@ -91,37 +93,21 @@ class FeedbackStore:
             self._known.clear()
             return removed
 
-    def _take(self, messages: Sequence[tuple[Stamp, Mapping[str, Outcome]]]) -> None:
-        last = messages[-1][0]
+    def _take(self, delivery: Delivery, joined: Joined) -> None:
+        last = delivery.stamp
         place = (last.epoch, last.partition)
         filed = self.segments.last_offset(*place)
         if self._filed is None or self._filed.get(place, -1) != filed:
             self._rebuild()
-        changed = self._changed([o for stamp, o in messages if stamp.offset > filed])
-        table = self.segments.without_erased(to_table(changed, self._windows))
+        states = _states(delivery, joined, self._recalled(joined.impressions), filed)
+        table = self.segments.without_erased(states.table(self._windows))
         if table.num_rows:
             self._publish(table)
             self.segments.append(last, table)
             self._filed = {**(self._filed or {}), place: last.offset}
             kept = set(table["impression_id"].to_pylist())
-            newest = {state[0].impression.impression_id: state for state in changed}
-            self._known |= {i: state for i, state in newest.items() if i in kept}
+            self._known |= {known[0]: known for known in states.known() if known[0] in kept}
             self._forget()
-
-    def _changed(self, messages: Sequence[Mapping[str, Outcome]]) -> list[State]:
-        """Every state that an impression newly comes to, message by message."""
-        newest: dict[str, State] = {}
-        changed: list[State] = []
-        for outcomes in messages:
-            self._recall(outcomes)
-            for impression_id, outcome in outcomes.items():
-                known = newest.get(impression_id) or self._known.get(impression_id)
-                before, revision = known or (None, 0)
-                after = before.merge(outcome) if before else outcome
-                if after != before:
-                    newest[impression_id] = (after, revision + 1)
-                    changed.append(newest[impression_id])
-        return changed
 
     def _publish(self, table: pa.Table) -> None:
         if self._producer is not None:
@@ -131,41 +117,65 @@ class FeedbackStore:
         """Reads every impression back, then keeps as many as are remembered."""
         self._filed = self.segments.last_offsets()
         rows = self.segments.consistently(lambda scan: _latest(scan).collect())
-        self._known = {row["impression_id"]: from_row(row) for row in rows.iter_rows(named=True)}
+        self._known = _by_id(rows)
         self._known_after_ms = None
         self._forget()
         _log.info("feedback: %d impressions read back", rows.height)
 
-    def _recall(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Reads back those that were forgotten; an impression served later cannot be among them."""
+    def _recalled(self, impressions: Mapping[str, Impression]) -> Outcomes:
+        """What is known of them, in their order."""
+        self._read_back(impressions)
+        return Outcomes.of(
+            [self._known.get(i) or unknown(i, told) for i, told in impressions.items()]
+        )
+
+    def _read_back(self, impressions: Mapping[str, Impression]) -> None:
+        """Those that were forgotten; an impression served later cannot be among them."""
         if self._known_after_ms is None:
             return
         missing = [
             impression_id
-            for impression_id, outcome in outcomes.items()
-            if impression_id not in self._known
-            and outcome.impression.served_at_ms <= self._known_after_ms
+            for impression_id, impression in impressions.items()
+            if impression_id not in self._known and impression.served_at_ms <= self._known_after_ms
         ]
         if missing:
             rows = self.segments.consistently(
                 lambda scan: _latest(scan.filter(pl.col("impression_id").is_in(missing))).collect()
             )
-            self._known |= {row["impression_id"]: from_row(row) for row in rows.to_dicts()}
+            self._known |= _by_id(rows)
 
     def _forget(self) -> None:
         """Beyond twice the number to remember, keeps those that were served last."""
         if len(self._known) <= 2 * self._remembered:
             return
-        by_age = sorted(self._known.items(), key=lambda item: item[1][0].impression.served_at_ms)
+        by_age = sorted(self._known.items(), key=lambda item: item[1][1].served_at_ms)
         forgotten = by_age[: -self._remembered]
-        newest_forgotten = forgotten[-1][1][0].impression.served_at_ms
+        newest_forgotten = forgotten[-1][1][1].served_at_ms
         self._known_after_ms = max(newest_forgotten, self._known_after_ms or 0)
         self._known = dict(by_age[-self._remembered :])
 
 
+def _states(delivery: Delivery, joined: Joined, outcomes: Outcomes, filed: int) -> Outcomes:
+    """Every state that an impression newly comes to, message by message; those up to the
+    offset `filed` have had their effect."""
+    states, end = [], 0
+    for message in delivery.messages:
+        first, end = end, end + message.table.num_rows
+        if message.stamp.offset > filed:
+            changed = outcomes.merge(joined.told.between(first, end))
+            states.append(outcomes.take(changed))
+    return Outcomes.joint(states)
+
+
+def _by_id(rows: pl.DataFrame) -> dict[str, Known]:
+    return {row["impression_id"]: from_row(row) for row in rows.iter_rows(named=True)}
+
+
 def _upserts(table: pa.Table) -> list[Outgoing]:
     """One JSON object a row."""
-    lines = pl.DataFrame(table).write_ndjson().encode().splitlines()
+    written = BytesIO()
+    pl.DataFrame(table).write_ndjson(written)
+    lines = written.getvalue().splitlines()
     keys = table["impression_id"].to_pylist()
     return [Outgoing(FEEDBACK, line, key.encode()) for key, line in zip(keys, lines, strict=True)]
 

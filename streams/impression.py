@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from functools import lru_cache
 from typing import Literal
 
 import orjson
@@ -73,7 +74,15 @@ def verify(token: str, key: bytes) -> Impression:
 
 
 def _mac(body: bytes, key: bytes) -> bytes:
-    return hmac.digest(key, body, hashlib.sha256)[:16]
+    mac = _keyed(key).copy()
+    mac.update(body)
+    return mac.digest()[:16]
+
+
+@lru_cache(maxsize=16)
+def _keyed(key: bytes) -> hmac.HMAC:
+    """Preparing the key takes longer than the few bytes of a token."""
+    return hmac.new(key, digestmod=hashlib.sha256)
 
 
 def _b64(raw: bytes) -> str:
@@ -81,4 +90,6 @@ def _b64(raw: bytes) -> str:
 
 
 def _unb64(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    # What `base64.urlsafe_b64decode` does, in a third of the time.
+    plain = text.replace("-", "+").replace("_", "/")
+    return binascii.a2b_base64(plain + "=" * (-len(text) % 4))

@@ -16,7 +16,7 @@ from streams import upkeep
 from streams.delivery import Delivery
 from streams.events import KINDS
 from streams.schema import EVENT_SCHEMA
-from streams.segments import Segments
+from streams.segments import Batch, Segments
 from streams.topics import EVENTS_BY_USER
 
 
@@ -35,8 +35,8 @@ class EventLog:
 
         Of a combined delivery each message is a batch of its own.
         """
-        for message in delivery.messages:
-            self.segments.append(message.stamp, message.table, message.payload)
+        batches = [Batch(each.stamp, each.table, each.payload) for each in delivery.messages]
+        self.segments.extend(batches)
 
     def gather(self) -> None:
         """Files every batch as Parquet now, for readers other than this class."""

@@ -5,7 +5,7 @@ files are named (`streams.segment_files`), nor when small files are merged and o
 dropped (`streams.upkeep`).
 
 A batch is one small file in the tail when `append` returns; many batches become Parquet
-together. A file is written beside its place and renamed into it, so a reader sees whole
+together, and many rows that come at once do so without having been in the tail. A file is written beside its place and renamed into it, so a reader sees whole
 files only. A second delivery, a zombie or a replay changes nothing, and a new epoch has
 names of its own. What a Parquet file's range covers is never read from the tail or from
 a smaller file, so a crash between a rename and a removal counts nothing twice. Files
@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -36,23 +36,23 @@ from streams.bus import Stamp
 from streams.parquet import to_parquet
 from streams.schema import conform, from_ipc, to_ipc
 from streams.segment_files import Filed, Listing, Place, SegmentFiles, Tail, hour_of, locked
+from streams.segment_rows import POSITION, by_offset, hour_runs, one_batch, placed
 
 _log = logging.getLogger(__name__)
 
-POSITION = pa.schema(
-    [
-        pa.field("epoch", pa.string(), nullable=False),
-        pa.field("partition", pa.int32(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),  # within the batch
-    ]
-)
-
+AT_ONCE_ROWS = 32_768  # so many rows that come at once become Parquet at once
 GATHER_ROWS = 200_000  # a tail this long becomes Parquet
 GATHER_FILES = 256  # and so does one of this many files, so that a quiet log stays quick to read
-SPANNING_MS = 3_600_000  # a batch that took longer than this to arrive is loaded history
 
 T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """A batch as it came; `payload`: `table` as IPC, where that is at hand."""
+
+    stamp: Stamp
+    table: pa.Table
+    payload: bytes | None = None
 
 
 @dataclass
@@ -97,25 +97,27 @@ class Segments:
 
         Raises OSError (a full disk) with nothing of the batch kept.
         """
-        place = (stamp.epoch, stamp.partition)
+        return bool(self.extend([Batch(stamp, table, payload)]))
+
+    def extend(self, batches: Sequence[Batch]) -> int:
+        """`append` of one partition's batches in offset order; how many were not on disk.
+
+        Raises OSError with the first ones kept, or none.
+        """
+        place = (batches[0].stamp.epoch, batches[0].stamp.partition)
         folder = self.files.tail_folder(place)
         with self._lock:
             if place not in self._open:
                 folder.mkdir(parents=True, exist_ok=True)
             with locked(folder):
                 known = self._known(place)
-                if stamp.offset <= known.last:
-                    return False
-                kept = self.without_erased(table)
-                if payload is None or kept.num_rows != table.num_rows:
-                    payload = to_ipc(_one_batch(conform(kept, self.schema)))
-                self.files.put(folder / f"{stamp.offset:020d}.arrow", payload)
-                known.last = stamp.offset
-                known.tail_rows += kept.num_rows
-                known.tail_files += 1
+                new = [self._kept(each) for each in batches if each.stamp.offset > known.last]
+                many = sum(each.table.num_rows for each in new) >= AT_ONCE_ROWS
+                if not (many and self._gather_or_wait(place, known, new)):
+                    self._append_to_tail(folder, known, new)
                 if known.tail_rows >= GATHER_ROWS or known.tail_files >= GATHER_FILES:
                     self._gather_or_wait(place, known)
-                return True
+                return len(new)
 
     def gather(self, unless: Callable[[Tail], bool] = lambda _: False) -> None:
         """Turns every tail into Parquet now, for readers that know nothing but Parquet;
@@ -190,9 +192,10 @@ class Segments:
     def last_offset(self, epoch: str, partition: int) -> int:
         """The largest offset that was ever filed, -1 when there is none."""
         place = (epoch, partition)
-        if (last := self.files.tail(place).last) >= 0:
-            return last
-        return max([-1, *(file.last for file in self.files.listing(place).filed)])
+        tail = self.files.tail(place)
+        if tail.last >= 0 and not tail.interrupted:
+            return tail.last
+        return max([tail.last, *(file.last for file in self.files.listing(place).filed)])
 
     def last_offsets(self) -> dict[Place, int]:
         """(epoch, partition) -> the largest offset that was ever filed."""
@@ -217,26 +220,46 @@ class Segments:
             self._open[place] = _Open(self.last_offset(*place), rows, len(waiting))
         return self._open[place]
 
-    def _gather_or_wait(self, place: Place, known: _Open) -> None:
-        """The batches are durable as they are, so a failure here fails no append."""
+    def _kept(self, batch: Batch) -> Batch:
+        """Without erased users' rows."""
+        kept = conform(self.without_erased(batch.table), self.schema)
+        whole = kept.num_rows == batch.table.num_rows
+        return Batch(batch.stamp, kept, batch.payload if whole else None)
+
+    def _append_to_tail(self, folder: Path, known: _Open, new: Sequence[Batch]) -> None:
+        for stamp, table, payload in new:
+            content = to_ipc(one_batch(table)) if payload is None else payload
+            self.files.put(folder / f"{stamp.offset:020d}.arrow", content)
+            known.last = stamp.offset
+            known.tail_rows += table.num_rows
+            known.tail_files += 1
+
+    def _gather_or_wait(self, place: Place, known: _Open, new: Sequence[Batch] = ()) -> bool:
+        """Whether it could be done. What is in the tail is durable as it is, so a failure
+        here fails no append."""
+        known.tail_rows = known.tail_files = 0
         try:
-            self._gather(place)
+            self._gather(place, new)
         except OSError as error:
             _log.warning("%s: the tail stays as it is: %s", self.directory, error)
-        known.tail_rows = known.tail_files = 0
+            return False
+        known.last = max([known.last, *(each.stamp.offset for each in new)])
+        return True
 
-    def _gather(self, place: Place) -> None:
+    def _gather(self, place: Place, new: Sequence[Batch] = ()) -> None:
+        """Files the tail, and with it what never was in it."""
         tail = self.files.tail(place)
         listing = self.files.listing(place) if tail.interrupted else Listing([], tail, [])
         filed_to = max([tail.filed_to, *(file.last for file in listing.filed)])
-        waiting = [n for n in tail.batches if n > filed_to]
-        parts = [self._read_tail(tail, n) for n in waiting]
+        at_hand = {each.stamp.offset: each.table for each in new}
+        waiting = sorted(n for n in {*tail.batches, *at_hand} if n > filed_to)
+        parts = [at_hand[n] if n in at_hand else self._read_tail(tail, n) for n in waiting]
         if waiting:
             self.files.put(tail.folder / "filing", b"")
         for hour, run in hour_runs(parts, self.times):
             filed_to = waiting[run.stop - 1]
             file = Filed(hour, *place, first=waiting[run.start], last=filed_to)
-            self.write_file(file, self._placed(place, waiting[run], parts[run]))
+            self.write_file(file, placed(place, waiting[run], parts[run], self.full_schema))
         self.files.mark_filed(tail, filed_to)
 
     def _erase_tail(self, place: Place) -> int:
@@ -247,7 +270,7 @@ class Segments:
             table = from_ipc(path.read_bytes(), self.schema)
             kept = self.without_erased(table)
             if kept.num_rows < table.num_rows:
-                self.files.put(path, to_ipc(_one_batch(kept)))
+                self.files.put(path, to_ipc(one_batch(kept)))
                 removed += table.num_rows - kept.num_rows if offset in listing.batches else 0
         return int(removed)
 
@@ -280,7 +303,7 @@ class Segments:
         while True:
             try:
                 for table, last in self._tables_of(place, done):
-                    yield from _by_offset(place, table, self.schema)
+                    yield from by_offset(place, table, self.schema)
                     done, again = last, 0
                 return
             except FileNotFoundError:
@@ -305,20 +328,7 @@ class Segments:
         return from_ipc(tail.path(offset).read_bytes(), self.schema)
 
     def _read_batch(self, place: Place, tail: Tail, offset: int) -> pa.Table:
-        return self._placed(place, [offset], [self._read_tail(tail, offset)])
-
-    def _placed(self, place: Place, offsets: list[int], parts: list[pa.Table]) -> pa.Table:
-        """Batches of one partition as one table whose rows know their position."""
-        counts = [part.num_rows for part in parts]
-        rows = [np.arange(count, dtype=np.int32) for count in counts]
-        position = [
-            pa.repeat(place[0], sum(counts)),
-            pa.repeat(pa.scalar(place[1], pa.int32()), sum(counts)),
-            pa.array(np.repeat(np.array(offsets, np.int64), counts)),
-            pa.array(np.concatenate(rows)),
-        ]
-        columns = [*pa.concat_tables(parts).columns, *position]
-        return pa.Table.from_arrays(columns, schema=self.full_schema)
+        return placed(place, [offset], [self._read_tail(tail, offset)], self.full_schema)
 
     def _read_erased(self) -> dict[str, int]:
         """The tombstones; read again only when the file has changed."""
@@ -331,51 +341,3 @@ class Segments:
             self._erased = json.loads((self.directory / "erased.json").read_bytes())
             self._erased_version = version
         return dict(self._erased)
-
-
-def hour_runs(parts: Sequence[pa.Table], times: Sequence[str]) -> Iterator[tuple[int, slice]]:
-    """Neighbouring batches that go into one file, each run with its hour.
-
-    A run is of one hour. Loaded history arrives "when it happened", so that one batch
-    may span months: such batches join the run before them, or share one, since each of
-    them in the hours of its rows would be a file for every few rows. An empty batch
-    goes with its neighbours; where all are empty there is no run.
-    """
-    start, hour, only_spanning = 0, None, True
-    for number, part in enumerate(parts):
-        if not part.num_rows:
-            continue
-        spans = [pc.min_max(part[name]).as_py() for name in times]
-        newest = hour_of(max(span["max"] for span in spans))
-        spanning = spans[0]["max"] - spans[0]["min"] > SPANNING_MS
-        joins = spanning and (only_spanning or hour is None or newest <= hour)
-        if hour is not None and newest != hour and not joins:
-            yield hour, slice(start, number)
-            start, hour, only_spanning = number, None, True
-        hour, only_spanning = max(hour or 0, newest), only_spanning and spanning
-    if hour is not None:
-        yield hour, slice(start, len(parts))
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    return table.combine_chunks().to_batches()[0] if table.num_rows else _empty(table.schema)
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
-
-
-def _by_offset(
-    place: Place, table: pa.Table, schema: pa.Schema
-) -> Iterator[tuple[Stamp, pa.Table]]:
-    """A file's batches as they were delivered, however upkeep has sorted the file."""
-    offsets, rows = table["offset"].to_numpy(), table["row"].to_numpy()
-    step = np.diff(offsets)
-    if ((step < 0) | ((step == 0) & (np.diff(rows) < 0))).any():
-        table = table.take(np.lexsort((rows, offsets)))
-        offsets = table["offset"].to_numpy()
-    edges = np.flatnonzero(np.diff(offsets)) + 1
-    columns = table.select(schema.names)
-    for start, stop in zip([0, *edges], [*edges, len(offsets)], strict=True):
-        if stop > start:
-            yield Stamp(*place, int(offsets[start])), columns.slice(start, stop - start)

@@ -70,5 +70,5 @@ def test_each_topic_carries_as_many_events_as_expected(
 
 def test_every_token_is_believed(bus: MemoryBus) -> None:
     joined = [Join(KEY).batch(table) for table in tables(bus, EVENTS_BY_USER)]
-    assert sum(len(one.outcomes) for one in joined) > N // 40
+    assert sum(len(one.impressions) for one in joined) > N // 40
     assert not any(one.refused for one in joined)

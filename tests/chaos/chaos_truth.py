@@ -12,7 +12,7 @@ import polars as pl
 
 from features.definitions import DEFINITIONS, EntityDefinition, LastN, Sum, Window
 from features.store import EntityName, FeatureStore
-from streams.feedback import TASKS
+from streams.outcomes import TASKS
 
 _COLUMNS = {
     "event_id": pl.String, "user_id": pl.String, "kind": pl.String, "event_time_ms": pl.Int64,

@@ -16,7 +16,7 @@ from models.recipe import TrainingLog
 from models.release import Bundle, ReleaseStore
 from models.signature import Signature
 from streams.clock import DAY_MS
-from streams.feedback import FEEDBACK_SCHEMA, TASKS
+from streams.outcomes import FEEDBACK_SCHEMA, TASKS
 from streams.schema import EVENT_SCHEMA
 
 START_MS = 1_700_000_000_000

@@ -24,8 +24,8 @@ from serving.served_features import ServedFeatures
 from streams.bus import Bus, Outgoing, Stamp
 from streams.delivery import Delivery
 from streams.events import KIND_CODE, CatalogueItem
-from streams.feedback import FEEDBACK_SCHEMA
 from streams.log import EventLog
+from streams.outcomes import FEEDBACK_SCHEMA
 from streams.schema import EVENT_SCHEMA, from_ipc
 from streams.topics import BEHAVIOUR, EVENTS_BY_USER
 

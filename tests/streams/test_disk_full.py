@@ -21,7 +21,7 @@ import pytest
 
 from streams import segments, upkeep
 from streams.bus import Outgoing, Stamp
-from streams.delivery import Delivery
+from streams.delivery import Delivery, combine
 from streams.kafka_bus import KafkaBus
 from streams.log import EventLog
 from streams.schema import to_ipc
@@ -85,6 +85,27 @@ def test_an_append_without_space_leaves_nothing_and_comes_again(
         assert log.read().height == ROWS
     log.append(Delivery(EVENTS_BY_USER, Stamp("e", 0, 1), second))
     assert [d.table for d in log.deliveries()] == [first, second]
+
+
+def test_what_does_not_fit_into_one_file_is_kept_in_small_ones(
+    tmp_path: Path, batch: Callable[[int], pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path)
+    small = [batch(number).slice(0, 900) for number in range(5)]
+    one_batch = len(to_ipc(small[0].combine_chunks().to_batches()[0])) + 1_000
+    monkeypatch.setattr(segments, "AT_ONCE_ROWS", 1)
+    with full_disk(one_batch):
+        log.append(combine([_delivery(n, table) for n, table in enumerate(small[:4])]))
+        assert not list(tmp_path.rglob("*.parquet"))
+    assert [d.table for d in log.deliveries()] == small[:4]
+    log.append(_delivery(4, small[4]))
+    assert list(tmp_path.rglob("*.parquet"))
+    assert not list(tmp_path.rglob("*.arrow"))
+    assert [d.table for d in log.deliveries()] == small
+
+
+def _delivery(offset: int, table: pa.Table) -> Delivery:
+    return Delivery(EVENTS_BY_USER, Stamp("e", 0, offset), table)
 
 
 def test_filing_and_compaction_without_space_lose_nothing_and_stop_no_append(

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from streams.bus import Outgoing, Stamp
 from streams.delivery import Delivery, combine
-from streams.feedback import FEEDBACK_SCHEMA, TASKS, Join, Refusal, Windows, to_table
+from streams.feedback import Join, Refusal
 from streams.feedback_store import FeedbackStore, read_feedback, read_matured
 from streams.impression import Impression, sign
+from streams.outcomes import FEEDBACK_SCHEMA, TASKS, Windows
 from streams.segments import Segments
 from streams.topics import EVENTS_BY_USER, FEEDBACK
 
@@ -127,8 +128,8 @@ def test_files_of_before_weights_were_told_are_read_and_joined_to(
     tmp_path: Path, event_table: Build, filed: bool
 ) -> None:
     """Written by an older version: the last two columns are not there."""
-    outcomes = Join(KEY).batch(event_table([_event(1, "shown", 5)])).outcomes
-    table = to_table([(each, 1) for each in outcomes.values()], Windows(WINDOWS))
+    joined = Join(KEY).batch(event_table([_event(1, "shown", 5)]))
+    table = joined.alone().table(Windows(WINDOWS))
     old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-2]), times=("served_at_ms",))
     assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == {"weights", "log_density"}
     old.append(Stamp("e", 0, 0), table.select(old.schema.names))
@@ -170,6 +171,34 @@ def test_a_click_on_another_query_than_was_served_is_refused(
 ) -> None:
     assert joined([_event(2, "query_click", 3, query="another")]).height == 0
     assert joined([_event(2, "query_click", 3)]).height == 1
+
+
+def test_two_tokens_of_one_impression_are_each_held_against_what_they_say(
+    joined: Callable[..., pl.DataFrame],
+) -> None:
+    """A request that was answered twice: the same slot, another video."""
+    again = _impression(0).model_copy(update={"video_id": "other", "served_at_ms": T0 + 50})
+    other = {"impression": sign(again, KEY), "video_id": "other"}
+    row = joined([_event(0, "shown", 5), _event(0, "like", 9, **other)]).row(0, named=True)
+    assert (row["video_id"], row["shown_at_ms"], row["like_at_ms"]) == ("v0", T0 + 5, T0 + 50)
+    assert row["revision"] == 1
+
+
+def test_the_last_origin_in_the_alphabet_stands_and_is_a_revision(
+    joined: Callable[..., pl.DataFrame],
+) -> None:
+    shown = [_event(0, "shown", 5, origin=origin) for origin in ("replayed", "simulated", "live")]
+    row = joined(*([each] for each in shown)).row(0, named=True)
+    assert (row["origin"], row["revision"]) == ("simulated", 2)
+
+
+def test_of_orders_at_once_the_smaller_amount_stands_and_the_first_before_all(
+    joined: Callable[..., pl.DataFrame],
+) -> None:
+    orders = [(9, 5), (7, 8), (7, 6), (8, 1)]
+    batch = [_event(0, "order", at, amount_cents=amount) for at, amount in orders]
+    row = joined(batch).row(0, named=True)
+    assert (row["order_at_ms"], row["order_amount_cents"]) == (T0 + 7, 6)
 
 
 def test_each_matured_impression_is_read_once_by_a_moving_watermark(

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from streams import segments
 from streams.bus import Stamp
-from streams.delivery import Delivery
+from streams.delivery import Delivery, combine
 from streams.log import EventLog
 from streams.schema import to_ipc
+from streams.segment_files import Filed
 from streams.topics import EVENTS_BY_USER
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
@@ -51,11 +52,14 @@ def deliver(event_table: Build) -> Deliver:
     return make
 
 
-@pytest.fixture(params=["large files", "small files"])
+@pytest.fixture(params=["large files", "small files", "files at once"])
 def gathering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The same law where nothing is gathered and where every third batch is."""
+    """The same law where nothing is gathered, where every third batch is, and where a batch of
+    three rows is Parquet at once."""
     if request.param == "small files":
         monkeypatch.setattr(segments, "GATHER_FILES", 3)
+    if request.param == "files at once":
+        monkeypatch.setattr(segments, "AT_ONCE_ROWS", 3)
     return str(request.param)
 
 
@@ -120,16 +124,17 @@ def test_an_event_is_on_disk_when_append_returns(tmp_path: Path, deliver: Delive
     assert _ids(EventLog(tmp_path)) == _expected(range(1))
 
 
+@pytest.mark.usefixtures("gathering")
+@pytest.mark.parametrize("together", [1, 4])
 def test_a_writer_killed_anywhere_leaves_whole_batches_and_goes_on(
-    tmp_path: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, deliver: Deliver, together: int
 ) -> None:
-    monkeypatch.setattr(segments, "GATHER_FILES", 3)
     deliveries = [deliver(offset) for offset in range(3_000)]
 
     def write_all() -> None:
         log = EventLog(tmp_path)
-        for delivery in deliveries:
-            log.append(delivery)
+        for offset in range(0, len(deliveries), together):
+            log.append(combine(deliveries[offset : offset + together]))
 
     for life in range(6):
         child = multiprocessing.get_context("fork").Process(target=write_all)
@@ -142,6 +147,50 @@ def test_a_writer_killed_anywhere_leaves_whole_batches_and_goes_on(
     for delivery in deliveries[: held + 50]:
         EventLog(tmp_path).append(delivery) if delivery.stamp.offset > held else None
     assert _ids(EventLog(tmp_path)) == _expected(range(held + 50))
+
+
+@pytest.mark.usefixtures("gathering")
+def test_a_combined_delivery_is_as_many_batches_however_it_is_cut(
+    tmp_path: Path, deliver: Deliver
+) -> None:
+    sent = [deliver(offset, rows) for offset, rows in enumerate([2, 3, 0, 1, 4, 2, 1])]
+    log, zombie = EventLog(tmp_path), EventLog(tmp_path)
+    for each, first, end in [(log, 0, 3), (zombie, 0, 5), (log, 2, 4), (zombie, 4, 7), (log, 3, 7)]:
+        each.append(combine(sent[first:end]))
+    assert [d.stamp for d in log.deliveries()] == [d.stamp for d in sent if d.table.num_rows]
+    tables = [d.table for d in sent if d.table.num_rows]
+    assert all(a.table.equals(b) for a, b in zip(log.deliveries(), tables, strict=True))
+    log.gather()
+    assert _plain_rows(tmp_path) == 13
+
+
+def test_a_crash_between_the_files_of_what_came_at_once_counts_nothing_twice(
+    tmp_path: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hours, two files: the first one lies in its place when the process dies."""
+    monkeypatch.setattr(segments, "AT_ONCE_ROWS", 3)
+    combined = combine([deliver(1), deliver(3_600), deliver(3_601)])
+    log = EventLog(tmp_path)
+    log.append(deliver(0, rows=1))
+    add, added = log.segments.files.add, list[Filed]()
+
+    def die_at_the_second(file: Filed, content: pa.Buffer) -> None:
+        if added:
+            raise KeyboardInterrupt
+        added.append(file)
+        add(file, content)
+
+    monkeypatch.setattr(log.segments.files, "add", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        log.append(combined)
+    again = EventLog(tmp_path)
+    assert again.last_offset("e", 0) == 1
+    held = _expected(range(1), rows=1) + _expected(range(1, 2))
+    assert _ids(again) == held
+    again.append(combined)
+    assert _ids(again) == sorted(held + _expected(range(3_600, 3_602)))
+    assert [d.stamp.offset for d in again.deliveries()] == [0, 1, 3_600, 3_601]
+    assert _plain_rows(tmp_path) == 10
 
 
 @pytest.mark.parametrize("crash", ["after the rename", "in mid-merge"])
