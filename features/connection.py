@@ -230,7 +230,7 @@ def _replies_behind(sock: Any, known: bytes, count: int) -> list[Any]:
     right = data.startswith(known)
     begun, more = (data[len(known) :], 0) if right else (data, known.count(b"\r\n"))
     replies = _replies(sock, more + count, begun)
-    each = (r for reply in replies for r in (reply if isinstance(reply, list) else [reply]))
+    each = [*replies, *(r for reply in replies if isinstance(reply, list) for r in set(reply))]
     wrong = next((reply for reply in each if isinstance(reply, Exception)), None)
     if wrong is not None or not right:
         raise _named(wrong or ValueError("the server answers what it was not asked"))

@@ -52,6 +52,9 @@ class RowFormat:
         self.owner_key = owner_key(project, self.view)
         self.row_field = struct.pack("<I", mmh3.hash(f"{self.view}:{ROW_FEATURE}", signed=False))
         self.time_field = f"_ts:{self.view}".encode()
+        self._key_ends = _bytes(self._head), _bytes(self._project)
+        words = (b"*6\r\n" + bulk(b"HSET"), bulk(self.row_field), bulk(self.time_field))
+        self._set_words = tuple(map(_bytes, words))
         self.packed_key = lru_cache(maxsize=KEYS_KEPT)(self._packed_key)
 
     def key(self, entity_id: str) -> bytes:
@@ -66,21 +69,17 @@ class RowFormat:
         """The keys of many ids as RESP bulk strings, one after another."""
         from features.packing import packed_keys
 
-        head, tail = (np.frombuffer(part, np.uint8) for part in (self._head, self._project))
-        packed = packed_keys(readable_bytes(ids.data), given(ids.offsets), head, tail)
+        packed = packed_keys(readable_bytes(ids.data), given(ids.offsets), *self._key_ends)
         return bytes(packed)
 
     def packed_sets(self, ids: Spans, rows: Spans, times: np.ndarray) -> memoryview:
         """A command per row that sets it and its event time (int64 [N], ms)."""
         from features.packing import packed_sets
 
-        head, tail = (np.frombuffer(part, np.uint8) for part in (self._head, self._project))
-        words = (b"*6\r\n" + bulk(b"HSET"), bulk(self.row_field), bulk(self.time_field))
         found = packed_sets(
-            *(readable_bytes(ids.data), given(ids.offsets), head, tail),
+            *(readable_bytes(ids.data), given(ids.offsets), *self._key_ends),
             *(readable_bytes(rows.data), given(rows.offsets), BYTES_TAG),
-            given(times),
-            *(np.frombuffer(word, np.uint8) for word in words),
+            *(given(times), *self._set_words),
         )
         return memoryview(found)
 
@@ -96,6 +95,10 @@ class RowFormat:
         (length,) = struct.unpack_from("<I", body)
         raw, project = body[4 : 4 + length], body[4 + length :]
         return raw.decode() if project == self._project else None
+
+
+def _bytes(raw: bytes) -> np.ndarray:
+    return np.frombuffer(raw, np.uint8)
 
 
 def _literal(raw: bytes) -> bytes:

@@ -356,6 +356,7 @@ def warm() -> None:
     rows, cache = Spans.of([tombstone(1, 1, 1)]), RowCache(1)
     cache.put("user", key, key, rows)
     cache.find("user", key, key)
+    cache._rows["user"]._compact(1)
     layout, ids = RowFormat(user, ""), Spans.of([b"u"])
     layout.packed_sets(ids, rows, times)
     list(Swap(layout, b"", 0).calls(ids, key, rows, times, 1))

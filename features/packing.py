@@ -101,6 +101,15 @@ def scatter(data: np.ndarray, offsets: np.ndarray, out: np.ndarray, start: np.nd
 
 
 @_compiled  # type: ignore[untyped-decorator]
+def move(
+    data: np.ndarray, start: np.ndarray, length: np.ndarray, out: np.ndarray, to: np.ndarray
+) -> None:
+    """Writes the spans of `data` at `start` to their places `to` in `out`."""
+    for r in range(len(start)):
+        copied(out, to[r], data, start[r], length[r])
+
+
+@_compiled  # type: ignore[untyped-decorator]
 def hashes(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """uint64 [N]: XXH64 of each span."""
     found = np.empty(len(offsets) - 1, np.uint64)
