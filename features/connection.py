@@ -5,6 +5,7 @@ Knows redis-py and Lua scripts. Does not know rows.
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,12 +91,43 @@ class Connection:
         finally:
             pool.release(connection)
 
+    def line(self) -> Line:
+        return Line(self.client.connection_pool)
+
     def ping(self) -> bool:
         try:
             with self.failures():
                 return bool(self.client.ping())
         except StoreDown:
             return False
+
+
+class Line:
+    """One connection kept open, so that what the server remembers of it (`WATCH`) holds from
+    one exchange to the next. It never connects again by itself. Not safe for threads."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool, self._connection = pool, pool.get_connection()
+
+    def exchange(
+        self, packed: Sequence[bytes | memoryview], known: bytes, replies: int
+    ) -> list[Any] | None:
+        """The replies behind the `known` ones, with which the answer begins where all goes well.
+        None: the connection broke before the end. That, and every error, closes the line."""
+        sock = self._connection._sock
+        try:
+            _send(sock, packed)
+            return _replies_behind(sock, known, replies)
+        except redis.exceptions.ConnectionError:
+            self._close()
+            return None
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        self._connection.disconnect()
+        self._pool.release(self._connection)
 
 
 class Call(NamedTuple):
@@ -140,7 +172,8 @@ class Script:
 
     def _digest(self) -> str:
         if not self._sha:
-            self._sha = self._connection.client.script_load(self._source)
+            with self._connection.failures():
+                self._sha = self._connection.client.script_load(self._source)
         return self._sha
 
 
@@ -172,20 +205,48 @@ def _send(sock: Any, pieces: Sequence[bytes | memoryview]) -> None:
 _MORE = object()  # what the reader gives while a reply is not whole
 
 
-def _replies(sock: Any, count: int) -> list[Any]:
+def _replies(sock: Any, count: int, begun: bytes = b"") -> list[Any]:
+    """`begun`: what was received of them already."""
     reader = hiredis.Reader(notEnoughData=_MORE)
     found: list[Any] = []
-    while len(found) < count:
-        try:
-            data = sock.recv(RECEIVE_BYTES)
-        except TimeoutError as error:
-            raise redis.exceptions.TimeoutError("no answer in time") from error
-        if not data:
-            raise redis.exceptions.ConnectionError("the connection was closed")
-        reader.feed(data)
+    reader.feed(begun)
+    while True:
         while len(found) < count and (reply := reader.gets()) is not _MORE:
             found.append(reply)
-    return found
+        if len(found) == count:
+            return found
+        reader.feed(_received(sock))
+
+
+def _replies_behind(sock: Any, known: bytes, count: int) -> list[Any]:
+    """Any error among the replies is raised, the first of them. To wake for each piece of the known
+    replies, and to parse them, costs more than to send what they answer."""
+    # No reply is shorter than a nil, nor an error than the known reply that it stands for.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(known) + count * len(b"$-1\r\n"))
+    data = _received(sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    while len(data) < len(known):
+        data += _received(sock)
+    right = data.startswith(known)
+    begun, more = (data[len(known) :], 0) if right else (data, known.count(b"\r\n"))
+    replies = _replies(sock, more + count, begun)
+    each = [*replies, *(r for reply in replies if isinstance(reply, list) for r in set(reply))]
+    wrong = next((reply for reply in each if isinstance(reply, Exception)), None)
+    if wrong is not None or not right:
+        raise _named(wrong or ValueError("the server answers what it was not asked"))
+    return replies
+
+
+def _received(sock: Any) -> bytes:
+    try:
+        data: bytes = sock.recv(RECEIVE_BYTES)
+    except TimeoutError as error:
+        raise redis.exceptions.TimeoutError("no answer in time") from error
+    except OSError as error:
+        raise redis.exceptions.ConnectionError("the connection was closed") from error
+    if not data:
+        raise redis.exceptions.ConnectionError("the connection was closed")
+    return data
 
 
 def _named(error: Exception) -> Exception:

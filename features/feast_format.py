@@ -20,13 +20,19 @@ from features.spans import Spans, given, readable_bytes
 ROW_FEATURE = "row"  # the one Bytes feature of each view
 KEYS_KEPT = 65_536  # per entity, about 170 bytes each
 _STRING = 2  # ValueType.STRING
-OWNER = b"owner:"  # with a view's name: the fact that tells who owns the view's rows
+GENERATION = b"generation"  # the fact that tells which life of the rows this is
 BYTES_TAG = 0x0A  # ValueProto.bytes_val: field 1, length-delimited
 
 
 def facts_key(project: str) -> bytes:
     """The key of what is known of a project's rows as a whole."""
     return f"tidemill:{project}".encode()
+
+
+def owner_key(project: str, view: str) -> bytes:
+    """The key that tells who owns a view's rows. No other project's facts lie there: they
+    begin otherwise, and no view has a colon in its name."""
+    return f"tidemill owner of {view}:{project}".encode()
 
 
 def view_name(definition: EntityDefinition) -> str:
@@ -43,8 +49,12 @@ class RowFormat:
         self._head += struct.pack("<I", _STRING)
         self._project = project.encode()
         self.view = view_name(definition)
+        self.owner_key = owner_key(project, self.view)
         self.row_field = struct.pack("<I", mmh3.hash(f"{self.view}:{ROW_FEATURE}", signed=False))
         self.time_field = f"_ts:{self.view}".encode()
+        self._key_ends = _bytes(self._head), _bytes(self._project)
+        words = (b"*6\r\n" + bulk(b"HSET"), bulk(self.row_field), bulk(self.time_field))
+        self._set_words = tuple(map(_bytes, words))
         self.packed_key = lru_cache(maxsize=KEYS_KEPT)(self._packed_key)
 
     def key(self, entity_id: str) -> bytes:
@@ -59,9 +69,19 @@ class RowFormat:
         """The keys of many ids as RESP bulk strings, one after another."""
         from features.packing import packed_keys
 
-        head, tail = (np.frombuffer(part, np.uint8) for part in (self._head, self._project))
-        packed = packed_keys(readable_bytes(ids.data), given(ids.offsets), head, tail)
+        packed = packed_keys(readable_bytes(ids.data), given(ids.offsets), *self._key_ends)
         return bytes(packed)
+
+    def packed_sets(self, ids: Spans, rows: Spans, times: np.ndarray) -> memoryview:
+        """A command per row that sets it and its event time (int64 [N], ms)."""
+        from features.packing import packed_sets
+
+        found = packed_sets(
+            *(readable_bytes(ids.data), given(ids.offsets), *self._key_ends),
+            *(readable_bytes(rows.data), given(rows.offsets), BYTES_TAG),
+            *(given(times), *self._set_words),
+        )
+        return memoryview(found)
 
     def pattern(self) -> bytes:
         """A SCAN pattern that every key of this entity matches (others may: see `entity_id`)."""
@@ -75,6 +95,10 @@ class RowFormat:
         (length,) = struct.unpack_from("<I", body)
         raw, project = body[4 : 4 + length], body[4 + length :]
         return raw.decode() if project == self._project else None
+
+
+def _bytes(raw: bytes) -> np.ndarray:
+    return np.frombuffer(raw, np.uint8)
 
 
 def _literal(raw: bytes) -> bytes:

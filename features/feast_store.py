@@ -11,14 +11,14 @@ store is noticed at the next batch (`GenerationChanged`), never silently half fi
 
 A process that keeps rows owns those of an entity while its claim stands in the store; any
 other writer breaks the claim in the step in which it writes. What the owner has read or
-written under its claim needs no comparing (docs/adr/0012).
+written under its claim needs no comparing (docs/adr/0012, docs/adr/0015).
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -42,7 +42,7 @@ from features.store import (
     GenerationChanged,
     StoreDown,
 )
-from features.swap import DROP, SWAP, Swap, owner_field
+from features.swap import DROP, SWAP, Swap, plain_sets
 from features.tiles import (
     FOREVER_MS,
     VERSION,
@@ -104,7 +104,7 @@ class FeastFeatureStore:
         work, ids = Fold(DEFINITIONS[entity], batch, stamp, generation), Ids.of(batch.names)
         n, step = len(ids.keys), self._rows_at_once(entity)
         with self._folding[entity]:
-            self._claims.lay(entity, owner_field(self._formats[entity]))
+            self._claims.lay(entity, self._formats[entity].owner_key, generation)
             rows = (np.arange(a, min(a + step, n)) for a in range(0, n, step))
             return sum(self._fold_part(entity, work, ids, places) for places in rows)
 
@@ -145,7 +145,8 @@ class FeastFeatureStore:
             blob = tombstone(until, generation, DEFINITIONS["user"].fingerprint)
             name, before = Ids.of(pa.array([user_id])), digests(Spans.of(blobs)).view(np.uint64)
             swap = Swap(self._formats["user"], self._meta, generation)
-            if not self._swap_rows(swap, name.ids, before[:, 0], Spans.of([blob]), _NO_TIME):
+            lost, _ = self._swap_rows(swap, name.ids, before[:, 0], Spans.of([blob]), _NO_TIME)
+            if not lost:
                 self._cache.drop("user", name.keys)
                 return
         raise StoreDown(f"user {user_id!r} is being folded without pause; erase again")
@@ -222,8 +223,8 @@ class FeastFeatureStore:
         """
         generation = int(_new_generation())
         fields = {"fingerprints": _fingerprints(), "cut": cut.to_json(), "generation": generation}
-        with self.connection.failures():
-            self.connection.client.hset(self._meta, mapping=fields)
+        with self.connection.failures(), self.connection.client.pipeline(transaction=True) as pipe:
+            pipe.hset(self._meta, mapping=fields).unlink(*self._owner_keys()).execute()
         self._cache.clear()
         self._generation, self._cut = generation, cut
         return generation
@@ -256,9 +257,8 @@ class FeastFeatureStore:
             if found:
                 keys = [layout.key(ids[p]) for p in found]
                 stored = [d.tobytes() for d in digests(Spans.of([blobs[p] for p in found]))]
-                owner = owner_field(layout)
-                keys.insert(0, self._meta)
-                swept += self._drop_script(keys, [layout.row_field, owner, *stored])
+                keys.insert(0, layout.owner_key)
+                swept += self._drop_script(keys, [layout.row_field, *stored])
         return swept
 
     def tear_down(self) -> int:
@@ -269,10 +269,13 @@ class FeastFeatureStore:
                 with self.connection.failures():
                     deleted += self.connection.client.unlink(*map(layout.key, ids))
         with self.connection.failures():
-            self.connection.client.unlink(self._meta)
+            self.connection.client.unlink(self._meta, *self._owner_keys())
         self._cache.clear()
         self._generation = 0
         return deleted
+
+    def _owner_keys(self) -> list[bytes]:
+        return [layout.owner_key for layout in self._formats.values()]
 
     # ---- one batch
 
@@ -305,7 +308,8 @@ class FeastFeatureStore:
         return [unwrap(v) for v in values], None if generation is None else int(generation)
 
     def _swap(self, entity: EntityName, ids: Ids, folded: Folded, sure: np.ndarray) -> np.ndarray:
-        """Writes the changed rows whose stored bytes are still those read; the others' places."""
+        """Writes the changed rows that are still those read, as is `sure` (bool [changed]) while
+        the claim stands; the others' places."""
         changed, rows = folded.changed, folded.rows
         if not len(changed):
             return changed
@@ -313,13 +317,8 @@ class FeastFeatureStore:
         keys, checks, names = ids.keys[changed], ids.checks[changed], ids.ids
         if len(changed) < len(names):
             names = names.take(changed)
-        claim = self._claims.held(entity)
-        swap = Swap(
-            self._formats[entity], self._meta, self._generation, claim.token if claim else b""
-        )
-        given, broken = (folded.before, rows, folded.last_event_ms), self._claims.lose
         try:
-            lost = self._swap_rows(swap, names, *given, sure, lambda: broken(entity))
+            lost = self._write(entity, names, folded, sure)
         except BaseException:
             self._claims.lose(entity)  # nobody knows which of the rows were written
             raise
@@ -327,33 +326,39 @@ class FeastFeatureStore:
         self._cache.drop(entity, keys[lost])
         return changed[lost]
 
-    def _swap_rows(
-        self,
-        swap: Swap,
-        ids: Spans,
-        before: np.ndarray,
-        rows: Spans,
-        times: np.ndarray,
-        sure: np.ndarray | None = None,
-        broken: Callable[[], None] = lambda: None,
-    ) -> list[int]:
-        """Compare-and-set of each row that is not `sure`; the places of those that lost, ascending.
+    def _write(self, entity: EntityName, ids: Spans, folded: Folded, sure: np.ndarray) -> list[int]:
+        """The rows' places, ascending, that lost against another writer."""
+        layout, rows, times = self._formats[entity], folded.rows, folded.last_event_ms
+        mine = np.flatnonzero(sure)
+        n = self._claims.write(entity, plain_sets(layout, *_picked(mine, ids, rows, times)))
+        if n == len(ids):
+            return []
+        rest = np.delete(np.arange(len(ids)), mine[:n])
+        claim = self._claims.held(entity)
+        swap = Swap(layout, self._meta, self._generation, claim.token if claim else b"")
+        names, rows, times = _picked(rest, ids, rows, times)
+        lost, owned = self._swap_rows(swap, names, folded.before[rest], rows, times)
+        if not owned:
+            self._claims.lose(entity)
+        places: list[int] = rest[lost].tolist()
+        return places
 
-        `broken` is called when the claim that `swap` names does not stand.
-        """
+    def _swap_rows(
+        self, swap: Swap, ids: Spans, before: np.ndarray, rows: Spans, times: np.ndarray
+    ) -> tuple[list[int], bool]:
+        """Compare-and-set of each row; the places of those that lost, ascending, and whether
+        the claim that `swap` names stands."""
         lost: list[int] = []
-        start = 0
-        packed = swap.calls(ids, before, rows, times, sure, SCRIPT_ROWS)
-        for calls in _chunks(packed, CALLS_AT_ONCE):
+        start, owned = 0, True
+        for calls in _chunks(swap.calls(ids, before, rows, times, SCRIPT_ROWS), CALLS_AT_ONCE):
             replies = self._swap_script.many(calls)
             if [-1] in replies:
                 raise self._changed(self.stored_generation())
-            for owned, *places in replies:
-                if not owned:
-                    broken()
+            for owns, *places in replies:
+                owned = owned and bool(owns)
                 lost += [start + row for row in places]
                 start += SCRIPT_ROWS
-        return lost
+        return lost, owned
 
     def _changed(self, stored: int | None) -> GenerationChanged:
         self._cache.clear()
@@ -362,6 +367,14 @@ class FeastFeatureStore:
             f"the online store at {self.connection.address} {what} while this process folded "
             f"generation {self._generation:08x}: start the fold again, from the topics' start"
         )
+
+
+def _picked(
+    places: np.ndarray, ids: Spans, rows: Spans, times: np.ndarray
+) -> tuple[Spans, Spans, np.ndarray]:
+    if len(places) == len(ids):
+        return ids, rows, times
+    return ids.take(places), rows.take(places), times[places]
 
 
 def _new_generation() -> str:

@@ -359,8 +359,10 @@ def warm() -> None:
     rows, cache = Spans.of([tombstone(1, 1, 1)]), RowCache(1)
     cache.put("user", key, key, rows)
     cache.find("user", key, key)
-    swap = Swap(RowFormat(user, ""), b"", 0)
-    list(swap.calls(Spans.of([b"u"]), key, rows, times, None, 1))
+    cache._rows["user"]._compact(1)
+    layout, ids = RowFormat(user, ""), Spans.of([b"u"])
+    layout.packed_sets(ids, rows, times)
+    list(Swap(layout, b"", 0).calls(ids, key, rows, times, 1))
 
 
 if __name__ == "__main__":

@@ -26,15 +26,14 @@ from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 
 from features.definitions import DEFINITIONS
-from features.feast_format import OWNER, facts_key, view_name
+from features.feast_format import owner_key, view_name
 
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
-# KEYS: the row, and the project's facts. ARGV: the facts' field that names the rows' owner, whose
-# claim ends here, then time field, stored-form time, sortable time, then field/value pairs.
+# KEYS: the row, and the key of the rows' owner, whose claim ends here. ARGV: time field,
+# stored-form time, then field/value pairs.
 # The sortable time is kept in no field: a stored Timestamp is decoded here (two varints).
 _NEWER = """
-local owner = table.remove(ARGV, 1)
 local function varint(s, i)
   local value, scale = 0, 1
   while true do
@@ -68,7 +67,7 @@ if stored then
   end
 end
 redis.call('HSET', KEYS[1], unpack(ARGV))
-redis.call('HDEL', KEYS[2], owner)
+redis.call('UNLINK', KEYS[2])
 return 1
 """
 
@@ -93,19 +92,17 @@ class TilesOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         script = client.register_script(_NEWER)
         with client.pipeline(transaction=False) as pipe:
             for entity_key, values, time, _ in data:
-                key = _key(config, entity_key)
-                fields = [_owner(table.name), *_fields(table.name, values, time)]
-                script(keys=[key, facts_key(config.project)], args=fields, client=pipe)
+                keys = [_key(config, entity_key), owner_key(config.project, table.name)]
+                script(keys=keys, args=_fields(table.name, values, time), client=pipe)
             pipe.execute()
         if progress:
             progress(len(data))
 
     def delete_entity_values(self, config: RepoConfig, join_keys: list[str]) -> None:
         client = self._get_client(config.online_store)
-        owners = [_owner(view_name(definition)) for definition in DEFINITIONS.values()]
+        owners = [owner_key(config.project, view_name(d)) for d in DEFINITIONS.values()]
         for key in _own_keys(client, config, join_keys):
-            with client.pipeline(transaction=True) as pipe:
-                pipe.unlink(key).hdel(facts_key(config.project), *owners).execute()
+            client.unlink(key, *owners)
 
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
         client = self._get_client(config.online_store)
@@ -113,7 +110,7 @@ class TilesOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         for key in _own_keys(client, config, table.join_keys):
             with client.pipeline(transaction=True) as pipe:
                 pipe.hdel(key, f"_ts:{table.name}", *fields)
-                pipe.hdel(facts_key(config.project), _owner(table.name)).execute()
+                pipe.unlink(owner_key(config.project, table.name)).execute()
 
     def teardown(
         self,
@@ -123,10 +120,6 @@ class TilesOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     ) -> None:
         for table in tables:
             self.delete_entity_values(config, table.join_keys)
-
-
-def _owner(view: str) -> bytes:
-    return OWNER + view.encode()
 
 
 def _key(config: RepoConfig, entity_key: EntityKey) -> bytes:

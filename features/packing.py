@@ -101,6 +101,15 @@ def scatter(data: np.ndarray, offsets: np.ndarray, out: np.ndarray, start: np.nd
 
 
 @_compiled  # type: ignore[untyped-decorator]
+def move(
+    data: np.ndarray, start: np.ndarray, length: np.ndarray, out: np.ndarray, to: np.ndarray
+) -> None:
+    """Writes the spans of `data` at `start` to their places `to` in `out`."""
+    for r in range(len(start)):
+        copied(out, to[r], data, start[r], length[r])
+
+
+@_compiled  # type: ignore[untyped-decorator]
 def hashes(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """uint64 [N]: XXH64 of each span."""
     found = np.empty(len(offsets) - 1, np.uint64)
@@ -145,16 +154,23 @@ def packed_keys(
     out = np.empty(offsets[rows] - offsets[0] + rows * (len(head) + len(tail) + 40), np.uint8)
     at = 0
     for r in range(rows):
-        size = offsets[r + 1] - offsets[r]
-        at = _decimal(out, at, len(head) + 4 + size + len(tail))
-        at, _ = copied(out, at, head, 0, len(head))
-        for place in range(4):
-            out[at + place] = size >> 8 * place & 0xFF
-        at, _ = copied(out, at + 4, data, offsets[r], size)
-        at, _ = copied(out, at, tail, 0, len(tail))
-        out[at], out[at + 1] = 13, 10
-        at += 2
+        at = _key(out, at, data, offsets[r], offsets[r + 1] - offsets[r], head, tail)
     return out[:at]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _key(
+    out: np.ndarray, at: int, data: np.ndarray, start: int, size: int,
+    head: np.ndarray, tail: np.ndarray,
+) -> int:  # fmt: skip
+    at = _decimal(out, at, len(head) + 4 + size + len(tail))
+    at, _ = copied(out, at, head, 0, len(head))
+    for place in range(4):
+        out[at + place] = size >> 8 * place & 0xFF
+    at, _ = copied(out, at + 4, data, start, size)
+    at, _ = copied(out, at, tail, 0, len(tail))
+    end: int = _line_end(out, at)
+    return end
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -164,21 +180,74 @@ def packed_values(data: np.ndarray, offsets: np.ndarray, tag: int) -> np.ndarray
     out = np.empty(offsets[rows] - offsets[0] + rows * 40, np.uint8)
     at = 0
     for r in range(rows):
-        size = offsets[r + 1] - offsets[r]
-        at = _decimal(out, at, 1 + _varint_bytes(size) + size)
-        out[at] = tag
-        at += 1
-        rest = size
-        while rest > 0x7F:
-            out[at] = rest & 0x7F | 0x80
-            rest >>= 7
-            at += 1
-        out[at] = rest
-        at += 1
-        at, _ = copied(out, at, data, offsets[r], size)
-        out[at], out[at + 1] = 13, 10
-        at += 2
+        at = _value(out, at, data, offsets[r], offsets[r + 1] - offsets[r], tag)
     return out[:at]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _value(out: np.ndarray, at: int, data: np.ndarray, start: int, size: int, tag: int) -> int:
+    at = _decimal(out, at, 1 + _varint_bytes(np.uint64(size)) + size)
+    out[at] = tag
+    at = _varint(out, at + 1, np.uint64(size))
+    at, _ = copied(out, at, data, start, size)
+    end: int = _line_end(out, at)
+    return end
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def packed_sets(
+    ids: np.ndarray, id_offsets: np.ndarray, head: np.ndarray, tail: np.ndarray,
+    rows: np.ndarray, row_offsets: np.ndarray, tag: int, time_ms: np.ndarray,
+    command: np.ndarray, row_field: np.ndarray, time_field: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """uint8: per row `command`, its key as of `packed_keys`, `row_field`, its value as of
+    `packed_values`, `time_field` and its time as a Protobuf Timestamp."""
+    n = len(row_offsets) - 1
+    words = len(head) + len(tail) + len(command) + len(row_field) + len(time_field)
+    long = id_offsets[n] - id_offsets[0] + row_offsets[n] - row_offsets[0]
+    out, at = np.empty(long + n * (words + 150), np.uint8), 0
+    for r in range(n):
+        at, _ = copied(out, at, command, 0, len(command))
+        at = _key(out, at, ids, id_offsets[r], id_offsets[r + 1] - id_offsets[r], head, tail)
+        at, _ = copied(out, at, row_field, 0, len(row_field))
+        size = row_offsets[r + 1] - row_offsets[r]
+        at = _value(out, at, rows, row_offsets[r], size, tag)
+        at, _ = copied(out, at, time_field, 0, len(time_field))
+        at = _time(out, at, time_ms[r])
+    return out[:at]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _time(out: np.ndarray, at: int, time_ms: int) -> Any:
+    """`features.feast_format.timestamp` as a bulk string."""
+    seconds, nanos = np.uint64(time_ms // 1000), np.uint64(time_ms % 1000 * 1_000_000)
+    size = 0
+    for part in (seconds, nanos):
+        size += 1 + _varint_bytes(part) if part else 0
+    at = _decimal(out, at, size)
+    if seconds:
+        out[at] = 0x08
+        at = _varint(out, at + 1, seconds)
+    if nanos:
+        out[at] = 0x10
+        at = _varint(out, at + 1, nanos)
+    return _line_end(out, at)
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _varint(out: np.ndarray, at: int, number: np.uint64) -> int:
+    while number > np.uint64(0x7F):
+        out[at] = number & np.uint64(0x7F) | np.uint64(0x80)
+        number >>= np.uint64(7)
+        at += 1
+    out[at] = number
+    return at + 1
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _line_end(out: np.ndarray, at: int) -> int:
+    out[at], out[at + 1] = 13, 10
+    return at + 2
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -196,9 +265,9 @@ def _decimal(out: np.ndarray, at: int, number: int) -> int:
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _varint_bytes(number: int) -> int:
+def _varint_bytes(number: np.uint64) -> int:
     size = 1
-    while number > 0x7F:
-        number >>= 7
+    while number > np.uint64(0x7F):
+        number >>= np.uint64(7)
         size += 1
     return size

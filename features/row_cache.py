@@ -154,9 +154,11 @@ class _Rows:
         self._end += more
 
     def _compact(self, more: int) -> None:
-        from features.packing import gathered
+        from features.packing import move
 
-        alive, offsets = gathered(readable_bytes(self._data), self._start, self._room)
-        self._data = np.empty(2 * (len(alive) + more), np.uint8)
-        self._data[: len(alive)] = alive
-        self._start, self._end = offsets[:-1].copy(), len(alive)
+        offsets = offsets_of(self._room)
+        start, end = offsets[:-1].copy(), int(offsets[-1])
+        data = np.empty(2 * (end + more), np.uint8)
+        size = np.minimum(self._length, self._room)  # those about to move have no room here
+        move(readable_bytes(self._data), self._start, size, data, start)
+        self._data, self._start, self._end = data, start, end

@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 
 from features.claims import Claims
+from features.connection import Script
 from features.cut import Cut
 from features.feast_store import FeastFeatureStore
 from features.registry import open_store
-from features.swap import owner_field
+from features.store import StoreDown
+from features.swap import SWAP
+from features.watch import Watch
 from streams.bus import Stamp
 
 NOW = 1_700_000_000_000
@@ -35,8 +38,7 @@ def likes(store, users=USERS):
 
 
 def owner(online):
-    field = owner_field(online._formats["user"])
-    return online.connection.client.hget(online._meta, field)
+    return online.connection.client.get(online._formats["user"].owner_key)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -66,11 +68,10 @@ def test_two_owners_and_a_writer_without_claims_lose_nothing(online, event_table
 
 def test_a_claim_that_nobody_ended_would_lose_events(online, event_table):
     """The control: an owner that is kept from hearing of another one overwrites its rows."""
-    twin = another(online, 1000)
+    twin = another(online, 0)
+    twin._swap_script = Script(twin.connection, SWAP.replace("'UNLINK'", "'EXISTS'"))
     online.fold("user", event_table([event(0, "u0")]), Stamp("e", 0, 0))
-    held = online._claims.held("user")
     twin.fold("user", event_table([event(1, "u0")]), Stamp("e", 1, 0))
-    online.connection.client.hset(online._meta, owner_field(online._formats["user"]), held.token)
     online.fold("user", event_table([event(2, "u0")]), Stamp("e", 0, 1))
     assert likes(online, ["u0"]) == [2]
 
@@ -79,9 +80,9 @@ def test_an_owner_stays_one_while_nobody_else_writes(online, event_table, monkey
     laid = []
     lay = Claims.lay
 
-    def counted(self, entity, field):
+    def counted(self, entity, *given):
         was = self.held(entity)
-        lay(self, entity, field)
+        lay(self, entity, *given)
         laid.extend([entity] * (self.held(entity) is not was))
 
     monkeypatch.setattr(Claims, "lay", counted)
@@ -105,14 +106,14 @@ def test_an_erased_user_is_not_brought_back_by_the_owner(online, event_table):
 
 def test_an_owner_that_heard_no_reply_compares_again(online, event_table, monkeypatch):
     online.fold("user", event_table([event(0, "u0")]), Stamp("e", 0, 0))
-    many = online._swap_script.many
+    exchange = Watch._exchange
 
-    def silent(calls):
-        many(calls)
-        raise ConnectionError
+    def silent(self, *given):
+        exchange(self, *given)
+        raise StoreDown
 
-    monkeypatch.setattr(online._swap_script, "many", silent)
-    with pytest.raises(ConnectionError):
+    monkeypatch.setattr(Watch, "_exchange", silent)
+    with pytest.raises(StoreDown):
         online.fold("user", event_table([event(1, "u0")]), Stamp("e", 0, 1))
     monkeypatch.undo()
     online.fold("user", event_table([event(2, "u0")]), Stamp("e", 0, 2))

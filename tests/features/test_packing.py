@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from features import packing
 from features.connection import bulk
 from features.definitions import DEFINITIONS
-from features.feast_format import RowFormat
+from features.feast_format import RowFormat, timestamp
 from features.feast_store import FeastFeatureStore
 from features.fold import fold, group
 from features.spans import Spans, readable_bytes
@@ -29,6 +29,7 @@ from features.tiles import (
     tile_key,
     tombstone,
 )
+from features.watch import packed
 from streams.bus import Stamp
 
 NOW = 1_700_000_000_000
@@ -104,6 +105,29 @@ def test_packed_keys_are_the_keys_one_by_one(ids, skipped):
     names = pa.array(["skipped"] * skipped + ids).slice(skipped)
     wanted = b"".join(bulk(layout.key(entity_id)) for entity_id in ids)
     assert layout.packed_keys(Spans.of_array(names)) == wanted
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.text(max_size=40), st.binary(max_size=300)), min_size=1, max_size=9),
+    time_ms=st.integers(0, 2**42) | st.sampled_from([999, 10**6 * 1000 - 1, 2**53]),
+)
+def test_packed_sets_are_the_commands_one_by_one(rows, time_ms):
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    layout = RowFormat(DEFINITIONS["query"], "a project")
+    names, blobs = zip(*rows, strict=True)
+    times = time_ms + np.arange(len(rows))
+    found = layout.packed_sets(Spans.of_array(pa.array(names)), Spans.of(blobs), times)
+    wanted = b"".join(
+        packed(
+            *(b"HSET", layout.key(name), layout.row_field),
+            Value(bytes_val=blob).SerializeToString(),
+            *(layout.time_field, timestamp(int(at))),
+        )
+        for (name, blob), at in zip(rows, times, strict=True)
+    )
+    assert bytes(found) == wanted
 
 
 def test_rows_of_an_earlier_layout_are_refused_with_the_way_to_rebuild_them(online, event_table):
