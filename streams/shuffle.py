@@ -17,7 +17,6 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from streams.bus import Bus, Outgoing
 from streams.schema import to_ipc
@@ -74,12 +73,10 @@ class Load:
 
 def partitions_of(ids: pa.ChunkedArray | pa.Array, partitions: int) -> Ints:
     """`streams.topics.partition_of` of each id (no nulls), int64 [N]."""
-    whole = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-    encoded = pc.dictionary_encode(whole)  # an id that comes often is hashed once
-    distinct = encoded.dictionary.cast(pa.binary()).to_pylist()
-    hashes = np.array([xxhash.xxh3_64_intdigest(i) for i in distinct], np.uint64)
-    target = (hashes % np.uint64(partitions)).astype(np.int64)
-    return np.asarray(target[encoded.indices.to_numpy()])
+    from streams.xxh3 import hashes
+
+    found, count = hashes(ids), np.uint64(partitions)
+    return (found - found // count * count).astype(np.int64)  # numpy's % takes five times as long
 
 
 @dataclass(frozen=True, slots=True)
