@@ -37,7 +37,7 @@ _SECRET = np.frombuffer(  # as much of it as short inputs use
 
 
 def hashes(words: pa.Array | pa.ChunkedArray) -> Hashes:
-    """uint64 [N]: `xxhash.xxh3_64_intdigest` of each string's or binary's bytes; no nulls."""
+    """uint64 [N]: `xxhash.xxh3_64_intdigest` of each string's or binary's bytes; nulls: any."""
     chunks = words.chunks if isinstance(words, pa.ChunkedArray) else [words]
     return _together([_hashed(chunk) for chunk in chunks])
 
@@ -53,22 +53,20 @@ def _together(parts: list[Hashes]) -> Hashes:
 
 
 def _hashed(words: pa.Array) -> Hashes:
-    found, longer = _hash_each(*spans(words))
+    data, ends = spans(words)
+    found, longer = _hash_each(data, ends)
     for row in longer.tolist():
-        found[row] = xxhash.xxh3_64_intdigest(_bytes(words, row))
+        found[row] = xxhash.xxh3_64_intdigest(data[ends[row] : ends[row + 1]].tobytes())
     return found  # type: ignore[no-any-return]
 
 
 def _joined(first: pa.Array, second: pa.Array) -> Hashes:
-    found, longer = _hash_pairs(*spans(first), *spans(second))
+    left, right = spans(first), spans(second)
+    found, longer = _hash_pairs(*left, *right)
     for row in longer.tolist():
-        found[row] = xxhash.xxh3_64_intdigest(_bytes(first, row) + b"\0" + _bytes(second, row))
+        pair = b"\0".join(data[ends[row] : ends[row + 1]].tobytes() for data, ends in (left, right))
+        found[row] = xxhash.xxh3_64_intdigest(pair)
     return found  # type: ignore[no-any-return]
-
-
-def _bytes(words: pa.Array, row: int) -> bytes:
-    word: bytes = words[row].as_buffer().to_pybytes()
-    return word
 
 
 def spans(words: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
