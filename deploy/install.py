@@ -32,7 +32,7 @@ COMPILED = {  # what is run to compile -> the files that hold the loops
         STREAMS / "raw.py",
     ],
     "features.label_loops": [FEATURES / "label_loops.py"],
-    "streams.json_events": [STREAMS / "json_scan.py"],
+    "streams.json_events": [STREAMS / f"{name}.py" for name in ("json_scan", "json_text", "raw")],
     "streams.recent_keys": [STREAMS / "recent_keys.py"],
     "streams.xxh3": [STREAMS / "xxh3.py", STREAMS / "raw.py"],
 }

@@ -204,6 +204,11 @@ def warm() -> None:
 
 
 if __name__ == "__main__":
+    from pathlib import Path
+
+    # A cached function does not notice that one that it calls, in another file, has changed.
+    for _stale in Path(__file__).parent.glob("__pycache__/xxh3.*.nb[ic]"):
+        _stale.unlink()
     from streams.xxh3 import warm as _warm  # the module that others import, not `__main__`
 
     _warm()
