@@ -57,10 +57,11 @@ def scan(
     stated = np.empty((texts, count), np.bool_)
     word, number = np.empty((words, count), np.uint8), np.empty((numbers, count), np.int64)
     begin, end = np.zeros(len(name), np.int64), np.zeros(len(name), np.int64)
+    follows = np.zeros(len(name) + 1, np.int64)
     taken = 0
     for r in range(count):
         at, stop = starts[r], starts[r + 1] - 1
-        escaped = _walked(data, at, stop, name, texts + words, begin, end)
+        escaped = _walked(data, at, stop, name, texts + words, begin, end, follows)
         if escaped < 0:
             continue
         kind = _word(data, begin[texts], end[texts], spelled, 0, words_from[1])
@@ -110,16 +111,18 @@ def _complete(end: np.ndarray, needs: np.ndarray, kind: int) -> bool:
 @_compiled  # type: ignore[untyped-decorator]
 def _walked(
     data: np.ndarray, at: int, stop: int, name: np.ndarray, first_number: int,
-    begin: np.ndarray, end: np.ndarray,
+    begin: np.ndarray, end: np.ndarray, follows: np.ndarray,
 ) -> int:  # fmt: skip
     """-1 unless the message is one object whose known fields have their types; else a bit for
     each field whose text has escapes.
 
     `begin`, `end` tell where a field's text lies, `begin` a number's value; `end` is -1 where
-    a field is absent or null.
+    a field is absent or null. `follows` says which field came behind each the last time (the
+    first behind -1, so all are one further on): producers write them in one order.
     """
     end[:] = -1
     seen = escaped = 0
+    field = -1
     at = _spaces(data, at)
     if data[at] != _OPEN:
         return -1
@@ -131,7 +134,10 @@ def _walked(
         at = plain_end(data, key)
         if data[at] != _QUOTE:
             return -1
-        field = _word(data, key, at, name, 0, len(name))
+        before, field = field, follows[field + 1]
+        if _word(data, key, at, name, field, field + 1) < 0:
+            field = _word(data, key, at, name, 0, len(name))
+            follows[before + 1] = max(field, 0)
         at = _spaces(data, at + 1)
         if data[at] != _COLON:
             return -1
