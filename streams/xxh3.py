@@ -73,9 +73,15 @@ def spans(words: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]
     """(bytes, offsets int32 [N + 1]) of a string or binary array, read-only; copies nothing."""
     _, offsets, data = words.buffers()
     bounds = np.frombuffer(offsets or _NO_OFFSETS, np.int32)
-    return np.frombuffer(data or b"", np.uint8), bounds[
-        words.offset : words.offset + len(words) + 1
-    ]
+    bounds = bounds[words.offset : words.offset + len(words) + 1]
+    return readable(np.frombuffer(data or b"", np.uint8)), readable(bounds)
+
+
+def readable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array read-only: one type for compiled code, whoever owns its memory."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 _NO_OFFSETS = bytes(4)  # Arrow lets an empty array have none

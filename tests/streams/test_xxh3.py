@@ -9,7 +9,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.xxh3 import hashes, joined_hashes
+from streams import xxh3
+from streams.xxh3 import hashes, joined_hashes, warm
 
 WORDS = st.lists(st.binary(max_size=300), max_size=12)
 
@@ -59,3 +60,15 @@ def test_strings_hash_as_their_utf8(words: list[str]) -> None:
 def test_of_nothing_there_are_no_hashes() -> None:
     assert len(hashes(pa.chunked_array([], pa.string()))) == 0
     assert len(joined_hashes(*[pa.chunked_array([], pa.string())] * 2)) == 0
+
+
+def test_no_array_makes_it_compile_again() -> None:
+    """What `python -m streams.xxh3` compiled is all that there is, whoever owns the bytes."""
+    warm()
+    own = np.frombuffer(bytearray(b"ab"), np.uint8), np.array([0, 1, 2], np.int32)
+    buffers = [None, pa.py_buffer(own[1]), pa.py_buffer(own[0])]
+    writable = pa.Array.from_buffers(pa.string(), 2, buffers)
+    for words in (writable, pa.array(["a", "b"]), pa.array(["a", "b"]).take(pa.array([1, 0]))):
+        hashes(words)
+        joined_hashes(pa.chunked_array([words]), pa.chunked_array([words]))
+    assert len(xxh3._hash_each.signatures) == len(xxh3._hash_pairs.signatures) == 1
