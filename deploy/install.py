@@ -27,10 +27,14 @@ REQUIREMENTS = ROOT / "requirements.lock"
 INSTALLER = ROOT / "deploy" / "installer.lock"
 FEATURES, STREAMS = ROOT / "features", ROOT / "streams"
 COMPILED = {  # what is run to compile -> the files that hold the loops
-    "features.loops": [FEATURES / f"{name}.py" for name in ("loops", "merge", "packing", "raw")],
+    "features.loops": [
+        *(FEATURES / f"{name}.py" for name in ("loops", "merge", "packing")),
+        STREAMS / "raw.py",
+    ],
     "features.label_loops": [FEATURES / "label_loops.py"],
-    "streams.json_events": [STREAMS / "json_scan.py"],
+    "streams.json_events": [STREAMS / f"{name}.py" for name in ("json_scan", "json_text", "raw")],
     "streams.recent_keys": [STREAMS / "recent_keys.py"],
+    "streams.xxh3": [STREAMS / "xxh3.py", STREAMS / "raw.py"],
 }
 HEARTBEAT_S = 15.0
 

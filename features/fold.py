@@ -108,9 +108,9 @@ def apart(events: pa.Table, batch: Batch) -> list[pa.Table]:
 
 def event_hashes(table: pa.Table) -> np.ndarray:
     """xxh3-64 of user id, NUL, event id. Stored in rows: never change it."""
-    user, event = (table.column(name).cast(pa.binary()) for name in ("user_id", "event_id"))
-    keys = pc.binary_join_element_wise(user, event, b"\0").to_pylist()
-    return np.fromiter(map(xxhash.xxh3_64_intdigest, keys), np.uint64, len(keys))
+    from streams.xxh3 import joined_hashes
+
+    return joined_hashes(table.column("user_id"), table.column("event_id"))
 
 
 def fold(

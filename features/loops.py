@@ -26,7 +26,7 @@ from features.merge import (
     newest_events,
 )
 from features.packing import copied, xxh64
-from features.raw import prefetch, put_word, word_at
+from streams.raw import prefetch, put_word, word_at
 
 _compiled: Any = njit(cache=True, nogil=True)
 _count: Any = np.int64

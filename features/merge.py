@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit  # type: ignore[import-untyped]
 
 from features.packing import copied
-from features.raw import put_word, short_at, word_at
+from streams.raw import put_word, short_at, word_at
 
 _compiled: Any = njit(cache=True, nogil=True)
 _count: Any = np.int64

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit  # type: ignore[import-untyped]
 
-from features.raw import copy_bytes
+from streams.raw import copy_bytes
 
 _compiled: Any = njit(cache=True, nogil=True)
 

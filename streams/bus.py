@@ -60,20 +60,46 @@ class Polled(Sequence[Record]):
     """One poll. A `Record` is made where one is looked at; whoever wants all of the thousands
     of them takes columns, which cost a tenth."""
 
-    def __init__(self, messages: Iterable[Any] = (), fields: Fields = _OF_RECORDS) -> None:
-        self._messages, self._fields = list(messages), fields
+    def __init__(
+        self,
+        messages: Iterable[Any] = (),
+        fields: Fields = _OF_RECORDS,
+        topic: str | None = None,
+    ) -> None:
+        """`topic`: the one that all are from, given where offsets ascend in each partition."""
+        self._messages, self._fields, self._topic = list(messages), fields, topic
 
     @cached_property
     def topics(self) -> list[str]:
+        if self._topic is not None:
+            return [self._topic] * len(self)
         return list(map(self._fields.topic, self._messages))
+
+    @property
+    def distinct_topics(self) -> set[str]:
+        return set(self.topics if self._topic is None else self.topics[:1])
 
     @cached_property
     def partitions(self) -> npt.NDArray[np.int32]:
-        return np.array(list(map(self._fields.partition, self._messages)), np.int32)
+        return np.fromiter(map(self._fields.partition, self._messages), np.int32, len(self))
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
-        return np.array(list(map(self._fields.offset, self._messages)), np.int64)
+        if self._topic is None:
+            return np.fromiter(map(self._fields.offset, self._messages), np.int64, len(self))
+        found = np.empty(len(self), np.int64)
+        for partition in np.flatnonzero(np.bincount(self.partitions)).tolist():
+            rows = np.flatnonzero(self.partitions == partition)
+            found[rows] = self._ascending(rows)
+        return found
+
+    def _ascending(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The offsets of one partition's rows: where none is missing, two of them tell all."""
+        offset, messages = self._fields.offset, self._messages
+        first, last = offset(messages[rows[0]]), offset(messages[rows[-1]])
+        if last - first == len(rows) - 1:
+            return np.arange(first, last + 1)
+        return np.fromiter((offset(messages[row]) for row in rows.tolist()), np.int64, len(rows))
 
     @cached_property
     def values(self) -> list[bytes | None]:
@@ -221,14 +247,22 @@ class BusError(RuntimeError):
 def next_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
     """(topic, partition) -> the offset after the last of `records` there."""
     poll = polled(records)
-    topics = sorted(set(poll.topics))
+    topics = sorted(poll.distinct_topics)
     done: dict[tuple[str, int], int] = {}
     for topic in topics:
         own = np.array([t == topic for t in poll.topics]) if len(topics) > 1 else slice(None)
-        partitions, offsets = poll.partitions[own], poll.offsets[own]
-        for partition in np.unique(partitions).tolist():
-            done[topic, partition] = int(offsets[partitions == partition].max()) + 1
+        for partition, last in last_places(poll.partitions[own], poll.offsets[own]).items():
+            done[topic, partition] = last + 1
     return done
+
+
+def last_places(
+    partitions: npt.NDArray[np.integer[Any]], places: npt.NDArray[np.int64]
+) -> dict[int, int]:
+    """The greatest place (at least 0) in each partition, by partition."""
+    last = np.full(int(partitions.max(initial=-1)) + 1, -1, np.int64)
+    np.maximum.at(last, partitions, places)
+    return {p: int(last[p]) for p in np.flatnonzero(last >= 0).tolist()}
 
 
 def last_records(bus: Bus, topic: str) -> dict[int, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -74,8 +74,7 @@ def decode(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES) -> 
     """Every message is either a row of `table` or one `Refusal`. Raises nothing."""
     from streams.json_events import scanned
 
-    readable = [v if v is not None and len(v) <= max_bytes else b"" for v in values]
-    sizes = np.array(list(map(len, readable)), np.int64)
+    readable, sizes = _readable(values, max_bytes)
     parts: list[tuple[Rows, pa.Table]] = []
     doubtful = np.ones(len(values), dtype=np.bool_)
     for start, stop in _chunks(sizes):
@@ -87,6 +86,18 @@ def decode(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES) -> 
     alone = np.flatnonzero(doubtful).tolist()
     refused = judge_rows(values, alone, partial(judge, max_bytes=max_bytes), parts)
     return Decoded(*in_order(parts), refused)
+
+
+def _readable(values: Sequence[bytes | None], max_bytes: int) -> tuple[Sequence[bytes], Rows]:
+    """The values, and their bytes (int64 [N]); nothing where there is no value or too much."""
+    try:
+        sizes = np.fromiter(map(len, values), np.int64, len(values))  # type: ignore[arg-type]
+    except TypeError:  # a message without a value, which hardly ever comes
+        return _readable([b"" if value is None else value for value in values], max_bytes)
+    whole = cast(Sequence[bytes], values)
+    if int(sizes.max(initial=0)) <= max_bytes:
+        return whole, sizes
+    return _readable([v if len(v) <= max_bytes else b"" for v in whole], max_bytes)
 
 
 def _chunks(sizes: Rows) -> Iterator[tuple[int, int]]:

@@ -61,7 +61,7 @@ class SeenEvents:
     ) -> npt.NDArray[np.bool_]:
         """bool [N]: which keys their partition (ascending) has seen."""
         duplicate = np.empty(len(keys), dtype=np.bool_)
-        for partition in np.unique(partitions).tolist():
+        for partition in np.flatnonzero(np.bincount(partitions)).tolist():
             begin, end = np.searchsorted(partitions, [partition, partition + 1])
             duplicate[begin:end] = self._memory_of(partition).see(keys[begin:end], now_ms)
         return duplicate

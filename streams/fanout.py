@@ -12,6 +12,7 @@ carries ten rows or ten thousand. A user's own rows do not wait for it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -65,6 +66,7 @@ class FanOut:
         self._producer.close()
 
     def _shuffled(self, load: Load) -> Iterator[Outgoing]:
+        load = replace(load, table=load.table.combine_chunks())  # once, not for every topic
         duplicate = load.table["duplicate"].to_numpy()
         once = np.flatnonzero(~duplicate) if duplicate.any() else None
         for key, topic in self._topics.items():

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from streams import events
 from streams.events import KINDS, Event
-from streams.json_scan import NO_WORD, scan
+from streams.json_scan import NO_WORD, PADDING, scan
 
 Mask = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
@@ -42,21 +42,20 @@ _NUMBERS = {
     "dwell_ms": (0, events.MAX_DWELL_MS),
     "amount_cents": (0, events.MAX_AMOUNT_CENTS),
 }
+_SPELLED_BYTES = 16
 _FIELDS = (*_TEXTS, *_WORDS, *_NUMBERS)
 
 
 class Contract(NamedTuple):
     """Texts come first among the fields, then words, the kind before all, then numbers.
 
-    `name`, `word`: a row each, NULs behind it. Words of the w-th field that has them are
-    `word[words_from[w]:words_from[w + 1]]`. `states`, `needs`: [kinds, fields].
+    `name`, `word`: uint64 [_, 2], the bytes of each with NULs behind them. Words of the w-th
+    field that has them are `word[words_from[w]:words_from[w + 1]]`. `states`, `needs`: [kinds, fields].
     `default`: [kinds, words], NO_WORD where the kind states no such field.
     """
 
-    name: Bytes
-    name_bytes: Ints
-    word: Bytes
-    word_bytes: Ints
+    name: npt.NDArray[np.uint64]
+    word: npt.NDArray[np.uint64]
     words_from: Ints
     most_bytes: Ints
     least: Ints
@@ -94,10 +93,9 @@ def _contract() -> Contract:
     def default(field: Any, name: str) -> int:
         return 0 if name == "kind" else _WORDS[name].index(field.default)
 
-    words = [word for of in _WORDS.values() for word in of]
     return Contract(
-        *_spelled(_FIELDS),
-        *_spelled(words),
+        name=_spelled(_FIELDS),
+        word=_spelled([word for words in _WORDS.values() for word in words]),
         words_from=np.cumsum([0, *map(len, _WORDS.values())]),
         most_bytes=np.array(list(_TEXTS.values())),
         least=np.array([least for least, _ in _NUMBERS.values()]),
@@ -108,11 +106,12 @@ def _contract() -> Contract:
     )
 
 
-def _spelled(words: Sequence[str]) -> tuple[Bytes, Ints]:
-    """Each word's bytes, with NULs behind them, and how many they are."""
-    longest = max(map(len, words))
-    spelled = np.array([list(w.encode().ljust(longest, b"\0")) for w in words], np.uint8)
-    return spelled, np.array([len(word) for word in words])
+def _spelled(words: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """Each word's bytes in two words of the machine's."""
+    if max(map(len, words)) > _SPELLED_BYTES:
+        raise ValueError(f"the scan knows words of up to {_SPELLED_BYTES} bytes: {words}")
+    spelled = b"".join(word.encode().ljust(_SPELLED_BYTES, b"\0") for word in words)
+    return np.frombuffer(spelled, np.uint64).reshape(len(words), 2)
 
 
 _CONTRACT = _contract()
@@ -125,7 +124,7 @@ def scanned(values: Sequence[bytes], sizes: Ints) -> tuple[Ints, dict[str, pa.Ar
     """
     starts = np.zeros(len(values) + 1, np.int64)
     np.cumsum(sizes + 1, out=starts[1:])
-    data = np.frombuffer(b"\0".join([*values, b""]), np.uint8)
+    data = np.frombuffer(b"\0".join([*values, PADDING]), np.uint8)
     found = Scanned(*scan(data, starts, *_CONTRACT))
     kind = found.word[0, : len(found.rows)]
     columns = {name: _texts(found, place) for place, name in enumerate(_TEXTS)}
@@ -166,4 +165,9 @@ def warm() -> None:
 
 
 if __name__ == "__main__":
+    from pathlib import Path
+
+    # A cached function does not notice that one that it calls, in another file, has changed.
+    for _stale in Path(__file__).parent.glob("__pycache__/json_*.nb[ic]"):
+        _stale.unlink()
     warm()

@@ -149,6 +149,7 @@ class KafkaConsumer:
         """With `ends`, a partition without a commit is read from its end."""
         self.client: Any = RdConsumer(config)
         self._bootstrap = str(config["bootstrap.servers"])
+        self._topic = topics[0] if len(topics) == 1 else None
         self._held: list[Any] = []
         self._generation = 0
         self._ends = ends
@@ -160,14 +161,15 @@ class KafkaConsumer:
         )
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:
-        held, self._held = self._held, []
+        before, (held, self._held) = self._generation, (self._held, [])
         # `consume` waits for all it was asked for: so wait for one, then take what is there.
         messages = held or self._consume(max_records, 0.0) or self._consume(1, timeout_s)
         if messages and len(messages) < max_records:
             messages += self._consume(max_records - len(messages), 0.0)
         if list(map(Message.error, messages)).count(None) < len(messages):
             messages = [m for m in messages if is_record(m, self._bootstrap)]
-        return Polled(messages, _FIELDS)
+        # Whoever is given a partition again may be given records again, in the same poll.
+        return Polled(messages, _FIELDS, self._topic if self._generation == before else None)
 
     def commit(self, records: Sequence[Record]) -> None:
         if not records:

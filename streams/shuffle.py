@@ -17,9 +17,8 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
-from streams.bus import Bus, Outgoing
+from streams.bus import Bus, Outgoing, last_places
 from streams.schema import to_ipc
 
 UNTIL_HEADER = "tidemill-until"  # JSON {"epoch": source's, "until": {partition: place}}
@@ -73,13 +72,11 @@ class Load:
 
 
 def partitions_of(ids: pa.ChunkedArray | pa.Array, partitions: int) -> Ints:
-    """`streams.topics.partition_of` of each id (no nulls), int64 [N]."""
-    whole = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-    encoded = pc.dictionary_encode(whole)  # an id that comes often is hashed once
-    distinct = encoded.dictionary.cast(pa.binary()).to_pylist()
-    hashes = np.array([xxhash.xxh3_64_intdigest(i) for i in distinct], np.uint64)
-    target = (hashes % np.uint64(partitions)).astype(np.int64)
-    return np.asarray(target[encoded.indices.to_numpy()])
+    """`streams.topics.partition_of` of each id, int64 [N]; any partition where it is null."""
+    from streams.xxh3 import hashes
+
+    found, count = hashes(ids), np.uint64(partitions)
+    return (found - found // count * count).astype(np.int64)  # numpy's % takes five times as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +115,29 @@ def place(
     most once: each move copies every column.
     """
     ids = load.table[key]
+    target = partitions_of(ids, partitions)
     if ids.null_count:
         valid = pc.is_valid(ids).to_numpy()
         rows = np.flatnonzero(valid) if rows is None else rows[valid[rows]]
-    target = partitions_of(ids if rows is None else ids.take(pa.array(rows)), partitions)
+    if rows is not None:
+        target = target[rows]
     if written:
         source = load.source if rows is None else load.source.take(rows)
         fresh = np.flatnonzero(_unwritten(source, target, topic, written))
         rows, target = fresh if rows is None else rows[fresh], target[fresh]
     if bool((target[1:] < target[:-1]).any()):
-        order = np.argsort(target, kind="stable")
+        order = _order(target)
         rows, target = order if rows is None else rows[order], target[order]
     load = load.without(drop)
     if rows is not None and not _is_all(rows, load.table.num_rows):
         load = load.take(rows)
     return Placed(load, topic, target, partitions)
+
+
+def _order(target: Ints) -> Ints:
+    """A stable order by partition. numpy sorts 16 bits by radix, seven times as fast."""
+    narrow = int(target.max()) < 2**16
+    return np.argsort(target.astype(np.uint16) if narrow else target, kind="stable")
 
 
 def _is_all(rows: Ints, count: int) -> bool:
@@ -215,9 +220,7 @@ class Written:
 
 
 def _until(source: Source) -> bytes:
-    origins = np.unique(source.partitions).tolist()
-    last = {p: int(source.places[source.partitions == p].max()) for p in origins}
-    return until_mark(source.epoch, last)
+    return until_mark(source.epoch, last_places(source.partitions, source.places))
 
 
 def until_mark(epoch: str, until: Mapping[int, int]) -> bytes:

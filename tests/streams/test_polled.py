@@ -88,3 +88,27 @@ def test_admission_makes_no_record_of_what_has_no_headers(monkeypatch: pytest.Mo
     admitted = admit(poll, 1_750_000_000_000, AdmissionLimits())
     assert admitted.table["source_offset"].to_pylist() == list(range(5))
     assert admitted.table["source_partition"].to_pylist() == [2] * 5
+
+
+ASCENDING = st.lists(
+    st.tuples(st.integers(0, 2), st.sampled_from([1, 1, 1, 2, 7])), min_size=1, max_size=40
+)
+
+
+@SORTS
+@given(steps=ASCENDING)
+def test_a_poll_in_order_tells_what_its_records_tell(
+    polled: Callable[[list[Record]], Polled], steps: list[tuple[int, int]]
+) -> None:
+    """`steps`: of each record its partition and how far its offset is from the one before."""
+    at, records = [10, 0, 2**40], []
+    for partition, step in steps:
+        at[partition] += step
+        records.append(Record("behaviour", partition, at[partition], None, b"{}"))
+    poll = polled(records)
+    ordered = Polled(poll._messages, poll._fields, "behaviour")
+    assert ordered == records
+    assert ordered.topics == poll.topics
+    assert ordered.partitions.tolist() == poll.partitions.tolist()
+    assert ordered.offsets.tolist() == [r.offset for r in records]
+    assert next_offsets(ordered) == _done(records)

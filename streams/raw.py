@@ -45,6 +45,28 @@ def short_at(_context: Any, data: Any, _at: Any) -> Any:
 
 
 @_intrinsic  # type: ignore[untyped-decorator]
+def high_product(_context: Any, _a: Any, _b: Any) -> Any:
+    """The upper uint64 of the product of two uint64."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(factor, wide) for factor in args))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), codegen
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def trailing_zeros(_context: Any, _word: Any) -> Any:
+    """How many bits of a uint64 that is not 0 lie below its lowest one."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), codegen
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
 def put_word(_context: Any, out: Any, _to: Any, _word: Any) -> Any:
     """Writes a uint64 to eight bytes of uint8 data."""
 
