@@ -65,11 +65,9 @@ def fold_rows(
     most, longest, room = _bounds(picked, first, event, kind, rule_first, length, size)
     out, offsets = np.empty(room, np.uint8), np.zeros(len(picked) + 1, np.int64)
     changed, newest = np.empty(len(picked), np.int64), np.empty(len(picked), np.int64)
-    before = np.empty(len(picked), np.uint64)
+    before, fresh = np.empty(len(picked), np.uint64), np.empty(max(1, most), np.int64)
     table = np.zeros(_table_size(len(event)), np.int64)
-    fresh = np.empty(max(1, most), np.int64)
-    keys = np.empty(most * _most_rules(rule_first), np.uint64)
-    sums = np.empty(len(keys), np.int64)
+    keys, sums = _own_tiles(most * _most_rules(rule_first))
     wide = np.empty(2 * len(keys) + longest // 8 + 2, np.uint64)
     best = np.empty(max(recent, limit.sum()) + 1, np.int64)
     runs = np.empty((2 * limit.sum() + 2, 3), np.int64)
@@ -101,8 +99,13 @@ def fold_rows(
         changed[done], offsets[done + 1] = k, stop
         before[done] = word_at(old, at + size[k] - _DIGEST) if size[k] >= _DIGEST else np.uint64(0)
         done += 1
-    data, bounds = out[: offsets[done]], offsets[: done + 1]
-    return changed[:done], data, bounds, before[:done], newest[:done], foreign
+    bounds = offsets[: done + 1]
+    return changed[:done], out[: bounds[done]], bounds, before[:done], newest[:done], foreign
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _own_tiles(room: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty(room, np.uint64), np.empty(room, np.int64)
 
 
 @_compiled  # type: ignore[untyped-decorator]
