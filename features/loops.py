@@ -81,8 +81,7 @@ def fold_rows(
         if first[r] == first[r + 1]:
             continue
         erased = _count(words[5]) if len(words) else 0
-        if len(words) and words[1] & _LOW != generation:
-            words = words[:0]
+        words = words if len(words) and words[1] & _LOW == generation else words[:0]
         partition = origin[event[first[r]]]
         n = _fresh(
             words, old, at, epoch, partition, erased,
