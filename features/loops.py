@@ -56,9 +56,9 @@ def fold_rows(
 
     Row `picked[k]` lies as `size[k]` bytes at `start[k]` of `cached` and, behind its end, of
     `read`; its events are `event[first[r]:first[r + 1]]`. `offset` (int64 [M]) is of the message
-    that brought an event, `origin` (uint64 [M]) its partition, one for all of a row's. An event of kind k adds by rules `rule_first[k]` to
-    `rule_first[k + 1]`: key but for the index, tile size in ms (0: endless), row of `value`.
-    Tiles of size s and slot c that end `keep_ms[s, c]` before the row's newest event are left
+    that brought an event, `origin` (uint64 [M]) its partition, one for all of a row's. An
+    event of kind k adds by rules `rule_first[k]` to `rule_first[k + 1]`: key but for the index,
+    tile size in ms (0: endless), row of `value`. Tiles of size s and slot c that end `keep_ms[s, c]` before the row's newest event are left
     out. `listed[l, k]`: list l takes events of kind k whose `length[l]` (bytes, at `text_at[l]`
     of `text`) is not negative; it keeps `limit[l]`.
     """

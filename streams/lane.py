@@ -19,7 +19,8 @@ from streams.telemetry import name_thread
 
 _LONGEST_REST_S = 0.1
 _LINE_MESSAGES = 64  # of one partition, waiting to be combined
-_LARGE_BYTES = 500_000  # who is given so much at once has fallen behind
+_LARGE_BYTES = 1_000_000  # who is given so much at once has fallen behind
+_PATIENCE = 2.0  # how many times as long as a large delivery took it waits for more
 _LOOK_S = 0.02
 
 
@@ -30,9 +31,10 @@ class Rounds:
     Messages that have queued are handed over as one delivery of at most `combine_bytes`
     payload bytes (0: each alone). Deliveries begin at least `pace_s` apart, for handlers
     whose cost is by the delivery and who are in no haste. A partition that has fallen behind
-    (its last delivery was large) waits until `combine_bytes` have queued, or `behind_s` from
-    that delivery's begin: what is late already is done in fewer, larger rounds, in which more
-    events share what a row or a file costs.
+    (its last delivery was large) waits until `combine_bytes` have queued, or twice as long as
+    that delivery took, `behind_s` at most: what is late already is done in fewer, larger
+    rounds, in which more events share what a row or a file costs. In proportion, because a
+    fixed wait would bring another large delivery, and a moment's delay would stay for good.
     """
 
     combine_bytes: int = 0
@@ -162,9 +164,10 @@ class Line:
         Nothing is taken out of the line until its time has come, so that whoever is cut off
         while it waits can ask whether the line `holds` anything.
         """
-        await asyncio.sleep(max(0.0, self._began + self._rounds.pace_s - monotonic()))
+        took_s = monotonic() - self._began
+        await asyncio.sleep(max(0.0, self._rounds.pace_s - took_s))
         if self._behind:
-            await self._gather()
+            await self._gather(monotonic() + min(_PATIENCE * took_s, self._rounds.behind_s))
         first = self._held.pop() if self._held else await self._waiting.get()
         if isinstance(first, Exception):
             raise first
@@ -184,9 +187,8 @@ class Line:
         self._behind = given >= _LARGE_BYTES
         return messages
 
-    async def _gather(self) -> None:
-        """Until the line has what one delivery takes, or it is time."""
-        until = self._began + self._rounds.behind_s
+    async def _gather(self, until: float) -> None:
+        """Until the line has what one delivery takes, or it is time (monotonic s)."""
         while monotonic() < until and not self._waiting.full():
             if self._bytes >= self._rounds.combine_bytes:
                 return

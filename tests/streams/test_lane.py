@@ -27,14 +27,15 @@ async def _events(messages: Sequence[_Message], apart_s: float) -> AsyncIterator
         await asyncio.sleep(apart_s)
 
 
-def _given_out(count: int, apart_s: float, rounds: Rounds) -> list[list[int]]:
-    """The offsets of each delivery, until the stream has ended."""
+def _given_out(count: int, apart_s: float, rounds: Rounds, works_s: float = 0.0) -> list[list[int]]:
+    """The offsets of each delivery, until the stream has ended; each is worked on for a while."""
 
     async def run() -> list[list[int]]:
         line = Line(_events([_Message(n) for n in range(count)], apart_s), rounds)
         out = []
         while messages := await line.next():
             out.append([message.offset for message in messages])
+            await asyncio.sleep(works_s)
         return out
 
     return asyncio.run(run())
@@ -65,16 +66,22 @@ def test_who_is_behind_is_given_as_much_as_may_be_combined(
 ) -> None:
     """One message of ten bytes is much, or it is not; thirty may be handed over at once."""
     monkeypatch.setattr(lane, "_LARGE_BYTES", large_bytes)
-    out = _given_out(8, 0.05, Rounds(30, behind_s=2.0))[:2]
-    assert out == first
+    monkeypatch.setattr(lane, "_PATIENCE", 200.0)
+    assert _given_out(8, 0.05, Rounds(30, behind_s=9.0), 0.01)[:2] == first
 
 
-def test_who_is_behind_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("patience", "behind_s"), [(1e9, 0.3), (3.0, 1e9)], ids=["at most", "in proportion"]
+)
+def test_who_is_behind_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch, patience: float, behind_s: float
+) -> None:
     monkeypatch.setattr(lane, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(lane, "_PATIENCE", patience)
     began = monotonic()
-    out = _given_out(2, 0.0, Rounds(1_000, behind_s=0.3))
+    out = _given_out(2, 0.0, Rounds(1_000, behind_s=behind_s), 0.1)
     assert [offset for batch in out for offset in batch] == [0, 1]
-    assert monotonic() - began >= 0.3
+    assert monotonic() - began >= 0.4
 
 
 def test_a_line_that_waits_for_its_pace_says_that_it_holds_messages() -> None:
