@@ -128,8 +128,13 @@ class KafkaProducer:
     def _try(self, what: str, call: Any, *args: Any) -> Any:
         try:
             return call(*args)
-        except KafkaException as error:
-            raise went_down(what, error, self._bootstrap) from error
+        except (KafkaException, SystemError) as error:
+            # A fatal error is raised amid the delivery reports: the next of them meets it, and
+            # Python says so by a SystemError.
+            cause = error.__cause__ if isinstance(error, SystemError) else error
+            if not isinstance(cause, KafkaException):
+                raise
+            raise went_down(what, cause, self._bootstrap) from error
 
     def _abort(self) -> None:
         """Best effort: a writer that cannot abort is fenced or dead, and its process ends."""
