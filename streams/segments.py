@@ -5,9 +5,9 @@ files are named (`streams.segment_files`), nor when small files are merged and o
 dropped (`streams.upkeep`).
 
 A batch is one small file in the tail when `append` returns; many batches become Parquet
-together, and many rows that come at once do so without having been in the tail. A file is written beside its place and renamed into it, so a reader sees whole
-files only. A second delivery, a zombie or a replay changes nothing, and a new epoch has
-names of its own. What a Parquet file's range covers is never read from the tail or from
+together, and many rows that come at once do so without having been in the tail. A file is
+written beside its place and renamed into it, so a reader sees whole files only. A second
+delivery, a zombie or a replay changes nothing, and a new epoch has names of its own. What a Parquet file's range covers is never read from the tail or from
 a smaller file, so a crash between a rename and a removal counts nothing twice. Files
 survive the process being killed; set `sync` to survive a power failure as well.
 
