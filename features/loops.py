@@ -56,11 +56,11 @@ def fold_rows(
 
     Row `picked[k]` lies as `size[k]` bytes at `start[k]` of `cached` and, behind its end, of
     `read`; its events are `event[first[r]:first[r + 1]]`. `offset` (int64 [M]) is of the message
-    that brought an event, `origin` (uint64 [M]) its partition, one for all of a row's. An
-    event of kind k adds by rules `rule_first[k]` to `rule_first[k + 1]`: key but for the index,
-    tile size in ms (0: endless), row of `value`. Tiles of size s and slot c that end `keep_ms[s, c]` before the row's newest event are left
-    out. `listed[l, k]`: list l takes events of kind k whose `length[l]` (bytes, at `text_at[l]`
-    of `text`) is not negative; it keeps `limit[l]`.
+    that brought an event, `origin` (uint64 [M]) its partition, one for all of a row's. Kind k
+    adds by rules `rule_first[k]` to `rule_first[k + 1]`: key but for the index, tile size in ms
+    (0: endless), row of `value`. Tiles of size s and slot c that end `keep_ms[s, c]` before the
+    row's newest event are left out. List l takes `listed[l, k]` where `length[l]` (bytes, at
+    `text_at[l]` of `text`) is not negative, and keeps `limit[l]`.
     """
     most, longest, room = _bounds(picked, first, event, kind, rule_first, length, size)
     out, offsets = np.empty(room, np.uint8), np.zeros(len(picked) + 1, np.int64)

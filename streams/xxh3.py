@@ -70,7 +70,10 @@ def _joined(first: pa.Array, second: pa.Array) -> Hashes:
 
 
 def spans(words: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """(bytes, offsets int32 [N + 1]) of a string or binary array, read-only; copies nothing."""
+    """(bytes, offsets int32 [N + 1]) of a string or binary array, read-only; copies nothing,
+    unless its offsets are wider (as polars gives them) or it lies otherwise."""
+    if not (pa.types.is_string(words.type) or pa.types.is_binary(words.type)):
+        words = words.cast(pa.binary())
     _, offsets, data = words.buffers()
     bounds = np.frombuffer(offsets or _NO_OFFSETS, np.int32)
     bounds = bounds[words.offset : words.offset + len(words) + 1]

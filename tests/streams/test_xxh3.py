@@ -57,6 +57,20 @@ def test_strings_hash_as_their_utf8(words: list[str]) -> None:
     assert hashes(pa.array(words, pa.string())).tolist() == _digests([w.encode() for w in words])
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.large_binary(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)  # fmt: skip
+def test_other_layouts_of_strings_hash_alike(kind: pa.DataType) -> None:
+    """Polars gives offsets of 64 bits, or views."""
+    words = ["", "a", "ab" * 9, "ä" * 200]
+    there = pa.array(words).cast(kind)
+    assert hashes(there[1:]).tolist() == _digests([w.encode() for w in words[1:]])
+    pairs = [f"{word}\0{word}".encode() for word in words]
+    columns = pa.chunked_array([there]), pa.chunked_array([pa.array(words)])
+    assert joined_hashes(*columns).tolist() == _digests(pairs)
+
+
 def test_of_nothing_there_are_no_hashes() -> None:
     assert len(hashes(pa.chunked_array([], pa.string()))) == 0
     assert len(joined_hashes(*[pa.chunked_array([], pa.string())] * 2)) == 0
