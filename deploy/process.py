@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
 COMBINED_BYTES = 10_000_000  # of queued messages that are handled as one batch
-BEHIND_S = 2.0  # how long a partition that is late already waits for more
+BEHIND_S = 2.0  # how long a partition that is late already waits for more, at most
 REGISTRY_AFTER_S = 10.0  # a worker is set up, where Feast's registry is there already
 FACTS_PACE_S = 0.5  # nobody waits for a fact to be on disk, and a batch has its cost
 CACHED_ROWS = 100_000  # rows of an entity that a folding process keeps, about 2 kB each

@@ -105,13 +105,11 @@ class Batcher:
         targets = [] if transactional else [self._topic, BEHAVIOUR_DEAD]
         self._written = Written(bus, targets, self._input.epoch)
         self._erasures = Erasures(bus)
-        self._generation = -1
 
     def turn(self, timeout_s: float) -> int:
         """Admits what one poll brings; returns the number of records it worked off."""
         records = self._input.poll(timeout_s)
-        if self._input.generation != self._generation:
-            self._follow(self._input.generation)
+        self._follow(self._input.generation)
         if not records:
             return 0
         self._erasures.refresh()
@@ -129,11 +127,10 @@ class Batcher:
         self._producer.close()
 
     def _follow(self, generation: int) -> None:
-        """Partitions changed hands; the only door must have kept all of them.
+        """Partitions may have changed hands; the only door must have kept all of them.
 
         None is no company yet: so it is while the group's members join.
         """
-        self._generation = generation
         if self._seen:
             self._seen.follow(generation)
             if 0 < (held := len(self._input.consumer.assignment())) < self._every:

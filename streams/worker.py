@@ -136,14 +136,10 @@ class _Worker:
     def declare(self, app: WorkerApp) -> list[Lane]:
         """One agent per topic, one actor per partition."""
         lanes = []
+        most_bytes = self._rounds.combine_bytes if self._rounds.across else 0
         for topic in self._handlers:
-            rounds = self._rounds
-            lane = Lane(
-                topic,
-                partial(self._deliver, topic),
-                rounds.combine_bytes if rounds.across else 0,
-                rests=topic in self._resting,
-            )
+            work, rests = partial(self._deliver, topic), topic in self._resting
+            lane = Lane(topic, work, most_bytes, rests)
             lanes.append(lane)
             channel = app.topic(
                 topic, key_type=bytes, key_serializer="raw", value_type=bytes,
