@@ -29,7 +29,7 @@ from streams.shuffle import Load, Place, Placed, Source, Written, place
 from streams.topics import ADMITTED, BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER
 
 _TRACEPARENT = "traceparent"
-_PACE_S, _TURN_S = 0.02, 0.1
+_PACE_S, _TURN_S = 0.05, 0.1
 
 
 def run(
