@@ -10,7 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer as RdConsumer
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -18,9 +20,11 @@ from confluent_kafka import Producer as RdProducer
 
 from streams.bus import BusError, Consumed, Fields, Outgoing, Polled, Record, next_offsets
 
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 ANSWER_S = 10.0  # how long one request to the broker may take before it counts as down
 JOIN_S = 20.0
+_GRACE_S = 2.0  # beyond a call's own limit
 # A transaction left behind by a killed writer holds its readers back this long at most.
 _TRANSACTION_MS = 10_000
 
@@ -82,9 +86,10 @@ class KafkaProducer:
         if not isinstance(consumed.consumer, KafkaConsumer):
             raise TypeError("a Kafka transaction takes the offsets of a Kafka consumer")
         reader = consumed.consumer.client
+        # librdkafka waits past its time for a group's coordinator that went away (its #5456).
         self._try(
             "mark the input as done",
-            self._producer.send_offsets_to_transaction,
+            partial(within, ANSWER_S + _GRACE_S, self._producer.send_offsets_to_transaction),
             positions_of(consumed.records),
             reader.consumer_group_metadata(),
             ANSWER_S,
@@ -128,6 +133,8 @@ class KafkaProducer:
     def _try(self, what: str, call: Any, *args: Any) -> Any:
         try:
             return call(*args)
+        except TimeoutError as error:
+            raise BusError(f"{self._bootstrap} did not answer: {what}") from error
         except (KafkaException, SystemError) as error:
             # A fatal error is raised amid the delivery reports: the next of them meets it, and
             # Python says so by a SystemError.
@@ -139,9 +146,9 @@ class KafkaProducer:
     def _abort(self) -> None:
         """Best effort: a writer that cannot abort is fenced or dead, and its process ends."""
         try:
-            self._producer.abort_transaction(ANSWER_S)
-        except KafkaException as error:
-            _LOG.warning("could not abort a transaction: %s", error)
+            within(ANSWER_S + _GRACE_S, self._producer.abort_transaction, ANSWER_S)
+        except (KafkaException, TimeoutError) as error:
+            _LOG.warning("could not abort a transaction: %r", error)
 
 
 class KafkaConsumer:
@@ -309,3 +316,21 @@ def positions_of(records: Sequence[Record]) -> list[Any]:
 def went_down(what: str, error: KafkaException, bootstrap: str) -> BusError:
     reason = error.args[0]
     return BusError(f"could not {what} at {bootstrap}: {reason.str()} ({reason.name()})")
+
+
+def within(seconds: float, call: Callable[..., T], *args: Any) -> T:
+    """`call(*args)`, in a thread that is left behind when the call does not come back.
+
+    Raises:
+        TimeoutError: it did not within `seconds`.
+    """
+    came: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            came.set_result(call(*args))
+        except BaseException as error:
+            came.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return came.result(seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.error import URLError
@@ -65,6 +65,8 @@ class Mill:
     """A broker, a store and the path's processes. `names` are those of the path."""
 
     settings: Settings
+    kafka: Kafka
+    valkey: Valkey
     broker: Child
     store: Child
     children: dict[str, Child] = field(default_factory=dict)
@@ -74,10 +76,33 @@ class Mill:
         return self.settings.broker.bootstrap_servers
 
     def start(self, name: str) -> Child:
-        kind = OwnProcess if name in WHOLE else Part
-        part = kind(name, self.settings.home, env=SINGLE)
-        self.children[name] = process.start(part, 60)
+        """Returns when it is set up."""
+        self.children[name] = process.start(self._part(name), 60)
         return self.children[name]
+
+    def start_soon(self, name: str) -> None:
+        part = self._part(name)
+        self.children[name] = Child(part.name, part.command())
+
+    def _part(self, name: str) -> OwnProcess:
+        kind = OwnProcess if name in WHOLE else Part
+        return kind(name, self.settings.home, env=SINGLE)
+
+    def end(self) -> None:
+        for name in list(self.children):
+            self.stop(name)
+        self.store.stop()
+        self.broker.stop()
+
+    def kill_broker(self) -> None:
+        """SIGKILL; it comes back with what it had on its disk."""
+        self.broker.kill()
+        self.broker = process.start(self.kafka, 120)
+
+    def kill_store(self) -> None:
+        """SIGKILL; an empty one comes in its place."""
+        self.store.kill()
+        self.store = process.start(self.valkey, 30)
 
     def stop(self, name: str) -> None:
         self.children.pop(name).stop()
@@ -120,29 +145,31 @@ def _by_thread(process: str, pid: int) -> Cpu:
 @contextmanager
 def mill(folder: Path, partitions: int) -> Iterator[Mill]:
     """Kafka and Valkey with an empty home; the path's processes are started by name."""
-    with ExitStack() as parts:
-        kafka = Kafka(folder / "logs", folder / "kafka")
-        valkey = Valkey(folder / "logs")
-        broker = parts.enter_context(process.running(kafka, 120))
-        store = parts.enter_context(process.running(valkey, 30))
-        settings = Settings(
-            home=folder / "home",
-            broker=BrokerSettings(
-                kind="kafka", bootstrap_servers=kafka.bootstrap_servers, partitions=partitions
-            ),
-            store=StoreSettings(address=valkey.address),
-            security=SecuritySettings(impression_key=KEY.hex()),
-            telemetry=TelemetrySettings(
-                metrics_ports={name: free_port() for name in (*WHOLE, *USER_ALONE)}
-            ),
-        )
-        state.write_settings(settings)
-        made = Mill(settings, broker, store)
-        try:
-            yield made
-        finally:
-            for name in list(made.children):
-                made.stop(name)
+    kafka = Kafka(folder / "logs", folder / "kafka")
+    valkey = Valkey(folder / "logs")
+    settings = Settings(
+        home=folder / "home",
+        broker=BrokerSettings(
+            kind="kafka", bootstrap_servers=kafka.bootstrap_servers, partitions=partitions
+        ),
+        store=StoreSettings(address=valkey.address),
+        security=SecuritySettings(impression_key=KEY.hex()),
+        telemetry=TelemetrySettings(
+            metrics_ports={name: free_port() for name in (*WHOLE, *USER_ALONE)}
+        ),
+    )
+    state.write_settings(settings)
+    broker = process.start(kafka, 120)
+    try:
+        store = process.start(valkey, 30)
+    except BaseException:
+        broker.stop()
+        raise
+    made = Mill(settings, kafka, valkey, broker, store)
+    try:
+        yield made
+    finally:
+        made.end()
 
 
 def await_handled(

@@ -81,6 +81,14 @@ class Source:
         self._tokens = _tokens(stream, key)
 
     def lines(self, n: int) -> Lines:
+        frame, rng = self.frame(n)
+        sent = frame[sending_order(n, rng)]
+        values = json_lines(sent)
+        keys = [user.encode() for user in sent["user_id"].to_list()]
+        return Lines(keys, values, _written(frame, len(sent), sum(map(len, values))))
+
+    def frame(self, n: int) -> tuple[pl.DataFrame, np.random.Generator]:
+        """`n` events in the order of their arrival, and what else of them is drawn from."""
         self._seed += 1
         rng = np.random.default_rng(self._seed)
         shift = int(time.time() * 1000) - self.stream.end_ms
@@ -89,14 +97,18 @@ class Source:
             pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String),
             event_time_ms=pl.col("event_time_ms") + shift,
         )  # fmt: skip
-        frame = _with_tokens(frame, self._tokens, rng)
-        again = rng.choice(n, int(n * DUPLICATES), replace=False)
-        at = np.concatenate([np.arange(n), again + rng.integers(1, APART, len(again))])
-        order = np.concatenate([np.arange(n), again])[np.argsort(at, kind="stable")]
-        sent = frame[order]
-        values = [line.encode() for line in sent.select(_json())["line"].to_list()]
-        keys = [user.encode() for user in sent["user_id"].to_list()]
-        return Lines(keys, values, _written(frame, len(order), sum(map(len, values))))
+        return _with_tokens(frame, self._tokens, rng), rng
+
+
+def sending_order(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Each of `n` events once, and some a second time up to `APART` events later."""
+    again = rng.choice(n, int(n * DUPLICATES), replace=False)
+    at = np.concatenate([np.arange(n), again + rng.integers(1, APART, len(again))])
+    return np.concatenate([np.arange(n), again])[np.argsort(at, kind="stable")]
+
+
+def json_lines(frame: pl.DataFrame) -> list[bytes]:
+    return [line.encode() for line in frame.select(_json())["line"].to_list()]
 
 
 def preload(servers: str, source: Source, n: int, progress: Progress) -> Written:

@@ -15,19 +15,20 @@ from typing import Any
 import orjson
 import polars as pl
 from chaos_stream import Stream
-from chaos_truth import (
+from chaos_world import World
+
+from benchmarks.exactness.truth import (
     expected_feedback,
     expected_rows,
     feedback_differences,
     frame,
     row_differences,
 )
-from chaos_world import World
-
 from features.backfill import backfill
 from features.definitions import DEFINITIONS
 from features.diff import compare
 from features.feast_store import FeastFeatureStore
+from features.store import EntityName
 from streams.feedback_store import read_feedback
 from streams.topics import FEEDBACK
 
@@ -63,7 +64,7 @@ class Verdict:
         return frame(self.stream.good)
 
     @cached_property
-    def _rows(self) -> dict[str, dict[str, Any]]:
+    def _rows(self) -> dict[EntityName, pl.DataFrame]:
         now = self.stream.now_ms
         return {entity: expected_rows(self._events, entity, now) for entity in DEFINITIONS}
 
@@ -100,7 +101,8 @@ class Verdict:
         wrong = []
         for entity, expected in self._rows.items():
             wrong += row_differences(store, entity, expected, now)
-            wrong += [f"{entity} {i}: not sent" for i in {*store.ids(entity)} - {*expected}]
+            sent = {*expected[DEFINITIONS[entity].id_column]}
+            wrong += [f"{entity} {i}: not sent" for i in {*store.ids(entity)} - sent]
         return wrong
 
     def of_feedback(self) -> list[str]:

@@ -14,6 +14,7 @@ from features.definitions import DEFINITIONS, EntityDefinition, LastN, Sum, Wind
 from features.store import EntityName, FeatureStore
 from streams.outcomes import TASKS
 
+READ_ROWS = 2_000
 _COLUMNS = {
     "event_id": pl.String, "user_id": pl.String, "kind": pl.String, "event_time_ms": pl.Int64,
     "video_id": pl.String, "author_id": pl.String, "query": pl.String, "dwell_ms": pl.Int64,
@@ -25,18 +26,16 @@ def frame(good: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(good, schema=_COLUMNS)
 
 
-def expected_rows(events: pl.DataFrame, entity: EntityName, now_ms: int) -> dict[str, Any]:
-    """Entity id -> {column: value} for every id that an event names."""
+def expected_rows(events: pl.DataFrame, entity: EntityName, now_ms: int) -> pl.DataFrame:
+    """The id column and every column that a reader gets, for every id that an event names."""
     definition = DEFINITIONS[entity]
     named = events.filter(pl.col(definition.id_column).is_not_null())
-    ids = named.select(pl.col(definition.id_column).unique().sort())
-    table = ids
+    table = named.select(pl.col(definition.id_column).unique().sort())
     for part in (*_counts(definition, named, now_ms), *_lists(definition, named)):
-        table = table.join(part, on=definition.id_column, how="left")
+        table = table.join(part, on=definition.id_column, how="left", maintain_order="left")
     table = table.with_columns(pl.col(definition.count_columns).fill_null(0))
     lists = (*definition.text_list_columns, *definition.time_list_columns)
-    table = table.with_columns([pl.col(name).fill_null([]) for name in lists])
-    return {row.pop(definition.id_column): row for row in table.to_dicts()}
+    return table.with_columns([pl.col(name).fill_null([]) for name in lists])
 
 
 def _counts(definition: EntityDefinition, events: pl.DataFrame, now_ms: int) -> list[pl.DataFrame]:
@@ -76,16 +75,20 @@ def _list(definition: EntityDefinition, feature: LastN, events: pl.DataFrame) ->
 
 
 def row_differences(
-    store: FeatureStore, entity: EntityName, expected: dict[str, Any], now_ms: int
+    store: FeatureStore, entity: EntityName, expected: pl.DataFrame, now_ms: int
 ) -> list[str]:
     """Every stored value that is not the expected one, in words."""
-    ids = sorted(expected)
-    stored = store.read(entity, ids, now_ms)
-    wrong = []
-    for name, values in stored.columns.items():
-        for entity_id, value in zip(ids, values.tolist(), strict=True):
-            if value != (wanted := expected[entity_id][name]):
-                wrong.append(f"{entity} {entity_id} {name}: stored {value}, sent {wanted}")
+    wrong, id_column = list[str](), DEFINITIONS[entity].id_column
+    for part in expected.iter_slices(READ_ROWS):
+        ids = part[id_column].to_list()
+        for name, values in store.read(entity, ids, now_ms).columns.items():
+            stored, sent = values.tolist(), part[name].to_list()
+            if stored != sent:
+                wrong += [
+                    f"{entity} {entity_id} {name}: stored {a}, sent {b}"
+                    for entity_id, a, b in zip(ids, stored, sent, strict=True)
+                    if a != b
+                ]
     return wrong
 
 

@@ -1,0 +1,103 @@
+"""What is sent, and what is true of it: late events, copies, and some that are malformed.
+
+Knows the generator of `benchmarks.events` and how a line is broken. Each event has a time of
+its own, so that no list of the newest depends on how ties are decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+
+from benchmarks.events.mill import KEY
+from benchmarks.events.source import CHUNK, Source, json_lines, sending_order
+from benchmarks.features.events import WITH_DWELL, Stream
+
+MALFORMED = 0.001
+SPAN_MS_AN_EVENT, AT_LEAST_MS = 2, 60_000
+
+
+@dataclass(frozen=True)
+class Sent:
+    """`events` (each counts once) and `order`: which of them is sent when, copies included.
+
+    `broken`: row of `events` -> the value that is sent in its place. `now_ms`: no event is newer.
+    """
+
+    events: pl.DataFrame
+    order: np.ndarray
+    broken: dict[int, bytes]
+    now_ms: int
+
+    @property
+    def copies(self) -> np.ndarray:
+        """int64 [events]: how often each is sent, broken or not."""
+        return np.bincount(self.order, minlength=len(self.events))
+
+    def messages(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Keys and values in the order of sending, some at a time."""
+        for start in range(0, len(self.order), CHUNK):
+            rows = self.order[start : start + CHUNK]
+            part = self.events[rows]
+            values = [
+                self.broken.get(row, line)
+                for row, line in zip(rows.tolist(), json_lines(part), strict=True)
+            ]
+            yield [user.encode() for user in part["user_id"].to_list()], values
+
+    def mends(self) -> dict[bytes, bytes]:
+        """Broken value -> what it should have been."""
+        rows = list(self.broken)
+        lines = json_lines(self.events[rows])
+        return {self.broken[row]: line for row, line in zip(rows, lines, strict=True)}
+
+
+def stream(n: int, seed: int) -> Sent:
+    """`n` events: 5 % up to five hours late, 1 % sent twice, 0.1 % broken."""
+    span_ms = max(AT_LEAST_MS, SPAN_MS_AN_EVENT * n)
+    frame, rng = Source(Stream(span_ms=span_ms), KEY, seed).frame(n)
+    times = _distinct(frame["event_time_ms"].to_numpy())
+    dwell = pl.when(pl.col("kind").is_in(WITH_DWELL)).then(pl.col("dwell_ms"))
+    events = frame.with_columns(
+        dwell, pl.Series("event_time_ms", times), amount_cents=pl.lit(None, pl.Int64),
+        origin=pl.lit("live"),
+    )  # fmt: skip
+    order = sending_order(n, rng)
+    once = np.flatnonzero(np.bincount(order, minlength=n) == 1)
+    rows = np.sort(rng.choice(once, max(len(FORMS), int(n * MALFORMED)), replace=False))
+    lines = json_lines(events[rows])
+    broken = {row: FORMS[i % len(FORMS)](lines[i]) for i, row in enumerate(rows.tolist())}
+    return Sent(events, order, broken, int(times.max()))
+
+
+def _distinct(times: np.ndarray) -> np.ndarray:
+    """int64 [N]: as near to `times` as can be, in their order, no two the same and none newer."""
+    order, steps = np.argsort(times, kind="stable"), np.arange(len(times))
+    rising = np.maximum.accumulate(times[order] - steps) + steps
+    found = np.empty_like(times)
+    found[order] = rising - max(0, int(rising[-1] - times.max()))
+    return found
+
+
+def _edited(**change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
+    def edit(line: bytes) -> bytes:
+        said = orjson.loads(line)
+        return orjson.dumps(said | {name: new(said[name]) for name, new in change.items()})
+
+    return edit
+
+
+FORMS: tuple[Callable[[bytes], bytes], ...] = (
+    lambda line: line[:-1],
+    lambda line: b"\xff" + line,
+    _edited(kind=lambda _: "stare"),
+    _edited(event_time_ms=lambda ms: ms // 1_000),
+    _edited(event_time_ms=lambda ms: ms * 1_000),
+    _edited(event_time_ms=str),
+    _edited(user_id=lambda _: ""),
+)
