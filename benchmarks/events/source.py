@@ -95,7 +95,7 @@ class Source:
         frame = pl.DataFrame(make_events(self.stream, n, self._seed)).select(
             "event_id", "user_id", "video_id", "author_id", "query", "dwell_ms",
             pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String),
-            event_time_ms=pl.col("event_time_ms") + shift,
+            event_time_ms=pl.col("event_time_ms") + shift, amount_cents=pl.lit(None, pl.Int64),
         )  # fmt: skip
         return _with_tokens(frame, self._tokens, rng), rng
 
@@ -187,6 +187,7 @@ def _json() -> pl.Expr:
         parts.append(_optional(f',"{name}":"', pl.col(name), '"'))
     dwell = pl.when(pl.col("dwell_ms") > 0).then(pl.col("dwell_ms").cast(pl.String))
     parts.append(_optional(',"dwell_ms":', dwell, ""))
+    parts.append(_optional(',"amount_cents":', pl.col("amount_cents").cast(pl.String), ""))
     return pl.concat_str([*parts, lit("}")]).alias("line")
 
 

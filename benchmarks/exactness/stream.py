@@ -18,7 +18,7 @@ from benchmarks.events.mill import KEY
 from benchmarks.events.source import CHUNK, Source, json_lines, sending_order
 from benchmarks.features.events import WITH_DWELL, Stream
 
-MALFORMED = 0.001
+MALFORMED, WITH_AMOUNT = 0.001, ("cart", "order")
 SPAN_MS_AN_EVENT, AT_LEAST_MS = 2, 60_000
 
 
@@ -62,10 +62,11 @@ def stream(n: int, seed: int) -> Sent:
     span_ms = max(AT_LEAST_MS, SPAN_MS_AN_EVENT * n)
     frame, rng = Source(Stream(span_ms=span_ms), KEY, seed).frame(n)
     times = _distinct(frame["event_time_ms"].to_numpy())
-    dwell = pl.when(pl.col("kind").is_in(WITH_DWELL)).then(pl.col("dwell_ms"))
+    spent = pl.Series(rng.integers(0, 10_000, n))
     events = frame.with_columns(
-        dwell, pl.Series("event_time_ms", times), amount_cents=pl.lit(None, pl.Int64),
-        origin=pl.lit("live"),
+        _of("dwell_ms", pl.col("dwell_ms"), WITH_DWELL),
+        _of("amount_cents", spent, WITH_AMOUNT),
+        pl.Series("event_time_ms", times), origin=pl.lit("live"),
     )  # fmt: skip
     order = sending_order(n, rng)
     once = np.flatnonzero(np.bincount(order, minlength=n) == 1)
@@ -73,6 +74,10 @@ def stream(n: int, seed: int) -> Sent:
     lines = json_lines(events[rows])
     broken = {row: FORMS[i % len(FORMS)](lines[i]) for i, row in enumerate(rows.tolist())}
     return Sent(events, order, broken, int(times.max()))
+
+
+def _of(name: str, value: pl.Expr | pl.Series, kinds: tuple[str, ...]) -> pl.Expr:
+    return pl.when(pl.col("kind").is_in(kinds)).then(value).alias(name)
 
 
 def _distinct(times: np.ndarray) -> np.ndarray:
