@@ -86,6 +86,7 @@ def batcher(process: Process) -> int:
     from streams.batcher import run
     from streams.erasure import KeptErasures
     from streams.json_events import warm
+    from streams.log import EventLog
 
     bus = wiring.bus(process.settings, ensure_topics=True)
     KeptErasures(process.settings.log_dir / ERASURES_FILE).restore(bus)
@@ -98,6 +99,7 @@ def batcher(process: Process) -> int:
         stop=process.stop,
         transactional=process.settings.broker.transactional,
         doors=process.settings.broker.doors,
+        log=EventLog(process.settings.log_dir),
     )
     return 0 if process.stop.is_set() else 1
 

@@ -23,6 +23,7 @@ from streams.clock import Clock
 from streams.duplicates import SeenEvents
 from streams.erasure import Erasures
 from streams.fanout import FanOut, fanned_out
+from streams.log import EventLog
 from streams.loop import Input, Loop, run_loops
 from streams.sequencer import Sequencer
 from streams.shuffle import Load, Place, Placed, Source, Written, place
@@ -43,6 +44,7 @@ def run(
     instance: str = "0",
     entities: Collection[str] = tuple(ENTITY_TOPIC),
     doors: int = 1,
+    log: EventLog | None = None,
 ) -> None:
     """Admits and sequences events, and fans them out, until `stop` is set. Blocks.
 
@@ -50,14 +52,15 @@ def run(
     `doors`: how many processes run this beside each other; each must be told the same.
     `instance`: a name that this process keeps over restarts and shares with no other, so
     that its successor can end the transaction that a killed one left open. `entities`:
-    whose topics are written beside the user's, where nobody reads the others.
+    whose topics are written beside the user's, where nobody reads the others. `log`: where
+    copies are known from whose first was written before the topics began again.
 
     Raises:
         BusError: the broker failed or another process took this one's name or partitions;
             nothing is lost, and a new process goes on from the last commit.
     """
 
-    options = (bus, clock, limits, transactional, group, instance)
+    options = (bus, clock, limits, transactional, group, instance, log)
     if doors == 1:
         _finish_admitted(bus, lambda: Sequencer(*options), stop)
     loops: dict[str, Callable[[], Loop]] = {"batcher": lambda: Batcher(*options, doors == 1)}
@@ -91,11 +94,13 @@ class Batcher:
         transactional: bool = True,
         group: str = "tidemill",
         instance: str = "0",
+        log: EventLog | None = None,
         alone: bool = True,
     ) -> None:
-        """`alone`: no other process reads `behaviour`, so each user's events all come here."""
+        """`alone`: no other process reads `behaviour`, so each user's events all come here.
+        `log`: as of `SeenEvents`."""
         self._clock, self._limits = clock, limits
-        self._seen = SeenEvents(bus, limits.duplicate_horizon_ms) if alone else None
+        self._seen = SeenEvents(bus, limits.duplicate_horizon_ms, log) if alone else None
         self._topic = EVENTS_BY_USER if alone else ADMITTED
         name = f"{group}-batcher-{instance}" if transactional else None
         self._producer = bus.producer(name)

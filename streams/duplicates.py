@@ -4,7 +4,7 @@ Knows (user, event id) pairs, their horizon and `events.by_user`. Does not know 
 there: the door's one loop (`streams.door`) or the second of its two (`streams.sequencer`).
 
 The memory is a cache of `events.by_user`: whoever is given a partition reads the horizon's
-tail of it first.
+tail of it first. A topic that began again has forgotten what came before: that is in the log.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.bus import Bus, Outgoing, Record
+from streams.log import EventLog
 from streams.recent_keys import RecentKeys
 from streams.schema import from_ipc
 from streams.shuffle import Ints, Placed
@@ -33,9 +34,11 @@ _LOG = logging.getLogger(__name__)
 class SeenEvents:
     """What was sequenced within the horizon, by partition of `events.by_user`."""
 
-    def __init__(self, bus: Bus, horizon_ms: int) -> None:
-        self._bus, self._horizon_ms = bus, horizon_ms
+    def __init__(self, bus: Bus, horizon_ms: int, log: EventLog | None = None) -> None:
+        """`log`: where the events of earlier epochs lie; without one their copies are unknown."""
+        self._bus, self._horizon_ms, self._log = bus, horizon_ms, log
         self._memory: dict[int, RecentKeys] = {}
+        self._earlier: RecentKeys | None = None  # of all partitions, by other epochs
         self._generation = -1
 
     def follow(self, generation: int) -> None:
@@ -59,12 +62,34 @@ class SeenEvents:
     def _see(
         self, keys: npt.NDArray[np.uint64], partitions: Ints, now_ms: int
     ) -> npt.NDArray[np.bool_]:
-        """bool [N]: which keys their partition (ascending) has seen."""
+        """bool [N]: which keys their partition (ascending) has seen, in this epoch or before."""
+        self._recall(now_ms)
+        if not self._earlier:
+            return self._see_here(keys, partitions, now_ms)
+        duplicate = self._earlier.see(keys, now_ms)
+        new = np.flatnonzero(~duplicate)  # a copy does not prolong the memory of its key
+        duplicate[new] = self._see_here(keys[new], partitions[new], now_ms)
+        return duplicate
+
+    def _see_here(
+        self, keys: npt.NDArray[np.uint64], partitions: Ints, now_ms: int
+    ) -> npt.NDArray[np.bool_]:
         duplicate = np.empty(len(keys), dtype=np.bool_)
         for partition in np.flatnonzero(np.bincount(partitions)).tolist():
             begin, end = np.searchsorted(partitions, [partition, partition + 1])
             duplicate[begin:end] = self._memory_of(partition).see(keys[begin:end], now_ms)
         return duplicate
+
+    def _recall(self, now_ms: int) -> None:
+        """Reads the log's horizon once, for events of other epochs."""
+        if self._log is None:
+            return
+        log, self._log = self._log, None
+        since_ms = now_ms - self._horizon_ms
+        pairs = log.pairs_of_other_epochs(self._bus.epoch(EVENTS_BY_USER), since_ms)
+        if pairs.num_rows:
+            self._earlier = _remembered(pairs, self._horizon_ms)
+            _LOG.info("remembered %d events of earlier epochs from the log", pairs.num_rows)
 
     def _memory_of(self, partition: int) -> RecentKeys:
         if partition not in self._memory:
@@ -87,6 +112,15 @@ def rebuild(bus: Bus, partition: int, horizon_ms: int) -> RecentKeys:
         once = table.filter(pc.invert(table["duplicate"]))
         memory.see(pair_keys(once), _sequenced_at(record))
     _LOG.info("partition %d: remembered %d events", partition, len(memory))
+    return memory
+
+
+def _remembered(pairs: pa.Table, horizon_ms: int) -> RecentKeys:
+    """`pairs`: user_id, event_id and ingested_at_ms, by the latter."""
+    memory, keys = RecentKeys(horizon_ms), pair_keys(pairs)
+    at_ms, first = np.unique(pairs["ingested_at_ms"].to_numpy(), return_index=True)
+    for begin, end, at in zip(first, [*first[1:], len(keys)], at_ms.tolist(), strict=True):
+        memory.see(keys[begin:end], at)
     return memory
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from streams import upkeep
 from streams.delivery import Delivery
@@ -83,6 +84,19 @@ class EventLog:
         """
         for stamp, table in self.segments.batches():
             yield Delivery(EVENTS_BY_USER, stamp, table)
+
+    def pairs_of_other_epochs(self, epoch: str, since_ms: int) -> pa.Table:
+        """user_id, event_id and ingested_at_ms of the events that count and that `epoch` of
+        EVENTS_BY_USER does not hold, of those that arrived since; by arrival."""
+        columns = ["user_id", "event_id", "ingested_at_ms"]
+        if all(known == epoch for known, _ in self.segments.last_offsets()):
+            return pa.schema([EVENT_SCHEMA.field(name) for name in columns]).empty_table()
+        wanted = (pl.col("epoch") != epoch) & (pl.col("ingested_at_ms") >= since_ms)
+        found = self.segments.consistently(
+            lambda scan: scan.filter(wanted & ~pl.col("duplicate")).select(columns).collect(),
+            since_ms,
+        )
+        return found.sort("ingested_at_ms").to_arrow()
 
     def last_offset(self, epoch: str, partition: int) -> int:
         """The largest offset of EVENTS_BY_USER that the log holds, -1 for none."""

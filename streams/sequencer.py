@@ -17,6 +17,7 @@ from streams.admission import AdmissionLimits
 from streams.bus import Bus, Consumed, Record
 from streams.clock import Clock
 from streams.duplicates import SeenEvents
+from streams.log import EventLog
 from streams.loop import Input
 from streams.schema import from_ipc
 from streams.shuffle import TRACES_HEADER, Load, Source, Written, place
@@ -37,7 +38,9 @@ class Sequencer:
         transactional: bool = True,
         group: str = "tidemill",
         instance: str = "0",
+        log: EventLog | None = None,
     ) -> None:
+        """`log`: as of `SeenEvents`."""
         self._clock = clock
         name = f"{group}-sequencer-{instance}" if transactional else None
         self._producer = bus.producer(name)
@@ -45,7 +48,7 @@ class Sequencer:
         self._input = Input(bus, ADMITTED, f"{group}-sequencer", _PACE_S, _SETTLE_S)
         targets = [] if transactional else [EVENTS_BY_USER]
         self._written = Written(bus, targets, self._input.epoch)
-        self._seen = SeenEvents(bus, limits.duplicate_horizon_ms)
+        self._seen = SeenEvents(bus, limits.duplicate_horizon_ms, log)
 
     def turn(self, timeout_s: float) -> int:
         """Sequences what one poll brings; returns the number of messages it worked off."""

@@ -55,11 +55,6 @@ def test_killed_processes_lose_nothing_and_double_nothing(
     assert all(world.hits[role] for role in ALL), world.told()
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="now and then, after the broker's return, the door stands still for most of a minute; "
-    "nothing is lost or doubled",
-)
 def test_a_killed_broker_comes_back_with_what_it_had(world: World, draw: Draw, rounds: int) -> None:
     """Killed until it was killed with a transaction open."""
     parts = rounds + SPARE
