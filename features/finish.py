@@ -63,11 +63,11 @@ def _lists(
     plain = raw.count(0) == len(kinds)  # no text holds a zero itself
     for feature, end in zip(definition.lists, ends, strict=True):
         columns[feature.column] = _texts(raw, starts, end, plain)
-        part, within = slice(end[0], end[-1]), (end - end[0]).tolist()
+        part = slice(end[0], end[-1])
         if feature.kind_column is not None:
-            columns[feature.kind_column] = _ragged(_KIND_NAMES[kinds[part]].tolist(), within)
+            columns[feature.kind_column] = _ragged(_KIND_NAMES[kinds[part]].tolist(), end)
         if feature.time_column is not None:
-            timed[feature.time_column] = _ragged(times[part].tolist(), within)
+            timed[feature.time_column] = _ragged(times[part].tolist(), end)
     return columns | timed
 
 
@@ -75,15 +75,16 @@ def _texts(raw: bytes, starts: np.ndarray, ends: np.ndarray, plain: bool) -> np.
     """object [N]: each row's texts, cut at the zeros where only those lie between texts."""
     if not plain:
         cut = pairwise(starts[ends[0] : ends[-1] + 1].tolist())
-        return _ragged([raw[a : b - 1].decode() for a, b in cut], (ends - ends[0]).tolist())
+        return _ragged([raw[a : b - 1].decode() for a, b in cut], ends)
     rows = pairwise(starts[ends].tolist())
     cells = [raw[a : b - 1].decode().split("\0") if a < b else [] for a, b in rows]
     return _objects(cells, len(cells))
 
 
-def _ragged(values: list[Any], ends: list[int]) -> np.ndarray:
+def _ragged(values: list[Any], ends: np.ndarray) -> np.ndarray:
     """object [N]: the values between one end and the next, as a list of its own each."""
-    return _objects(map(values.__getitem__, map(slice, ends, ends[1:])), len(ends) - 1)
+    bounds = (ends - ends[0]).tolist()
+    return _objects(map(values.__getitem__, map(slice, bounds, bounds[1:])), len(ends) - 1)
 
 
 def _objects(cells: Iterable[list[Any]], n: int) -> np.ndarray:
