@@ -31,6 +31,10 @@ COMPILED = {  # what is run to compile -> the files that hold the loops
         *(FEATURES / f"{name}.py" for name in ("loops", "merge", "packing")),
         STREAMS / "raw.py",
     ],
+    "features.finish_loops": [
+        *(FEATURES / f"{name}.py" for name in ("finish_loops", "tiles")),
+        STREAMS / "raw.py",
+    ],
     "features.label_loops": [FEATURES / "label_loops.py"],
     "streams.json_events": [STREAMS / f"{name}.py" for name in ("json_scan", "json_text", "raw")],
     "streams.recent_keys": [STREAMS / "recent_keys.py"],

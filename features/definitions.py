@@ -91,6 +91,16 @@ class LastN:
 
 
 @dataclass(frozen=True)
+class WindowTables:
+    """Windows as numbers, by the size of their tiles: those of size s are `first[s]` to
+    `first[s + 1]`."""
+
+    first: np.ndarray  # int64 [sizes + 1]
+    span_ms: np.ndarray  # int64 [windows]
+    column: np.ndarray  # int64 [windows, counters]: place in `count_columns`, -1 for none
+
+
+@dataclass(frozen=True)
 class EntityDefinition:
     """One entity's row: which event column names it, and what is kept of its events.
 
@@ -158,6 +168,17 @@ class EntityDefinition:
             for window in WINDOWS
         )
         return tuple((window, columns) for window, columns in found if columns)
+
+    @cached_property
+    def window_tables(self) -> WindowTables:
+        by_size = sorted(self.windows, key=lambda each: TILE_SIZES_MS.index(each[0].tile_ms))
+        sizes = [TILE_SIZES_MS.index(window.tile_ms) for window, _ in by_size]
+        column = np.full((len(by_size), len(self.counters)), -1, np.int64)
+        for row, (_, named) in enumerate(by_size):
+            for slot, name in named:
+                column[row, slot] = self.count_columns.index(name)
+        first = np.searchsorted(sizes, np.arange(len(TILE_SIZES_MS) + 1)).astype(np.int64)
+        return WindowTables(first, np.array([w.span_ms for w, _ in by_size], np.int64), column)
 
 
 ENGAGED_KINDS = ("play", "long_view", "like", "share", "follow", "cart", "order")

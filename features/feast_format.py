@@ -13,12 +13,12 @@ from functools import lru_cache
 import mmh3
 import numpy as np
 
-from features.connection import bulk
+from features.connection import bulk, hget
 from features.definitions import EntityDefinition
 from features.spans import Spans, given, readable_bytes
 
 ROW_FEATURE = "row"  # the one Bytes feature of each view
-KEYS_KEPT = 65_536  # per entity, about 170 bytes each
+READS_KEPT = 65_536  # per entity, about 210 bytes each
 _STRING = 2  # ValueType.STRING
 GENERATION = b"generation"  # the fact that tells which life of the rows this is
 BYTES_TAG = 0x0A  # ValueProto.bytes_val: field 1, length-delimited
@@ -55,15 +55,15 @@ class RowFormat:
         self._key_ends = _bytes(self._head), _bytes(self._project)
         words = (b"*6\r\n" + bulk(b"HSET"), bulk(self.row_field), bulk(self.time_field))
         self._set_words = tuple(map(_bytes, words))
-        self.packed_key = lru_cache(maxsize=KEYS_KEPT)(self._packed_key)
+        self.packed_read = lru_cache(maxsize=READS_KEPT)(self._packed_read)
 
     def key(self, entity_id: str) -> bytes:
         raw = entity_id.encode()
         return b"".join((self._head, struct.pack("<I", len(raw)), raw, self._project))
 
-    def _packed_key(self, entity_id: str) -> bytes:
-        """The key as a RESP bulk string."""
-        return bulk(self.key(entity_id))
+    def _packed_read(self, entity_id: str) -> bytes:
+        """The command that reads the row's value."""
+        return hget(self.key(entity_id), self.row_field)
 
     def packed_keys(self, ids: Spans) -> bytes:
         """The keys of many ids as RESP bulk strings, one after another."""

@@ -27,10 +27,10 @@ import orjson
 import pyarrow as pa
 
 from features.claims import Claims, Ids
-from features.connection import Connection, Script, bulk
+from features.connection import Connection, Script, hget
 from features.cut import Cut
 from features.definitions import DEFINITIONS
-from features.feast_format import RowFormat, facts_key, unwrap
+from features.feast_format import GENERATION, RowFormat, facts_key, unwrap
 from features.finish import finish_blobs
 from features.fold import Fold, Folded, Stored, apart, group
 from features.row_cache import RowCache
@@ -301,10 +301,9 @@ class FeastFeatureStore:
     def _fetch(
         self, entity: EntityName, ids: Sequence[str]
     ) -> tuple[list[bytes | None], int | None]:
-        layout = self._formats[entity]
-        places = [(layout.packed_key(entity_id), layout.row_field) for entity_id in ids]
-        fact = (bulk(self._meta), b"generation")
-        generation, *values = self.connection.hget_many([fact, *places])
+        reads = map(self._formats[entity].packed_read, ids)
+        packed = b"".join((hget(self._meta, GENERATION), *reads))
+        generation, *values = self.connection.exchange([packed], 1 + len(ids))
         return [unwrap(v) for v in values], None if generation is None else int(generation)
 
     def _swap(self, entity: EntityName, ids: Ids, folded: Folded, sure: np.ndarray) -> np.ndarray:

@@ -1,24 +1,28 @@
-"""Finishes values when they are read: tiles and the reader's `now` in, named columns out.
+"""Finishes values when they are read: stored rows and the reader's `now` in, named columns out.
 
 Knows windows and columns. Does not know stores. The online reader, the Feast on-demand
-view and the point-in-time join all call `finish`, so a value has one meaning.
+view and the point-in-time join all call `finish_blobs`, so a value has one meaning; what
+it is of a row's bytes, `features.finish_loops` says.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 
-from features.definitions import TILE_SIZES_MS, EntityDefinition, Window
-from features.store import FeatureFrame, Status
-from features.tiles import Rows, decode, split_key, tiles_of_size
+from features.definitions import TILE_SIZES_MS, EntityDefinition
+from features.finish_loops import counted, listed
+from features.spans import Spans
+from features.store import FeatureFrame
 from streams.events import KINDS
+
+_TILE_MS = np.array(TILE_SIZES_MS, np.int64)
+_KIND_NAMES = np.array(KINDS, dtype=object)
 
 
 def finish_blobs(
@@ -27,99 +31,64 @@ def finish_blobs(
     blobs: Sequence[bytes | None],
     now_ms: int | np.ndarray,
 ) -> FeatureFrame:
-    """Finished features of stored rows; None and foreign bytes read as absent."""
-    rows = decode(blobs)
-    foreign = rows.head["fingerprint"] != definition.fingerprint
-    if foreign.any():
-        rows = decode([None if f else b for f, b in zip(foreign, blobs, strict=True)])
-    return finish(definition, ids, rows, now_ms)
-
-
-def finish(
-    definition: EntityDefinition, ids: Sequence[str], rows: Rows, now_ms: int | np.ndarray
-) -> FeatureFrame:
-    """Finished features at `now_ms`, one for all rows or int64 [N] for each its own."""
-    now_ms = now_ms if isinstance(now_ms, np.ndarray) else int(now_ms)
-    with uncollected():
-        columns = _counts(definition, rows, now_ms) | _lists(definition, rows, now_ms)
-    last = rows.head["last_event_ms"].astype(np.int64)
-    status = np.where(last == 0, Status.ABSENT, Status.PRESENT).astype(np.uint8)
-    status[(last > 0) & (now_ms - last > definition.ttl_ms)] = Status.EXPIRED
-    ordered = {name: columns[name] for name in definition.columns}
-    return FeatureFrame(definition.name, tuple(ids), status, last, ordered)
-
-
-@dataclass(frozen=True)
-class _Tiles:
-    """The tiles of one size: `cell` is slot * rows + row, `now` the reader's for each or for all."""
-
-    cell: np.ndarray
-    index: np.ndarray
-    value: np.ndarray  # float64, exact below 2**53
-    now: int | np.ndarray
-
-
-def _counts(
-    definition: EntityDefinition, rows: Rows, now: int | np.ndarray
-) -> dict[str, np.ndarray]:
-    n, slots = len(rows), len(definition.counters)
-    sizes = {tile_ms: _tiles(rows, tile_ms, now) for tile_ms in TILE_SIZES_MS}
-    columns: dict[str, np.ndarray] = {}
-    for window, named in definition.windows:
-        tiles = sizes[window.tile_ms]
-        hit = np.flatnonzero(_in_window(window, tiles))
-        total = np.bincount(tiles.cell[hit], tiles.value[hit], minlength=n * slots)
-        by_slot = total.astype(np.int64).reshape(slots, n)
-        columns.update((column, by_slot[slot]) for slot, column in named)
-    return columns
-
-
-def _tiles(rows: Rows, tile_ms: int, now: int | np.ndarray) -> _Tiles:
-    key = rows.tile["key"]
-    at = np.flatnonzero(tiles_of_size(key, TILE_SIZES_MS.index(tile_ms)))
-    _, slot, index = split_key(key[at])
-    row = rows.tile_row[at]
-    own = now if isinstance(now, int) else now[row]
-    return _Tiles(slot * len(rows) + row, index, rows.tile["value"][at].astype(np.float64), own)
-
-
-def _in_window(window: Window, tiles: _Tiles) -> np.ndarray:
-    """bool: the tile lies between now - window and now."""
-    if not window.tile_ms:
-        return np.ones(len(tiles.index), bool)
-    oldest = (tiles.now - window.span_ms) // window.tile_ms
-    newest = tiles.now // window.tile_ms
-    return np.asarray((tiles.index >= oldest) & (tiles.index <= newest))
-
-
-_KIND_NAMES = np.array(KINDS, dtype=object)
+    """Finished features of stored rows at `now_ms`, one for all rows or int64 [N] for each its
+    own. None, foreign bytes and bytes that are no whole row read as absent."""
+    rows, now = Spans.of(blobs), np.empty(len(blobs), np.int64)
+    now[:] = now_ms
+    stored = rows.data, rows.offsets, now, definition.fingerprint
+    tables, names = definition.window_tables, definition.count_columns
+    status, last, counts = counted(
+        *(*stored, definition.ttl_ms, _TILE_MS),
+        *(tables.first, tables.span_ms, tables.column, len(names)),
+    )
+    columns = dict(zip(names, counts, strict=True))
+    if definition.lists:
+        with uncollected():
+            columns |= _lists(definition, *listed(*stored, len(definition.lists)))
+    return FeatureFrame(definition.name, tuple(ids), status, last, columns)
 
 
 def _lists(
-    definition: EntityDefinition, rows: Rows, now: int | np.ndarray
+    definition: EntityDefinition,
+    ends: np.ndarray,
+    kinds: np.ndarray,
+    times: np.ndarray,
+    starts: np.ndarray,
+    texts: np.ndarray,
 ) -> dict[str, np.ndarray]:
+    """The last-n columns, those of texts first, of what `features.finish_loops.listed` gives."""
     columns: dict[str, np.ndarray] = {}
-    begun = rows.entry["time"] <= (now if isinstance(now, int) else now[rows.entry_row])
-    for place, feature in enumerate(definition.lists):
-        hit = begun & (rows.entry["list"] == place)
-        counts = np.bincount(rows.entry_row[hit], minlength=len(rows))
-        listed = rows.text if hit.all() else rows.text.filter(pa.array(hit))
-        texts = pl.Series(listed.cast(pa.large_string())).to_list()
-        columns[feature.column] = _ragged(texts, counts)
+    timed: dict[str, np.ndarray] = {}
+    raw = texts.tobytes()
+    plain = raw.count(0) == len(kinds)  # no text holds a zero itself
+    for feature, end in zip(definition.lists, ends, strict=True):
+        columns[feature.column] = _texts(raw, starts, end, plain)
+        part = slice(end[0], end[-1])
         if feature.kind_column is not None:
-            kinds = _KIND_NAMES[rows.entry["kind"][hit]].tolist()
-            columns[feature.kind_column] = _ragged(kinds, counts)
+            columns[feature.kind_column] = _ragged(_KIND_NAMES[kinds[part]].tolist(), end)
         if feature.time_column is not None:
-            columns[feature.time_column] = _ragged(rows.entry["time"][hit].tolist(), counts)
-    return columns
+            timed[feature.time_column] = _ragged(times[part].tolist(), end)
+    return columns | timed
 
 
-def _ragged(values: list[str] | list[int], counts: np.ndarray) -> np.ndarray:
-    """object [N]: each row's slice of `values` as a list of its own."""
-    stops = np.cumsum(counts)
-    slices = map(slice, (stops - counts).tolist(), stops.tolist())
-    with uncollected():
-        return np.fromiter(map(values.__getitem__, slices), object, len(counts))
+def _texts(raw: bytes, starts: np.ndarray, ends: np.ndarray, plain: bool) -> np.ndarray:
+    """object [N]: each row's texts, cut at the zeros where only those lie between texts."""
+    if not plain:
+        cut = pairwise(starts[ends[0] : ends[-1] + 1].tolist())
+        return _ragged([raw[a : b - 1].decode() for a, b in cut], ends)
+    rows = pairwise(starts[ends].tolist())
+    cells = [raw[a : b - 1].decode().split("\0") if a < b else [] for a, b in rows]
+    return _objects(cells, len(cells))
+
+
+def _ragged(values: list[Any], ends: np.ndarray) -> np.ndarray:
+    """object [N]: the values between one end and the next, as a list of its own each."""
+    bounds = (ends - ends[0]).tolist()
+    return _objects(map(values.__getitem__, map(slice, bounds, bounds[1:])), len(ends) - 1)
+
+
+def _objects(cells: Iterable[list[Any]], n: int) -> np.ndarray:
+    return np.fromiter(cells, object, n)
 
 
 @contextmanager

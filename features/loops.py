@@ -371,8 +371,9 @@ if __name__ == "__main__":
     from pathlib import Path
 
     # A cached function does not notice that one that it calls, in another file, has changed.
-    for _stale in Path(__file__).parent.glob("__pycache__/*.nb[ic]"):
-        _stale.unlink()
+    for _name in ("loops", "merge", "packing"):
+        for _stale in Path(__file__).parent.glob(f"__pycache__/{_name}.*.nb[ic]"):
+            _stale.unlink()
     from features.loops import warm as _warm  # the module that folds import, not `__main__`
 
     _warm()

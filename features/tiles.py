@@ -1,8 +1,8 @@
 """The stored row: tiles, last-n entries, recent event ids and stamps, as bytes and as columns.
 
-Knows the layout of a row's bytes and how many rows become one set of flat arrays and
-back. Does not know what a value means (`features.fold` writes it, `features.finish`
-reads it) nor where bytes are kept.
+Knows the layout of a row's bytes and how many rows become one set of flat arrays. Does
+not know what a value means (`features.fold` writes it, `features.finish` reads it, each by
+compiled loops over the bytes) nor where bytes are kept.
 
 Layout, little endian: HEAD, lanes (LANE each), tiles (8 bytes each: the key above the
 value), wide tiles (TILE: what 8 bytes do not hold), entries (ENTRY), recent ids (RECENT),
@@ -77,11 +77,6 @@ def split_key(key: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     slot = low >> INDEX_BITS & _LOW_SLOT | high >> HIGH_BITS << SLOT_BITS
     index = low & _LOW_INDEX | (high & _HIGH_INDEX) << INDEX_BITS
     return low >> _SIZE_SHIFT, slot, index
-
-
-def tiles_of_size(key: np.ndarray, size: int) -> np.ndarray:
-    """bool: the tile's size is the one at this place."""
-    return np.asarray(key >> np.uint64(_SIZE_SHIFT) & np.uint64(3) == size)
 
 
 @dataclass
