@@ -17,7 +17,8 @@ The bars, set before any figure; each is 0:
 5. Impressions that differ from the batch join by polars.
 
 And at least one kill must have cut a transaction off, else nothing was shown of it.
-`--quick` is small: its door is done in a round or two, and a kill seldom finds one open. The seed of the kills is in the table: TIDEMILL_SEED repeats a run.
+`--quick` is small: its door is done in a round or two, and a kill seldom finds one open. The
+seed of the kills is printed, and kept with the result: TIDEMILL_SEED repeats a run's kills.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def run(options: Options) -> Report:
     size = QUICK if options.quick else FULL
     drawn = int(os.environ.get("TIDEMILL_SEED") or random.SystemRandom().randrange(2**32))
     report = Report("exactness", asdict(size) | {"kill_seed": drawn})
+    _say(f"TIDEMILL_SEED={drawn}")
     sent = stream(size.events, size.seed)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
