@@ -1,7 +1,7 @@
 """Which events were seen before: the memory of the users' partitions, and where it comes from.
 
 Knows (user, event id) pairs, their horizon and `events.by_user`. Does not know who writes
-there: the door's one loop (`streams.door`) or the second of its two (`streams.sequencer`).
+there: the door's one loop (`streams.batcher`) or the second of its two (`streams.sequencer`).
 
 The memory is a cache of `events.by_user`: whoever is given a partition reads the horizon's
 tail of it first. A topic that began again has forgotten what came before: that is in the log.
@@ -39,6 +39,7 @@ class SeenEvents:
         self._bus, self._horizon_ms, self._log = bus, horizon_ms, log
         self._memory: dict[int, RecentKeys] = {}
         self._earlier: RecentKeys | None = None  # of all partitions, by other epochs
+        self._earlier_until_ms = 0  # then the horizon has passed all of them
         self._generation = -1
 
     def follow(self, generation: int) -> None:
@@ -64,7 +65,8 @@ class SeenEvents:
     ) -> npt.NDArray[np.bool_]:
         """bool [N]: which keys their partition (ascending) has seen, in this epoch or before."""
         self._recall(now_ms)
-        if not self._earlier:
+        if self._earlier is None or now_ms > self._earlier_until_ms:
+            self._earlier = None  # else every key would be kept twice for good
             return self._see_here(keys, partitions, now_ms)
         duplicate = self._earlier.see(keys, now_ms)
         new = np.flatnonzero(~duplicate)  # a copy does not prolong the memory of its key
@@ -89,6 +91,7 @@ class SeenEvents:
         pairs = log.pairs_of_other_epochs(self._bus.epoch(EVENTS_BY_USER), since_ms)
         if pairs.num_rows:
             self._earlier = _remembered(pairs, self._horizon_ms)
+            self._earlier_until_ms = pairs["ingested_at_ms"][-1].as_py() + self._horizon_ms
             _LOG.info("remembered %d events of earlier epochs from the log", pairs.num_rows)
 
     def _memory_of(self, partition: int) -> RecentKeys:

@@ -81,6 +81,7 @@ class Mill:
         return self.children[name]
 
     def start_soon(self, name: str) -> None:
+        """Does not wait until it is set up."""
         part = self._part(name)
         self.children[name] = Child(part.name, part.command())
 

@@ -97,3 +97,20 @@ def test_another_users_event_of_the_same_id_is_no_copy(mill: Mill) -> None:
     mill.clock.advance(1_000)
     mill.pass_on(EVENT | {"user_id": "another"})
     assert mill.marks() == [False, False]
+
+
+def test_in_one_life_a_copy_counts_once_until_its_own_horizon_has_passed(tmp_path: Path) -> None:
+    """Also when what was read from the log is forgotten meanwhile."""
+    mill, later = Mill(EventLog(tmp_path), alone=True), EVENT | {"event_id": "later"}
+    mill.pass_on(EVENT)
+    mill.bus.restart()
+    door = Batcher(mill.bus, mill.clock, LIMITS, True, "g", "0", mill.log)
+    half_ms = LIMITS.duplicate_horizon_ms // 2
+    for event, wait_ms in ((later, half_ms), (EVENT, half_ms + 1), (EVENT, 1), (later, 1)):
+        mill.clock.advance(wait_ms)
+        mill.bus.producer().send([Outgoing(BEHAVIOUR, orjson.dumps(event), partition=0)])
+        while door.turn(0.01):
+            pass
+    door.close()
+    mill._file()
+    assert mill.marks() == [False, False, False, True, True]
