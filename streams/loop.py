@@ -50,7 +50,7 @@ class Input:
         transaction becomes readable partition by partition, and what the first of them
         wakes should not leave the others to the next round. `gather_s`: as of `Bus.consumer`.
         """
-        self._bus, self._topic = bus, topic
+        self._bus, self.topic = bus, topic
         self._pace_s, self._settle_s = pace_s, settle_s
         self._began, self._rests = float("-inf"), False
         self.epoch = bus.epoch(topic)
@@ -87,9 +87,9 @@ class Input:
     def _hold_epoch(self) -> None:
         if time.monotonic() - self._checked < _EPOCH_EVERY_S:
             return
-        if (now := self._bus.epoch(self._topic)) != self.epoch:
+        if (now := self._bus.epoch(self.topic)) != self.epoch:
             raise BusError(
-                f"{self._topic!r} began again (epoch {self.epoch} -> {now}): start this process "
+                f"{self.topic!r} began again (epoch {self.epoch} -> {now}): start this process "
                 "again, it reads the new epoch from its beginning"
             )
         self._checked = time.monotonic()

@@ -272,21 +272,23 @@ def test_one_trace_leads_from_an_event_to_its_fold(loop: Loop, eventually: Event
 
 
 def test_one_trace_leads_from_a_request_into_triton(loop: Loop, eventually: Eventually) -> None:
-    """Of an answer that the models gave: a fallback never reached Triton."""
+    """Of an answer that the models gave: a fallback never reached Triton. An exporter may lose a
+    batch of spans: the law is that a trace arrives whole, not that each one does.
+    """
     body = {"user_id": _users(loop, 1)[0], "k": 3}
     wanted = {"tidemill-gateway", "triton-inference-server"}
-    traced: list[str] = []
+    answered: list[str] = []
 
-    def answered_by_the_models() -> bool:
+    def one_is_whole() -> bool:
         trace_id = uuid.uuid4().hex
         headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
         answer = loop.http.post("/v1/feed", json=body, headers=headers)
         assert answer.status_code == 200, answer.text
-        traced.append(trace_id)
-        return answer.json()["fallbacks"] == []
+        answered.extend([trace_id] if answer.json()["fallbacks"] == [] else [])
+        time.sleep(1.0)
+        return any(wanted <= loop.spans.services(trace) for trace in answered)
 
-    eventually(answered_by_the_models, 30, "a feed without fallbacks")
-    eventually(lambda: wanted <= loop.spans.services(traced[-1]), 30, f"{wanted} in the trace")
+    eventually(one_is_whole, 90, f"{wanted} in the trace of an answer without fallbacks")
 
 
 def test_the_page_shows_what_the_loop_does(loop: Loop, chromium: Browser, tmp_path: Path) -> None:

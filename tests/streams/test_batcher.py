@@ -25,6 +25,7 @@ from streams.bus import Bus, BusError, Outgoing, Record
 from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS, ManualClock
 from streams.fanout import FanOut
 from streams.kafka_bus import KafkaBus
+from streams.loop import Input
 from streams.memory_bus import MemoryBus
 from streams.schema import from_ipc
 from streams.sequencer import Sequencer
@@ -73,15 +74,30 @@ class Mill:
         self.producer.send([Outgoing(BEHAVIOUR, value, **place) for value in values])
 
     def run_until_quiet(self) -> None:
-        """Every loop as a new process, until it finds nothing more."""
+        """Every loop as a new process, until it finds nothing more.
+
+        A broker with no time left answers nothing for a while: so a loop is done when nothing
+        lies behind what it marked as done.
+        """
         for loop in self.loops():
             wait_s = 0.01 if isinstance(self.bus, MemoryBus) else 0.2
-            idle = 0
-            while idle < 2:
-                worked = loop.turn(wait_s)
-                joined = loop._input.consumer.generation() > 0
-                idle = 0 if worked or not joined else idle + 1
+            while loop.turn(wait_s) or not self._done(loop._input):
+                pass
             loop.close()
+
+    def _done(self, source: Input) -> bool:
+        if not source.consumer.generation():
+            return False  # it has not joined its group
+        marked = source.consumer.committed()
+        return not any(
+            next(
+                self.bus.scan(
+                    source.topic, partition, marked.get((source.topic, partition), start), stop
+                ),
+                None,
+            )
+            for partition, (start, stop) in self.bus.ends(source.topic).items()
+        )
 
     def records(self, topic: str) -> list[Record]:
         return [
