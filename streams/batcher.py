@@ -25,6 +25,7 @@ from streams.erasure import Erasures
 from streams.fanout import FanOut, fanned_out
 from streams.log import EventLog
 from streams.loop import Input, Loop, run_loops
+from streams.redo import Redo
 from streams.sequencer import Sequencer
 from streams.shuffle import Load, Place, Placed, Source, Written, place
 from streams.topics import ADMITTED, BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER
@@ -107,8 +108,9 @@ class Batcher:
         self._partitions = len(bus.ends(self._topic))
         self._input = Input(bus, BEHAVIOUR, f"{group}-batcher", _PACE_S)
         self._every = len(bus.ends(BEHAVIOUR))
-        targets = [] if transactional else [self._topic, BEHAVIOUR_DEAD]
+        targets = [self._topic, BEHAVIOUR_DEAD]
         self._written = Written(bus, targets, self._input.epoch)
+        self._redo = Redo(bus, self._input, self._producer, targets, self._admitted)
         self._erasures = Erasures(bus)
 
     def turn(self, timeout_s: float) -> int:
@@ -117,12 +119,7 @@ class Batcher:
         self._follow(self._input.generation)
         if not records:
             return 0
-        self._erasures.refresh()
-        now_ms = self._clock.now_ms()
-        admission = admit(records, now_ms, self._limits, self._erasures.until)
-        placed = self._placed(records, admission)
-        out = list(placed.messages()) if not self._seen else self._seen.sequenced(placed, now_ms)
-        out += self._dead(records, admission, now_ms)
+        out = self._admitted(records)
         self._producer.send(out, consumed=Consumed(self._input.consumer, records))
         return len(records)
 
@@ -144,7 +141,17 @@ class Batcher:
                     "another process the others: stop one of them, or set broker.doors "
                     "(TIDEMILL_BROKER__DOORS) to the number of both, for every one of them"
                 )
-        self._written.refresh(generation)
+        self._written.refresh(generation, self._input.committed)
+        self._redo.refresh()
+
+    def _admitted(self, records: Sequence[Record]) -> list[Outgoing]:
+        """The messages that these records become, dead letters included."""
+        self._erasures.refresh()
+        now_ms = self._clock.now_ms()
+        admission = admit(records, now_ms, self._limits, self._erasures.until)
+        placed = self._placed(records, admission)
+        out = list(placed.messages()) if not self._seen else self._seen.sequenced(placed, now_ms)
+        return out + self._dead(records, admission, now_ms)
 
     def _placed(self, records: Sequence[Record], admission: Admission) -> Placed:
         table = admission.table

@@ -7,7 +7,7 @@ users' own tests; one contract suite runs against both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.topics import TopicSpec
+from streams.trail import Trail
 
 _TAIL = 64  # offsets at a partition's end among which its last record is looked for first
 
@@ -167,6 +168,10 @@ class Producer(Protocol):
         the producer has a transactional id, otherwise after all of them are written.
         """
 
+    def settle(self, targets: Sequence[tuple[str, int]], consumer: Consumer) -> None:
+        """Aborts whatever a broker has left open of this writer's in these (topic, partition)s
+        and in the commits of `consumer`; nothing, where there are no transactions."""
+
     def close(self) -> None: ...
 
 
@@ -190,6 +195,12 @@ class Consumer(Protocol):
     def committed(self) -> dict[tuple[str, int], int]:
         """The group's next offset in each partition of the assignment that has a commit."""
 
+    def trails(self) -> dict[tuple[str, int], Trail]:
+        """What the commit of each partition of the assignment says of its transaction."""
+
+    def forget(self, place: tuple[str, int], targets: Collection[tuple[str, int]]) -> None:
+        """Takes targets out of the trail of an input partition, from its next commit on."""
+
     def generation(self) -> int:
         """Changes whenever partitions were given to or taken from this consumer."""
 
@@ -198,10 +209,14 @@ class Consumer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """Input that a loop has worked off: whose it was, and which records."""
+    """Input that a loop has worked off: whose it was, and which records.
+
+    `until`: the offsets to mark as done, where they are not those after the records.
+    """
 
     consumer: Consumer
     records: Sequence[Record]
+    until: Mapping[tuple[str, int], int] | None = None
 
 
 class Bus(Protocol):
@@ -211,8 +226,9 @@ class Bus(Protocol):
     def epoch(self, topic: str) -> str:
         """Changes whenever the topic's offsets start again (Kafka's topic id)."""
 
-    def ends(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Per partition: the first offset kept and the one after the last committed record."""
+    def ends(self, topic: str, *, uncommitted: bool = False) -> dict[int, tuple[int, int]]:
+        """Per partition: the first offset kept and the one after the last committed record, or
+        after the last of all."""
 
     def scan(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
         """The committed records with start <= offset < stop, without any group.
@@ -254,6 +270,18 @@ def next_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
         for partition, last in last_places(poll.partitions[own], poll.offsets[own]).items():
             done[topic, partition] = last + 1
     return done
+
+
+def first_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
+    """(topic, partition) -> the offset of the first of `records` there."""
+    poll = polled(records)
+    found: dict[tuple[str, int], int] = {}
+    for topic in poll.distinct_topics:
+        own = np.array([t == topic for t in poll.topics]) if len(poll.distinct_topics) > 1 else ...
+        partitions, offsets = poll.partitions[own], poll.offsets[own]
+        for partition in np.flatnonzero(np.bincount(partitions)).tolist():
+            found[topic, partition] = int(offsets[partitions == partition].min())
+    return found
 
 
 def last_places(

@@ -11,15 +11,16 @@ carries ten rows or ten thousand. A user's own rows do not wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from streams.bus import Bus, Consumed, Outgoing
+from streams.bus import Bus, Consumed, Outgoing, Record
 from streams.loop import Input
-from streams.sequencer import read_load
-from streams.shuffle import Load, Written, place
+from streams.redo import Redo
+from streams.sequencer import ROW_BITS, read_load
+from streams.shuffle import Written, place
 from streams.topics import ENTITY_TOPIC, EVENTS_BY_USER
 
 PACE_S, _GATHER_S = 0.5, 0.25
@@ -48,16 +49,18 @@ class FanOut:
         self._producer = bus.producer(name)
         self._partitions = {topic: len(bus.ends(topic)) for topic in self._topics.values()}
         self._input = Input(bus, EVENTS_BY_USER, f"{group}-fanout", PACE_S, gather_s=_GATHER_S)
-        targets = [] if transactional else list(self._partitions)
-        self._written = Written(bus, targets, self._input.epoch)
+        targets = list(self._partitions)
+        self._written = Written(bus, targets, self._input.epoch, ROW_BITS)
+        self._redo = Redo(bus, self._input, self._producer, targets, self._shuffled)
 
     def turn(self, timeout_s: float) -> int:
         """Sends on what one poll brings; returns the number of messages it worked off."""
         records = self._input.poll(timeout_s)
+        self._written.refresh(self._input.generation, self._input.committed)
+        self._redo.refresh()
         if not records:
             return 0
-        self._written.refresh(self._input.generation)
-        out = list(self._shuffled(read_load(records, self._input.epoch)))
+        out = self._shuffled(records)
         self._producer.send(out, consumed=Consumed(self._input.consumer, records))
         return len(records)
 
@@ -65,11 +68,14 @@ class FanOut:
         self._input.consumer.close()
         self._producer.close()
 
-    def _shuffled(self, load: Load) -> Iterator[Outgoing]:
+    def _shuffled(self, records: Sequence[Record]) -> list[Outgoing]:
+        load = read_load(records, self._input.epoch)
         load = replace(load, table=load.table.combine_chunks())  # once, not for every topic
         duplicate = load.table["duplicate"].to_numpy()
         once = np.flatnonzero(~duplicate) if duplicate.any() else None
+        out: list[Outgoing] = []
         for key, topic in self._topics.items():
             count, written = self._partitions[topic], self._written.places
             placed = place(load, key, topic, count, written, rows=once, drop=_BY_USER_ONLY)
-            yield from placed.messages()
+            out += placed.messages()
+        return out

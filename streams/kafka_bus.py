@@ -1,10 +1,10 @@
 """The bus on anything that speaks Kafka's protocol, through librdkafka.
 
 Knows topics, their ids and their ends. Does not know what the bytes mean, nor how one
-message is delivered (`streams.kafka_clients`). Every consumer reads committed records
-only and moves its offsets only by `commit`, or inside a producer's transaction. On a
-broker without real transactions (the embedded one) a plain idempotent producer writes
-first and commits the offsets after it.
+message is delivered (`streams.kafka_producer`, `streams.kafka_consumer`). Every consumer
+reads committed records only and moves its offsets only by `commit`, or inside a producer's
+transaction. On a broker without real transactions (the embedded one) a plain idempotent
+producer writes first and commits the offsets after it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,15 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPar
 from confluent_kafka import TopicCollection as Topics
 
 from streams.bus import BusError, Record, partition_mismatch
-from streams.kafka_clients import (
-    ANSWER_S,
-    JOIN_S,
-    KafkaConsumer,
-    KafkaProducer,
-    client_config,
-    record_of,
-    went_down,
-)
+from streams.kafka_clients import ANSWER_S, JOIN_S, client_config, went_down
+from streams.kafka_consumer import KafkaConsumer, record_of
+from streams.kafka_producer import KafkaProducer
 from streams.topics import TopicSpec
 
 # librdkafka's Python client is typed in part only: what it leaves open is Any here.
 _ADMIN: Any = admin
 GATHERED_BYTES = 1_000_000  # an answer so large is given at once
+_ISOLATION = (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
 _EARLIEST, _LATEST = _ADMIN.OffsetSpec.earliest(), _ADMIN.OffsetSpec.latest()
 
 
@@ -66,12 +61,14 @@ class KafkaBus:
         future = self._admin().describe_topics(Topics([topic]))[topic]
         return str(_settle(f"describe topic {topic!r} (call ensure_topics first)", future).topic_id)
 
-    def ends(self, topic: str) -> dict[int, tuple[int, int]]:
+    def ends(self, topic: str, *, uncommitted: bool = False) -> dict[int, tuple[int, int]]:
         count = self._partition_counts().get(topic)
         if count is None:
             raise BusError(f"topic {topic!r} does not exist: call ensure_topics first")
         firsts = self._offsets(topic, count, _EARLIEST)
-        lasts = self._read_ends(topic, self._offsets(topic, count, _LATEST))
+        lasts = self._offsets(topic, count, _LATEST, uncommitted=uncommitted)
+        if not uncommitted:
+            lasts = self._read_ends(topic, lasts)
         return {p: (firsts[p], lasts[p]) for p in range(count)}
 
     def scan(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
@@ -171,21 +168,25 @@ class KafkaBus:
         finally:
             reader.close()
 
-    def _offsets(self, topic: str, count: int, spec: Any) -> dict[int, int]:
+    def _offsets(
+        self, topic: str, count: int, spec: Any, *, uncommitted: bool = False
+    ) -> dict[int, int]:
         """Asks again while a new topic has no leader yet."""
         deadline = time.monotonic() + ANSWER_S
         while True:
             try:
-                return self._ask_offsets(topic, count, spec)
+                return self._ask_offsets(topic, count, spec, _ISOLATION[uncommitted])
             except BusError as error:
                 if "leader" not in str(error).lower() or time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
 
-    def _ask_offsets(self, topic: str, count: int, spec: Any) -> dict[int, int]:
+    def _ask_offsets(
+        self, topic: str, count: int, spec: Any, isolation: IsolationLevel
+    ) -> dict[int, int]:
         asked = {TopicPartition(topic, p): spec for p in range(count)}
         futures = self._admin().list_offsets(
-            asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ANSWER_S
+            asked, isolation_level=isolation, request_timeout=ANSWER_S
         )
         return {
             place.partition: int(_settle(f"list offsets of {topic}", future).offset)

@@ -78,6 +78,10 @@ class Input:
         self._hold_epoch()
         return records
 
+    def committed(self) -> dict[int, int]:
+        """The group's next offset in each partition that this member reads and that has one."""
+        return {partition: offset for (_, partition), offset in self.consumer.committed().items()}
+
     def _due(self) -> float:
         """When the next round may begin (monotonic s); called at the end of the last."""
         now = time.monotonic()

@@ -12,12 +12,13 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streams.bus import (
     BusError,
     Consumed,
+    Consumer,
     Outgoing,
     Polled,
     Record,
@@ -25,6 +26,7 @@ from streams.bus import (
     partition_mismatch,
 )
 from streams.topics import TopicSpec
+from streams.trail import Trail
 
 
 @dataclass
@@ -62,7 +64,8 @@ class MemoryBus:
         with self._changed:
             return self._topic(topic).epoch
 
-    def ends(self, topic: str) -> dict[int, tuple[int, int]]:
+    def ends(self, topic: str, *, uncommitted: bool = False) -> dict[int, tuple[int, int]]:
+        del uncommitted  # writes are atomic
         with self._changed:
             return {p: (0, len(rows)) for p, rows in enumerate(self._topic(topic).partitions)}
 
@@ -156,6 +159,9 @@ class MemoryProducer:
     def send(self, messages: Sequence[Outgoing], *, consumed: Consumed | None = None) -> None:
         self._bus._write(messages, consumed)
 
+    def settle(self, targets: Sequence[tuple[str, int]], consumer: Consumer) -> None:
+        """Nothing is ever left open."""
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -207,6 +213,12 @@ class MemoryConsumer:
         with self._bus._changed:
             offsets = self._group.offsets
             return {place: offsets[place] for place in self._positions if place in offsets}
+
+    def trails(self) -> dict[tuple[str, int], Trail]:
+        return {}  # nothing is ever lost
+
+    def forget(self, place: tuple[str, int], targets: Collection[tuple[str, int]]) -> None:
+        """There is no trail."""
 
     def generation(self) -> int:
         return self._generation

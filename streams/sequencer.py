@@ -14,16 +14,17 @@ import orjson
 import pyarrow as pa
 
 from streams.admission import AdmissionLimits
-from streams.bus import Bus, Consumed, Record
+from streams.bus import Bus, Consumed, Outgoing, Record
 from streams.clock import Clock
 from streams.duplicates import SeenEvents
 from streams.log import EventLog
 from streams.loop import Input
+from streams.redo import Redo
 from streams.schema import from_ipc
 from streams.shuffle import TRACES_HEADER, Load, Source, Written, place
 from streams.topics import ADMITTED, EVENTS_BY_USER
 
-_ROW_BITS = 20  # a place is (offset of the admitted message << 20) | row within it
+ROW_BITS = 20  # a place is (offset of the admitted message << 20) | row within it
 _PACE_S, _SETTLE_S = 0.02, 0.004
 
 
@@ -46,23 +47,27 @@ class Sequencer:
         self._producer = bus.producer(name)
         self._partitions = len(bus.ends(EVENTS_BY_USER))
         self._input = Input(bus, ADMITTED, f"{group}-sequencer", _PACE_S, _SETTLE_S)
-        targets = [] if transactional else [EVENTS_BY_USER]
-        self._written = Written(bus, targets, self._input.epoch)
+        self._written = Written(bus, [EVENTS_BY_USER], self._input.epoch, ROW_BITS)
+        self._redo = Redo(bus, self._input, self._producer, [EVENTS_BY_USER], self._sequenced)
         self._seen = SeenEvents(bus, limits.duplicate_horizon_ms, log)
 
     def turn(self, timeout_s: float) -> int:
         """Sequences what one poll brings; returns the number of messages it worked off."""
         records = self._input.poll(timeout_s)
+        self._seen.follow(self._input.generation)
+        self._written.refresh(self._input.generation, self._input.committed)
+        self._redo.refresh()
         if not records:
             return 0
-        self._written.refresh(self._input.generation)
-        self._seen.follow(self._input.generation)
+        out = self._sequenced(records)
+        self._producer.send(out, consumed=Consumed(self._input.consumer, records))
+        return len(records)
+
+    def _sequenced(self, records: Sequence[Record]) -> list[Outgoing]:
         load = read_load(records, self._input.epoch)
         topic, written = EVENTS_BY_USER, self._written.places
         placed = place(load, "user_id", topic, self._partitions, written)
-        out = self._seen.sequenced(placed, self._clock.now_ms())
-        self._producer.send(out, consumed=Consumed(self._input.consumer, records))
-        return len(records)
+        return self._seen.sequenced(placed, self._clock.now_ms())
 
     def has_sequenced(self, until: Mapping[int, int]) -> bool:
         """Whether the group is past these offsets (by partition) and this loop was given all."""
@@ -90,5 +95,5 @@ def read_load(records: Sequence[Record], epoch: str) -> Load:
     for record, begin in zip(records, begins.tolist(), strict=True):
         for row, trace in orjson.loads(record.header(TRACES_HEADER) or b"[]"):
             traces[begin + row] = trace
-    places = (np.repeat(offsets, counts) << _ROW_BITS) | rows
+    places = (np.repeat(offsets, counts) << ROW_BITS) | rows
     return Load(pa.concat_tables(tables), Source(epoch, partitions, places), traces)

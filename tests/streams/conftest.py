@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +19,8 @@ from streams.kafka_bus import KafkaBus
 from streams.memory_bus import MemoryBus
 from streams.schema import EVENT_SCHEMA
 from streams.topics import topic_specs
+
+sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules, door_*.py
 
 BUSES = ("memory", "embedded_broker", "kafka_broker")
 

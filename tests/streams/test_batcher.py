@@ -5,122 +5,31 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
-import polars as pl
 import pytest
+from door_mill import NOW, PARTITIONS, Mill, event, make_mill
 
 from deploy.parts import process
 from deploy.parts.tansu import Tansu
 from streams import batcher, dead_letters, erasure
-from streams.admission import REPLAY_HEADER, AdmissionLimits
-from streams.batcher import Batcher
-from streams.bus import Bus, BusError, Outgoing, Record
-from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS, ManualClock
-from streams.fanout import FanOut
+from streams.admission import REPLAY_HEADER
+from streams.bus import BusError
+from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from streams.kafka_bus import KafkaBus
-from streams.loop import Input
 from streams.memory_bus import MemoryBus
 from streams.schema import from_ipc
-from streams.sequencer import Sequencer
 from streams.topics import (
     BEHAVIOUR,
     BEHAVIOUR_DEAD,
     ENTITY_TOPIC,
     EVENTS_BY_USER,
     partition_of,
-    topic_specs,
 )
-
-NOW = 1_750_000_000_000
-PARTITIONS = 2
-
-
-@dataclass
-class Mill:
-    """A bus with all topics, and the loops of the door, run by hand.
-
-    `alone`: the only door, which decides duplicates itself; otherwise one of many.
-    """
-
-    bus: Bus
-    transactional: bool
-    alone: bool = True
-    clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
-    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
-    group: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def __post_init__(self) -> None:
-        self.producer = self.bus.producer()
-
-    def options(self) -> tuple[Bus, ManualClock, AdmissionLimits, bool, str]:
-        return (self.bus, self.clock, self.limits, self.transactional, self.group)
-
-    def batcher(self) -> Batcher:
-        return Batcher(*self.options(), alone=self.alone)
-
-    def loops(self) -> list[Batcher | Sequencer | FanOut]:
-        behind = [] if self.alone else [Sequencer(*self.options())]
-        fanout = FanOut(self.bus, self.transactional, self.group)
-        return [self.batcher(), *behind, fanout]
-
-    def send(self, *values: bytes | None, **place: Any) -> None:
-        self.producer.send([Outgoing(BEHAVIOUR, value, **place) for value in values])
-
-    def run_until_quiet(self) -> None:
-        """Every loop as a new process, until it finds nothing more.
-
-        A broker with no time left answers nothing for a while: so a loop is done when nothing
-        lies behind what it marked as done.
-        """
-        for loop in self.loops():
-            wait_s = 0.01 if isinstance(self.bus, MemoryBus) else 0.2
-            while loop.turn(wait_s) or not self._done(loop._input):
-                pass
-            loop.close()
-
-    def _done(self, source: Input) -> bool:
-        if not source.consumer.generation():
-            return False  # it has not joined its group
-        marked = source.consumer.committed()
-        return not any(
-            next(
-                self.bus.scan(
-                    source.topic, partition, marked.get((source.topic, partition), start), stop
-                ),
-                None,
-            )
-            for partition, (start, stop) in self.bus.ends(source.topic).items()
-        )
-
-    def records(self, topic: str) -> list[Record]:
-        return [
-            record
-            for partition, (start, stop) in self.bus.ends(topic).items()
-            for record in self.bus.scan(topic, partition, start, stop)
-        ]
-
-    def rows(self, topic: str = EVENTS_BY_USER) -> pl.DataFrame:
-        frames = [
-            pl.DataFrame(from_ipc(record.value or b"")).with_columns(at=record.partition)
-            for record in self.records(topic)
-        ]
-        return pl.concat(frames) if frames else pl.DataFrame(schema=["event_id", "duplicate"])
-
-    def causes(self) -> list[str]:
-        letters = [dead_letters.read_letter(r) for r in self.records(BEHAVIOUR_DEAD)]
-        return sorted(letter.cause.cause for letter in letters)
-
-    def counted(self) -> list[str]:
-        rows = self.rows()
-        return sorted(rows.filter(~pl.col("duplicate"))["event_id"]) if len(rows) else []
-
 
 FORMS = [
     *(("memory", True), ("memory", False), ("kafka_broker", True), ("kafka_broker", False)),
@@ -133,24 +42,14 @@ def mill(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mill]:
     """Which bus, and whether the door is the only one."""
     bus, alone = request.param
     if bus == "memory":
-        yield _mill(MemoryBus(), True, alone)
+        yield make_mill(MemoryBus(), True, alone)
     elif bus == "kafka_broker":
-        yield _mill(KafkaBus(request.getfixturevalue("wiped_kafka")), True, alone)
+        yield make_mill(KafkaBus(request.getfixturevalue("wiped_kafka")), True, alone)
     else:
         broker = Tansu(tmp_path, name="own")
         child = process.start(broker, 30.0)
-        yield _mill(KafkaBus(broker.bootstrap_servers, session_timeout_ms=1_000), False, alone)
+        yield make_mill(KafkaBus(broker.bootstrap_servers, session_timeout_ms=1_000), False, alone)
         child.kill()  # a graceful end takes it 5 s, and it keeps nothing
-
-
-def _mill(bus: Bus, transactional: bool, alone: bool) -> Mill:
-    bus.ensure_topics(topic_specs(PARTITIONS))
-    return Mill(bus, transactional, alone)
-
-
-def event(event_id: str, user: str = "u1", **fields: Any) -> bytes:
-    body = {"kind": "play", "video_id": "v1", "event_time_ms": NOW, **fields}
-    return orjson.dumps({"event_id": event_id, "user_id": user, **body})
 
 
 BAD: dict[str, tuple[bytes | None, str]] = {
@@ -324,7 +223,7 @@ def test_mended_letters_are_sent_again(mill: Mill) -> None:
 @pytest.mark.parametrize("doors", [1, 2])
 def test_run_ends_when_told_and_raises_what_broke_it(doors: int) -> None:
     bus = MemoryBus()
-    mill = _mill(bus, True, doors == 1)
+    mill = make_mill(bus, True, doors == 1)
     stop = threading.Event()
     door = partial(batcher.run, clock=mill.clock, limits=mill.limits, stop=stop, doors=doors)
     thread = _in_thread(lambda: door(bus))
@@ -361,7 +260,7 @@ def test_the_only_door_first_sequences_what_many_have_admitted(mill: Mill) -> No
 
 
 def test_the_only_door_ends_when_it_must_share_the_input() -> None:
-    mill = _mill(MemoryBus(), True, alone=True)
+    mill = make_mill(MemoryBus(), True, alone=True)
     first = mill.batcher()
     mill.send(event("e1"), partition=0)
     assert first.turn(0.01) == 1
@@ -378,7 +277,7 @@ def test_the_only_door_ends_when_it_must_share_the_input() -> None:
 
 def test_the_only_door_ends_for_company_though_nothing_comes() -> None:
     """As one that was stopped, replaced and goes on: its successor has admitted all there is."""
-    mill = _mill(MemoryBus(), True, alone=True)
+    mill = make_mill(MemoryBus(), True, alone=True)
     first = mill.batcher()
     assert first.turn(0.01) == 0
     second = mill.batcher()

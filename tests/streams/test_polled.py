@@ -9,7 +9,7 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams import kafka_clients
+from streams import kafka_consumer
 from streams.admission import AdmissionLimits, admit
 from streams.bus import Polled, Record, next_offsets
 
@@ -37,7 +37,7 @@ def _from_kafka(records: list[Record]) -> Polled:
         )
         for r in records
     ]  # fmt: skip
-    return Polled(messages, kafka_clients._FIELDS)
+    return Polled(messages, kafka_consumer._FIELDS)
 
 
 SORTS = pytest.mark.parametrize("polled", [Polled, _from_kafka])
