@@ -25,9 +25,9 @@ from streams.erasure import Erasures
 from streams.fanout import FanOut, fanned_out
 from streams.log import EventLog
 from streams.loop import Input, Loop, run_loops
-from streams.redo import Redo
+from streams.recovery import Recovery
 from streams.sequencer import Sequencer
-from streams.shuffle import Load, Place, Placed, Source, Written, place
+from streams.shuffle import Load, Place, Placed, Source, place
 from streams.topics import ADMITTED, BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER
 
 _TRACEPARENT = "traceparent"
@@ -105,12 +105,11 @@ class Batcher:
         self._topic = EVENTS_BY_USER if alone else ADMITTED
         name = f"{group}-batcher-{instance}" if transactional else None
         self._producer = bus.producer(name)
-        self._partitions = len(bus.ends(self._topic))
+        self._partitions = bus.partitions(self._topic)
         self._input = Input(bus, BEHAVIOUR, f"{group}-batcher", _PACE_S)
-        self._every = len(bus.ends(BEHAVIOUR))
+        self._every = bus.partitions(BEHAVIOUR)
         targets = [self._topic, BEHAVIOUR_DEAD]
-        self._written = Written(bus, targets, self._input.epoch)
-        self._redo = Redo(bus, self._input, self._producer, targets, self._admitted)
+        self._recovery = Recovery(bus, self._input, self._producer, targets, self._admitted)
         self._erasures = Erasures(bus)
 
     def turn(self, timeout_s: float) -> int:
@@ -141,8 +140,7 @@ class Batcher:
                     "another process the others: stop one of them, or set broker.doors "
                     "(TIDEMILL_BROKER__DOORS) to the number of both, for every one of them"
                 )
-        self._written.refresh(generation, self._input.committed)
-        self._redo.refresh()
+        self._recovery.refresh()
 
     def _admitted(self, records: Sequence[Record]) -> list[Outgoing]:
         """The messages that these records become, dead letters included."""
@@ -161,14 +159,14 @@ class Batcher:
             table["source_offset"].to_numpy(),
         )
         load = Load(table, source, _traces(records, admission.rows.tolist()))
-        return place(load, "user_id", self._topic, self._partitions, self._written.places)
+        return place(load, "user_id", self._topic, self._partitions, self._recovery.places)
 
     def _dead(self, records: Sequence[Record], admission: Admission, now_ms: int) -> list[Outgoing]:
         letters = []
         for refusal in sorted(admission.refused, key=lambda refusal: refusal.row):
             record = records[refusal.row]
             at: Place = (BEHAVIOUR_DEAD, 0, record.partition)
-            if record.offset > self._written.places.get(at, -1):
+            if record.offset > self._recovery.places.get(at, -1):
                 cause = (refusal.cause, refusal.detail)
                 letters.append(dead_letters.letter(record, *cause, self._input.epoch, now_ms))
         return letters

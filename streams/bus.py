@@ -226,6 +226,9 @@ class Bus(Protocol):
     def epoch(self, topic: str) -> str:
         """Changes whenever the topic's offsets start again (Kafka's topic id)."""
 
+    def partitions(self, topic: str) -> int:
+        """How many it has."""
+
     def ends(self, topic: str, *, uncommitted: bool = False) -> dict[int, tuple[int, int]]:
         """Per partition: the first offset kept and the one after the last committed record, or
         after the last of all."""

@@ -18,9 +18,9 @@ import numpy as np
 
 from streams.bus import Bus, Consumed, Outgoing, Record
 from streams.loop import Input
-from streams.redo import Redo
+from streams.recovery import Recovery
 from streams.sequencer import ROW_BITS, read_load
-from streams.shuffle import Written, place
+from streams.shuffle import place
 from streams.topics import ENTITY_TOPIC, EVENTS_BY_USER
 
 PACE_S, _GATHER_S = 0.5, 0.25
@@ -47,17 +47,16 @@ class FanOut:
         self._topics = fanned_out(entities)
         name = f"{group}-fanout-{instance}" if transactional else None
         self._producer = bus.producer(name)
-        self._partitions = {topic: len(bus.ends(topic)) for topic in self._topics.values()}
+        self._partitions = {topic: bus.partitions(topic) for topic in self._topics.values()}
         self._input = Input(bus, EVENTS_BY_USER, f"{group}-fanout", PACE_S, gather_s=_GATHER_S)
-        targets = list(self._partitions)
-        self._written = Written(bus, targets, self._input.epoch, ROW_BITS)
-        self._redo = Redo(bus, self._input, self._producer, targets, self._shuffled)
+        self._recovery = Recovery(
+            bus, self._input, self._producer, self._partitions, self._shuffled, ROW_BITS
+        )
 
     def turn(self, timeout_s: float) -> int:
         """Sends on what one poll brings; returns the number of messages it worked off."""
         records = self._input.poll(timeout_s)
-        self._written.refresh(self._input.generation, self._input.committed)
-        self._redo.refresh()
+        self._recovery.refresh()
         if not records:
             return 0
         out = self._shuffled(records)
@@ -75,7 +74,7 @@ class FanOut:
         once = np.flatnonzero(~duplicate) if duplicate.any() else None
         out: list[Outgoing] = []
         for key, topic in self._topics.items():
-            count, written = self._partitions[topic], self._written.places
+            count, written = self._partitions[topic], self._recovery.places
             placed = place(load, key, topic, count, written, rows=once, drop=_BY_USER_ONLY)
             out += placed.messages()
         return out

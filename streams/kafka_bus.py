@@ -61,14 +61,18 @@ class KafkaBus:
         future = self._admin().describe_topics(Topics([topic]))[topic]
         return str(_settle(f"describe topic {topic!r} (call ensure_topics first)", future).topic_id)
 
-    def ends(self, topic: str, *, uncommitted: bool = False) -> dict[int, tuple[int, int]]:
-        count = self._partition_counts().get(topic)
-        if count is None:
+    def partitions(self, topic: str) -> int:
+        if (count := self._partition_counts().get(topic)) is None:
             raise BusError(f"topic {topic!r} does not exist: call ensure_topics first")
+        return count
+
+    def ends(self, topic: str, *, uncommitted: bool = False) -> dict[int, tuple[int, int]]:
+        count = self.partitions(topic)
         firsts = self._offsets(topic, count, _EARLIEST)
-        lasts = self._offsets(topic, count, _LATEST, uncommitted=uncommitted)
-        if not uncommitted:
-            lasts = self._read_ends(topic, lasts)
+        lasts = self._read_ends(topic, self._offsets(topic, count, _LATEST))
+        if uncommitted:
+            asked = self._offsets(topic, count, _LATEST, uncommitted=True)
+            lasts = {p: max(last, asked[p]) for p, last in lasts.items()}
         return {p: (firsts[p], lasts[p]) for p in range(count)}
 
     def scan(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:

@@ -64,6 +64,10 @@ class MemoryBus:
         with self._changed:
             return self._topic(topic).epoch
 
+    def partitions(self, topic: str) -> int:
+        with self._changed:
+            return len(self._topic(topic).partitions)
+
     def ends(self, topic: str, *, uncommitted: bool = False) -> dict[int, tuple[int, int]]:
         del uncommitted  # writes are atomic
         with self._changed:

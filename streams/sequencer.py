@@ -19,9 +19,9 @@ from streams.clock import Clock
 from streams.duplicates import SeenEvents
 from streams.log import EventLog
 from streams.loop import Input
-from streams.redo import Redo
+from streams.recovery import Recovery
 from streams.schema import from_ipc
-from streams.shuffle import TRACES_HEADER, Load, Source, Written, place
+from streams.shuffle import TRACES_HEADER, Load, Source, place
 from streams.topics import ADMITTED, EVENTS_BY_USER
 
 ROW_BITS = 20  # a place is (offset of the admitted message << 20) | row within it
@@ -45,18 +45,18 @@ class Sequencer:
         self._clock = clock
         name = f"{group}-sequencer-{instance}" if transactional else None
         self._producer = bus.producer(name)
-        self._partitions = len(bus.ends(EVENTS_BY_USER))
+        self._partitions = bus.partitions(EVENTS_BY_USER)
         self._input = Input(bus, ADMITTED, f"{group}-sequencer", _PACE_S, _SETTLE_S)
-        self._written = Written(bus, [EVENTS_BY_USER], self._input.epoch, ROW_BITS)
-        self._redo = Redo(bus, self._input, self._producer, [EVENTS_BY_USER], self._sequenced)
+        self._recovery = Recovery(
+            bus, self._input, self._producer, [EVENTS_BY_USER], self._sequenced, ROW_BITS
+        )
         self._seen = SeenEvents(bus, limits.duplicate_horizon_ms, log)
 
     def turn(self, timeout_s: float) -> int:
         """Sequences what one poll brings; returns the number of messages it worked off."""
         records = self._input.poll(timeout_s)
         self._seen.follow(self._input.generation)
-        self._written.refresh(self._input.generation, self._input.committed)
-        self._redo.refresh()
+        self._recovery.refresh()
         if not records:
             return 0
         out = self._sequenced(records)
@@ -65,7 +65,7 @@ class Sequencer:
 
     def _sequenced(self, records: Sequence[Record]) -> list[Outgoing]:
         load = read_load(records, self._input.epoch)
-        topic, written = EVENTS_BY_USER, self._written.places
+        topic, written = EVENTS_BY_USER, self._recovery.places
         placed = place(load, "user_id", topic, self._partitions, written)
         return self._seen.sequenced(placed, self._clock.now_ms())
 

@@ -2,15 +2,14 @@
 
 Knows our hash, Arrow-IPC messages, their size and their headers. Does not know brokers.
 
-Every message says up to which place of its source it goes (`UNTIL_HEADER`). A loop that was
-killed between writing and committing reads those places back (`written_until`) and leaves
-out the rows that are already there, so that it needs no transactions to write each row once,
-and is not misled by a broker that lost a transaction's commit but not its messages.
+Every message says up to which place of its source it goes (`UNTIL_HEADER`). A loop whose
+commit was lost reads those places back (`streams.recovery`) and leaves out the rows that
+are already there, so that it needs no transactions to write each row once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,16 +18,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.bus import Bus, Outgoing, last_places
+from streams.bus import Outgoing, Record, last_places
 from streams.schema import to_ipc
-from streams.topics import BEHAVIOUR_DEAD
 
 UNTIL_HEADER = "tidemill-until"  # JSON {"epoch": source's, "until": {partition: place}}
 TRACES_HEADER = "traceparents"  # JSON [[row, traceparent], ...]
 MAX_MESSAGE_BYTES = 900_000
-# How far back a partition's last round may lie. A dead letter is a message of its own.
-_TAIL_MESSAGES = {BEHAVIOUR_DEAD: 512}
-_TAIL = 64
 _PACKED = 1.5  # bytes in memory that one byte of a message holds at least, as a first guess
 _FILLED = 0.9  # how full the next message is meant to be, for rows are not equally long
 
@@ -188,49 +183,20 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
 
 
-def written_until(bus: Bus, topics: Sequence[str], epoch: str) -> dict[Place, int]:
-    """The last place of each source partition that lies in each partition of `topics`.
+def written_until(records: Iterable[Record], epoch: str) -> dict[Place, int]:
+    """The last place of each source partition in each partition that these messages lie in.
 
-    Reads only the tails: what is older was committed. Marks of another epoch do not count.
+    Marks of another epoch do not count.
     """
     found: dict[Place, int] = {}
-    for topic in topics:
-        tail = _TAIL_MESSAGES.get(topic, _TAIL)
-        for partition, (first, end) in bus.ends(topic).items():
-            for record in bus.scan(topic, partition, max(first, end - tail), end):
-                mark = orjson.loads(record.header(UNTIL_HEADER) or b"{}")
-                if mark.get("epoch") != epoch:
-                    continue
-                for source, place in mark["until"].items():
-                    at = (topic, partition, int(source))
-                    found[at] = max(place, found.get(at, place))
+    for record in records:
+        mark = orjson.loads(record.header(UNTIL_HEADER) or b"{}")
+        if mark.get("epoch") != epoch:
+            continue
+        for source, place in mark["until"].items():
+            at = (record.topic, record.partition, int(source))
+            found[at] = max(place, found.get(at, place))
     return found
-
-
-class Written:
-    """What lies in `topics` already of input that is not committed.
-
-    Looked up again whenever partitions move. `places` is empty unless a commit was lost.
-    """
-
-    def __init__(self, bus: Bus, topics: Sequence[str], epoch: str, row_bits: int = 0) -> None:
-        """`row_bits`: how far an offset is shifted to the left to be a place."""
-        self._bus, self._topics, self._epoch = bus, list(topics), epoch
-        self._row_bits = row_bits
-        self._generation: int | None = None
-        self.places: dict[Place, int] = {}
-
-    def refresh(self, generation: int, committed: Callable[[], Mapping[int, int]]) -> None:
-        """`committed`: the next offset of each source partition that has a commit."""
-        if generation == self._generation:
-            return
-        found, done = written_until(self._bus, self._topics, self._epoch), committed()
-        self.places = {
-            at: place
-            for at, place in found.items()
-            if place >= done.get(at[2], 0) << self._row_bits
-        }
-        self._generation = generation
 
 
 def _until(source: Source) -> bytes:

@@ -1,7 +1,7 @@
 """What a commit says of the messages that were written with it, so that their loss is seen.
 
 Knows its form: text beside the offset of an input partition. Does not know who writes it
-(`streams.kafka_producer`) nor what is done about a loss (`streams.redo`).
+(`streams.kafka_producer`) nor what is done about a loss (`streams.recovery`).
 
 A trail names, for every partition that a loop writes to, the last message that was written
 there, and which input it was made of. It is committed in the same transaction; so a

@@ -144,7 +144,8 @@ def test_two_members_share_the_partitions_and_generation_tells(
 
 def test_ends_and_scan_show_a_partition_as_it_lies(bus: Bus, topic: str) -> None:
     bus.producer().send(_letters(topic, "abcde"))
-    assert bus.ends(topic) == {0: (0, 5), 1: (0, 0)}
+    assert bus.partitions(topic) == 2
+    assert bus.ends(topic) == bus.ends(topic, uncommitted=True) == {0: (0, 5), 1: (0, 0)}
     assert [r.value for r in bus.scan(topic, 0, 1, 4)] == [b"b", b"c", b"d"]
     assert [r.offset for r in bus.scan(topic, 0, 3, 99)] == [3, 4]
     assert list(bus.scan(topic, 1, 0, 0)) == []
@@ -168,7 +169,7 @@ def test_another_partition_count_is_refused(bus: Bus, topic: str) -> None:
 
 
 def test_a_missing_topic_is_said_at_once(bus: Bus, unique: str) -> None:
-    for ask in (bus.epoch, bus.ends, lambda topic: bus.consumer([topic], "g")):
+    for ask in (bus.epoch, bus.ends, bus.partitions, lambda topic: bus.consumer([topic], "g")):
         with pytest.raises(BusError, match="ensure_topics"):
             ask(f"absent-{unique}")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from door_mill import Mill, event, make_mill
 
-from streams import redo
+from streams import recovery
 from streams.bus import BusError, Consumed, Outgoing
 from streams.kafka_bus import KafkaBus
 from streams.topics import BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER, TopicSpec
@@ -111,7 +111,7 @@ def test_a_commit_carries_its_trail(kafka_bus: KafkaBus, unique: str) -> None:
 def test_a_strangers_open_transaction_is_said(
     wiped_kafka: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redo, "_OPEN_S", 0.5)
+    monkeypatch.setattr(recovery, "_OPEN_S", 0.5)
     door = make_mill(KafkaBus(wiped_kafka), True, True)
     stranger: Any = door.bus.producer("stranger")
     _send(door, IDS)
