@@ -133,7 +133,7 @@ class Live:
                     consumer.close()
 
     def _epochs(self, topics: Iterable[str]) -> dict[str, str]:
-        return {topic: self._bus.epoch(topic) for topic in topics}
+        return self._bus.epochs(list(topics))
 
     def _begin_again(self) -> None:
         """The same topics are read from their start, so what was counted of them is dropped.

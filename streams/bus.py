@@ -226,6 +226,9 @@ class Bus(Protocol):
     def epoch(self, topic: str) -> str:
         """Changes whenever the topic's offsets start again (Kafka's topic id)."""
 
+    def epochs(self, topics: Collection[str]) -> dict[str, str]:
+        """Each topic's epoch, by one question."""
+
     def partitions(self, topic: str) -> int:
         """How many it has."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer as RdConsumer
@@ -58,8 +58,11 @@ class KafkaBus:
         self._await_topics({spec.name for spec in specs})
 
     def epoch(self, topic: str) -> str:
-        future = self._admin().describe_topics(Topics([topic]))[topic]
-        return str(_settle(f"describe topic {topic!r} (call ensure_topics first)", future).topic_id)
+        return self.epochs([topic])[topic]
+
+    def epochs(self, topics: Collection[str]) -> dict[str, str]:
+        futures = self._admin().describe_topics(Topics(list(topics)))
+        return {topic: _topic_id(topic, futures[topic]) for topic in topics}
 
     def partitions(self, topic: str) -> int:
         if (count := self._partition_counts().get(topic)) is None:
@@ -111,7 +114,8 @@ class KafkaBus:
     def _epochs(self, topics: Sequence[str]) -> str:
         """Part of every group's name: no offset, and no member that is about to notice that the
         topics began again, outlives their epoch."""
-        text = ",".join(self.epoch(topic) for topic in sorted(topics))
+        epochs = self.epochs(topics)
+        text = ",".join(epochs[topic] for topic in sorted(topics))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def healthy(self, timeout_s: float = 1.0) -> bool:
@@ -196,6 +200,11 @@ class KafkaBus:
             place.partition: int(_settle(f"list offsets of {topic}", future).offset)
             for place, future in futures.items()
         }
+
+
+def _topic_id(topic: str, described: Any) -> str:
+    what = f"describe topic {topic!r} (call ensure_topics first)"
+    return str(_settle(what, described).topic_id)
 
 
 def _gathering(gather_s: float) -> dict[str, Any]:

@@ -60,6 +60,9 @@ class MemoryBus:
                 elif len(topic.partitions) != spec.partitions:
                     raise BusError(partition_mismatch(spec, len(topic.partitions)))
 
+    def epochs(self, topics: Collection[str]) -> dict[str, str]:
+        return {topic: self.epoch(topic) for topic in topics}
+
     def epoch(self, topic: str) -> str:
         with self._changed:
             return self._topic(topic).epoch

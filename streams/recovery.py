@@ -64,15 +64,14 @@ class Recovery:
         self.places: dict[Place, int] = {}  # empty unless a commit was lost
 
     def refresh(self) -> None:
-        """Looks again whenever partitions moved; the first time it also aborts what is open.
+        """Aborts what is open and looks again, whenever partitions moved.
 
         Raises:
             BusError: another writer's transaction keeps the end of a topic from being read.
         """
         if self._source.generation == self._generation:
             return
-        if not self._generation:
-            self._settle()
+        self._settle()
         trails = self._source.consumer.trails()
         with ThreadPoolExecutor(_READERS) as pool:  # they wait for answers, nearly all the time
             tails = self._tails(pool, list(trails.values()))

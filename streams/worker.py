@@ -73,13 +73,16 @@ class GaveUp(RuntimeError):
 
 
 class Epochs:
-    """The topics' ids as they were at the start, and when they were last confirmed."""
+    """The topics' ids as they were at the start, and when they were last confirmed.
+
+    One question is about all of them, so that lanes that ask at once wait for one answer.
+    """
 
     def __init__(self, bus: Bus, topics: list[str]) -> None:
         self._bus = bus
-        started = time.monotonic()
-        self.known = {topic: bus.epoch(topic) for topic in topics}
-        self._confirmed = dict.fromkeys(topics, started)
+        self._confirmed = time.monotonic()
+        self._asking = threading.Lock()
+        self.known = bus.epochs(topics)
 
     def confirm(self, topic: str, fetched_at: float) -> str:
         """The epoch of a message that was fetched no later than `fetched_at` (monotonic s).
@@ -87,15 +90,21 @@ class Epochs:
         An id never comes back, so one that still stands after the fetch stood during it.
 
         Raises:
-            EpochChanged: the topic was made anew since the worker started.
+            EpochChanged: a topic was made anew since the worker started.
             BusError: the broker does not say.
         """
-        if self._confirmed[topic] < fetched_at:
-            asked = time.monotonic()
-            if self._bus.epoch(topic) != self.known[topic]:
-                raise EpochChanged(f"topic {topic!r} was made anew: its offsets start again")
-            self._confirmed[topic] = asked
+        if self._confirmed < fetched_at:
+            with self._asking:
+                if self._confirmed < fetched_at:
+                    self._ask()
         return self.known[topic]
+
+    def _ask(self) -> None:
+        asked = time.monotonic()
+        found = self._bus.epochs(list(self.known))
+        if changed := [topic for topic, epoch in self.known.items() if found[topic] != epoch]:
+            raise EpochChanged(f"topic {changed[0]!r} was made anew: its offsets start again")
+        self._confirmed = asked
 
     def group(self, name: str) -> str:
         """A consumer group of these epochs, so that no offset outlives its epoch."""
@@ -227,8 +236,7 @@ class _Worker:
             if time.monotonic() - asked > 1.0:
                 asked = time.monotonic()
                 try:
-                    for topic in self._handlers:
-                        self._epochs.confirm(topic, asked)
+                    self._epochs.confirm(next(iter(self._handlers)), asked)
                 except EpochChanged as changed:
                     self.end(Exit.NEW_EPOCH, str(changed))
                 except BusError as error:

@@ -150,7 +150,7 @@ class Cut(MemoryBus):
                     raise BusError("the broker is gone")
                 inner.send(messages, **more)
 
-            close = inner.close
+            settle, close = inner.settle, inner.close
 
         return Producer()
 

@@ -169,7 +169,13 @@ def test_another_partition_count_is_refused(bus: Bus, topic: str) -> None:
 
 
 def test_a_missing_topic_is_said_at_once(bus: Bus, unique: str) -> None:
-    for ask in (bus.epoch, bus.ends, bus.partitions, lambda topic: bus.consumer([topic], "g")):
+    for ask in (
+        bus.epoch,
+        lambda topic: bus.epochs([topic]),
+        bus.ends,
+        bus.partitions,
+        lambda topic: bus.consumer([topic], "g"),
+    ):
         with pytest.raises(BusError, match="ensure_topics"):
             ask(f"absent-{unique}")
 
@@ -178,6 +184,7 @@ def test_an_epoch_is_the_topics_own_and_stays(bus: Bus, topic: str) -> None:
     other = f"{topic}-other"
     bus.ensure_topics([TopicSpec(other, 1)])
     assert bus.epoch(topic) == bus.epoch(topic) != bus.epoch(other)
+    assert bus.epochs([other, topic]) == {other: bus.epoch(other), topic: bus.epoch(topic)}
     assert bus.healthy()
 
 
