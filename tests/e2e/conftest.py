@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,31 @@ class Loop:
     def send(self, *events: dict[str, object], headers: dict[str, str] | None = None) -> None:
         answer = self.http.post("/v1/events", json=list(events), headers=headers)
         assert answer.status_code == 202, answer.text
+
+    def event(self, user: str, kind: str, **fields: object) -> dict[str, object]:
+        """One that happens now."""
+        now = wiring.clock(self.settings.clock).now_ms()
+        return {
+            "event_id": uuid.uuid4().hex, "user_id": user, "kind": kind, "event_time_ms": now,
+        } | fields  # fmt: skip
+
+    def users(self, n: int) -> list[str]:
+        """The first `n` of those whose past was replayed."""
+        return list(self.past.frame["user_id"].unique().sort()[:n])
+
+    def kill(self, part: str) -> None:
+        pid = next(s.pid for s in self.stack.status() if s.name == part)
+        assert pid is not None
+        os.kill(pid, 9)
+
+    def counts_are(self, user: str, before: dict[str, Any]) -> bool:
+        """Whether the user's features can be read and count what they counted before."""
+        answer = self.http.get(f"/v1/users/{user}")
+        now = answer.json().get("features", {}) if answer.status_code == 200 else {}
+        return bool(now) and all(
+            now[f"{kind}_count_all"] == before[f"{kind}_count_all"]
+            for kind in ("play", "long_view", "like", "order", "query_click")
+        )
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`tidemill …` on this stack, as a person would in another terminal."""

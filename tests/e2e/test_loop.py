@@ -23,6 +23,7 @@ from deploy import wiring
 from deploy.settings import Settings
 from deploy.stack import Stack
 from streams.bus import Outgoing
+from streams.dead_letters import read_letter
 from streams.feedback_store import read_feedback
 from streams.log import EventLog
 from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, REQUESTS, RESPONSES
@@ -33,24 +34,13 @@ Loop = Any  # tests/e2e/conftest.py
 Eventually = Callable[[Callable[[], object], float, str], None]
 
 
-def _event(loop: Loop, user: str, kind: str, **fields: object) -> dict[str, object]:
-    now = wiring.clock(loop.settings.clock).now_ms()
-    return {
-        "event_id": uuid.uuid4().hex, "user_id": user, "kind": kind, "event_time_ms": now,
-    } | fields  # fmt: skip
-
-
-def _users(loop: Loop, n: int) -> list[str]:
-    return list(loop.past.frame["user_id"].unique().sort()[:n])
-
-
 def _videos(answer: dict[str, Any]) -> list[str]:
     return [item["video_id"] for item in answer["items"]]
 
 
 def test_online_features_equal_a_count_over_what_was_replayed(loop: Loop) -> None:
     frame = loop.past.frame
-    for user in _users(loop, 20):
+    for user in loop.users(20):
         own = frame.filter(pl.col("user_id") == user)
         row = loop.features(user)["features"]
         for kind in ("play", "long_view", "like", "order"):
@@ -59,7 +49,7 @@ def test_online_features_equal_a_count_over_what_was_replayed(loop: Loop) -> Non
 
 def test_plain_feast_reads_the_same_row_as_the_gateway(loop: Loop) -> None:
     store = wiring.feature_store(loop.settings)
-    user = _users(loop, 1)[0]
+    user = loop.users(1)[0]
     now = wiring.clock(loop.settings.clock).now_ms()
     client = store.feast_client()
     plain = client.get_online_features(
@@ -72,7 +62,7 @@ def test_plain_feast_reads_the_same_row_as_the_gateway(loop: Loop) -> None:
 
 
 def test_a_feed_comes_from_the_served_models_and_explains_itself(loop: Loop) -> None:
-    answer = loop.ask("feed", user_id=_users(loop, 1)[0], k=10, seed=SEED)
+    answer = loop.ask("feed", user_id=loop.users(1)[0], k=10, seed=SEED)
     assert answer["fallbacks"] == []
     assert answer["models"] == {"ranker": 1, "queries": 1, "reactivation": 1}
     assert abs(sum(answer["weights"].values()) - 1) < 1e-4
@@ -91,14 +81,14 @@ def test_a_video_that_nobody_has_met_does_not_look_perfect(
     assert loop.http.put(f"/v1/catalogue/{new}", json=item).status_code in (200, 202)
     played = loop.past.frame.filter(pl.col("kind") == "play")["video_id"].value_counts(sort=True)
     known = played["video_id"][:5].to_list()
-    asked = {"user_id": _users(loop, 12)[11], "k": 6, "candidates": [new, *known]}
+    asked = {"user_id": loop.users(12)[11], "k": 6, "candidates": [new, *known]}
     eventually(lambda: new in _videos(loop.ask("feed", **asked)), 15, "the new video ranked")
     p = {item["video_id"]: item["p"]["play"] for item in loop.ask("feed", **asked)["items"]}
     assert p[new] < max(p[video] for video in known)
 
 
 def test_users_get_feeds_of_their_own(loop: Loop) -> None:
-    users = _users(loop, 8)
+    users = loop.users(8)
     slates = {tuple(_videos(loop.ask("feed", user_id=u, k=10, seed=SEED))) for u in users}
     assert len(slates) > len(users) // 2, "two people of few actions may share one; most do not"
 
@@ -106,16 +96,14 @@ def test_users_get_feeds_of_their_own(loop: Loop) -> None:
 def test_a_click_changes_that_users_features_and_next_feed(
     loop: Loop, eventually: Eventually
 ) -> None:
-    me, other = _users(loop, 2)
+    me, other = loop.users(2)
     before = loop.ask("feed", user_id=me, k=10, seed=SEED)
     others = loop.features(other)["features"]
     assert _videos(loop.ask("feed", user_id=me, k=10, seed=SEED)) == _videos(before)
     liked = before["items"][0]
     likes = loop.features(me)["features"]["like_count_all"]
     fields = {"video_id": liked["video_id"], "impression": liked["impression"], "surface": "feed"}
-    loop.send(
-        _event(loop, me, "play", dwell_ms=9_000, **fields), _event(loop, me, "like", **fields)
-    )
+    loop.send(loop.event(me, "play", dwell_ms=9_000, **fields), loop.event(me, "like", **fields))
     eventually(
         lambda: loop.features(me)["features"]["like_count_all"] == likes + 1, 15, "the like folded"
     )
@@ -129,7 +117,7 @@ def test_weights_that_were_drawn_come_back_with_what_became_of_them(
     loop: Loop, eventually: Eventually
 ) -> None:
     """From the seed's draw through token, broker and join to what the policy learns from."""
-    user = _users(loop, 7)[6]
+    user = loop.users(7)[6]
     asked = (loop.ask("feed", user_id=user, k=5, seed=seed) for seed in range(200))
     slate = next(answer for answer in asked if answer["weights_drawn"])
     mean = loop.features(user)["weights"]
@@ -140,7 +128,7 @@ def test_weights_that_were_drawn_come_back_with_what_became_of_them(
         assert item["score"] == pytest.approx(score, rel=1e-4)
     first = slate["items"][0]
     fields = {"video_id": first["video_id"], "impression": first["impression"], "surface": "feed"}
-    loop.send(_event(loop, user, "shown", **fields))
+    loop.send(loop.event(user, "shown", **fields))
 
     def told() -> pl.DataFrame:
         rows = read_feedback(loop.settings.feedback_dir)
@@ -156,7 +144,7 @@ def test_the_same_question_over_kafka_gets_the_same_answer(
     loop: Loop, eventually: Eventually
 ) -> None:
     """Asked while nothing else changes: earlier events reach the videos' rows a little later."""
-    user = _users(loop, 3)[2]
+    user = loop.users(3)[2]
 
     def over_http() -> list[str]:
         return _videos(loop.ask("feed", user_id=user, k=5, seed=SEED))
@@ -195,14 +183,14 @@ def test_only_legal_queries_stand_under_a_video(loop: Loop) -> None:
     words = loop.past.frame.filter(pl.col("query").is_not_null())["query"].unique()
     legal = set(words.to_list())
     for video in loop.past.frame["video_id"].drop_nulls().unique().sort()[:5]:
-        answer = loop.ask("queries", user_id=_users(loop, 1)[0], video_id=video, k=3)
+        answer = loop.ask("queries", user_id=loop.users(1)[0], video_id=video, k=3)
         assert answer["fallbacks"] == []
         assert {item["query"] for item in answer["items"]} <= legal
         assert len(answer["items"]) == 3
 
 
 def test_a_dormant_users_way_back_gives_each_item_a_role(loop: Loop) -> None:
-    answer = loop.ask("reactivation", user_id=_users(loop, 4)[3], k=6)
+    answer = loop.ask("reactivation", user_id=loop.users(4)[3], k=6)
     assert answer["fallbacks"] == []
     roles = {"trigger", "bridge", "comparison", "converter", "noise"}
     assert {item["role"] for item in answer["items"]} <= roles
@@ -224,7 +212,7 @@ def test_a_broken_event_is_a_dead_letter_and_the_good_one_beside_it_arrives(
     bus = wiring.bus(loop.settings)
     letters = bus.consumer([BEHAVIOUR_DEAD], f"e2e-{uuid.uuid4().hex}")
     marker = uuid.uuid4().hex.encode()
-    good = _event(loop, user, "like", video_id=loop.past.items[0].video_id)
+    good = loop.event(user, "like", video_id=loop.past.items[0].video_id)
     bus.producer().send([
         Outgoing(BEHAVIOUR, b"\xff\xfe not json " + marker, b"k"),
         Outgoing(BEHAVIOUR, None, b"k"),
@@ -240,13 +228,15 @@ def test_a_broken_event_is_a_dead_letter_and_the_good_one_beside_it_arrives(
         20, "the dead letter",
     )  # fmt: skip
     letters.close()
+    ours = [read_letter(record) for record in dead if marker in (record.value or b"")]
+    assert [letter.cause.cause for letter in ours] == ["undecodable"]
 
 
 def test_a_late_event_counts_in_the_hour_it_happened(loop: Loop, eventually: Eventually) -> None:
     user = f"late-{uuid.uuid4().hex}"
     now = wiring.clock(loop.settings.clock).now_ms()
     video = loop.past.items[0].video_id
-    loop.send(_event(loop, user, "play", video_id=video, event_time_ms=now - 5 * 3_600_000))
+    loop.send(loop.event(user, "play", video_id=video, event_time_ms=now - 5 * 3_600_000))
     eventually(
         lambda: loop.http.get(f"/v1/users/{user}").json()["features"]["play_count_1d"] == 1,
         15, "the late play",
@@ -262,20 +252,21 @@ def test_a_late_event_counts_in_the_hour_it_happened(loop: Loop, eventually: Eve
 def test_one_trace_leads_from_an_event_to_its_fold(loop: Loop, eventually: Eventually) -> None:
     trace_id = uuid.uuid4().hex
     headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
-    user = _users(loop, 5)[4]
-    crowd = [_event(loop, f"{user}-x{n}", "like", video_id="1") for n in range(999)]
+    user = loop.users(5)[4]
+    crowd = [loop.event(f"{user}-x{n}", "like", video_id="1") for n in range(999)]
     loop.send(*crowd[:500])
-    loop.send(_event(loop, user, "like", video_id="1"), headers=headers)
+    loop.send(loop.event(user, "like", video_id="1"), headers=headers)
     loop.send(*crowd[500:])
     wanted = {"tidemill-gateway", "tidemill-features", "tidemill-facts"}
     eventually(lambda: wanted <= loop.spans.services(trace_id), 30, f"{wanted} in the trace")
+    assert "triton-inference-server" not in loop.spans.services(trace_id), "no model folds"
 
 
 def test_one_trace_leads_from_a_request_into_triton(loop: Loop, eventually: Eventually) -> None:
     """Of an answer that the models gave: a fallback never reached Triton. An exporter may lose a
     batch of spans: the law is that a trace arrives whole, not that each one does.
     """
-    body = {"user_id": _users(loop, 1)[0], "k": 3}
+    body = {"user_id": loop.users(1)[0], "k": 3}
     wanted = {"tidemill-gateway", "triton-inference-server"}
     answered: list[str] = []
 
@@ -292,7 +283,7 @@ def test_one_trace_leads_from_a_request_into_triton(loop: Loop, eventually: Even
 
 
 def test_the_page_shows_what_the_loop_does(loop: Loop, chromium: Browser, tmp_path: Path) -> None:
-    user = _users(loop, 7)[6]
+    user = loop.users(7)[6]
     page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -330,7 +321,7 @@ def test_an_erased_user_is_gone_from_features_and_log_and_does_not_come_back(
     def kept() -> int:
         return log.read().filter(pl.col("user_id") == user).height
 
-    old = _event(loop, user, "like", video_id="1")
+    old = loop.event(user, "like", video_id="1")
     loop.send(old)
     eventually(lambda: kept() == 1, 15, "the event in the log")
     eventually(
@@ -345,36 +336,21 @@ def test_an_erased_user_is_gone_from_features_and_log_and_does_not_come_back(
 
 
 def test_a_killed_store_is_answered_around_and_rebuilt(loop: Loop, eventually: Eventually) -> None:
-    user = _users(loop, 8)[7]
+    user = loop.users(8)[7]
     before = loop.features(user)["features"]
-    _kill(loop, "store")
+    loop.kill("store")
     answer = loop.http.post("/v1/feed", json={"user_id": user, "k": 5})
     assert answer.status_code == 200
     assert len(answer.json()["items"]) == 5
-    eventually(lambda: _same_counts(loop, user, before), 120, "the features rebuilt")
-
-
-def _same_counts(loop: Loop, user: str, before: dict[str, Any]) -> bool:
-    answer = loop.http.get(f"/v1/users/{user}")
-    now = answer.json().get("features", {}) if answer.status_code == 200 else {}
-    return bool(now) and all(
-        now[f"{kind}_count_all"] == before[f"{kind}_count_all"]
-        for kind in ("play", "long_view", "like", "order", "query_click")
-    )
-
-
-def _kill(loop: Loop, part: str) -> None:
-    pid = next(s.pid for s in loop.stack.status() if s.name == part)
-    assert pid is not None
-    os.kill(pid, 9)
+    eventually(lambda: loop.counts_are(user, before), 120, "the features rebuilt")
 
 
 def test_a_killed_model_server_is_answered_around_and_comes_back(
     loop: Loop, eventually: Eventually
 ) -> None:
-    user = _users(loop, 9)[8]
+    user = loop.users(9)[8]
     eventually(lambda: not loop.ask("feed", user_id=user, k=5)["fallbacks"], 30, "all answers")
-    _kill(loop, "triton")
+    loop.kill("triton")
     answer = loop.ask("feed", user_id=user, k=5)
     assert len(answer["items"]) == 5
     assert answer["fallbacks"]
@@ -390,14 +366,14 @@ def test_a_killed_broker_is_answered_around_and_nothing_logged_is_lost(
 ) -> None:
     log = EventLog(loop.settings.log_dir)
     held = len(log.read())
-    user = _users(loop, 10)[9]
+    user = loop.users(10)[9]
     likes = loop.features(user)["features"]["like_count_all"]
-    gone = _event(loop, f"gone-{uuid.uuid4().hex}", "like", video_id="v1")
+    gone = loop.event(f"gone-{uuid.uuid4().hex}", "like", video_id="v1")
     assert loop.http.delete(f"/v1/users/{gone['user_id']}").status_code == 202
     kept = loop.settings.log_dir / "erasures.jsonl"
     eventually(lambda: str(gone["user_id"]) in kept.read_text(), 20, "the erasure on disk")
-    _kill(loop, "broker")
-    again = _event(loop, user, "like", video_id="v1")
+    loop.kill("broker")
+    again = loop.event(user, "like", video_id="v1")
 
     def accepted() -> bool:
         """Meanwhile every feed is answered, and the refusal of an event is quick and says why."""
@@ -429,7 +405,7 @@ def _waited(condition: Callable[[], bool], within_s: float) -> bool:
 
 def test_a_stack_that_starts_again_knows_what_it_knew(loop: Loop, eventually: Eventually) -> None:
     """Broker and store keep nothing over a restart here: it all comes back from the log."""
-    user = _users(loop, 11)[10]
+    user = loop.users(11)[10]
     before = loop.features(user)["features"]
     loop.stack.stop()
     with (
@@ -437,7 +413,7 @@ def test_a_stack_that_starts_again_knows_what_it_knew(loop: Loop, eventually: Ev
         httpx.Client(base_url=again.page) as http,
     ):
         reborn = replace(loop, stack=again, http=http)
-        eventually(lambda: _same_counts(reborn, user, before), 60, "the features rebuilt")
+        eventually(lambda: reborn.counts_are(user, before), 60, "the features rebuilt")
         eventually(
             lambda: not reborn.ask("feed", user_id=user, k=5)["fallbacks"], 60, "the models live"
         )
