@@ -268,26 +268,31 @@ class BusError(RuntimeError):
 
 def next_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
     """(topic, partition) -> the offset after the last of `records` there."""
-    poll = polled(records)
-    topics = sorted(poll.distinct_topics)
-    done: dict[tuple[str, int], int] = {}
-    for topic in topics:
-        own = np.array([t == topic for t in poll.topics]) if len(topics) > 1 else slice(None)
-        for partition, last in last_places(poll.partitions[own], poll.offsets[own]).items():
-            done[topic, partition] = last + 1
-    return done
+    return {
+        (topic, partition): last + 1
+        for topic, partitions, offsets in _by_topic(records)
+        for partition, last in last_places(partitions, offsets).items()
+    }
 
 
 def first_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
     """(topic, partition) -> the offset of the first of `records` there."""
+    return {
+        (topic, partition): int(offsets[partitions == partition].min())
+        for topic, partitions, offsets in _by_topic(records)
+        for partition in np.flatnonzero(np.bincount(partitions)).tolist()
+    }
+
+
+def _by_topic(
+    records: Sequence[Record],
+) -> Iterator[tuple[str, npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
+    """Each topic with the partitions and offsets of its records."""
     poll = polled(records)
-    found: dict[tuple[str, int], int] = {}
-    for topic in poll.distinct_topics:
-        own = np.array([t == topic for t in poll.topics]) if len(poll.distinct_topics) > 1 else ...
-        partitions, offsets = poll.partitions[own], poll.offsets[own]
-        for partition in np.flatnonzero(np.bincount(partitions)).tolist():
-            found[topic, partition] = int(offsets[partitions == partition].min())
-    return found
+    topics = sorted(poll.distinct_topics)
+    for topic in topics:
+        own = np.array([t == topic for t in poll.topics]) if len(topics) > 1 else slice(None)
+        yield topic, poll.partitions[own], poll.offsets[own]
 
 
 def last_places(

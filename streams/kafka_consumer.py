@@ -95,7 +95,8 @@ class KafkaConsumer:
     ) -> dict[Target, Trail]:
         """Of each input partition of a round that wrote last at `written`."""
         firsts, until = first_offsets(consumed.records), next_offsets(consumed.records)
-        return {
+        kept = {place: self._trails.get(place, {}) for place in consumed.until or {}}
+        return kept | {
             place: after(self._trails.get(place, {}), written, first, until[place])
             for place, first in firsts.items()
         }

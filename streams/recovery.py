@@ -156,6 +156,7 @@ class Recovery:
         for first, until in sorted({(step.first, step.until) for step in lost.values()}):
             records = list(self._bus.scan(topic, partition, first, until))
             wanted = {t for t, step in lost.items() if (step.first, step.until) == (first, until)}
-            out = [m for m in self._make(records) if (m.topic, m.partition) in wanted]
+            made = self._make(records) if records else []  # none: its time has passed
+            out = [m for m in made if (m.topic, m.partition) in wanted]
             consumer.forget(place, wanted)
             self._producer.send(out, consumed=Consumed(consumer, records, {place: done}))

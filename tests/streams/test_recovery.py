@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from door_mill import Mill, event, make_mill
 
 from streams import recovery
@@ -52,6 +54,22 @@ def test_what_a_commit_names_and_nobody_can_read_is_written_again_once(
         assert (door.counted(), len(door.rows())) == (IDS, len(IDS))
         assert door.causes() == ["not_json"] * 4
         assert door.rows(ENTITY_TOPIC["video"])["event_id"].sort().to_list() == IDS
+
+
+def test_a_loss_whose_input_has_gone_does_not_end_the_loop(wiped_kafka: str) -> None:
+    door = make_mill(KafkaBus(wiped_kafka), True, True)
+    _send(door, IDS[:20])
+    _run_losing(door, [TARGETS["a video's"]])
+    kept = sorted(door.rows(ENTITY_TOPIC["video"])["event_id"])
+    admin: Any = AdminClient({"bootstrap.servers": wiped_kafka})
+    ends = door.bus.ends(EVENTS_BY_USER).items()
+    gone = [TopicPartition(EVENTS_BY_USER, p, end) for p, (_, end) in ends]
+    for done in admin.delete_records(gone).values():
+        done.result(10.0)
+    _send(door, IDS[20:])
+    door.run_until_quiet()
+    assert 0 < len(kept) < 20
+    assert sorted(door.rows(ENTITY_TOPIC["video"])["event_id"]) == kept + IDS[20:]
 
 
 def test_a_lost_commit_does_not_write_its_messages_twice(door: Mill) -> None:
