@@ -8,6 +8,7 @@ its `stack.json`), a container gives everything by environment.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import logging
 import signal
@@ -35,11 +36,27 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
 COMBINED_BYTES = 10_000_000  # of queued messages that are handled as one batch
 BEHIND_S = 2.0  # how long a partition that is late already waits for more, at most
+END_S = 30.0  # how long a process may take to end, however it came to
 REGISTRY_AFTER_S = 10.0  # a worker is set up, where Feast's registry is there already
 FACTS_PACE_S = 0.5  # nobody waits for a fact to be on disk, and a batch has its cost
 CACHED_ROWS = 100_000  # rows of an entity that a folding process keeps, about 2 kB each
 
 _log = logging.getLogger("tidemill")
+
+
+class Stop(threading.Event):
+    """The word to stop: whoever says it starts a clock that no thread can hold.
+
+    A client library that does not come back from its closing, even one that keeps the
+    interpreter's lock, would else leave a process that does nothing, and a supervisor that
+    never hears of its end. When the time is over every thread's stack goes to the log, and the
+    process ends with 1.
+    """
+
+    def set(self) -> None:
+        if not self.is_set():
+            faulthandler.dump_traceback_later(END_S, exit=True)
+        super().set()
 
 
 @dataclass
@@ -48,7 +65,7 @@ class Process:
 
     name: str
     settings: Settings
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: Stop = field(default_factory=Stop)
 
     def ready(self) -> None:
         """Says that the set-up is done."""

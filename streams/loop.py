@@ -6,9 +6,11 @@ Knows polls, generations, epochs and threads. Does not know what a round does.
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 from streams.bus import Bus, BusError, Polled
@@ -19,6 +21,7 @@ _FULL = 10_000  # whoever is given so many has fallen behind and does not rest
 _EPOCH_EVERY_S = 1.0
 _TURN_S = 0.1
 _LONGEST_REST_S = 0.1
+_LOG = logging.getLogger(__name__)
 
 
 class Loop(Protocol):
@@ -119,16 +122,14 @@ def run_loops(factories: Mapping[str, Callable[[], Loop]], stop: threading.Event
 
     def work(make: Callable[[], Loop]) -> None:
         name_thread(threading.current_thread().name)
-        try:
+        with _noted(failures, stop):
             loop = make()
             try:
-                while not stop.is_set():
-                    loop.turn(_TURN_S)
+                with _noted(failures, stop):  # before it closes, which may take its time
+                    while not stop.is_set():
+                        loop.turn(_TURN_S)
             finally:
                 loop.close()
-        except BaseException as error:
-            failures.append(error)
-            stop.set()
 
     threads = [
         threading.Thread(target=work, args=(make,), name=name) for name, make in factories.items()
@@ -139,3 +140,14 @@ def run_loops(factories: Mapping[str, Callable[[], Loop]], stop: threading.Event
         thread.join()
     if failures:
         raise failures[0]
+
+
+@contextmanager
+def _noted(failures: list[BaseException], stop: threading.Event) -> Iterator[None]:
+    """What is raised here is kept and logged, and everyone is told to stop."""
+    try:
+        yield
+    except BaseException as error:
+        _LOG.error("%s ends: %r", threading.current_thread().name, error)
+        failures.append(error)
+        stop.set()

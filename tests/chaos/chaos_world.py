@@ -50,6 +50,7 @@ LIFE = Path(__file__).with_name("life.py")
 ROOT = Path(__file__).parents[2]
 _DOOR = {"batcher": BEHAVIOUR, "sequencer": ADMITTED, "fanout": EVENTS_BY_USER}  # loop -> its input
 OPEN_S = 1.0  # how long a kill waits for a transaction to be open
+STACKS_S = 0.5  # how long processes have to write where they are
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "ARROW_NUM_THREADS"), "1")
 
 
@@ -247,7 +248,13 @@ class World:
         self.story.append(f"{time.monotonic() - self.began:6.2f} s  {what}")
 
     def told(self) -> str:
-        tails = [f"--- {n}\n{life.child.tail(12)}" for n, life in self.lives.items()]
+        """What was done, and of each process its last words and where it is just now."""
+        children = [life.child for life in (*self.lives.values(), *self.retired)]
+        for child in children:
+            if child.alive():
+                os.kill(child.pid, signal.SIGUSR1)  # see `life`
+        time.sleep(STACKS_S)
+        tails = [f"--- {child.name}\n{child.tail(40)}" for child in children]
         return "\n".join([*self.story, *tails])
 
     # ---- the stream

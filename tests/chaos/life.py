@@ -9,7 +9,9 @@ the rest of a life, and nothing here reads it.
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +38,7 @@ class _Wrong:
 
 
 def main() -> int:
+    faulthandler.register(signal.SIGUSR1)  # writes every thread's stack to the log
     name = os.environ["CHAOS_NAME"]
     _set(loop, "MAX_POLL", MAX_POLL)
     _set(KafkaBus.__init__.__kwdefaults__, "session_timeout_ms", SESSION_MS)
