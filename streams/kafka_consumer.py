@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import Consumer as RdConsumer
@@ -24,6 +25,9 @@ from streams.bus import (
 )
 from streams.kafka_clients import ANSWER_S, JOIN_S, LOG, went_down
 from streams.trail import Target, Trail, after, decode
+
+_LEAVE_S, _LOOK_S = 2.0, 0.01  # how long partitions may take to go before a close
+_LEFT_MESSAGES = 10_000  # that were fetched already, taken at once
 
 
 class KafkaConsumer:
@@ -122,6 +126,19 @@ class KafkaConsumer:
         return self._generation
 
     def close(self) -> None:
+        """Leaves the group; a second time changes nothing.
+
+        A partition that comes or goes amid librdkafka's close, as where the session ran out just
+        before, may be asked about where nobody answers any more (its issue 4884), and the binding
+        waits for that with the interpreter's lock. So the partitions are given up before.
+        """
+        deadline = time.monotonic() + _LEAVE_S
+        with suppress(BusError, KafkaException, RuntimeError):  # the last of one that is closed
+            self.client.unsubscribe()
+            while self._consume(_LEFT_MESSAGES, 0.0) or self.client.assignment():
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_LOOK_S)
         self.client.close()
 
     def await_assignment(self) -> None:
