@@ -8,20 +8,18 @@ its `stack.json`), a container gives everything by environment.
 from __future__ import annotations
 
 import argparse
-import faulthandler
-import hashlib
 import logging
+import re
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import state, wiring
-from deploy.settings import Settings, SettingsError, load
+from deploy.running import Process
+from deploy.settings import INSTANCE, Settings, SettingsError, load
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -36,66 +34,11 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
 COMBINED_BYTES = 10_000_000  # of queued messages that are handled as one batch
 BEHIND_S = 2.0  # how long a partition that is late already waits for more, at most
-END_S = 30.0  # how long a process may take to end, however it came to
 REGISTRY_AFTER_S = 10.0  # a worker is set up, where Feast's registry is there already
 FACTS_PACE_S = 0.5  # nobody waits for a fact to be on disk, and a batch has its cost
 CACHED_ROWS = 100_000  # rows of an entity that a folding process keeps, about 2 kB each
 
 _log = logging.getLogger("tidemill")
-
-
-class Stop(threading.Event):
-    """The word to stop: whoever says it starts a clock that no thread can hold.
-
-    A client library that does not come back from its closing, even one that keeps the
-    interpreter's lock, would else leave a process that does nothing, and a supervisor that
-    never hears of its end. When the time is over every thread's stack goes to the log, and the
-    process ends with 1.
-    """
-
-    def set(self) -> None:
-        if not self.is_set():
-            faulthandler.dump_traceback_later(END_S, exit=True)
-        super().set()
-
-
-@dataclass
-class Process:
-    """One running process: its settings, and the word to stop."""
-
-    name: str
-    settings: Settings
-    stop: Stop = field(default_factory=Stop)
-
-    def ready(self) -> None:
-        """Says that the set-up is done."""
-        state.mark_ready(self.settings.home, self.name)
-        _log.info("%s is set up", self.name)
-
-    def observe(self) -> None:
-        """Spans to the collector and counters at /metrics, where the settings name them."""
-        from prometheus_client import start_http_server
-
-        from streams.telemetry import configure
-
-        telemetry = self.settings.telemetry
-        configure(f"tidemill-{self.name}", telemetry.otlp_endpoint, telemetry.sample_ratio)
-        port = telemetry.metrics_ports.get(self.name)
-        if port:
-            start_http_server(port, addr=telemetry.metrics_host)
-
-    def beside(self, name: str, work: Callable[[], object]) -> None:
-        """Runs `work` in a thread; when it fails the whole process ends, to be started again."""
-
-        def run() -> None:
-            try:
-                work()
-            except Exception:
-                _log.exception("%s failed; the process ends", name)
-                self.stop.set()
-                signal.raise_signal(signal.SIGTERM)
-
-        threading.Thread(target=run, name=name, daemon=True).start()
 
 
 def batcher(process: Process) -> int:
@@ -115,6 +58,7 @@ def batcher(process: Process) -> int:
         limits=wiring.limits(process.settings),
         stop=process.stop,
         transactional=process.settings.broker.transactional,
+        instance=process.settings.instance or "0",
         doors=process.settings.broker.doors,
         log=EventLog(process.settings.log_dir),
     )
@@ -168,19 +112,9 @@ def facts(process: Process) -> int:
         data_dir=settings.home / "faust",
         stop=process.stop,
         ready=process.ready,
-        instance_id=_lasting_name(settings, "facts"),
+        instance_id=process.member,
         rounds=Rounds(COMBINED_BYTES, FACTS_PACE_S, BEHIND_S),
     )
-
-
-def _lasting_name(settings: Settings, name: str) -> str | None:
-    """A worker that is started again is the same member of its group, so its partitions need
-    not wait for the killed one's session to end. Two that run at once (other containers,
-    other homes) must not share a name. The embedded broker makes a named member wait."""
-    if not settings.broker.transactional:
-        return None
-    home = hashlib.sha256(str(settings.home.resolve()).encode()).hexdigest()[:8]
-    return f"{name}-{socket.gethostname()}-{home}"
 
 
 def _count_refused(refused: Counter[Refusal]) -> None:
@@ -227,7 +161,7 @@ def features(process: Process) -> int:
         data_dir=settings.home / "faust",
         stop=process.stop,
         ready=ready,
-        instance_id=_lasting_name(settings, "features"),
+        instance_id=process.member,
         rounds=Rounds(COMBINED_BYTES, behind_s=BEHIND_S, across=True),
         resting=[topic for entity, topic in _entity_topics() if entity != "user"],
     )
@@ -348,14 +282,55 @@ PROCESSES: dict[str, Callable[[Process], int]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m deploy.process", description=__doc__)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.process",
+        description=__doc__,
+        epilog="examples:\n  python -m deploy.process batcher\n"
+        "  python -m deploy.process features --home .tidemill --instance 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", choices=sorted(PROCESSES))
     parser.add_argument("--home", type=Path, help="read stack.json there, not the environment")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--instance",
+        type=_instance,
+        help="where several of this kind run: a name that this one keeps over restarts and shares "
+        "with no other (TIDEMILL_INSTANCE)",
+    )
+    return parser
+
+
+def _instance(text: str) -> str:
+    if not re.fullmatch(INSTANCE, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form {INSTANCE}")
+    return text
+
+
+def _settings(home: Path | None, instance: str | None, name: str) -> Settings:
+    """Those of the stack in `home`, else of the environment, for one process of its kind.
+
+    Raises:
+        SettingsError: a key is wrong, or one of several doors has no name of its own.
+        NotRunning: no stack runs in `home`.
+    """
+    settings = state.read_settings(home) if home else load()
+    if instance is not None:
+        settings = settings.model_copy(update={"instance": instance})
+    if name == "batcher" and settings.broker.doors > 1 and not settings.instance:
+        raise SettingsError(
+            f"broker.doors is {settings.broker.doors}, and doors that share a name end each other: "
+            "give each one of its own that it keeps over restarts (--instance 1, or "
+            "TIDEMILL_INSTANCE=1)"
+        )
+    return settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     try:
-        settings = state.read_settings(given.home) if given.home else load()
+        settings = _settings(given.home, given.instance, given.name)
     except (SettingsError, state.NotRunning) as error:
         print(error, file=sys.stderr)
         return 2

@@ -24,6 +24,9 @@ from pydantic_settings import (
 HOME = Path(os.environ.get("TIDEMILL_HOME", ".tidemill"))
 
 
+INSTANCE = "[A-Za-z0-9_.]{1,64}"  # no dash: it parts a process's kind from its instance
+
+
 class SettingsError(ValueError):
     """A setting is wrong; the message names its key and where it can be set."""
 
@@ -174,6 +177,9 @@ class Settings(BaseSettings):
     )
 
     home: Path = HOME
+    # Where several processes of one kind run: a name that this one keeps over restarts and shares
+    # with no other of its kind.
+    instance: str = Field("", pattern=f"^({INSTANCE})?$")
     broker: BrokerSettings = BrokerSettings()
     store: StoreSettings = StoreSettings()
     triton: TritonSettings = TritonSettings()

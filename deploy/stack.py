@@ -33,6 +33,14 @@ Tell = Callable[[Report], None]
 Step = Callable[[str], None]
 
 
+def own_processes(settings: Settings) -> tuple[str, ...]:
+    """The names of a stack's own processes; of several doors each has its own."""
+    kinds = {name: [name] for name in OWN_PROCESSES}
+    if (doors := settings.broker.doors) > 1:
+        kinds["batcher"] = [f"batcher-{number}" for number in range(1, doors + 1)]
+    return tuple(name for names in kinds.values() for name in names)
+
+
 class Stack:
     """A whole loop: broker, store, model server, our processes. Use it as a context.
 
@@ -43,7 +51,8 @@ class Stack:
     def __init__(
         self, settings: Settings, *, tell: Tell | None = None, step: Step | None = None
     ) -> None:
-        self.settings = settings.model_copy(update={"home": settings.home.resolve()}, deep=True)
+        own = {"home": settings.home.resolve(), "instance": ""}
+        self.settings = settings.model_copy(update=own, deep=True)
         self._tell = tell or _unheard
         self._step = step or _unheard
         self._supervisor: Supervisor | None = None
@@ -144,7 +153,7 @@ class Stack:
         settings.gateway.port = settings.gateway.port or free_port()
         if not settings.security.impression_key:
             settings.security.impression_key = state.impression_key(settings.home)
-        for name in OWN_PROCESSES:
+        for name in own_processes(settings):
             settings.telemetry.metrics_ports.setdefault(name, free_port())
         if settings.triton.kind == "wheel":
             self._triton = triton.Triton(
@@ -173,7 +182,8 @@ class Stack:
         The gateway notices by itself and goes on answering."""
         wiring.bus(self.settings, ensure_topics=True)
         if self._supervisor is not None and self.settings.broker.kind == "embedded":
-            self._supervisor.restart([name for name in OWN_PROCESSES if name != "gateway"])
+            names = own_processes(self.settings)
+            self._supervisor.restart([name for name in names if name != "gateway"])
 
     def _own_processes(self) -> list[Service]:
         urls = {"gateway": f"{self.page}/healthz"}
@@ -181,7 +191,7 @@ class Stack:
             Service(
                 OwnProcess(name, self.settings.home, url=urls.get(name, "")), ready_within_s=120.0
             )
-            for name in OWN_PROCESSES
+            for name in own_processes(self.settings)
         ]
 
     def _record_for_others(self, supervisor: Supervisor) -> Callable[[], None]:

@@ -16,7 +16,8 @@ The bars, set before any figure, for a machine of 2 cores:
    flushed: the log rebuilt at 100,000 events/s.
 
 Reported without a bar: CPU per stage, the share of the raw-consume floor, growth from
-10,000 to 1M users and from 1 to 8 partitions. After the first part every row is checked:
+10,000 to 1M users and from 1 to 8 partitions, the pause as a second folding worker joins and
+as it ends for good. After the first part every row is checked:
 the sum of a counter over all users must be what was sent, duplicates once.
 
 The number of events is cut where a warm-up says that a part would take too long; the table
@@ -31,6 +32,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING
 
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 CPU_US, PER_S, USER_PER_S, FAUST, QUIX = 10.0, 150_000, 200_000, 40.0, 3.0
 P99_MS, FRESH_S, REBUILT_PER_S, FRESH_WITHIN_S = 100.0, 15.0, 100_000, 1.0
 RECOVERY_PATIENCE_S = 60.0
+BESIDE, BALANCED_S = "features-beside", 15.0  # longer than a session and what it leaves behind
 GROWTH_UNTIL_S = 540.0  # of the run: no further part begins after that
 
 
@@ -148,6 +151,8 @@ def _whole(report: Report, size: Size, stack: Mill) -> None:
         _freshness(report, size, stack, store, path)
     with _noted(report, "recovery"):
         _recovery(report, size, stack, store, path)
+    with _noted(report, "rebalance"):
+        _rebalance(report, size, stack, store, path)
     with _noted(report, "rebuild"):
         _rebuild(report, size, stack, store)
 
@@ -253,6 +258,33 @@ def _recovery(
     note = f"{took:.1f} s at {per_s:,}/s; {lost} of {len(ran.probes.sent)} probes lost"
     _row(report, "recovery of a killed worker", ran.events / ran.seconds, "", note)
     report.judge("fresh after kill -9, s", took, f"< {FRESH_S:g}", took < FRESH_S)
+
+
+def _rebalance(
+    report: Report, size: Size, stack: Mill, store: RegisteredFeatureStore, path: Path
+) -> None:
+    """A second folding worker comes and ends again: how long the latest probe took each time."""
+    _settle(stack, store, path)
+    moments: list[float] = []
+
+    def come_and_go(_: Probes) -> None:
+        for act in (lambda: None, lambda: stack.start(BESIDE), lambda: stack.stop(BESIDE)):
+            moments.append(time.monotonic())
+            act()
+            time.sleep(max(size.flow_s, BALANCED_S))
+        moments.append(time.monotonic())
+
+    per_s = size.per_s // 20
+    ran = flow(stack.servers, store, path.source, per_s, 0.0, come_and_go, settle_s=30)
+    latest = [ran.probes.latest_s(*span) for span in pairwise(moments)]
+    quiet, joins, ends = latest
+    lost = len(ran.probes.sent) - len(ran.probes.seen)
+    _say(f"latest probe {quiet:.1f} s, {joins:.1f} s as a worker joins, {ends:.1f} s as it ends")
+    note = (
+        f"latest probe {quiet:.1f} s before, {joins:.1f} s as it joins, {ends:.1f} s as it ends; "
+        f"{lost} of {len(ran.probes.sent)} probes lost"
+    )
+    _row(report, "rebalance: a second worker", ran.events / ran.seconds, "", note)
 
 
 def _rebuild(report: Report, size: Size, stack: Mill, store: RegisteredFeatureStore) -> None:

@@ -47,6 +47,11 @@ class Probes:
         ]
         return min(good) - moment if good else float("inf")
 
+    def latest_s(self, since: float, until: float) -> float:
+        """The longest time that a probe sent between these moments took; inf for one not seen."""
+        sent = {user: at for user, at in list(self.sent.items()) if since <= at <= until}
+        return max((self.seen.get(user, np.inf) - at for user, at in sent.items()), default=0.0)
+
     def usual_s(self) -> float:
         """p99 of the probes that have been seen so far; 0 before the first."""
         took = [seen - self.sent[user] for user, seen in list(self.seen.items())]

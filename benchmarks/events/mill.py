@@ -86,7 +86,7 @@ class Mill:
         self.children[name] = Child(part.name, part.command())
 
     def _part(self, name: str) -> OwnProcess:
-        kind = OwnProcess if name in WHOLE else Part
+        kind = OwnProcess if name.partition("-")[0] in WHOLE else Part
         return kind(name, self.settings.home, env=SINGLE)
 
     def end(self) -> None:

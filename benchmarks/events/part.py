@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy import state, wiring
-from deploy.process import BEHIND_S, CACHED_ROWS, COMBINED_BYTES, Process
+from deploy.process import BEHIND_S, CACHED_ROWS, COMBINED_BYTES
+from deploy.running import Process
 from streams.delivery import BatchHandler
 from streams.topics import EVENTS_BY_USER
 from streams.worker import Rounds, run_worker

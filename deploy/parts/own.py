@@ -19,7 +19,8 @@ from deploy.parts.triton import answers_http
 
 @dataclass(frozen=True)
 class OwnProcess:
-    """One of `deploy.process.NAMES`, reading the settings that the stack wrote to `home`."""
+    """One of `deploy.process.PROCESSES`, reading the settings that the stack wrote to `home`.
+    Of several of a kind, the name says which behind a dash."""
 
     name: str
     home: Path
@@ -28,8 +29,10 @@ class OwnProcess:
 
     def command(self) -> Command:
         state.unmark_ready(self.home, self.name)
+        kind, _, instance = self.name.partition("-")
+        argv = [sys.executable, "-m", "deploy.process", kind, "--home", str(self.home)]
         return Command(
-            argv=[sys.executable, "-m", "deploy.process", self.name, "--home", str(self.home)],
+            argv=[*argv, "--instance", instance] if instance else argv,
             log_path=self.home / "logs" / f"{self.name}.log",
             env={"PYTHONUNBUFFERED": "1", **self.env},
             cwd=ROOT,

@@ -115,8 +115,10 @@ class World:
         self.lives[name] = life
 
     def _spawn(self, name: str, role: str, env: Mapping[str, str]) -> Child:
-        argv = [sys.executable, str(LIFE), role, "--home", str(self.home)]
-        own = {"PYTHONPATH": str(ROOT), "CHAOS_NAME": name, **THREADS, **env}
+        # A door's successor shares its name, so as to fence it; any other is a member of its own.
+        instance = env.get("CHAOS_INSTANCE", "0") if role == "batcher" else name.replace("-", "_")
+        argv = [sys.executable, str(LIFE), role, "--home", str(self.home), "--instance", instance]
+        own = {"PYTHONPATH": str(ROOT), **THREADS, **env}
         return Child(name, Command(argv, self.home / "logs" / f"{name}.log", own, ROOT))
 
     # ---- hurting

@@ -1,7 +1,7 @@
 """One of the stack's own processes, as `deploy.process` runs it, made quick to lose.
 
-Usage: life.py ROLE --home HOME, with CHAOS_NAME (its own), CHAOS_INSTANCE (the door's) and
-CHAOS_SKEW_MS (how far its clock is wrong) in the environment.
+Usage: life.py ROLE --home HOME --instance NAME, with CHAOS_SKEW_MS (how far its clock is wrong)
+in the environment.
 Polls are cut to 100 records, so that a run makes many transactions; a silent member loses its
 partitions after 1.5 s. The Feast registry is not written: its import would cost more than
 the rest of a life, and nothing here reads it.
@@ -13,13 +13,11 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from deploy import process, wiring
 from features.registry import RegisteredFeatureStore
-from streams import batcher, loop, worker
+from streams import loop, worker
 from streams.clock import Clock
 from streams.kafka_bus import KafkaBus
 
@@ -39,13 +37,10 @@ class _Wrong:
 
 def main() -> int:
     faulthandler.register(signal.SIGUSR1)  # writes every thread's stack to the log
-    name = os.environ["CHAOS_NAME"]
     _set(loop, "MAX_POLL", MAX_POLL)
     _set(KafkaBus.__init__.__kwdefaults__, "session_timeout_ms", SESSION_MS)
     _set(worker.run_worker.__kwdefaults__, "session_timeout_s", SESSION_MS / 1_000)
-    _set(batcher.run.__kwdefaults__, "instance", os.environ.get("CHAOS_INSTANCE", "0"))
     _set(RegisteredFeatureStore, "apply", _nothing)
-    _set(worker, "run_worker", partial(_named, worker.run_worker, name))
     if skew_ms := int(os.environ.get("CHAOS_SKEW_MS", "0")):
         right = wiring.clock
         _set(wiring, "clock", lambda settings: _Wrong(right(settings), skew_ms))
@@ -59,13 +54,6 @@ def _set(owner: Any, name: str, value: object) -> None:
     else:
         getattr(owner, name)
         setattr(owner, name, value)
-
-
-def _named(run: Callable[..., int], name: str, *args: Any, **given: Any) -> int:
-    """Each process is a member of its own, where members have lasting names."""
-    if given.get("instance_id"):
-        given["instance_id"] = name
-    return run(*args, **given)
 
 
 def _nothing(_: object) -> None: ...

@@ -9,10 +9,10 @@ import pytest
 
 TOLD = """
 import ctypes, sys, threading
-from deploy import process
+from deploy import running
 
-process.END_S = float(sys.argv[1])
-stop = process.Stop()
+running.END_S = float(sys.argv[1])
+stop = running.Stop()
 threading.Timer(0.1, stop.set).start()
 stop.wait()
 {then}

@@ -31,6 +31,7 @@ class Failing(Quiet):
         self.stop, self.told = stop, False
 
     def turn(self, timeout_s: float) -> int:
+        super().turn(timeout_s)
         raise ValueError("the cause")
 
     def close(self) -> None:
