@@ -275,7 +275,8 @@ def _rebalance(
         moments.append(time.monotonic())
 
     per_s = size.per_s // 20
-    ran = flow(stack.servers, store, path.source, per_s, 0.0, come_and_go, settle_s=30)
+    seconds = 3 * max(size.flow_s, BALANCED_S)
+    ran = flow(stack.servers, store, path.source, per_s, seconds, come_and_go, settle_s=30)
     latest = [ran.probes.latest_s(*span) for span in pairwise(moments)]
     quiet, joins, ends = latest
     lost = len(ran.probes.sent) - len(ran.probes.seen)
