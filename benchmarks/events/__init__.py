@@ -271,7 +271,7 @@ def _rebalance(
         for act in (lambda: None, lambda: stack.start(BESIDE), lambda: stack.stop(BESIDE)):
             moments.append(time.monotonic())
             act()
-            time.sleep(max(size.flow_s, BALANCED_S))
+            _kept(stack, max(size.flow_s, BALANCED_S))
         moments.append(time.monotonic())
 
     per_s = size.per_s // 20
@@ -286,6 +286,17 @@ def _rebalance(
         f"{lost} of {len(ran.probes.sent)} probes lost"
     )
     _row(report, "rebalance: a second worker", ran.events / ran.seconds, "", note)
+
+
+def _kept(stack: Mill, seconds: float) -> None:
+    """Starts again what ends meanwhile, as a supervisor does: a worker that is cut off amid a
+    delivery ends, and its next life goes on from the last commit."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for name, child in list(stack.children.items()):
+            if not child.alive():
+                stack.start(name)
+        time.sleep(0.1)
 
 
 def _rebuild(report: Report, size: Size, stack: Mill, store: RegisteredFeatureStore) -> None:
