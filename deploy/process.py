@@ -338,7 +338,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process.observe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop.set())
-    return PROCESSES[given.name](process)
+    try:
+        return PROCESSES[given.name](process)
+    finally:
+        process.stop.set()  # also what ends by itself must not be held up on its way out
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class KafkaConsumer:
         waits for that with the interpreter's lock. So the partitions are given up before.
         """
         deadline = time.monotonic() + _LEAVE_S
-        with suppress(BusError, KafkaException, RuntimeError):  # the last of one that is closed
+        with suppress(KafkaException, RuntimeError):  # a BusError, or one that is closed already
             self.client.unsubscribe()
             while self._consume(_LEFT_MESSAGES, 0.0) or self.client.assignment():
                 if time.monotonic() > deadline:

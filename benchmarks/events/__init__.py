@@ -60,7 +60,8 @@ if TYPE_CHECKING:
 CPU_US, PER_S, USER_PER_S, FAUST, QUIX = 10.0, 150_000, 200_000, 40.0, 3.0
 P99_MS, FRESH_S, REBUILT_PER_S, FRESH_WITHIN_S = 100.0, 15.0, 100_000, 1.0
 RECOVERY_PATIENCE_S = 60.0
-BESIDE, BALANCED_S = "features-beside", 15.0  # longer than a session and what it leaves behind
+BESIDE = "features-beside"  # a second folding worker
+BALANCED_S = 15.0  # longer than a session and what it leaves behind
 GROWTH_UNTIL_S = 540.0  # of the run: no further part begins after that
 
 
@@ -252,8 +253,7 @@ def _recovery(
 
     per_s, seconds = size.per_s // 20, size.flow_s * 2
     ran = flow(stack.servers, store, path.source, per_s, seconds, kill_and_start, settle_s=30)
-    took = found[0]
-    lost = len(ran.probes.sent) - len(ran.probes.seen)
+    took, lost = found[0], ran.probes.lost
     _say(f"fresh again {took:.1f} s after kill -9 of the folding worker, {lost} probes lost")
     note = f"{took:.1f} s at {per_s:,}/s; {lost} of {len(ran.probes.sent)} probes lost"
     _row(report, "recovery of a killed worker", ran.events / ran.seconds, "", note)
@@ -266,24 +266,22 @@ def _rebalance(
     """A second folding worker comes and ends again: how long the latest probe took each time."""
     _settle(stack, store, path)
     moments: list[float] = []
+    each_s = max(size.flow_s, BALANCED_S)
 
     def come_and_go(_: Probes) -> None:
         for act in (lambda: None, lambda: stack.start(BESIDE), lambda: stack.stop(BESIDE)):
             moments.append(time.monotonic())
             act()
-            _kept(stack, max(size.flow_s, BALANCED_S))
+            _kept(stack, each_s)
         moments.append(time.monotonic())
 
     per_s = size.per_s // 20
-    seconds = 3 * max(size.flow_s, BALANCED_S)
-    ran = flow(stack.servers, store, path.source, per_s, seconds, come_and_go, settle_s=30)
-    latest = [ran.probes.latest_s(*span) for span in pairwise(moments)]
-    quiet, joins, ends = latest
-    lost = len(ran.probes.sent) - len(ran.probes.seen)
+    ran = flow(stack.servers, store, path.source, per_s, 3 * each_s, come_and_go, settle_s=30)
+    quiet, joins, ends = (ran.probes.latest_s(*span) for span in pairwise(moments))
     _say(f"latest probe {quiet:.1f} s, {joins:.1f} s as a worker joins, {ends:.1f} s as it ends")
     note = (
         f"latest probe {quiet:.1f} s before, {joins:.1f} s as it joins, {ends:.1f} s as it ends; "
-        f"{lost} of {len(ran.probes.sent)} probes lost"
+        f"{ran.probes.lost} of {len(ran.probes.sent)} probes lost"
     )
     _row(report, "rebalance: a second worker", ran.events / ran.seconds, "", note)
 

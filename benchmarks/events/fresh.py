@@ -32,6 +32,11 @@ class Probes:
     sent: dict[str, float] = field(default_factory=dict)
     seen: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def lost(self) -> int:
+        """Probes that nobody has seen."""
+        return len(self.sent) - len(self.seen)
+
     def percentiles_ms(self) -> tuple[float, float]:
         """p50 and p99; a probe that was never seen counts as infinitely late."""
         late = [self.seen.get(user, np.inf) - at for user, at in self.sent.items()]

@@ -56,9 +56,10 @@ THREADS = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "ARROW_NUM_THR
 
 @dataclass
 class Life:
-    """A process that is wanted: its role, and the run of it that lives now."""
+    """A process that is wanted: its role and instance, and the run of it that lives now."""
 
     role: str
+    instance: str
     env: Mapping[str, str]
     child: Child
     runs: int = 1
@@ -108,15 +109,14 @@ class World:
         self._epoch = self.bus.epoch(EVENTS_BY_USER)
         self._logged: tuple[dict[int, int], int] = ({}, 0)
 
-    def keep(self, name: str, **env: str) -> None:
-        """Keeps a process of the role `name` (up to a dash) running."""
+    def keep(self, name: str, door: str = "0", **env: str) -> None:
+        """Keeps a process of the role `name` (up to a dash) running. `door`: a batcher's instance,
+        which its successor shares, so as to fence it; any other is a member of its own."""
         role = name.partition("-")[0]
-        life = Life(role, env, self._spawn(name, role, env))
-        self.lives[name] = life
+        instance = door if role == "batcher" else name.replace("-", "_")
+        self.lives[name] = Life(role, instance, env, self._spawn(name, role, instance, env))
 
-    def _spawn(self, name: str, role: str, env: Mapping[str, str]) -> Child:
-        # A door's successor shares its name, so as to fence it; any other is a member of its own.
-        instance = env.get("CHAOS_INSTANCE", "0") if role == "batcher" else name.replace("-", "_")
+    def _spawn(self, name: str, role: str, instance: str, env: Mapping[str, str]) -> Child:
         argv = [sys.executable, str(LIFE), role, "--home", str(self.home), "--instance", instance]
         own = {"PYTHONPATH": str(ROOT), **THREADS, **env}
         return Child(name, Command(argv, self.home / "logs" / f"{name}.log", own, ROOT))
@@ -226,7 +226,7 @@ class World:
         for name, life in self.lives.items():
             if not life.child.alive():
                 self.tell(f"{name} ended with {life.child.exit_code()} and starts again")
-                life.child = self._spawn(name, life.role, life.env)
+                life.child = self._spawn(name, life.role, life.instance, life.env)
                 life.runs += 1
 
     def until(self, condition: Callable[[], object], what: str, within_s: float = 60.0) -> None:

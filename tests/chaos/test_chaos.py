@@ -123,7 +123,7 @@ def test_a_storm_of_rebalances_moves_partitions_and_no_event(
     """Two of each process, and members that join, take partitions, do nothing and leave."""
     sent = draw(SHARE * 2 * rounds)
     keep(world, *ALL, "facts-beside", "features-beside")
-    world.keep("batcher-beside", CHAOS_INSTANCE="1")
+    world.keep("batcher-beside", door="1")
     world.until(lambda: world.store.stored_generation(), "a first generation")
     storm = Storm(world, joins=8 * rounds)
     world.beside.append(storm.tick)
