@@ -8,12 +8,16 @@ Knows Faust and aiokafka. Does not know batches or handlers (`streams.worker`).
   gap after every transaction, and filling one can commit past an unfinished message.
   Gaps are not even noted: nobody would take them up, and a partition's next message
   would cost the more the longer the worker had lived.
+- A partition is given out from its commit on, without a hole, however often partitions
+  move. Stock Faust drops what it fetched while they move and seeks back to the commits,
+  but not where nothing was committed yet, and beside the task that fetches.
 - No web server, no producer, no leader topic, nothing declared on the broker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any, cast
@@ -21,14 +25,17 @@ from typing import Any, cast
 import aiokafka
 import faust
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaError
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
+from faust.transport.conductor import Conductor
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 
 from streams.kafka_bus import GATHERED_BYTES
 
 BUFFERED_MESSAGES = 16  # per agent; a message may be as large as 900 kB
+SEEK_PAUSE_S = 0.1
 FETCH_WAIT_MS = 50  # a transaction's end does not always wake a fetch that waits for it
 
 
@@ -65,13 +72,35 @@ class _CommittedThread(stock.AIOKafkaConsumerThread):
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1_000),
         )
 
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Seeks all assigned partitions to their commits, and to the start those without."""
+        return cast(Mapping[TP, int], await self.call_thread(self._seek_to_committed))
+
+    async def _seek_to_committed(self) -> Mapping[TP, int]:
+        consumer = self._ensure_consumer()
+        places = list(consumer.assignment())
+        offsets = await asyncio.gather(*(consumer.committed(place) for place in places))
+        sought = {place: offset or 0 for place, offset in zip(places, offsets, strict=True)}
+        for place, offset in sought.items():
+            consumer.seek(place, offset)  # one that is gone by now is reset to the earliest
+        return {TP(place.topic, place.partition): offset for place, offset in sought.items()}
+
 
 class FinishedConsumer(stock.Consumer):
-    """Commits the offsets that `finished` named, each partition's own."""
+    """Commits the offsets that `finished` named, each partition's own.
+
+    What it gives of a partition between two stops of the flow begins at the commit and has
+    no hole: the task that fetches also seeks, before its first fetch after a stop, and
+    what was fetched across a stop is dropped. So whoever takes messages in the order of
+    their offsets, and none that is `outdated`, misses none.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._finished: dict[TP, int] = {}
+        self._stops = 0  # how often the flow was stopped, or partitions were given
+        self._stopped_at = float("-inf")  # monotonic s
+        self._in_place: int | None = None  # the stop since which all that was fetched was given
 
     def _new_consumer_thread(self) -> _CommittedThread:
         return _CommittedThread(self, loop=self.loop, beacon=self.beacon)
@@ -80,6 +109,51 @@ class FinishedConsumer(stock.Consumer):
         message = super()._to_message(tp, record)
         message.time_in = monotonic()  # the record was fetched no later than this
         return message
+
+    def outdated(self, message: Any) -> bool:
+        """Whether the flow stopped after this was fetched: it comes again, in its order."""
+        return bool(message.time_in <= self._stopped_at)
+
+    def stop_flow(self) -> None:
+        self._interrupt()
+        super().stop_flow()
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        self._interrupt()
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    async def perform_seek(self) -> None:
+        """Faust asks for it beside the fetching task; that task does it (`getmany`)."""
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._stops += 1
+        self._stopped_at = monotonic()
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        """What the broker has next, each partition's in order, the partitions in turn."""
+        if not self.flow_active:
+            await self.wait(cast(Any, self.can_resume_flow))  # or until the end
+        stops = self._stops
+        if self._in_place != stops and not await self._seek_to_commits():
+            return
+        self._in_place = None
+        records, _ = await self._wait_next_records(timeout)
+        for tp, record in self.scheduler.iterate(records or {}):
+            if self._stops != stops:
+                return
+            yield tp, self._to_message(tp, record)
+        self._in_place = stops
+
+    async def _seek_to_commits(self) -> bool:
+        try:
+            await self.seek_to_committed()
+        except (KafkaError, AssertionError) as error:  # partitions move again
+            self.log.warning("not at the committed offsets yet: %r", error)
+            await self.sleep(SEEK_PAUSE_S)
+            return False
+        self._read_offset.clear()  # what is given again is not dropped
+        return True
 
     def finished(self, tp: TP, offset: int) -> None:
         """The effect of this message, and of all before it in the partition, is durable."""
@@ -105,8 +179,18 @@ class FinishedConsumer(stock.Consumer):
             self._finished.pop(tp, None)
 
 
+class _Conductor(Conductor):
+    """Agents come and go with partitions; what is subscribed to never changes. Stock Faust
+    subscribes anew 45 s after an agent went, without the topics that have no agent just then,
+    and lets a rebalance wait for it."""
+
+    def _flag_changes(self) -> None:
+        """Nothing has changed."""
+
+
 class _Transport(stock.Transport):
     Consumer = FinishedConsumer
+    Conductor = _Conductor
 
 
 class _ConsumerOnly(BootStrategy):

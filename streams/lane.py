@@ -69,7 +69,10 @@ class Lane:
         name_thread(topic.rpartition(".")[2])
         while calls := self._next():
             began = monotonic()
-            _do(self._work, calls)
+            # One that nobody waits for is left: its partition has moved, and may have come
+            # back, so that the same messages wait in line again.
+            if wanted := [call for call in calls if not call.done.cancelled()]:
+                _do(self._work, wanted)
             if self._rests:
                 sleep(min(monotonic() - began, _LONGEST_REST_S))
 
@@ -139,31 +142,26 @@ class Line:
     Make it within a running event loop; `close` ends it.
     """
 
-    def __init__(self, events: AsyncIterator[Any], rounds: Rounds) -> None:
-        """`events`: Faust's."""
+    def __init__(self, messages: AsyncIterator[Any], rounds: Rounds) -> None:
         self._rounds, self._began, self._behind = rounds, float("-inf"), False
         most = _LINE_MESSAGES if rounds.combine_bytes else 1
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(most)
         self._bytes = 0  # that wait
         self._held: list[Any] = []
-        self._filling = asyncio.create_task(self._fill(events))
+        self._filling = asyncio.create_task(self._fill(messages))
 
-    async def _fill(self, events: AsyncIterator[Any]) -> None:
+    async def _fill(self, messages: AsyncIterator[Any]) -> None:
         end: Exception | None = None
         try:
-            async for event in events:
-                await self._waiting.put(event.message)
-                self._bytes += len(event.message.value)
+            async for message in messages:
+                await self._waiting.put(message)
+                self._bytes += len(message.value)
         except Exception as error:
             end = error
         await self._waiting.put(end)
 
     async def next(self) -> list[Any]:
-        """At least one message; [] when the stream has ended. Raises what ended it.
-
-        Nothing is taken out of the line until its time has come, so that whoever is cut off
-        while it waits can ask whether the line `holds` anything.
-        """
+        """At least one message; [] when the stream has ended. Raises what ended it."""
         took_s = monotonic() - self._began
         await asyncio.sleep(max(0.0, self._rounds.pace_s - took_s))
         if self._behind:
@@ -193,11 +191,6 @@ class Line:
             if self._bytes >= self._rounds.combine_bytes:
                 return
             await asyncio.sleep(_LOOK_S)
-
-    @property
-    def holds(self) -> bool:
-        """Whether messages were taken from the stream that nobody has been given."""
-        return bool(self._held) or not self._waiting.empty()
 
     def close(self) -> None:
         self._filling.cancel()

@@ -21,7 +21,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -130,12 +130,12 @@ class _Worker:
         self._ending = threading.Event()
         self.exit: Exit | None = None
 
-    def end(self, exit_: Exit, why: str = "") -> None:
+    def end(self, exit_: Exit, why: str = "", error: BaseException | None = None) -> None:
         """The first reason stands."""
         if self.exit is None:
             self.exit = exit_
             if why:
-                _log.error("worker ends: %s", why)
+                _log.error("worker ends: %s", why, exc_info=error)
         self._ending.set()
 
     @property
@@ -161,17 +161,18 @@ class _Worker:
     def _agent(self, app: WorkerApp, topic: str, lane: Lane) -> Callable[[Any], Any]:
         async def deliver(stream: Any) -> None:
             consumer = cast(FinishedConsumer, app.consumer)
-            line = Line(stream.noack().events(), self._rounds)
+            line = Line(_each_once(stream, consumer), self._rounds)
             try:
                 while messages := await line.next():
                     await self._handled(lane, messages)
                     consumer.finished(messages[-1].tp, messages[-1].offset)
             except asyncio.CancelledError:
-                if line.holds:
-                    self._cut_off(topic)
-                raise
+                # The partition moves, and whoever has it next begins at its commit. Raised,
+                # it would have Faust start an agent for a partition that it does not have.
+                _log.info("%s: cut off, a partition moves", topic)
             finally:
                 line.close()
+                app.topics.discard(stream.channel)  # before Faust asks who has which partition
 
         return deliver
 
@@ -179,9 +180,6 @@ class _Worker:
         """Returns when the handler has; when it will not, the worker ends."""
         try:
             await lane.run(messages)
-        except asyncio.CancelledError:
-            self._cut_off(_places(messages))
-            raise
         except EpochChanged as changed:
             self.end(Exit.NEW_EPOCH, str(changed))
         except Exception as error:
@@ -189,11 +187,6 @@ class _Worker:
         if self.ending:
             # Returning or raising would let Faust go on to the next message.
             await asyncio.get_running_loop().create_future()
-
-    def _cut_off(self, what: str) -> None:
-        """A rebalance: Faust may give the partition back to an agent that never sees these
-        messages again. A new life reads from the last commit."""
-        self.end(Exit.CRASHED, f"{what}: cut off by a rebalance")
 
     def _deliver(self, topic: str, messages: Sequence[Any]) -> None:
         if self.ending:
@@ -241,6 +234,17 @@ class _Worker:
                     self.end(Exit.NEW_EPOCH, str(changed))
                 except BusError as error:
                     _log.warning("epochs are not known now: %s", error)
+
+
+async def _each_once(stream: Any, consumer: FinishedConsumer) -> AsyncIterator[Any]:
+    """An agent's messages in the order of their offsets: of those that were given again, because
+    a partition moved, none that the agent has already, and none that was left behind."""
+    last = -1
+    async for event in stream.noack().events():
+        message = event.message
+        if message.offset > last and not consumer.outdated(message):
+            last = message.offset
+            yield message
 
 
 def _delivery(topic: str, epoch: str, message: Any) -> Delivery:
@@ -359,10 +363,11 @@ async def _live(
         await app.start()
         while not worker.ending:
             if app.crashed or app.should_stop:
-                worker.end(Exit.CRASHED, f"the consumer failed: {app.crash_reason!r}")
+                why = f"the consumer failed: {app.crash_reason!r}"
+                worker.end(Exit.CRASHED, why, app.crash_reason)
             await asyncio.sleep(0.05)
     except Exception as error:
-        worker.end(Exit.CRASHED, f"the consumer did not start: {error!r}")
+        worker.end(Exit.CRASHED, f"the consumer did not start: {error!r}", error)
     finally:
         with suppress(asyncio.TimeoutError, Exception):
             await asyncio.wait_for(app.stop(), patience.stop_s)

@@ -273,6 +273,10 @@ class World:
 
     # ---- how far the work has come
 
+    def taken(self) -> int:
+        """Messages that the door has answered for, by what its group has committed."""
+        return sum(self._committed("batcher", BEHAVIOUR).values())
+
     def written(self) -> int:
         """Messages that the door wrote, admitted and dead, committed or not."""
         first = EVENTS_BY_USER if self.doors == 1 else ADMITTED
@@ -309,7 +313,7 @@ class World:
     def repeats(self, role: str) -> bool:
         """Whether batches whose effect is there are not committed, so that they come again."""
         done = self._handled() if role == "features" else self._filed()
-        committed = self._committed(role)
+        committed = self._committed(role, EVENTS_BY_USER)
         return any(offset >= committed.get(p, 0) for p, offset in done.items() if offset >= 0)
 
     def _filed(self) -> dict[int, int]:
@@ -322,11 +326,11 @@ class World:
         return {int(p): int(ours["offset"][ours["partition"] == p].max())
                 for p in np.unique(ours["partition"])}  # fmt: skip
 
-    def _committed(self, role: str) -> dict[int, int]:
+    def _committed(self, role: str, topic: str) -> dict[int, int]:
         asked = ConsumerGroupTopicPartitions(self.group(role))
         future = self.admin.list_consumer_group_offsets([asked])[asked.group_id]
         places = future.result(timeout=10).topic_partitions
-        return {p.partition: p.offset for p in places if p.topic == EVENTS_BY_USER}
+        return {p.partition: p.offset for p in places if p.topic == topic}
 
     def group(self, role: str) -> str:
         """The consumer group of a loop: one of the door's, facts or features."""

@@ -7,7 +7,6 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from types import SimpleNamespace
 
 import pytest
 
@@ -21,9 +20,9 @@ class _Message:
     value: bytes = b"x" * 10
 
 
-async def _events(messages: Sequence[_Message], apart_s: float) -> AsyncIterator[SimpleNamespace]:
+async def _apart(messages: Sequence[_Message], apart_s: float) -> AsyncIterator[_Message]:
     for message in messages:
-        yield SimpleNamespace(message=message)
+        yield message
         await asyncio.sleep(apart_s)
 
 
@@ -31,7 +30,7 @@ def _given_out(count: int, apart_s: float, rounds: Rounds, works_s: float = 0.0)
     """The offsets of each delivery, until the stream has ended; each is worked on for a while."""
 
     async def run() -> list[list[int]]:
-        line = Line(_events([_Message(n) for n in range(count)], apart_s), rounds)
+        line = Line(_apart([_Message(n) for n in range(count)], apart_s), rounds)
         out = []
         while messages := await line.next():
             out.append([message.offset for message in messages])
@@ -84,17 +83,31 @@ def test_who_is_behind_does_not_wait_for_ever(
     assert monotonic() - began >= 0.4
 
 
-def test_a_line_that_waits_for_its_pace_says_that_it_holds_messages() -> None:
-    async def run() -> tuple[bool, bool]:
-        line = Line(_events([_Message(0), _Message(1)], 0.02), Rounds(1_000, 30.0))
-        await line.next()
-        empty = line.holds
-        waiting = asyncio.create_task(line.next())
-        await asyncio.sleep(0.2)
-        waiting.cancel()
-        return empty, line.holds
+def test_what_nobody_waits_for_any_more_is_not_worked_on() -> None:
+    """Its partition has moved and come back, and the same messages wait once more."""
+    turns: list[list[int]] = []
+    first = threading.Event()
 
-    assert asyncio.run(run()) == (False, True)
+    def work(messages: list[_Message]) -> None:
+        turns.append([message.offset for message in messages])
+        first.wait(5)
+
+    async def run() -> None:
+        own = Lane("topic", work, most_bytes=99)
+        held = asyncio.create_task(own.run([_Message(0)]))
+        while not turns:
+            await asyncio.sleep(0.01)
+        left = asyncio.create_task(own.run([_Message(1)]))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        again = asyncio.create_task(own.run([_Message(1), _Message(2)]))
+        await asyncio.sleep(0.05)
+        first.set()
+        await asyncio.gather(held, again)
+        own.close()
+
+    asyncio.run(run())
+    assert turns == [[0], [1, 2]]
 
 
 @pytest.mark.parametrize(("rests", "most"), [(False, []), (True, [0.03, 0.1])])

@@ -65,6 +65,17 @@ class Bench:
         self.lives.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
         return self.lives[-1]
 
+    def start_beside(self, mode: str) -> subprocess.Popen[bytes]:
+        """A second member; returns when partitions were assigned anew."""
+        ready = self.directory / "ready"
+        ready.unlink()
+        life = self.start(mode, "beside")
+        deadline = time.monotonic() + 40
+        while not ready.exists():
+            assert time.monotonic() < deadline, self._story(0)
+            time.sleep(0.02)
+        return life
+
     def handled(self) -> list[tuple[str, int, int]]:
         """(epoch, partition, offset) of every handling so far, in order."""
         trail = self.directory / "handled"
@@ -157,6 +168,35 @@ def test_queued_messages_are_combined_in_their_order_and_a_kill_loses_none(bench
         first_seen = list(dict.fromkeys(offsets))
         assert first_seen == sorted(first_seen)
         assert len(first_seen) == len(names) // PARTITIONS
+
+
+@pytest.mark.parametrize("mode", ["slow", "combine"])
+def test_partitions_that_come_and_go_end_no_worker_and_leave_nothing_out(
+    kafka_broker: str, open_bench: Callable[[str, float], Bench], mode: str
+) -> None:
+    """A second worker joins and ends, again and again, while much lies before both.
+
+    On Apache Kafka alone: on the embedded broker a group whose leader left may never be
+    given its partitions again."""
+    bench = open_bench(kafka_broker, SESSION_S["kafka_broker"])
+    bench.make_topic()
+    life, sent = bench.start(mode), 0
+    for turn in range(3):
+        names = [f"n{turn}-{number}" for number in range(160)]
+        bench.send(names)
+        sent += len(names)
+        bench.await_handled(sent - 120)
+        beside = bench.start_beside(mode)
+        bench.await_handled(sent - 20)
+        beside.send_signal(signal.SIGTERM)
+        assert beside.wait(20) == Exit.STOPPED
+    bench.await_handled(sent)
+    assert life.poll() is None, "the worker ended as partitions moved"
+    for partition in range(PARTITIONS):
+        offsets = {o for _, p, o in bench.handled() if p == partition}
+        assert offsets == set(range(sent // PARTITIONS))
+    if mode != "combine":
+        assert len(set(bench.names_in_log())) == len(bench.names_in_log()) == 3 * sent
 
 
 def test_a_failing_batch_is_retried_then_the_worker_exits_and_the_batch_is_not_skipped(

@@ -1,9 +1,9 @@
 """A worker in a process of its own, for tests that kill it: log and a trail of handlings.
 
-Usage: worker_process.py NAME TOPIC BOOTSTRAP DIRECTORY SESSION_TIMEOUT_S [fail|slow|combine]
+Usage: worker_process.py NAME TOPIC BOOTSTRAP DIRECTORY SESSION_TIMEOUT_S [fail|slow|combine] [beside]
 Writes DIRECTORY/ready once partitions are assigned and one line per handling to
 DIRECTORY/handled ("epoch partition offset rows"). With `combine` the trail has a line per
-message too, and "combined" in place of the log says how many messages each handling had.
+message too, and "combined" in place of the log says how many messages each handling had. `beside`: a member of its own, next to one without it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def main() -> int:
     log = EventLog(directory / "log")
 
     def trail(delivery: Delivery) -> None:
-        if mode == ["fail"] and not (directory / "mended").exists():
+        if "fail" in mode and not (directory / "mended").exists():
             raise RuntimeError("the store is down")
-        if mode == ["slow"]:
+        if "slow" in mode:
             time.sleep(0.02)
         stamp = delivery.stamp
         with open(directory / "handled", "a") as file:
@@ -53,7 +53,8 @@ def main() -> int:
         for part in parts:
             trail(part)
 
-    combining = mode == ["combine"]
+    combining = "combine" in mode
+    member = f"{name}-{2 if 'beside' in mode else 1}"
     return run_worker(
         name,
         {topic: trail_of_many if combining else in_order(log.append, trail)},
@@ -63,7 +64,7 @@ def main() -> int:
         ready=lambda: (directory / "ready").write_text(str(time.time())) and None,
         patience=Patience(handler_s=1.5, topics_s=20.0),
         session_timeout_s=float(session_timeout),
-        instance_id=f"{name}-1" if float(session_timeout) >= 6 else None,
+        instance_id=member if float(session_timeout) >= 6 else None,
     )
 
 
