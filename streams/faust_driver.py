@@ -35,6 +35,7 @@ from faust.types import TP
 from streams.kafka_bus import GATHERED_BYTES
 
 BUFFERED_MESSAGES = 16  # per agent; a message may be as large as 900 kB
+HEARTBEAT_S = 0.5  # at most: so late does a member hear that partitions move
 SEEK_PAUSE_S = 0.1
 FETCH_WAIT_MS = 50  # a transaction's end does not always wake a fetch that waits for it
 
@@ -71,6 +72,11 @@ class _CommittedThread(stock.AIOKafkaConsumerThread):
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1_000),
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1_000),
         )
+
+    def leave_at_end(self) -> None:
+        """Also a static member gives its partitions up at once: it does not come back soon."""
+        if self._consumer is not None and self._consumer._coordinator is not None:
+            self._consumer._coordinator._group_instance_id = None
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seeks all assigned partitions to their commits, and to the start those without."""
@@ -109,6 +115,10 @@ class FinishedConsumer(stock.Consumer):
         message = super()._to_message(tp, record)
         message.time_in = monotonic()  # the record was fetched no later than this
         return message
+
+    def leave_at_end(self) -> None:
+        """Its partitions go to others as it stops, and not only when its session is over."""
+        cast(_CommittedThread, self._thread).leave_at_end()
 
     def outdated(self, message: Any) -> bool:
         """Whether the flow stopped after this was fetched: it comes again, in its order."""
@@ -240,7 +250,7 @@ def worker_app(
         stream_buffer_maxsize=BUFFERED_MESSAGES,
         stream_recovery_delay=0.0,
         broker_session_timeout=session_timeout_s,
-        broker_heartbeat_interval=session_timeout_s / 6,
+        broker_heartbeat_interval=min(session_timeout_s / 6, HEARTBEAT_S),
         broker_rebalance_timeout=max(session_timeout_s, 30.0),
         broker_request_timeout=max(2 * session_timeout_s, 30.0),
         broker_max_poll_interval=3_600.0,

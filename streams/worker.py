@@ -369,6 +369,8 @@ async def _live(
     except Exception as error:
         worker.end(Exit.CRASHED, f"the consumer did not start: {error!r}", error)
     finally:
+        if worker.exit is Exit.STOPPED:
+            cast(FinishedConsumer, app.consumer).leave_at_end()
         with suppress(asyncio.TimeoutError, Exception):
             await asyncio.wait_for(app.stop(), patience.stop_s)
         for lane in lanes:

@@ -272,7 +272,7 @@ def _rebalance(
         for act in (lambda: None, lambda: stack.start(BESIDE), lambda: stack.stop(BESIDE)):
             moments.append(time.monotonic())
             act()
-            _kept(stack, each_s)
+            time.sleep(each_s)
         moments.append(time.monotonic())
 
     per_s = size.per_s // 20
@@ -284,17 +284,8 @@ def _rebalance(
         f"{ran.probes.lost} of {len(ran.probes.sent)} probes lost"
     )
     _row(report, "rebalance: a second worker", ran.events / ran.seconds, "", note)
-
-
-def _kept(stack: Mill, seconds: float) -> None:
-    """Starts again what ends meanwhile, as a supervisor does: a worker that is cut off amid a
-    delivery ends, and its next life goes on from the last commit."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for name, child in list(stack.children.items()):
-            if not child.alive():
-                stack.start(name)
-        time.sleep(0.1)
+    ended = [name for name, child in stack.children.items() if not child.alive()]
+    report.judge("workers that a rebalance ended", len(ended), "0", not ended)
 
 
 def _rebuild(report: Report, size: Size, stack: Mill, store: RegisteredFeatureStore) -> None:

@@ -125,7 +125,7 @@ class Loop:
 Eventually = Callable[[Callable[[], object], float, str], None]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def eventually() -> Eventually:
     """Waits for something that the stream brings about; fails naming it."""
 
@@ -138,7 +138,7 @@ def eventually() -> Eventually:
     return wait
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def collector() -> Iterator[tuple[str, Spans]]:
     """A real OTLP receiver over HTTP."""
     spans = Spans()
@@ -167,7 +167,7 @@ def collector() -> Iterator[tuple[str, Spans]]:
     server.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def people_of_the_past() -> MovieLens:
     """The replayed data, of `PEOPLE` users only."""
     try:
@@ -178,7 +178,7 @@ def people_of_the_past() -> MovieLens:
     return MovieLens(whole.films, whole.ratings.filter(pl.col("user_id").is_in(few.implode())))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def loop(
     tmp_path_factory: pytest.TempPathFactory,
     triton_overlay: Path,

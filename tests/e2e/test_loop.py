@@ -1,6 +1,6 @@
 """The loop's own laws, on real parts: event → feature → changed answer → changed model.
 
-Order matters in one place only: the tests that take a part down stand last.
+The laws that take a part down stand in `test_loop_faults`, which comes after.
 """
 
 from __future__ import annotations
@@ -10,18 +10,14 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import polars as pl
 import pytest
 from playwright.sync_api import Browser, expect
 
 from deploy import wiring
-from deploy.settings import Settings
-from deploy.stack import Stack
 from streams.bus import Outgoing
 from streams.dead_letters import read_letter
 from streams.feedback_store import read_feedback
@@ -333,88 +329,3 @@ def test_an_erased_user_is_gone_from_features_and_log_and_does_not_come_back(
     time.sleep(1.5)
     assert loop.features(user)["features"]["like_count_all"] == 0
     assert kept() == 0
-
-
-def test_a_killed_store_is_answered_around_and_rebuilt(loop: Loop, eventually: Eventually) -> None:
-    user = loop.users(8)[7]
-    before = loop.features(user)["features"]
-    loop.kill("store")
-    answer = loop.http.post("/v1/feed", json={"user_id": user, "k": 5})
-    assert answer.status_code == 200
-    assert len(answer.json()["items"]) == 5
-    eventually(lambda: loop.counts_are(user, before), 120, "the features rebuilt")
-
-
-def test_a_killed_model_server_is_answered_around_and_comes_back(
-    loop: Loop, eventually: Eventually
-) -> None:
-    user = loop.users(9)[8]
-    eventually(lambda: not loop.ask("feed", user_id=user, k=5)["fallbacks"], 30, "all answers")
-    loop.kill("triton")
-    answer = loop.ask("feed", user_id=user, k=5)
-    assert len(answer["items"]) == 5
-    assert answer["fallbacks"]
-    for surface, extra in (("feed", {}), ("queries", {"video_id": "v1"}), ("reactivation", {})):
-        eventually(
-            lambda surface=surface, extra=extra: not loop.ask(surface, user_id=user, **extra)["fallbacks"],
-            90, f"{surface} from the models again",
-        )  # fmt: skip
-
-
-def test_a_killed_broker_is_answered_around_and_nothing_logged_is_lost(
-    loop: Loop, eventually: Eventually
-) -> None:
-    log = EventLog(loop.settings.log_dir)
-    held = len(log.read())
-    user = loop.users(10)[9]
-    likes = loop.features(user)["features"]["like_count_all"]
-    gone = loop.event(f"gone-{uuid.uuid4().hex}", "like", video_id="v1")
-    assert loop.http.delete(f"/v1/users/{gone['user_id']}").status_code == 202
-    kept = loop.settings.log_dir / "erasures.jsonl"
-    eventually(lambda: str(gone["user_id"]) in kept.read_text(), 20, "the erasure on disk")
-    loop.kill("broker")
-    again = loop.event(user, "like", video_id="v1")
-
-    def accepted() -> bool:
-        """Meanwhile every feed is answered, and the refusal of an event is quick and says why."""
-        assert len(loop.ask("feed", user_id=user, k=5)["items"]) == 5
-        answer = loop.http.post("/v1/events", json=again)
-        assert answer.status_code in (202, 503), answer.text
-        assert answer.elapsed.total_seconds() < 4
-        return answer.status_code == 202
-
-    def folded() -> bool:
-        return bool(loop.features(user)["features"]["like_count_all"] == likes + 1)
-
-    eventually(lambda: accepted() and _waited(folded, 5), 120, "an event after the broker's return")
-    assert len(log.read()) == held + 1
-    loop.send(gone)
-    time.sleep(2.0)
-    assert loop.features(str(gone["user_id"]))["features"]["like_count_all"] == 0
-    assert len(log.read()) == held + 1
-
-
-def _waited(condition: Callable[[], bool], within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
-
-
-def test_a_stack_that_starts_again_knows_what_it_knew(loop: Loop, eventually: Eventually) -> None:
-    """Broker and store keep nothing over a restart here: it all comes back from the log."""
-    user = loop.users(11)[10]
-    before = loop.features(user)["features"]
-    loop.stack.stop()
-    with (
-        Stack(Settings(home=loop.settings.home)) as again,
-        httpx.Client(base_url=again.page) as http,
-    ):
-        reborn = replace(loop, stack=again, http=http)
-        eventually(lambda: reborn.counts_are(user, before), 60, "the features rebuilt")
-        eventually(
-            lambda: not reborn.ask("feed", user_id=user, k=5)["fallbacks"], 60, "the models live"
-        )
-        assert len(reborn.ask("feed", user_id=user, k=5)["items"]) == 5
