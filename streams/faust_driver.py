@@ -78,6 +78,11 @@ class _CommittedThread(stock.AIOKafkaConsumerThread):
         if self._consumer is not None and self._consumer._coordinator is not None:
             self._consumer._coordinator._group_instance_id = None
 
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Of partitions that have gone nothing is committed: an empty commit is an error there."""
+        held = {tp: offset for tp, offset in offsets.items() if tp in self.assignment()}
+        return bool(held) and bool(await super()._commit(held))
+
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seeks all assigned partitions to their commits, and to the start those without."""
         return cast(Mapping[TP, int], await self.call_thread(self._seek_to_committed))
@@ -131,6 +136,8 @@ class FinishedConsumer(stock.Consumer):
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         self._interrupt()
         await super().on_partitions_assigned(assigned, generation_id)
+        for tp in self._finished.keys() - assigned:  # by an agent that has ended with it
+            del self._finished[tp]
 
     async def perform_seek(self) -> None:
         """Faust asks for it beside the fetching task; that task does it (`getmany`)."""

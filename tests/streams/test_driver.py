@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from faust.types import TP
 
 from streams.bus import Outgoing
 from streams.faust_driver import FinishedConsumer, WorkerApp, worker_app
@@ -82,3 +83,26 @@ def test_what_is_fetched_while_the_flow_stands_is_given_when_it_goes_on(
     given = asyncio.run(run())
     producer.close()
     assert given == list(range(2 if committed else 0, 5))
+
+
+def test_what_was_finished_of_a_partition_that_has_gone_is_not_committed_and_harms_nobody(
+    kafka_broker: str, unique: str, tmp_path: Path
+) -> None:
+    bus, topic = KafkaBus(kafka_broker), f"driver-{unique}"
+    bus.ensure_topics([TopicSpec(topic, 1)])
+    producer = bus.producer()
+    producer.send([Outgoing(topic, b"x", partition=0)])
+
+    async def run() -> tuple[list[bool], bool]:
+        async with _following(kafka_broker, topic, tmp_path) as (app, given):
+            consumer = cast(FinishedConsumer, app.consumer)
+            await _until(given, {0})
+            consumer.finished(TP(topic, 7), 3)
+            alone = await consumer.force_commit()
+            consumer.finished(TP(topic, 0), 0)
+            return [alone, await consumer.force_commit()], app.crashed
+
+    committed, crashed = asyncio.run(run())
+    producer.close()
+    assert committed == [False, True]
+    assert not crashed
