@@ -84,7 +84,8 @@ class _CommittedThread(stock.AIOKafkaConsumerThread):
         return bool(held) and bool(await super()._commit(held))
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Seeks all assigned partitions to their commits, and to the start those without."""
+        """Seeks all assigned partitions to their commits, and to the start those without, which
+        aiokafka leaves where they are (its issue 1003)."""
         return cast(Mapping[TP, int], await self.call_thread(self._seek_to_committed))
 
     async def _seek_to_committed(self) -> Mapping[TP, int]:
