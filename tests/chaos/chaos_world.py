@@ -49,7 +49,8 @@ from streams.worker import Epochs
 LIFE = Path(__file__).with_name("life.py")
 ROOT = Path(__file__).parents[2]
 _DOOR = {"batcher": BEHAVIOUR, "sequencer": ADMITTED, "fanout": EVENTS_BY_USER}  # loop -> its input
-OPEN_S = 1.0  # how long a kill waits for a transaction to be open
+OPEN_S = 1.5  # how long a kill waits for a transaction to be open
+SOME = 5  # events sent meanwhile at a time, so that there are transactions
 STACKS_S = 0.5  # how long processes have to write where they are
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "ARROW_NUM_THREADS"), "1")
 
@@ -81,6 +82,7 @@ class World:
     retired: list[Life] = field(default_factory=list)  # not started again; ended at the end
     beside: list[Callable[[], None]] = field(default_factory=list)  # done while waiting
     old_letters: list[DeadLetter] = field(default_factory=list)
+    held: list[bytes | None] = field(default_factory=list)  # for the door to work on as it is hurt
 
     def __post_init__(self) -> None:
         self.bus = KafkaBus(self.servers.kafka.bootstrap_servers)
@@ -139,13 +141,16 @@ class World:
         for name, span in most.items():
             measure = measures[self.lives[name].role]
             goals[name] = (measure, _number(measure) + self.rng.randint(1, span))
-        self.send(values)
+        first = len(values) // 2 if "batcher" in {self.lives[name].role for name in most} else None
+        self.send(values[:first])
+        self.held = list(values[first:]) if first else []
 
         def reached() -> bool:
             for name, (measure, goal) in list(goals.items()):
                 if _number(measure) >= goal:
                     del goals[name]
                     act(name)
+                    self._send_held(len(self.held))
             return not goals
 
         self.until(reached, f"work in {', '.join(most)}", within_s)
@@ -154,10 +159,22 @@ class World:
         """kill -9; counts a hit when what it leaves behind is unfinished."""
         role = self.lives[name].role
         if role == "batcher":
-            self.wait(self.in_transaction, OPEN_S)
+            self._await_transaction()
         self.tell(f"kill -9 {name}")
         self.lives[name].child.kill()
         self.hits[role] += self.in_transaction() if role == "batcher" else self.repeats(role)
+
+    def _await_transaction(self) -> bool:
+        def caught() -> bool:
+            self._send_held(SOME)
+            return self.in_transaction()
+
+        return self.wait(caught, OPEN_S)
+
+    def _send_held(self, count: int) -> None:
+        if some := self.held[:count]:
+            del self.held[:count]
+            self.send(some)
 
     def freeze(self, name: str) -> None:
         self.tell(f"freeze {name}")
@@ -186,7 +203,7 @@ class World:
 
     def break_broker(self) -> None:
         """kill -9 in a transaction, if one comes; it comes back with what lies on its disk."""
-        self.hits["broker"] += self.wait(self.in_transaction, OPEN_S)
+        self.hits["broker"] += self._await_transaction()
         self.tell("kill -9 broker")
         self.servers.kill_broker()
         self.servers.start_broker()
