@@ -23,8 +23,6 @@ from deploy.parts.valkey import Valkey
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
-
-
 _SESSION = pytest.StashKey[pytest.Session]()
 
 

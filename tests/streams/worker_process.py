@@ -1,9 +1,12 @@
 """A worker in a process of its own, for tests that kill it: log and a trail of handlings.
 
-Usage: worker_process.py NAME TOPIC BOOTSTRAP DIRECTORY SESSION_TIMEOUT_S [fail|slow|combine] [beside]
+Usage:
+  worker_process.py NAME TOPIC BOOTSTRAP DIRECTORY SESSION_TIMEOUT_S [fail|slow|combine] [beside]
+
 Writes DIRECTORY/ready once partitions are assigned and one line per handling to
 DIRECTORY/handled ("epoch partition offset rows"). With `combine` the trail has a line per
-message too, and "combined" in place of the log says how many messages each handling had. `beside`: a member of its own, next to one without it.
+message too, and "combined" in place of the log says how many messages each handling had.
+`beside`: a member of its own, next to one without it.
 """
 
 from __future__ import annotations
