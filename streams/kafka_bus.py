@@ -29,6 +29,8 @@ from streams.topics import TopicSpec
 _ADMIN: Any = admin
 GATHERED_BYTES = 1_000_000  # an answer so large is given at once
 _ISOLATION = (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+# An answer that waited for more would hold back the word that there is none.
+_TO_THE_END = {"enable.partition.eof": True, "fetch.wait.max.ms": 5}
 _EARLIEST, _LATEST = _ADMIN.OffsetSpec.earliest(), _ADMIN.OffsetSpec.latest()
 
 
@@ -81,7 +83,7 @@ class KafkaBus:
     def scan(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
         if start >= stop:
             return
-        reader = RdConsumer(self._reading("tidemill-scan") | {"enable.partition.eof": True})
+        reader = RdConsumer(self._reading("tidemill-scan") | _TO_THE_END)
         try:
             reader.assign([TopicPartition(topic, partition, start)])
             yield from _until(reader, stop)
@@ -168,8 +170,7 @@ class KafkaBus:
         The embedded broker names the *first* offset of the last batch plus one, so its
         answer to the request is only a place to start from.
         """
-        quick = {"enable.partition.eof": True, "fetch.wait.max.ms": 5}
-        reader = RdConsumer(self._reading("tidemill-ends") | quick)
+        reader = RdConsumer(self._reading("tidemill-ends") | _TO_THE_END)
         try:
             reader.assign([TopicPartition(topic, p, at) for p, at in at_least.items()])
             return _ends(reader, len(at_least))
@@ -221,7 +222,7 @@ def _ends(reader: Any, count: int) -> dict[int, int]:
     deadline = time.monotonic() + ANSWER_S
     ends: dict[int, int] = {}
     while len(ends) < count:
-        for message in reader.consume(1_000, 0.05):
+        for message in _come(reader):
             error = message.error()
             if error is not None and error.code() == KafkaError._PARTITION_EOF:
                 ends[message.partition()] = int(message.offset())
@@ -230,10 +231,15 @@ def _ends(reader: Any, count: int) -> dict[int, int]:
     return ends
 
 
+def _come(reader: Any) -> list[Any]:
+    """What is there, or else the next message. `consume` waits for all that it is asked for."""
+    return list(reader.consume(1_000, 0.0) or reader.consume(1, 0.05))
+
+
 def _until(reader: Any, stop: int) -> Iterator[Record]:
     quiet_since = time.monotonic()
     while True:
-        for message in reader.consume(1_000, 0.05):
+        for message in _come(reader):
             quiet_since = time.monotonic()
             error = message.error()
             if error is not None and error.code() == KafkaError._PARTITION_EOF:
