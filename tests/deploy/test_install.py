@@ -72,33 +72,47 @@ def test_the_python_asked_for_is_taken_first(tmp_path: Path) -> None:
     assert done.stdout.startswith("mine runs")
 
 
-def test_what_stands_is_not_installed_again(
-    install: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[str] = []
+@pytest.fixture
+def ran(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The last word of each command that the installation would run; `make` runs them really."""
+    words: list[str] = []
     monkeypatch.setattr(install, "_sound", lambda venv: venv.exists())
-    monkeypatch.setattr(install, "_get_uv", lambda: ran.append("uv"))
-    monkeypatch.setattr(install, "_run_shown", lambda argv: ran.append(argv[-1]))
+    monkeypatch.setattr(install, "_get_uv", lambda: words.append("uv"))
+    for name in ("_run", "_run_shown"):
+        monkeypatch.setattr(install, name, lambda argv: words.append(argv[-1]))
+    return words
+
+
+def test_what_stands_is_not_installed_again(install: ModuleType, ran: list[str]) -> None:
     install._install()
-    assert ran == ["uv", str(install.REQUIREMENTS), "uv", str(install.ROOT)]
+    packages = ["uv", str(install.REQUIREMENTS), "uv", str(install.ROOT)]
+    assert ran == [*packages, *install.COMPILED]
     ran.clear()
     install._install()
     assert ran == []
 
 
 def test_a_changed_lock_is_installed_and_the_project_left_alone(
-    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    install: ModuleType, ran: list[str], tmp_path: Path
 ) -> None:
-    ran: list[str] = []
-    monkeypatch.setattr(install, "_sound", lambda venv: venv.exists())
-    monkeypatch.setattr(install, "_get_uv", lambda: None)
-    monkeypatch.setattr(install, "_run_shown", lambda argv: ran.append(argv[-1]))
     install._install()
     ran.clear()
     install.REQUIREMENTS = tmp_path / "changed.lock"
     install.REQUIREMENTS.write_text("rich==1 --hash=sha256:00\n")
     install._install()
-    assert ran == [str(install.REQUIREMENTS)]
+    assert ran == ["uv", str(install.REQUIREMENTS), *install.COMPILED]
+
+
+def test_a_changed_loop_is_compiled_again_and_no_other(
+    install: ModuleType, ran: list[str], tmp_path: Path
+) -> None:
+    install._install()
+    ran.clear()
+    changed = tmp_path / "loops.py"
+    changed.write_text("# other code")
+    install.COMPILED["streams.recent_keys"] = [changed]
+    install._install()
+    assert ran == ["streams.recent_keys"]
 
 
 def test_a_failed_installation_is_not_taken_for_done(
