@@ -84,8 +84,8 @@ class Connection:
         finally:
             pool.release(connection)
 
-    def line(self) -> Line:
-        return Line(self.client.connection_pool)
+    def dedicated(self) -> DedicatedConnection:
+        return DedicatedConnection(self.client.connection_pool)
 
     def ping(self) -> bool:
         try:
@@ -95,7 +95,7 @@ class Connection:
             return False
 
 
-class Line:
+class DedicatedConnection:
     """One connection kept open, so that what the server remembers of it (`WATCH`) holds from
     one exchange to the next. It never connects again by itself. Not safe for threads."""
 
@@ -106,7 +106,7 @@ class Line:
         self, packed: Sequence[bytes | memoryview], known: bytes, replies: int
     ) -> list[Any] | None:
         """The replies behind the `known` ones, with which the answer begins where all goes well.
-        None: the connection broke before the end. That, and every error, closes the line."""
+        None: the connection broke before the end. That, and every error, closes it."""
         sock = self._connection._sock
         try:
             _send(sock, packed)

@@ -9,7 +9,7 @@ queued with it; a key that is deleted, evicted or flushed away counts as touched
 
 from __future__ import annotations
 
-from features.connection import Connection, Line, bulk
+from features.connection import Connection, DedicatedConnection, bulk
 
 _DONE, _QUEUED = b"+OK\r\n", b"+QUEUED\r\n"
 
@@ -22,7 +22,7 @@ class Watch:
         self._connection, self._key = connection, key
         ask = (packed(b"WATCH", key), packed(b"GET", key), packed(b"HGET", *fact))
         self._end = b"".join((packed(b"EXEC"), *ask))
-        self._line: Line | None = None
+        self._own: DedicatedConnection | None = None
         self._wanted: tuple[bytes, bytes] | None = None
         self.stands = False  # as of the last answer
 
@@ -33,7 +33,7 @@ class Watch:
         start = packed(b"UNWATCH") + packed(b"MULTI")
         with self._connection.failures():
             for _ in range(2):  # the kept connection may have died while idle
-                self._line = self._line or self._connection.line()
+                self._own = self._own or self._connection.dedicated()
                 if self._exchange([start, packed_set, self._end], 2 * _DONE + _QUEUED):
                     break
         return self.stands
@@ -49,11 +49,11 @@ class Watch:
 
     def _exchange(self, pieces: list[bytes | memoryview], known: bytes) -> bool:
         """Whether the commands were executed and answered."""
-        line, self._line, self.stands = self._line, None, False
-        if line is None or (replies := line.exchange(pieces, known, 4)) is None:
+        own, self._own, self.stands = self._own, None, False
+        if own is None or (replies := own.exchange(pieces, known, 4)) is None:
             return False
         executed, _, token, fact = replies
-        self._line, done = line, executed is not None
+        self._own, done = own, executed is not None
         self.stands = done and (token, fact) == self._wanted
         return done
 

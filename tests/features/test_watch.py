@@ -29,7 +29,7 @@ BREAKERS = {
 
 def kill(client, watch):
     """Closes the watch's connection, as a server does that restarts."""
-    host, port = watch._line._connection._sock.getsockname()
+    host, port = watch._own._connection._sock.getsockname()
     client.client_kill_filter(addr=f"{host}:{port}")
 
 
