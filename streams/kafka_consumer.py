@@ -57,11 +57,19 @@ class KafkaConsumer:
         # `consume` waits for all it was asked for: so wait for one, then take what is there.
         messages = held or self._consume(max_records, 0.0) or self._consume(1, timeout_s)
         if messages and len(messages) < max_records:
-            messages += self._consume(max_records - len(messages), 0.0)
+            messages = self._and_behind(messages, max_records - len(messages))
         if list(map(Message.error, messages)).count(None) < len(messages):
             messages = [m for m in messages if is_record(m, self._bootstrap)]
         # Whoever is given a partition again may be given records again, in the same poll.
         return Polled(messages, _FIELDS, self._topic if self._generation == before else None)
+
+    def _and_behind(self, messages: list[Any], count: int) -> list[Any]:
+        """These and at most `count` that are there behind them. Where partitions move in between,
+        these are left to whoever is given them: he begins at their commits."""
+        generation = self._generation
+        behind = self._consume(count, 0.0)
+        begins_at_commits = self._ends is None
+        return behind if begins_at_commits and self._generation != generation else messages + behind
 
     def commit(self, records: Sequence[Record]) -> None:
         if not records:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -140,6 +142,35 @@ def test_two_members_share_the_partitions_and_generation_tells(
     got = [take(first, 1, polls=10), take(second, 1, polls=10)]
     assert [len(part) for part in got] == [1, 1]
     assert _values(got[0] + got[1]) == [b"b", b"c"]
+
+
+def test_what_a_poll_read_before_partitions_moved_is_left_to_whoever_has_them_next(
+    kafka_bus: KafkaBus, unique: str, joined: Join, take: Take
+) -> None:
+    topic = f"moved-{unique}"
+    kafka_bus.ensure_topics([TopicSpec(topic, 2)])
+    kafka_bus.producer().send(_letters(topic, "abcdefgh"))
+    first: Any = joined(kafka_bus, topic, "g")
+    first.commit(take(first, 1))
+    others: list[Consumer] = []
+    read = first._consume
+
+    def consume(count: int, timeout_s: float) -> list[Any]:
+        """Another member asks for its share between the two readings of one poll."""
+        found: list[Any] = read(count, timeout_s)
+        if found and not others:
+            others.append(joined(kafka_bus, topic, "g"))
+            until = time.monotonic() + 2.5  # longer than the heartbeat that brings the word
+            while time.monotonic() < until:
+                assert not others[0].poll(1, 0.1)
+        return found
+
+    first._consume = consume
+    got = list(first.poll(100, 5.0))
+    assert others, "the poll read nothing"
+    for _ in range(100):
+        got += [*first.poll(100, 0.05), *others[0].poll(100, 0.05)]
+    assert [r.value for r in sorted(got, key=lambda r: r.offset)] == [*map(bytes, zip(b"bcdefgh"))]
 
 
 def test_ends_and_scan_show_a_partition_as_it_lies(bus: Bus, topic: str) -> None:
