@@ -22,6 +22,7 @@ _LINE_MESSAGES = 64  # of one partition, waiting to be combined
 _LARGE_BYTES = 1_000_000  # who is given so much at once has fallen behind
 _PATIENCE = 2.0  # how many times as long as a large delivery took it waits for more
 _LOOK_S = 0.02
+_DRY_S = 0.5  # without a message: who writes as much as to leave somebody behind writes more often
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Rounds:
     payload bytes (0: each alone). Deliveries begin at least `pace_s` apart, for handlers
     whose cost is by the delivery and who are in no haste. A partition that has fallen behind
     (its last delivery was large) waits until `combine_bytes` have queued, or twice as long as
-    that delivery took, `behind_s` at most: what is late already is done in fewer, larger
-    rounds, in which more events share what a row or a file costs. In proportion, because a
-    fixed wait would bring another large delivery, and a moment's delay would stay for good.
+    that delivery took, `behind_s` at most, while messages come: what is late already is done
+    in fewer, larger rounds, in which more events share what a row or a file costs. In
+    proportion, because a fixed wait would bring another large delivery, and a moment's delay
+    would stay for good.
     """
 
     combine_bytes: int = 0
@@ -186,11 +188,15 @@ class Line:
         return messages
 
     async def _gather(self, until: float) -> None:
-        """Until the line has what one delivery takes, or it is time (monotonic s)."""
-        while monotonic() < until and not self._waiting.full():
-            if self._bytes >= self._rounds.combine_bytes:
+        """Until the line has what one delivery takes, nothing comes any more, or it is time
+        (monotonic s)."""
+        came, had = monotonic(), self._bytes
+        while (now := monotonic()) < until and not self._waiting.full():
+            if self._bytes >= self._rounds.combine_bytes or now - came > _DRY_S:
                 return
             await asyncio.sleep(_LOOK_S)
+            if self._bytes > had:
+                came, had = monotonic(), self._bytes
 
     def close(self) -> None:
         self._filling.cancel()

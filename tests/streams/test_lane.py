@@ -83,6 +83,15 @@ def test_who_is_behind_does_not_wait_for_ever(
     assert monotonic() - began >= 0.4
 
 
+def test_who_is_behind_does_not_wait_where_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_LARGE_BYTES", 1), ("_PATIENCE", 1e9), ("_DRY_S", 0.2)):
+        monkeypatch.setattr(lane, name, value)
+    began = monotonic()
+    out = _given_out(2, 0.0, Rounds(1_000, behind_s=60.0), 0.1)
+    assert [offset for batch in out for offset in batch] == [0, 1]
+    assert monotonic() - began < 30
+
+
 def test_what_nobody_waits_for_any_more_is_not_worked_on() -> None:
     """Its partition has moved and come back, and the same messages wait once more."""
     turns: list[list[int]] = []
