@@ -126,7 +126,7 @@ def _count_refused(refused: Counter[Refusal]) -> None:
 
 def features(process: Process) -> int:
     """Folds of every entity into the online store."""
-    from features.fold_worker import consumer_group, fold_delivery
+    from features.fold_worker import consumer_group, fold_delivery, folded_schema
     from features.store import StoreDown
     from streams import erasure
     from streams.worker import Rounds, run_worker
@@ -164,6 +164,7 @@ def features(process: Process) -> int:
         instance_id=process.member,
         rounds=Rounds(COMBINED_BYTES, behind_s=BEHIND_S, across=True),
         resting=[topic for entity, topic in _entity_topics() if entity != "user"],
+        schemas={topic: folded_schema(entity) for entity, topic in _entity_topics()},
     )
 
 

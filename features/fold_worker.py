@@ -9,17 +9,26 @@ import logging
 import time
 from collections.abc import Callable
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.definitions import DEFINITIONS
+from features.fold import PLACED
 from features.freshness import note_fold
 from features.store import EntityName, FeatureStore, StoreDown
 from streams.clock import Clock, WallClock
 from streams.delivery import BatchHandler, Delivery
+from streams.schema import columns
 
 logger = logging.getLogger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
 PATIENCE_S = 60.0
+
+
+def folded_schema(entity: EntityName) -> pa.Schema:
+    """The columns of events that a fold of this entity looks at."""
+    return columns(*PLACED, "duplicate", *DEFINITIONS[entity].event_columns)
 
 
 def fold_delivery(

@@ -27,7 +27,8 @@ MESSAGE_PARTITION = "message_partition"
 class Delivery:
     """One batch of admitted events in its place.
 
-    `table` has `streams.schema.EVENT_SCHEMA`. `headers` are the message's own
+    `table` has `streams.schema.EVENT_SCHEMA`, or those of its columns that the handler asked
+    for. `headers` are the message's own
     (`traceparents` among them). `payload` holds the Arrow-IPC bytes that `table` was
     decoded from, where they are at hand, so that nobody encodes them again.
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from streams.bus import Bus, Outgoing, Record
 from streams.log import EventLog
 from streams.recent_keys import RecentKeys
-from streams.schema import from_ipc
+from streams.schema import BatchReader, columns
 from streams.shuffle import Ints, Placed
 from streams.topics import EVENTS_BY_USER
 
@@ -102,7 +102,7 @@ class SeenEvents:
 
 def rebuild(bus: Bus, partition: int, horizon_ms: int) -> RecentKeys:
     """The memory of one partition as `events.by_user` tells it."""
-    memory = RecentKeys(horizon_ms)
+    memory, read = RecentKeys(horizon_ms), BatchReader(columns("user_id", "event_id", "duplicate"))
     first, end = bus.ends(EVENTS_BY_USER)[partition]
     if first == end:
         return memory
@@ -111,7 +111,7 @@ def rebuild(bus: Bus, partition: int, horizon_ms: int) -> RecentKeys:
     newest = max((_sequenced_at(record) for record in tail), default=0)
     start = _first_since(bus, partition, newest - horizon_ms, first, end)
     for record in bus.scan(EVENTS_BY_USER, partition, start, end):
-        table = from_ipc(record.value or b"")
+        table = read(record.value or b"")
         once = table.filter(pc.invert(table["duplicate"]))
         memory.see(pair_keys(once), _sequenced_at(record))
     _LOG.info("partition %d: remembered %d events", partition, len(memory))

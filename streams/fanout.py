@@ -19,6 +19,7 @@ import numpy as np
 from streams.bus import Bus, Consumed, Outgoing, Record
 from streams.loop import Input
 from streams.recovery import Recovery
+from streams.schema import EVENT_SCHEMA, BatchReader, columns
 from streams.sequencer import ROW_BITS, read_load
 from streams.shuffle import place
 from streams.topics import ENTITY_TOPIC, EVENTS_BY_USER
@@ -45,6 +46,8 @@ class FanOut:
         entities: Collection[str] = tuple(ENTITY_TOPIC),
     ) -> None:
         self._topics = fanned_out(entities)
+        names = [name for name in EVENT_SCHEMA.names if name not in _BY_USER_ONLY]
+        self._read = BatchReader(columns(*names))
         name = f"{group}-fanout-{instance}" if transactional else None
         self._producer = bus.producer(name)
         self._partitions = {topic: bus.partitions(topic) for topic in self._topics.values()}
@@ -68,13 +71,13 @@ class FanOut:
         self._producer.close()
 
     def _shuffled(self, records: Sequence[Record]) -> list[Outgoing]:
-        load = read_load(records, self._input.epoch)
+        load = read_load(records, self._input.epoch, self._read)
         load = replace(load, table=load.table.combine_chunks())  # once, not for every topic
         duplicate = load.table["duplicate"].to_numpy()
         once = np.flatnonzero(~duplicate) if duplicate.any() else None
         out: list[Outgoing] = []
         for key, topic in self._topics.items():
             count, written = self._partitions[topic], self._recovery.places
-            placed = place(load, key, topic, count, written, rows=once, drop=_BY_USER_ONLY)
+            placed = place(load, key, topic, count, written, rows=once)
             out += placed.messages()
         return out

@@ -39,6 +39,12 @@ EVENT_SCHEMA = pa.schema(
 # a message is small.
 _WRITE = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 _READ = pa.ipc.IpcReadOptions(use_threads=False)
+_SCHEMAS_KEPT = 64  # writers have a few
+
+
+def columns(*names: str) -> pa.Schema:
+    """Some of EVENT_SCHEMA's columns, in its order."""
+    return pa.schema([field for field in EVENT_SCHEMA if field.name in names])
 
 
 def to_ipc(batch: pa.RecordBatch) -> bytes:
@@ -55,6 +61,30 @@ def from_ipc(payload: bytes, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:
     with pa.ipc.open_stream(payload, options=_READ) as reader:
         table = reader.read_all()
     return conform(table, schema)
+
+
+class BatchReader:
+    """`from_ipc` for who reads many batches and some of their columns: the others are not even
+    unpacked."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._options: dict[bytes, pa.ipc.IpcReadOptions] = {}  # by the batch's own schema
+
+    def __call__(self, payload: bytes) -> pa.Table:
+        head = payload[: 8 + int.from_bytes(payload[4:8], "little")]
+        if (options := self._options.get(head)) is None:
+            options = self._options[head] = self._picking(payload)
+        with pa.ipc.open_stream(payload, options=options) as reader:
+            return conform(reader.read_all(), self.schema)
+
+    def _picking(self, payload: bytes) -> pa.ipc.IpcReadOptions:
+        if len(self._options) >= _SCHEMAS_KEPT:
+            self._options.clear()
+        with pa.ipc.open_stream(payload, options=_READ) as reader:
+            names = reader.schema.names
+        wanted = [place for place, name in enumerate(names) if name in self.schema.names]
+        return pa.ipc.IpcReadOptions(use_threads=False, included_fields=wanted)
 
 
 def conform(table: pa.Table, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:

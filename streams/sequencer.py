@@ -7,7 +7,7 @@ duplicates are remembered (`streams.duplicates`), nor send rows on to other enti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import orjson
@@ -79,13 +79,15 @@ class Sequencer:
         self._producer.close()
 
 
-def read_load(records: Sequence[Record], epoch: str) -> Load:
+def read_load(
+    records: Sequence[Record], epoch: str, read: Callable[[bytes], pa.Table] = from_ipc
+) -> Load:
     """Admitted messages as one table in which each row knows its message and its trace.
 
     By partition, so that rows by user need not be moved again.
     """
     records = sorted(records, key=lambda record: record.partition)
-    tables = [from_ipc(record.value or b"") for record in records]
+    tables = [read(record.value or b"") for record in records]
     counts = np.array([table.num_rows for table in tables], dtype=np.int64)
     begins = np.concatenate([[0], np.cumsum(counts)[:-1]])
     offsets = np.array([record.offset for record in records], dtype=np.int64)

@@ -9,7 +9,7 @@ are already there, so that it needs no transactions to write each row once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,11 +64,6 @@ class Load:
         inside = {r - start: t for r, t in self.traces.items() if start <= r < stop}
         return Load(self.table.slice(start, stop - start), part, inside)
 
-    def without(self, columns: Sequence[str]) -> Load:
-        if not columns:
-            return self
-        return Load(self.table.drop_columns(list(columns)), self.source, self.traces)
-
 
 def partitions_of(ids: pa.ChunkedArray | pa.Array, partitions: int) -> Ints:
     """`streams.topics.partition_of` of each id, int64 [N]; any partition where it is null."""
@@ -105,13 +100,12 @@ def place(
     partitions: int,
     written: Mapping[Place, int] | None = None,
     rows: Ints | None = None,
-    drop: Sequence[str] = (),
 ) -> Placed:
     """Where rows go: those of one `key` to one partition, in their order.
 
     Rows whose `key` is null go nowhere; those at or before `written` are left out. `rows`
-    (int64, ascending) are all that go; the columns `drop` stay behind. Rows are moved at
-    most once: each move copies every column.
+    (int64, ascending) are all that go. Rows are moved at most once: each move copies every
+    column.
     """
     ids = load.table[key]
     target = partitions_of(ids, partitions)
@@ -127,7 +121,6 @@ def place(
     if bool((target[1:] < target[:-1]).any()):
         order = _order(target)
         rows, target = order if rows is None else rows[order], target[order]
-    load = load.without(drop)
     if rows is not None and not _is_all(rows, load.table.num_rows):
         load = load.take(rows)
     return Placed(load, topic, target, partitions)

@@ -29,6 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
+
 from streams import telemetry
 from streams.bus import Bus, BusError, Stamp
 from streams.delivery import BatchHandler, Delivery, combine, in_order
@@ -36,7 +38,7 @@ from streams.faust_driver import FinishedConsumer, WorkerApp, worker_app
 from streams.kafka_bus import KafkaBus
 from streams.lane import Lane, Line, Rounds
 from streams.loop import spare_the_collector
-from streams.schema import from_ipc
+from streams.schema import EVENT_SCHEMA, BatchReader
 
 __all__ = ["BatchHandler", "Delivery", "Exit", "Patience", "Rounds", "in_order", "run_worker"]
 
@@ -122,8 +124,10 @@ class _Worker:
         patience: Patience,
         rounds: Rounds,
         resting: Collection[str],
+        schemas: Mapping[str, pa.Schema],
     ) -> None:
         self._handlers = handlers
+        self._readers = {t: BatchReader(schemas.get(t, EVENT_SCHEMA)) for t in handlers}
         self._rounds, self._resting = rounds, resting
         self._epochs = epochs
         self._patience = patience
@@ -209,7 +213,8 @@ class _Worker:
 
     def _attempt(self, topic: str, messages: Sequence[Any]) -> None:
         epoch = self._epochs.confirm(topic, max(message.time_in for message in messages))
-        delivery = combine([_delivery(topic, epoch, message) for message in messages])
+        read = self._readers[topic]
+        delivery = combine([_delivery(topic, epoch, message, read) for message in messages])
         started = time.perf_counter()
         with telemetry.batch_span(f"handle {topic}", delivery.headers, _attributes(delivery)):
             self._handlers[topic](delivery)
@@ -247,10 +252,10 @@ async def _each_once(stream: Any, consumer: FinishedConsumer) -> AsyncIterator[A
             yield message
 
 
-def _delivery(topic: str, epoch: str, message: Any) -> Delivery:
+def _delivery(topic: str, epoch: str, message: Any, read: BatchReader) -> Delivery:
     headers = {name: bytes(value) for name, value in (message.headers or ())}
     stamp = Stamp(epoch, message.partition, message.offset)
-    return Delivery(topic, stamp, from_ipc(message.value), headers, message.value)
+    return Delivery(topic, stamp, read(message.value), headers, message.value)
 
 
 def _places(messages: Sequence[Any]) -> str:
@@ -289,6 +294,7 @@ def run_worker(
     instance_id: str | None = None,
     rounds: Rounds = _EACH_ALONE,
     resting: Collection[str] = (),
+    schemas: Mapping[str, pa.Schema] | None = None,
 ) -> int:
     """Delivers each topic of `handlers` to its handler until `stop` is set or SIGTERM comes.
 
@@ -301,7 +307,8 @@ def run_worker(
 
     `rounds`: give those that combine messages only where every handler tells what it has
     seen by row or message, as `FeatureStore.fold` does. Handlers of the topics `resting`
-    pause for as long as they worked, in favour of the others.
+    pause for as long as they worked, in favour of the others. `schemas`: the columns that a
+    topic's handler is given, EVENT_SCHEMA's where nothing is said.
 
     Returns an `Exit`; after any other than STOPPED the caller starts a new process.
     """
@@ -321,7 +328,7 @@ def run_worker(
         gather_s=rounds.pace_s / 2,
     )
     spare_the_collector()
-    worker = _Worker(handlers, epochs, patience, rounds, resting)
+    worker = _Worker(handlers, epochs, patience, rounds, resting, schemas or {})
     watcher = threading.Thread(target=worker.watch, args=(stop,), name="watch", daemon=True)
     watcher.start()
     with asyncio.Runner() as runner:

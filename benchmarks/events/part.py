@@ -11,10 +11,13 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+
 from deploy import state, wiring
 from deploy.process import BEHIND_S, CACHED_ROWS, COMBINED_BYTES
 from deploy.running import Process
 from streams.delivery import BatchHandler
+from streams.schema import EVENT_SCHEMA
 from streams.topics import EVENTS_BY_USER
 from streams.worker import Rounds, run_worker
 
@@ -38,15 +41,17 @@ def log(process: Process) -> int:
 
 
 def user_fold(process: Process) -> int:
-    from features.fold_worker import fold_delivery
+    from features.fold_worker import fold_delivery, folded_schema
 
     store = wiring.feature_store(process.settings, cached_rows=CACHED_ROWS)
     store.generation()
     rounds = Rounds(COMBINED_BYTES, behind_s=BEHIND_S, across=True)
-    return _work(process, fold_delivery(store, "user"), rounds)
+    return _work(process, fold_delivery(store, "user"), rounds, folded_schema("user"))
 
 
-def _work(process: Process, handler: BatchHandler, rounds: Rounds) -> int:
+def _work(
+    process: Process, handler: BatchHandler, rounds: Rounds, schema: pa.Schema = EVENT_SCHEMA
+) -> int:
     wiring.bus(process.settings, ensure_topics=True)
     return run_worker(
         process.name,
@@ -56,6 +61,7 @@ def _work(process: Process, handler: BatchHandler, rounds: Rounds) -> int:
         stop=process.stop,
         ready=process.ready,
         rounds=rounds,
+        schemas={EVENTS_BY_USER: schema},
     )
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from deploy.parts import process
 from deploy.parts.valkey import Valkey
+from features.definitions import DEFINITIONS
 from features.feast_store import FeastFeatureStore
-from features.fold_worker import consumer_group, fold_delivery
+from features.fold_worker import consumer_group, fold_delivery, folded_schema
 from features.freshness import Freshness, freshness
 from features.memory_store import MemoryFeatureStore
 from features.store import DefinitionChanged, GenerationChanged, Status, StoreDown
@@ -18,6 +19,7 @@ from streams.bus import Outgoing, Stamp
 from streams.clock import ManualClock
 from streams.delivery import Delivery
 from streams.erasure import follow
+from streams.events import KIND_CODE
 from streams.memory_bus import MemoryBus
 from streams.topics import ERASURES, EVENTS_BY_USER, topic_specs
 
@@ -71,6 +73,21 @@ def test_patience_ends_with_the_stores_own_words(delivery):
     handle = fold_delivery(Flaky(10**6), "user", patience_s=5, sleep=lambda _: None)
     with pytest.raises(StoreDown, match="away"):
         handle(delivery(0, NOW))
+
+
+@pytest.mark.parametrize("entity", DEFINITIONS)
+def test_a_fold_of_the_columns_that_it_asks_for_is_a_fold_of_all(entity, event_table):
+    named = {"video_id": "v", "author_id": "a", "query": "q", "dwell_ms": 7, "amount_cents": 9}
+    events = [
+        {"kind": kind, "event_time_ms": NOW + place, "duplicate": place == 3, **named}
+        for place, kind in enumerate(KIND_CODE)
+    ]
+    whole, some = MemoryFeatureStore(), MemoryFeatureStore()
+    table, names = event_table(events), folded_schema(entity).names
+    for store, given in ((whole, table), (some, table.select(names))):
+        fold_delivery(store, entity)(Delivery("t", Stamp("one", 0, 1), given))
+    assert len(names) < len(table.column_names)
+    assert whole._rows == some._rows != MemoryFeatureStore()._rows
 
 
 def test_a_dead_server_is_a_store_down_that_says_where(free_port, delivery):

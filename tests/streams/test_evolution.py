@@ -22,7 +22,7 @@ from streams.decode import DECODED_SCHEMA, judge
 from streams.events import KIND_CODE
 from streams.formats import CONTENT_TYPE, decode_records
 from streams.protobuf_schema import FIELDS, FILE_DESCRIPTOR
-from streams.schema import EVENT_SCHEMA, conform, from_ipc
+from streams.schema import EVENT_SCHEMA, BatchReader, columns, conform, from_ipc
 
 GOLDEN = Path(__file__).parent / "golden"
 Case = dict[str, Any]
@@ -86,6 +86,17 @@ def _rows(case: Case) -> list[dict[str, Any]]:
 def test_a_golden_batch_is_read_to_the_same_table_forever(case: Case) -> None:
     table = from_ipc(base64.b64decode(case["base64"]))
     assert table.equals(pa.Table.from_pylist(case["rows"], schema=EVENT_SCHEMA))
+
+
+@pytest.mark.parametrize("names", [["duplicate", "user_id"], ["query"], EVENT_SCHEMA.names])
+@pytest.mark.parametrize("case", BATCHES, ids=_by_name)
+def test_who_names_some_columns_reads_those_of_the_whole_batch(
+    case: Case, names: list[str]
+) -> None:
+    payload = base64.b64decode(case["base64"])
+    read = BatchReader(columns(*names))
+    for _ in range(2):  # the second knows how the batch lies
+        assert read(payload).equals(from_ipc(payload).select(read.schema.names))
 
 
 def test_a_batch_without_a_column_that_nobody_can_do_without_is_refused() -> None:
