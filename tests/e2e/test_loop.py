@@ -26,7 +26,6 @@ from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, REQUESTS, RESPONSES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SEED = 7
-SOON_S = 60.0  # patience for a starved machine; how soon it is, `benchmarks events` tells
 Loop = Any  # tests/e2e/conftest.py
 Eventually = Callable[[Callable[[], object], float, str], None]
 
@@ -79,7 +78,7 @@ def test_a_video_that_nobody_has_met_does_not_look_perfect(
     played = loop.past.frame.filter(pl.col("kind") == "play")["video_id"].value_counts(sort=True)
     known = played["video_id"][:5].to_list()
     asked = {"user_id": loop.users(12)[11], "k": 6, "candidates": [new, *known]}
-    eventually(lambda: new in _videos(loop.ask("feed", **asked)), SOON_S, "the new video ranked")
+    eventually(lambda: new in _videos(loop.ask("feed", **asked)), 15, "the new video ranked")
     p = {item["video_id"]: item["p"]["play"] for item in loop.ask("feed", **asked)["items"]}
     assert p[new] < max(p[video] for video in known)
 
@@ -102,9 +101,7 @@ def test_a_click_changes_that_users_features_and_next_feed(
     fields = {"video_id": liked["video_id"], "impression": liked["impression"], "surface": "feed"}
     loop.send(loop.event(me, "play", dwell_ms=9_000, **fields), loop.event(me, "like", **fields))
     eventually(
-        lambda: loop.features(me)["features"]["like_count_all"] == likes + 1,
-        SOON_S,
-        "the like folded",
+        lambda: loop.features(me)["features"]["like_count_all"] == likes + 1, 15, "the like folded"
     )
     after = loop.ask("feed", user_id=me, k=10, seed=SEED)
     assert _videos(after) != _videos(before)
@@ -133,7 +130,7 @@ def test_weights_that_were_drawn_come_back_with_what_became_of_them(
         rows = read_feedback(loop.settings.feedback_dir)
         return rows.filter(pl.col("request_id") == slate["request_id"])
 
-    eventually(lambda: told().height == 1, SOON_S, "the feedback joined")
+    eventually(lambda: told().height == 1, 20, "the feedback joined")
     row = told().row(0, named=True)
     assert row["weights"] == pytest.approx(list(slate["weights"].values()), abs=1e-5)
     assert row["log_density"] is not None
@@ -219,12 +216,12 @@ def test_a_broken_event_is_a_dead_letter_and_the_good_one_beside_it_arrives(
     ])  # fmt: skip
     eventually(
         lambda: loop.http.get(f"/v1/users/{user}").json()["features"]["like_count_all"] == 1,
-        SOON_S, "the good event folded",
+        15, "the good event folded",
     )  # fmt: skip
     dead: list[Any] = []
     eventually(
         lambda: dead.extend(letters.poll(1_000, 0.5)) or any(marker in (r.value or b"") for r in dead),
-        SOON_S, "the dead letter",
+        20, "the dead letter",
     )  # fmt: skip
     letters.close()
     ours = [read_letter(record) for record in dead if marker in (record.value or b"")]
@@ -238,13 +235,13 @@ def test_a_late_event_counts_in_the_hour_it_happened(loop: Loop, eventually: Eve
     loop.send(loop.event(user, "play", video_id=video, event_time_ms=now - 5 * 3_600_000))
     eventually(
         lambda: loop.http.get(f"/v1/users/{user}").json()["features"]["play_count_1d"] == 1,
-        SOON_S, "the late play",
+        15, "the late play",
     )  # fmt: skip
     assert loop.features(user)["features"]["play_count_1h"] == 0
     log = EventLog(loop.settings.log_dir)
     eventually(
         lambda: log.read().filter(pl.col("user_id") == user)["late"].to_list() == [True],
-        SOON_S, "the log's mark",
+        15, "the log's mark",
     )  # fmt: skip
 
 
@@ -322,12 +319,12 @@ def test_an_erased_user_is_gone_from_features_and_log_and_does_not_come_back(
 
     old = loop.event(user, "like", video_id="1")
     loop.send(old)
-    eventually(lambda: kept() == 1, SOON_S, "the event in the log")
+    eventually(lambda: kept() == 1, 15, "the event in the log")
     eventually(
-        lambda: loop.features(user)["features"]["like_count_all"] == 1, SOON_S, "the event folded"
+        lambda: loop.features(user)["features"]["like_count_all"] == 1, 15, "the event folded"
     )
     assert loop.http.delete(f"/v1/users/{user}").status_code == 202
-    eventually(lambda: kept() == 0, SOON_S, "the log without the user")
+    eventually(lambda: kept() == 0, 20, "the log without the user")
     loop.send(old | {"event_id": uuid.uuid4().hex})
     time.sleep(1.5)
     assert loop.features(user)["features"]["like_count_all"] == 0
