@@ -77,9 +77,11 @@ class SeenEvents:
         self, keys: npt.NDArray[np.uint64], partitions: Ints, now_ms: int
     ) -> npt.NDArray[np.bool_]:
         duplicate = np.empty(len(keys), dtype=np.bool_)
-        for partition in np.flatnonzero(np.bincount(partitions)).tolist():
+        touched = np.flatnonzero(np.bincount(partitions)).tolist()
+        self._remember(touched)
+        for partition in touched:
             begin, end = np.searchsorted(partitions, [partition, partition + 1])
-            duplicate[begin:end] = self._memory_of(partition).see(keys[begin:end], now_ms)
+            duplicate[begin:end] = self._memory[partition].see(keys[begin:end], now_ms)
         return duplicate
 
     def _recall(self, now_ms: int) -> None:
@@ -94,16 +96,19 @@ class SeenEvents:
             self._earlier_until_ms = pairs["ingested_at_ms"][-1].as_py() + self._horizon_ms
             _LOG.info("remembered %d events of earlier epochs from the log", pairs.num_rows)
 
-    def _memory_of(self, partition: int) -> RecentKeys:
-        if partition not in self._memory:
-            self._memory[partition] = rebuild(self._bus, partition, self._horizon_ms)
-        return self._memory[partition]
+    def _remember(self, partitions: list[int]) -> None:
+        """Reads what is not known yet; nobody else writes to these partitions meanwhile."""
+        if new := [p for p in partitions if p not in self._memory]:
+            ends = self._bus.ends(EVENTS_BY_USER)
+            for partition in new:
+                memory = rebuild(self._bus, partition, ends[partition], self._horizon_ms)
+                self._memory[partition] = memory
 
 
-def rebuild(bus: Bus, partition: int, horizon_ms: int) -> RecentKeys:
-    """The memory of one partition as `events.by_user` tells it."""
+def rebuild(bus: Bus, partition: int, ends: tuple[int, int], horizon_ms: int) -> RecentKeys:
+    """The memory of one partition as `events.by_user` tells it between its `ends`."""
     memory, read = RecentKeys(horizon_ms), BatchReader(columns("user_id", "event_id", "duplicate"))
-    first, end = bus.ends(EVENTS_BY_USER)[partition]
+    first, end = ends
     if first == end:
         return memory
     # The last offsets may be a transaction's markers, which are no records.
