@@ -28,27 +28,27 @@ import polars as pl
 import torch
 
 from benchmarks.report import Report
-from deploy.world.config import WorldConfig
-from deploy.world.history import DEFAULT_END_MS, history
-from deploy.world.movielens import DataUnavailable, load
-from deploy.world.reactions import Action, watch_slate
-from deploy.world.truth import Truth, plant
-from models.datasets import log_until
-from models.evaluation import PerUser, auc_per_user, average_ranks, paired_bootstrap
-from models.promotion import quiet
-from models.ranking.examples import Examples, encounter_examples, impression_examples
-from models.ranking.export import read_network
-from models.ranking.inputs import TASKS, VIDEO_FEATURES
-from models.ranking.network import Ranker
-from models.ranking.ple import Config, RankerRecipe
-from models.ranking.tensors import Batch, batch_of
+from deploy.simulation.config import WorldConfig
+from deploy.simulation.history import DEFAULT_END_MS, history
+from deploy.simulation.movielens import DataUnavailable, load
+from deploy.simulation.reactions import Action, watch_slate
+from deploy.simulation.truth import Truth, plant
+from models.ranking.ple.data import Examples, encounter_examples, impression_examples
+from models.ranking.ple.export import read_network
+from models.ranking.ple.inputs import TASKS, VIDEO_FEATURES
+from models.ranking.ple.network import Ranker
+from models.ranking.ple.recipe import Config, RankerRecipe
+from models.ranking.ple.tensors import Batch, batch_of
 from models.recipe import TrainingLog
-from streams.clock import DAY_MS, HOUR_MS
-from streams.events import KIND_CODE, CatalogueItem
-from streams.feedback import Join
-from streams.impression import Impression, sign
-from streams.outcomes import Windows
-from streams.schema import EVENT_SCHEMA
+from models.release.promotion import quiet
+from models.training.datasets import log_until
+from models.training.evaluation import PerUser, auc_per_user, average_ranks, paired_bootstrap
+from streams.contract.clock import DAY_MS, HOUR_MS
+from streams.contract.events import KIND_CODE, CatalogueItem
+from streams.contract.impression import Impression, sign
+from streams.contract.schema import EVENT_SCHEMA
+from streams.feedback.join import Join
+from streams.feedback.outcomes import Windows
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options

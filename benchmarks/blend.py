@@ -32,14 +32,14 @@ from rich.progress import track
 
 from benchmarks.__main__ import Options
 from benchmarks.report import Report
-from deploy.world.ranking.config import RankingWorld
-from deploy.world.ranking.pools import Judge, PoolMaker, attention
-from deploy.world.ranking.population import populate
-from models.evaluation import paired_bootstrap
-from serving.query import Candidate, Pool, Query, Scored
+from benchmarks.worlds.ranking.config import RankingWorld
+from benchmarks.worlds.ranking.pools import Judge, PoolMaker, attention
+from benchmarks.worlds.ranking.population import populate
+from models.training.evaluation import paired_bootstrap
+from serving.pipeline.query import Candidate, Pool, Query, Scored
 from serving.stages.caps import AuthorCap, Cap, ProvenanceCap
 from serving.stages.selectors import PlackettLuce
-from streams.events import CatalogueItem
+from streams.contract.events import CatalogueItem
 
 GENERATED, AUTHORS, GAP = 0.4, 12, 0.25
 SHARES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.0)

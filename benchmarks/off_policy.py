@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.report import Report
-from deploy.world.slates import Draws, SlateWorld, Visits, slot_chances, small_world, visits
+from benchmarks.worlds.slates import Draws, SlateWorld, Visits, slot_chances, small_world, visits
 from models.alignment.interleaving import Preference, credit, preference, team_draft
 from models.alignment.off_policy import Decisions, Estimate, doubly_robust, ips, snips
 from models.alignment.slate_values import (

@@ -26,28 +26,28 @@ import numpy as np
 import polars as pl
 
 from benchmarks.report import Report
-from deploy.world.history import history
-from deploy.world.movielens import DataUnavailable
+from deploy.simulation.history import history
+from deploy.simulation.movielens import DataUnavailable
 from features.definitions import DEFINITIONS
 from features.memory_store import MemoryFeatureStore
-from features.replay_join import event_table
-from models.datasets import log_until, split_time_ms
-from models.evaluation import paired_bootstrap
-from models.promotion import quiet
-from models.ranking.inputs import assemble
-from models.ranking.ple import Config, RankerRecipe
-from models.ranking.runtime import RankerRuntime
+from features.offline.point_in_time.replay import event_table
+from models.ranking.ple.inputs import assemble
+from models.ranking.ple.recipe import Config, RankerRecipe
+from models.ranking.ple.runtime import RankerRuntime
 from models.recipe import TrainingLog
-from serving.activity import Activity
-from serving.catalogue import LiveCatalogue
-from serving.fallback import Snapshot
-from serving.query import Candidate, Pool, Query
+from models.release.promotion import quiet
+from models.training.datasets import log_until, split_time_ms
+from models.training.evaluation import paired_bootstrap
+from serving.pipeline.query import Candidate, Pool, Query
 from serving.stages.prerank import TasteTowers
-from streams.bus import Stamp
+from serving.state.activity import Activity
+from serving.state.catalogue import LiveCatalogue
+from serving.state.last_rows import Snapshot
+from streams.bus.contract import Stamp
 from streams.catalogue import Catalogue
-from streams.clock import ManualClock
-from streams.events import CatalogueItem, ItemAdded
-from streams.outcomes import FEEDBACK_SCHEMA
+from streams.contract.clock import ManualClock
+from streams.contract.events import CatalogueItem, ItemAdded
+from streams.feedback.outcomes import FEEDBACK_SCHEMA
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options

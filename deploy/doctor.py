@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from deploy.parts import kafka, tansu, triton, valkey
-from deploy.parts.cache import ROOT, cache_dir
-from deploy.parts.process import PartUnavailable
+from deploy.services import kafka, tansu, triton, valkey
+from deploy.services.cache import ROOT, cache_dir
+from deploy.services.process import PartUnavailable
 
 NEEDED_DISK_GB = 3.0
 NEEDED_MEMORY_GB = 3.0

@@ -25,20 +25,20 @@ PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
 REQUIREMENTS = ROOT / "requirements.lock"
 INSTALLER = ROOT / "deploy" / "installer.lock"
-FEATURES, STREAMS = ROOT / "features", ROOT / "streams"
+FEATURES, STREAMS = ROOT / "features" / "kernels", ROOT / "streams" / "kernels"
 COMPILED = {  # what is run to compile -> the files that hold the loops
-    "features.loops": [
-        *(FEATURES / f"{name}.py" for name in ("loops", "merge", "packing")),
+    "features.kernels.fold": [
+        *(FEATURES / f"{name}.py" for name in ("fold", "merge", "packing")),
         STREAMS / "raw.py",
     ],
-    "features.finish_loops": [
-        *(FEATURES / f"{name}.py" for name in ("finish_loops", "tiles")),
+    "features.kernels.finalize": [
+        *(FEATURES / f"{name}.py" for name in ("finalize", "layout")),
         STREAMS / "raw.py",
     ],
-    "features.label_loops": [FEATURES / "label_loops.py"],
-    "streams.json_events": [STREAMS / f"{name}.py" for name in ("json_scan", "json_text", "raw")],
-    "streams.recent_keys": [STREAMS / "recent_keys.py"],
-    "streams.xxh3": [STREAMS / "xxh3.py", STREAMS / "raw.py"],
+    "features.kernels.labels": [FEATURES / "labels.py"],
+    "streams.codec.json": [STREAMS / f"{name}.py" for name in ("json_scan", "json_text", "raw")],
+    "streams.kernels.recent_keys": [STREAMS / "recent_keys.py"],
+    "streams.kernels.xxh3": [STREAMS / "xxh3.py", STREAMS / "raw.py"],
 }
 HEARTBEAT_S = 15.0
 

@@ -24,11 +24,11 @@ from deploy.settings import INSTANCE, Settings, SettingsError, load
 if TYPE_CHECKING:
     from collections import Counter
 
-    from features.registry import RegisteredFeatureStore
+    from features.feast.registry import RegisteredFeatureStore
     from features.store import EntityName
-    from serving.gateway_state import Dependencies
-    from streams.feedback import Refusal
-    from streams.kafka_bus import KafkaBus
+    from serving.gateway import Dependencies
+    from streams.bus.kafka.bus import KafkaBus
+    from streams.feedback.join import Refusal
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ERASURES_FILE = "erasures.jsonl"  # in the log's folder
@@ -43,10 +43,10 @@ _log = logging.getLogger("tidemill")
 
 def batcher(process: Process) -> int:
     """The one door: behaviour → admitted → in the user's order, and per entity."""
-    from streams.batcher import run
+    from streams.codec.json import warm
     from streams.erasure import KeptErasures
-    from streams.json_events import warm
-    from streams.log import EventLog
+    from streams.event_log import EventLog
+    from streams.ingest.service import run
 
     bus = wiring.bus(process.settings, ensure_topics=True)
     KeptErasures(process.settings.log_dir / ERASURES_FILE).restore(bus)
@@ -67,13 +67,14 @@ def batcher(process: Process) -> int:
 
 def facts(process: Process) -> int:
     """What happened, to disk: the event log, feedback, the catalogue's log."""
-    from streams import erasure, upkeep
+    from streams import erasure
+    from streams.bus.delivery import in_order
     from streams.catalogue import CatalogueLog, follow
-    from streams.delivery import in_order
-    from streams.feedback_store import FeedbackStore
-    from streams.log import EventLog
-    from streams.topics import EVENTS_BY_USER
-    from streams.worker import Rounds, run_worker
+    from streams.contract.topics import EVENTS_BY_USER
+    from streams.event_log import EventLog
+    from streams.feedback.store import FeedbackStore
+    from streams.storage import compaction as upkeep
+    from streams.workers.worker import Rounds, run_worker
 
     settings = process.settings
     bus = wiring.bus(settings, ensure_topics=True)
@@ -126,10 +127,10 @@ def _count_refused(refused: Counter[Refusal]) -> None:
 
 def features(process: Process) -> int:
     """Folds of every entity into the online store."""
-    from features.fold_worker import consumer_group, fold_delivery, folded_schema
+    from features.live.worker import consumer_group, fold_delivery, folded_schema
     from features.store import StoreDown
     from streams import erasure
-    from streams.worker import Rounds, run_worker
+    from streams.workers.worker import Rounds, run_worker
 
     settings = process.settings
     clock = wiring.clock(settings.clock)
@@ -183,8 +184,8 @@ def _register(process: Process, store: RegisteredFeatureStore, set_up: threading
 
 def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> None:
     """The store is a cache of the log: what it has lost comes back before folding goes on."""
-    from features.backfill import Live, ensure_whole
-    from streams.log import EventLog
+    from features.offline.backfill import Live, ensure_whole
+    from streams.event_log import EventLog
 
     live = Live(
         process.settings.broker.partitions,
@@ -206,7 +207,7 @@ def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> 
 
 def _entity_topics() -> list[tuple[EntityName, str]]:
     from features.definitions import DEFINITIONS
-    from streams.topics import ENTITY_TOPIC
+    from streams.contract.topics import ENTITY_TOPIC
 
     return [(entity, ENTITY_TOPIC[entity]) for entity in DEFINITIONS]
 
@@ -215,7 +216,7 @@ def gateway(process: Process) -> int:
     """HTTP: answers, events, the page."""
     import uvicorn
 
-    from serving.gateway import create_app
+    from serving.http.app import create_app
 
     deps = _dependencies(process)
     config = uvicorn.Config(
@@ -232,8 +233,8 @@ def gateway(process: Process) -> int:
 
 def edge(process: Process) -> int:
     """The same answers to requests that come over the broker."""
-    from serving import requests_edge
-    from serving.gateway_state import Gateway
+    from serving import kafka_requests as requests_edge
+    from serving.gateway import Gateway
 
     deps = _dependencies(process)
     parts = Gateway(deps)
@@ -249,8 +250,8 @@ def edge(process: Process) -> int:
 
 
 def _dependencies(process: Process) -> Dependencies:
-    from models.release import ReleaseStore
-    from serving.gateway_state import Dependencies
+    from models.release.bundle import ReleaseStore
+    from serving.gateway import Dependencies
     from serving.stages.caps import caps_of
     from streams.catalogue import CatalogueLog
 

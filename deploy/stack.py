@@ -1,7 +1,7 @@
 """One stack on one machine: which parts there are, in which order, with which addresses.
 
 Knows how settings become running parts. Does not know how a part is started
-(`deploy.parts`) nor how it is kept alive (`deploy.supervisor`). What it chose
+(`deploy.services`) nor how it is kept alive (`deploy.supervisor`). What it chose
 (ports, keys) is written to `stack.json` in the home folder, from which its own
 processes and other terminals read it.
 """
@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Self
 
 from deploy import state, wiring
-from deploy.parts import kafka, tansu, triton
-from deploy.parts.own import OwnProcess
-from deploy.parts.process import LOOPBACK, free_port
-from deploy.parts.valkey import Valkey
+from deploy.services import kafka, tansu, triton
+from deploy.services.own import OwnProcess
+from deploy.services.process import LOOPBACK, free_port
+from deploy.services.valkey import Valkey
 from deploy.settings import Settings
 from deploy.supervisor import Report, Service, ServiceStatus, Supervisor
 

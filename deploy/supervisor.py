@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deploy.parts.process import Child, Part, PartFailed
+from deploy.services.process import Child, Part, PartFailed
 
 Phase = Literal["starting", "running", "waiting", "stopped"]
 WATCH_S = 0.2

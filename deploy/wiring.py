@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 from deploy.settings import ClockSettings, Settings
 
 if TYPE_CHECKING:
-    from features.registry import RegisteredFeatureStore
+    from features.feast.registry import RegisteredFeatureStore
     from models.client import ModelClient
-    from streams.admission import AdmissionLimits
-    from streams.clock import Clock
-    from streams.kafka_bus import KafkaBus
+    from streams.bus.kafka.bus import KafkaBus
+    from streams.contract.clock import Clock
+    from streams.ingest.admission import AdmissionLimits
 
 
 def clock(settings: ClockSettings) -> Clock:
     """The stack's clock; all processes of a stack build the same one."""
-    from streams.clock import AcceleratedClock, WallClock
+    from streams.contract.clock import AcceleratedClock, WallClock
 
     if settings.rate == 1.0 and settings.origin_ms == settings.origin_wall_ms:
         return WallClock()
@@ -32,8 +32,8 @@ def clock(settings: ClockSettings) -> Clock:
 
 def bus(settings: Settings, *, ensure_topics: bool = False) -> KafkaBus:
     """The broker's client; with `ensure_topics` what topics are missing are made."""
-    from streams.kafka_bus import KafkaBus
-    from streams.topics import topic_specs
+    from streams.bus.kafka.bus import KafkaBus
+    from streams.contract.topics import topic_specs
 
     made = KafkaBus(settings.broker.bootstrap_servers)
     if ensure_topics:
@@ -42,14 +42,14 @@ def bus(settings: Settings, *, ensure_topics: bool = False) -> KafkaBus:
 
 
 def limits(settings: Settings) -> AdmissionLimits:
-    from streams.admission import AdmissionLimits
+    from streams.ingest.admission import AdmissionLimits
 
     return AdmissionLimits(**settings.admission.model_dump())
 
 
 def feature_store(settings: Settings, *, cached_rows: int = 0) -> RegisteredFeatureStore:
     """The online store. Folding processes give `cached_rows`."""
-    from features.registry import open_store
+    from features.feast.registry import open_store
 
     return open_store(
         registry_path=settings.registry_path,
@@ -72,9 +72,9 @@ def impression_key(settings: Settings) -> bytes:
 
 def fill_repository(settings: Settings) -> None:
     """Puts the self-test model and the live release into the model repository."""
-    from models.promotion import Promoter
-    from models.release import ReleaseStore
-    from models.repository import ModelRepository
+    from models.release.bundle import ReleaseStore
+    from models.release.promotion import Promoter
+    from models.release.triton_repository import ModelRepository
 
     settings.repository_dir.mkdir(parents=True, exist_ok=True)
     repository = ModelRepository(settings.repository_dir)
@@ -91,7 +91,7 @@ def echo_answers(grpc_address: str) -> bool:
     """
     from models.client import ModelUnavailable
     from models.echo import came_back, probe
-    from serving.triton import TritonClient
+    from serving.clients.triton import TritonClient
 
     client = TritonClient(grpc_address)
     sent = probe(os.getpid())
@@ -112,19 +112,19 @@ def echo_answers(grpc_address: str) -> bool:
 def model_client(settings: Settings) -> ModelClient:
     """The client of the settings' model server: Triton, or models in this process."""
     if settings.triton.kind == "in_process":
-        from models.in_process import InProcessClient
+        from models.release.in_process import InProcessClient
 
         client = InProcessClient(settings.repository_dir)
         client.load_all()
         return client
-    from serving.triton import TritonClient
+    from serving.clients.triton import TritonClient
 
     return TritonClient(settings.triton.grpc_address)
 
 
 def follow_repository(models: ModelClient, stop: threading.Event, every_s: float = 1.0) -> None:
     """Loads what other processes promote; for models in this process only, until `stop`."""
-    from models.in_process import InProcessClient
+    from models.release.in_process import InProcessClient
 
     while isinstance(models, InProcessClient) and not stop.wait(every_s):
         models.load_all()
@@ -132,7 +132,7 @@ def follow_repository(models: ModelClient, stop: threading.Event, every_s: float
 
 def making_a_release(settings: Settings) -> AbstractContextManager[None]:
     """One at a time: a release is made from the live one, so two must not be made at once."""
-    from deploy.parts.cache import locked
+    from deploy.services.cache import locked
 
     return locked(settings.releases_dir / ".making")
 

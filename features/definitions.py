@@ -1,7 +1,7 @@
 """What is computed per user, video, author and query: each feature declared once.
 
 Knows names, source kinds, windows and list lengths. Does not know how a value is
-folded (`features.fold`), kept (`features.tiles`) or served (`features.registry`):
+folded (`features.rows.aggregate`), kept (`features.kernels.layout`) or served (`features.feast.registry`):
 those read these declarations. Column names are a contract with `models`.
 
 A window is a sawtooth over tiles (Chronon's rule): at `now` it counts the tiles from
@@ -21,8 +21,8 @@ import numpy as np
 import xxhash
 
 from features.store import EntityName
-from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from streams.events import KIND_CODE
+from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from streams.contract.events import KIND_CODE
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ DEFINITIONS: MappingProxyType[EntityName, EntityDefinition] = MappingProxyType(
 
 
 def kind_codes(kinds: tuple[str, ...]) -> list[int]:
-    """The wire codes of these kinds (`streams.events.KINDS`)."""
+    """The wire codes of these kinds (`streams.contract.events.KINDS`)."""
     return [KIND_CODE[kind] for kind in kinds]
 
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from features.definitions import DEFINITIONS
-from features.finish import finish_blobs
-from features.fold import apart, fold, group
-from features.spans import Spans
+from features.kernels.layout import FOREVER_MS, erased_until, tombstone
+from features.rows.aggregate import apart, fold, group
+from features.rows.byte_slices import Spans
+from features.rows.finalize import finish_blobs
 from features.store import EntityName, FeatureFrame
-from features.tiles import FOREVER_MS, erased_until, tombstone
-from streams.bus import Stamp
+from streams.bus.contract import Stamp
 
 
 class MemoryFeatureStore:

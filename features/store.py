@@ -1,7 +1,7 @@
 """The feature store contract: folded rows in, columns of finished features out.
 
 Knows entities, ids, stamps and columns. Does not know Redis or Feast
-(`features.feast_store`) nor how a feature is computed (`features.fold`).
+(`features.online.redis_store`) nor how a feature is computed (`features.rows.aggregate`).
 `features.memory_store` ships as the fake; one contract suite runs against both.
 """
 
@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
-from streams.bus import Stamp
+from streams.bus.contract import Stamp
 
 EntityName = Literal["user", "video", "author", "query"]
 
@@ -55,7 +55,7 @@ class FeatureStore(Protocol):
         """Folds one partition's batch (`EVENT_SCHEMA`) into the rows of its entities.
 
         Idempotent: a batch at or before a row's stamp changes nothing. With a column
-        `streams.delivery.MESSAGE_OFFSET` this holds event by event, whatever messages
+        `streams.bus.delivery.MESSAGE_OFFSET` this holds event by event, whatever messages
         were combined, and with MESSAGE_PARTITION for several partitions at once. Rows marked duplicate are not counted. Returns the number of rows written.
         Raises `StoreDown` when the store does not answer; the caller retries or stops.
         """

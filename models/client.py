@@ -1,7 +1,7 @@
 """The model client contract: named tensors in, named tensors out, one pinned version.
 
-Knows model names and versions. Does not know Triton (`serving.triton`) nor torch
-(`models.in_process`, injected by `deploy` where Triton has no wheel).
+Knows model names and versions. Does not know Triton (`serving.clients.triton`) nor torch
+(`models.release.in_process`, injected by `deploy` where Triton has no wheel).
 """
 
 from __future__ import annotations

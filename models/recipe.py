@@ -1,7 +1,7 @@
 """The contract of a recommendation system: how it is trained, judged, exported and run.
 
 Knows recipes, evaluations and runtimes as shapes. Does not know any one system
-(`models.catalog` names them), nor Triton (`models.repository`). Does not import torch.
+(`models.registry` names them), nor Triton (`models.release.triton_repository`). Does not import torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TrainingLog:
         ordered by (event_time_ms, event_id).
     items: one row per catalogue item: video_id, title, genres (list of str),
         author_id, duration_ms, price_cents, provenance, created_ms, available (bool).
-    feedback: matured impressions (`streams.feedback.FEEDBACK_SCHEMA`).
+    feedback: matured impressions (`streams.feedback.join.FEEDBACK_SCHEMA`).
     """
 
     events: pl.DataFrame

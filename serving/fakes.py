@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from models.client import ModelUnavailable
-from models.ranking.inputs import SIGNATURE as RANKER_SIGNATURE
-from models.ranking.inputs import TASKS
+from models.ranking.ple.inputs import SIGNATURE as RANKER_SIGNATURE
+from models.ranking.ple.inputs import TASKS
 from models.reasoning.inputs import ROLES
 
 Answer = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]

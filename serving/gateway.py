@@ -1,114 +1,188 @@
-"""The HTTP gateway: routes, limits, errors that name the field, and the page.
+"""What a running gateway holds: its parts, wired, with one start and one stop.
 
-Knows FastAPI. Does not know how an answer is made (`serving.surfaces`), nor which
-broker, store or model server there is: they come as `Dependencies`.
+Knows how the pieces of `serving` fit together. Does not know HTTP routes.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
-from fastapi.staticfiles import StaticFiles
-from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import Request
 
-from serving.api import catalogue, events, operations, recommend, stream, users
-from serving.api.json import json_reply
-from serving.gateway_state import Dependencies, Gateway
+from features.store import FeatureStore
+from models.client import ModelClient
+from models.monitoring.served_log import ServedLog
+from serving.clients.breaker import GuardedModels, GuardedStore
+from serving.clients.outbox import Outbox
+from serving.console.feature_watch import FeatureWatch
+from serving.console.live import Live, Message
+from serving.http.auth import Keys
+from serving.monitoring.canary import canaries
+from serving.monitoring.health import Health
+from serving.monitoring.metrics import Metrics
+from serving.monitoring.served_features import ServedFeatures
+from serving.pipeline.query import Release
+from serving.pipeline.runner import Deadlines
+from serving.pipeline.surfaces import Parts, Surfaces
+from serving.stages.caps import Cap
+from serving.state.activity import Activity
+from serving.state.catalogue import CatalogueFold, LiveCatalogue
+from serving.state.last_rows import Snapshot
+from serving.state.releases import ReleaseBook, ReleaseSwitch, Watchdog
+from streams.bus.contract import Bus
+from streams.contract.clock import Clock
 
-__all__ = ["Dependencies", "create_app"]
-
-PAGE = Path(__file__).parent / "page"
-MAX_BODY_BYTES = 4 << 20
-_ABOUT = """An open streaming recommendation platform: behaviour in, features folded, models
-asked, answers explained. Simulated and replayed behaviour is labelled as such."""
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
-
-
-def create_app(deps: Dependencies) -> FastAPI:
-    """The gateway as an ASGI app. Its parts start and stop with the app's lifespan."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        gateway = Gateway(deps)
-        app.state.gateway = gateway
-        await run_in_threadpool(gateway.start)
-        yield
-        await run_in_threadpool(gateway.stop)
-
-    app = FastAPI(title="tidemill", version="0.1.0", description=_ABOUT, lifespan=lifespan)
-    for routes in (recommend, events, catalogue, users, operations, stream):
-        app.include_router(routes.router)
-    app.add_exception_handler(RequestValidationError, _name_the_field)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    _add_page(app)
-    return app
+SERVED, SKEW = "served", "skew.json"  # under a gateway's state_dir
 
 
-def _add_page(app: FastAPI) -> None:
-    @app.get("/", include_in_schema=False)
-    def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
+@dataclass(frozen=True)
+class Dependencies:
+    """Everything that a gateway is given.
 
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    catalogue: a fold to start from (`streams.catalogue.CatalogueLog(...).load()`); the
+        gateway keeps it live from the topic `catalogue`.
+    releases: `models.release.bundle.ReleaseStore`; None serves fallbacks only.
+    impression_key: signs impression tokens; the feedback join checks with the same.
+    api_keys: key -> scopes (events, recommend, admin).
+    caps: author and provenance caps of the feed (`serving.stages.caps`); none by default.
+    drawn_share: of the feed's answers, those ranked by fusion weights that are drawn.
+    state_dir: where the last good popularity is kept over restarts, and what the ranker saw
+        of each slate; None: memory only, and nothing of slates.
+    """
+
+    bus: Bus
+    store: FeatureStore
+    models: ModelClient
+    catalogue: CatalogueFold
+    clock: Clock
+    impression_key: bytes
+    releases: ReleaseBook | None = None
+    api_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    state_dir: Path | None = None
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    caps: tuple[Cap, ...] = ()
+    drawn_share: float = 0.0
+    snapshot_every_s: float = 3.0
+    watchdog_every_s: float = 5.0
 
 
-def _name_the_field(request: Request, error: Exception) -> Response:
-    """422 with one entry per problem: the field's path, and the index in a list of events."""
-    del request
-    assert isinstance(error, RequestValidationError)
-    return json_reply({"detail": [_problem(problem) for problem in error.errors()]}, 422)
+class Gateway:
+    """The wired parts. `start` before the first request, `stop` after the last."""
+
+    def __init__(self, deps: Dependencies) -> None:
+        self.clock, self.impression_key = deps.clock, deps.impression_key
+        self.store, self.models = GuardedStore(deps.store), GuardedModels(deps.models)
+        self.catalogue = LiveCatalogue(deps.catalogue)
+        self.activity, self.metrics = Activity(), Metrics()
+        self.keys = Keys(deps.api_keys, deps.host)
+        path = deps.state_dir / "popularity.json" if deps.state_dir else None
+        self.snapshot = Snapshot(
+            self.store, self.catalogue, deps.clock, path, every_s=deps.snapshot_every_s
+        )
+        self.releases = ReleaseSwitch(deps.releases, self._release_changed)
+        parts = Parts(
+            self.store,
+            self.models,
+            self.catalogue,
+            self.snapshot,
+            deps.clock,
+            self.activity,
+            deadlines=deps.deadlines,
+            caps=deps.caps,
+            drawn_share=deps.drawn_share,
+        )
+        self.surfaces = Surfaces(parts, lambda: self.releases.now)
+        self.outbox = Outbox(deps.bus)
+        self.served = ServedFeatures(ServedLog(deps.state_dir / SERVED) if deps.state_dir else None)
+        self.skew_file = deps.state_dir / SKEW if deps.state_dir else None
+        self.live = Live(
+            deps.bus,
+            self.catalogue,
+            self.activity,
+            self.metrics,
+            on_release=self.releases.nudge,
+            on_user_event=lambda user_id: self.watch.poke(user_id),
+        )
+        self.watch = FeatureWatch(self.store, deps.clock, self.live)
+        self.watchdog = Watchdog(
+            deps.models,
+            lambda: self.releases.now,
+            lambda: canaries(self.catalogue, deps.clock.now_ms()),
+            every_s=deps.watchdog_every_s,
+        )
+        self.health = Health(self._checks(deps))
+        self.stopping = threading.Event()
+
+    def start(self) -> None:
+        self.snapshot.refresh()
+        for part in (self.live, self.snapshot, self.releases, self.watchdog, self.watch):
+            part.start()
+        self.served.start()
+        self.health.ask()
+        self.health.start()
+        threading.Thread(target=self._tell_stats, name="stats", daemon=True).start()
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.health.stop()
+        for part in (self.watch, self.watchdog, self.releases, self.snapshot, self.live):
+            part.stop()
+        self.outbox.close()
+        self.served.stop()
+        self.surfaces.close()
+
+    def can_answer(self) -> bool:
+        """An answer needs a catalogue; everything else has a fallback."""
+        return bool(self.catalogue.index().ids) or self.health.up("broker")
+
+    def stats(self) -> dict[str, Any]:
+        """Totals since the topic's start, and which parts are down."""
+        parts = self.health.now()
+        return {
+            **self.live.totals,
+            "users": len(self.activity),
+            "videos": len(self.catalogue.index().ids),
+            "now_ms": self.clock.now_ms(),
+            "release": self.releases.now.release_id,
+            "parts": {name: part["status"] for name, part in parts.items()},
+        }
+
+    def _checks(self, deps: Dependencies) -> dict[str, Callable[[], str]]:
+        def models() -> str:
+            if not deps.models.healthy():
+                return "the model server does not answer"
+            silent = [f"{name}: {why}" for name, why in self.watchdog.state.items()]
+            return "; ".join(silent)
+
+        return {
+            "broker": lambda: "" if deps.bus.healthy(1.0) else "the broker does not answer",
+            "store": lambda: "" if deps.store.healthy() else "the feature store does not answer",
+            "models": models,
+        }
+
+    def _release_changed(self, release: Release) -> None:
+        self.models.reset()
+        if hasattr(self, "live"):
+            self.live.publish(Message("release", asdict(release)))
+
+    def _tell_stats(self) -> None:
+        before, at = self.live.totals["events"], time.monotonic()
+        while not self.stopping.wait(1.0):
+            with contextlib.suppress(Exception):
+                stats = self.stats()
+                now = time.monotonic()
+                stats["events_per_s"] = round((stats["events"] - before) / (now - at), 1)
+                before, at = stats["events"], now
+                self.live.publish(Message("stats", stats))
 
 
-def _problem(problem: dict[str, Any]) -> dict[str, Any]:
-    place = list(problem["loc"])
-    path = place[1:] if place and place[0] in ("body", "query", "path") else place
-    index = path[0] if path and isinstance(path[0], int) else None
-    field = ".".join(str(part) for part in (path[1:] if index is not None else path)) or "body"
-    told = {"field": field, "loc": place, "msg": problem["msg"], "type": problem["type"]}
-    return told if index is None else {"index": index, **told}
-
-
-class BodyLimit:
-    """Refuses a body above `max_bytes` with 413, whether or not its length was announced."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        if self._announced(scope) > self._max_bytes:
-            refusal = json_reply({"detail": self._words()}, 413, {"Connection": "close"})
-            await refusal(scope, receive, send)
-            return
-        read = 0
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._max_bytes:
-                raise HTTPException(413, self._words())
-            return message
-
-        await self._app(scope, counted, send)
-
-    def _announced(self, scope: Scope) -> int:
-        text = dict(scope["headers"]).get(b"content-length", b"0")
-        return int(text) if text.isdigit() else 0
-
-    def _words(self) -> str:
-        return f"the body is larger than {self._max_bytes >> 20} MiB: send it in parts"
+def gateway_of(request: Request) -> Gateway:
+    """The running gateway behind a request."""
+    return cast(Gateway, request.app.state.gateway)

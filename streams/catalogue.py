@@ -19,9 +19,9 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
-from streams.bus import Bus, Record
-from streams.events import CATALOGUE_EVENT, CatalogueEvent, CatalogueItem, ItemTakenDown
-from streams.topics import CATALOGUE
+from streams.bus.contract import Bus, Record
+from streams.contract.events import CATALOGUE_EVENT, CatalogueEvent, CatalogueItem, ItemTakenDown
+from streams.contract.topics import CATALOGUE
 
 ITEM_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "video_id": pl.String,

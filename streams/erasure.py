@@ -18,9 +18,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from streams.bus import Bus, Outgoing, Record
-from streams.events import Id
-from streams.topics import ERASURES
+from streams.bus.contract import Bus, Outgoing, Record
+from streams.contract.events import Id
+from streams.contract.topics import ERASURES
 
 _log = logging.getLogger(__name__)
 WAIT_S = 0.5

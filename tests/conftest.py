@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from deploy.parts import process, triton
-from deploy.parts.kafka import Kafka
-from deploy.parts.process import Part, PartUnavailable
-from deploy.parts.tansu import Tansu
-from deploy.parts.valkey import Valkey
+from deploy.services import process, triton
+from deploy.services.kafka import Kafka
+from deploy.services.process import Part, PartUnavailable
+from deploy.services.tansu import Tansu
+from deploy.services.valkey import Valkey
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]

@@ -49,7 +49,7 @@ def test_a_package_imports_only_to_its_left(path: Path) -> None:
 
 
 def test_the_arrow_test_sees_imports_inside_functions() -> None:
-    inside = "def f():\n    import serving.query\n    from deploy import stack\n"
+    inside = "def f():\n    import serving.pipeline.query\n    from deploy import stack\n"
     assert _wrong_arrows("models", inside) == {"serving", "deploy"}
     assert _wrong_arrows("deploy", inside) == set()
 

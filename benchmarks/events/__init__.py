@@ -40,19 +40,19 @@ import numpy as np
 import polars as pl
 
 from benchmarks.events.fresh import Probes, flow
-from benchmarks.events.mill import KEY, USER_ALONE, WHOLE, Mill, mill
 from benchmarks.events.peers import Rate, measured
+from benchmarks.events.processes import KEY, USER_ALONE, WHOLE, Mill, mill
 from benchmarks.events.source import Source
 from benchmarks.events.throughput import Passed, Path
 from benchmarks.features.events import Stream
 from benchmarks.report import Report
 from deploy import wiring
-from deploy.parts.process import PartUnavailable
-from features.backfill import backfill
-from features.registry import RegisteredFeatureStore
+from deploy.services.process import PartUnavailable
+from features.feast.registry import RegisteredFeatureStore
+from features.offline.backfill import backfill
 from features.store import StoreDown
-from streams.clock import DAY_MS
-from streams.log import EventLog
+from streams.contract.clock import DAY_MS
+from streams.event_log import EventLog
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options

@@ -16,9 +16,9 @@ import orjson
 from confluent_kafka import Producer
 
 from benchmarks.events.source import Lines, Source, send
-from features.feast_store import FeastFeatureStore
+from features.online.redis_store import FeastFeatureStore
 from features.store import StoreDown
-from streams.topics import BEHAVIOUR
+from streams.contract.topics import BEHAVIOUR
 
 TICK_S, PROBE_EVERY_S, LOOK_EVERY_S = 0.01, 0.04, 0.008
 LOOKED_FOR = 16  # probes at once, the oldest; to read many more would take CPU from the path

@@ -16,15 +16,15 @@ import pyarrow as pa
 from deploy import state, wiring
 from deploy.process import BEHIND_S, CACHED_ROWS, COMBINED_BYTES
 from deploy.running import Process
-from streams.delivery import BatchHandler
-from streams.schema import EVENT_SCHEMA
-from streams.topics import EVENTS_BY_USER
-from streams.worker import Rounds, run_worker
+from streams.bus.delivery import BatchHandler
+from streams.contract.schema import EVENT_SCHEMA
+from streams.contract.topics import EVENTS_BY_USER
+from streams.workers.worker import Rounds, run_worker
 
 
 def user_door(process: Process) -> int:
     """Admission and sequencing, without the shuffles that nobody reads."""
-    from streams.batcher import run
+    from streams.ingest.service import run
 
     bus = wiring.bus(process.settings, ensure_topics=True)
     process.ready()
@@ -35,13 +35,13 @@ def user_door(process: Process) -> int:
 
 
 def log(process: Process) -> int:
-    from streams.log import EventLog
+    from streams.event_log import EventLog
 
     return _work(process, EventLog(process.settings.log_dir).append, Rounds())
 
 
 def user_fold(process: Process) -> int:
-    from features.fold_worker import fold_delivery, folded_schema
+    from features.live.worker import fold_delivery, folded_schema
 
     store = wiring.feature_store(process.settings, cached_rows=CACHED_ROWS)
     store.generation()

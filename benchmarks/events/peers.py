@@ -16,9 +16,9 @@ from pathlib import Path
 
 import orjson
 
-from deploy.parts.cache import cache_dir, filled_once, lock_hash
-from deploy.parts.process import PartUnavailable
-from deploy.parts.python_packages import install_into_environment
+from deploy.services.cache import cache_dir, filled_once, lock_hash
+from deploy.services.process import PartUnavailable
+from deploy.services.python_packages import install_into_environment
 
 HERE = Path(__file__).parent
 LOCK = HERE / "quixstreams.lock"

@@ -16,9 +16,9 @@ import polars as pl
 from confluent_kafka import Producer
 
 from benchmarks.features.events import Stream, make_events
-from streams.events import KINDS
-from streams.impression import Impression, sign
-from streams.topics import (
+from streams.contract.events import KINDS
+from streams.contract.impression import Impression, sign
+from streams.contract.topics import (
     BEHAVIOUR,
     EVENTS_BY_AUTHOR,
     EVENTS_BY_QUERY,

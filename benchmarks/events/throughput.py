@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.events.mill import DOORS, Cpu, Mill, await_handled
+from benchmarks.events.processes import DOORS, Cpu, Mill, await_handled
 from benchmarks.events.source import Progress, Source, Written, preload
-from streams.topics import ENTITY_TOPIC, EVENTS_BY_USER
+from streams.contract.topics import ENTITY_TOPIC, EVENTS_BY_USER
 
 WARM_EVENTS = 30_000
 

@@ -35,10 +35,10 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
 
-from benchmarks.events.mill import WHOLE, Mill, mill
+from benchmarks.events.processes import WHOLE, Mill, mill
 from benchmarks.events.source import send
+from benchmarks.exactness.faults import Storm
 from benchmarks.exactness.held import Held
-from benchmarks.exactness.storm import Storm
 from benchmarks.exactness.stream import Sent, stream
 from benchmarks.report import Report
 from deploy import wiring

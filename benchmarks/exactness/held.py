@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from benchmarks.events.mill import Mill
+from benchmarks.events.processes import Mill
 from benchmarks.exactness.stream import Sent
 from benchmarks.exactness.truth import (
     expected_feedback,
@@ -22,12 +22,12 @@ from benchmarks.exactness.truth import (
 )
 from deploy import wiring
 from features.definitions import DEFINITIONS
-from features.diff import diff
+from features.offline.diff import diff
 from features.store import EntityName
-from streams.bus import Bus
-from streams.dead_letters import Replayed, letters, replay
-from streams.feedback_store import read_feedback
-from streams.log import EventLog
+from streams.bus.contract import Bus
+from streams.event_log import EventLog
+from streams.feedback.store import read_feedback
+from streams.ingest.dead_letters import Replayed, letters, replay
 
 
 @dataclass

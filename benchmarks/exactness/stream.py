@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import polars as pl
 
-from benchmarks.events.mill import KEY
+from benchmarks.events.processes import KEY
 from benchmarks.events.source import CHUNK, Source, json_lines, sending_order
 from benchmarks.features.events import WITH_DWELL, Stream
 

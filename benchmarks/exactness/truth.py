@@ -12,7 +12,7 @@ import polars as pl
 
 from features.definitions import DEFINITIONS, EntityDefinition, LastN, Sum, Window
 from features.store import EntityName, FeatureStore
-from streams.outcomes import TASKS
+from streams.feedback.outcomes import TASKS
 
 READ_ROWS = 2_000
 _COLUMNS = {

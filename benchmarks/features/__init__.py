@@ -37,9 +37,9 @@ from benchmarks.features.offline import Backfilled, backfilled, feast_join, join
 from benchmarks.features.online import BATCH_ROWS, COMBINED_ROWS, beside_feast, fold_costs
 from benchmarks.features.spark import lacking, spark_fold
 from benchmarks.report import Report
-from deploy.parts import process
-from deploy.parts.process import Child
-from deploy.parts.valkey import Valkey
+from deploy.services import process
+from deploy.services.process import Child
+from deploy.services.valkey import Valkey
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.clock import DAY_MS, HOUR_MS
-from streams.events import KIND_CODE, KINDS
-from streams.schema import EVENT_SCHEMA
+from streams.contract.clock import DAY_MS, HOUR_MS
+from streams.contract.events import KIND_CODE, KINDS
+from streams.contract.schema import EVENT_SCHEMA
 
 T0_MS = 1_700_000_000_000
 SHARES = {

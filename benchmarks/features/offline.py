@@ -21,7 +21,7 @@ import psutil
 from benchmarks.features.events import Stream, make_events
 from features.definitions import DEFINITIONS
 from features.store import EntityName
-from streams.clock import HOUR_MS
+from streams.contract.clock import HOUR_MS
 
 FEATURES = 20
 BATCH_ROWS = 10_000
@@ -120,7 +120,7 @@ def _inputs(entity: EntityName, events: int, labels: int) -> tuple[pl.DataFrame,
 
 
 def _join(_folder: Path, entity: EntityName, events: int, labels: int, runs: int) -> dict[str, Any]:
-    from features.point_in_time import features_as_of, joined
+    from features.offline.point_in_time.join import features_as_of, joined
 
     before = _rss_mb()
     frame, asked = _inputs(entity, events, labels)
@@ -206,10 +206,10 @@ def _feast_join(folder: Path, events: int, labels: int) -> dict[str, Any]:
 
 
 def _append(folder: Path, events: int) -> dict[str, Any]:
-    from streams.bus import Stamp
-    from streams.delivery import Delivery
-    from streams.log import EventLog
-    from streams.topics import EVENTS_BY_USER
+    from streams.bus.contract import Stamp
+    from streams.bus.delivery import Delivery
+    from streams.contract.topics import EVENTS_BY_USER
+    from streams.event_log import EventLog
 
     log, part = EventLog(log_folder(folder, events)), 1_000_000
     for at in range(0, events, part):
@@ -221,8 +221,8 @@ def _append(folder: Path, events: int) -> dict[str, Any]:
 
 
 def _backfill(folder: Path, address: str, events: int) -> dict[str, Any]:
-    from features.backfill import backfill
-    from features.feast_store import FeastFeatureStore
+    from features.offline.backfill import backfill
+    from features.online.redis_store import FeastFeatureStore
 
     before = _rss_mb()
     store = FeastFeatureStore(address, 3, f"backfill-{events}", timeout_s=10)

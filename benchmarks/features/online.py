@@ -21,14 +21,14 @@ import pyarrow as pa
 
 from benchmarks.features.events import Stream, make_events
 from features.definitions import DEFINITIONS
-from features.feast_format import unwrap, view_name
-from features.feast_store import FeastFeatureStore
-from features.registry import RegisteredFeatureStore, open_store
-from features.spans import Spans
+from features.feast.registry import RegisteredFeatureStore, open_store
+from features.kernels.layout import digests
+from features.online.compare_and_set import Swap
+from features.online.feast_keys import unwrap, view_name
+from features.online.redis_store import FeastFeatureStore
+from features.rows.byte_slices import Spans
 from features.store import EntityName
-from features.swap import Swap
-from features.tiles import digests
-from streams.bus import Stamp
+from streams.bus.contract import Stamp
 
 if TYPE_CHECKING:
     import feast

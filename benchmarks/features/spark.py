@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from features.definitions import DEFINITIONS
-from streams.bus import Stamp
+from streams.bus.contract import Stamp
 
 CORES = 2
 STAMP = Stamp("backfill 1", 0, 0)
@@ -40,8 +40,8 @@ def lacking() -> str | None:
 
 def spark_fold(log_dir: Path) -> SparkFold:
     """Folds the log by Spark and here, after one run of Spark to warm it."""
-    from features.spark import folded, local, read_log, rebuilt
-    from streams.log import EventLog
+    from features.offline.spark import folded, local, read_log, rebuilt
+    from streams.event_log import EventLog
 
     log = EventLog(log_dir)
     log.gather()

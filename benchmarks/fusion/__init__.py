@@ -36,13 +36,13 @@ from benchmarks.__main__ import Options
 from benchmarks.fusion.methods import earn
 from benchmarks.fusion.outcome import METHODS, Outcome
 from benchmarks.report import Report, config_hash
-from deploy.world.ranking.config import WORLDS, RankingWorld
+from benchmarks.worlds.ranking.config import WORLDS, RankingWorld
 
 FIRST_SEED = 2
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".cache" / "benchmarks" / "fusion"
 QUICK_SCALE = 0.2
-MADE_BY = ("benchmarks/fusion/*.py", "deploy/world/ranking/*.py", "models/ranking/grade*.py")
+MADE_BY = ("benchmarks/fusion/*.py", "benchmarks/worlds/ranking/*.py", "models/ranking/grade*.py")
 
 
 def run(options: Options) -> Report:

@@ -11,15 +11,15 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.fusion.baselines import GaussianPolicy, invalid_share, regression, reinforce
 from benchmarks.fusion.outcome import Outcome
-from deploy.world.ranking.bounds import regress_truth
-from deploy.world.ranking.config import RankingWorld
-from deploy.world.ranking.gate import Drawn, draw
-from deploy.world.ranking.pools import Judge, attention, item_value, slate_mean
-from models.ranking.grade import FusionPolicy
-from models.ranking.grade_rewards import fit_satisfaction
-from models.ranking.grade_rivals import GaussianPolicy, invalid_share, regression, reinforce
-from models.ranking.grade_training import GroupTraining, feedback_reward, group_train, ltr
+from benchmarks.worlds.ranking.bounds import regress_truth
+from benchmarks.worlds.ranking.config import RankingWorld
+from benchmarks.worlds.ranking.gate import Drawn, draw
+from benchmarks.worlds.ranking.pools import Judge, attention, item_value, slate_mean
+from models.ranking.grade.policy import FusionPolicy
+from models.ranking.grade.rewards import fit_satisfaction
+from models.ranking.grade.train import GroupTraining, feedback_reward, group_train, ltr
 
 
 def earn(world: RankingWorld, seed: int, pace: float) -> Outcome:

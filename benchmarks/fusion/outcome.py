@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from models.evaluation import paired_bootstrap
+from models.training.evaluation import paired_bootstrap
 
 METHODS = (
     "uniform", "best static", "LTR only", "regression", "Gaussian exploration", "REINFORCE",

@@ -37,8 +37,8 @@ from benchmarks.multitask.fitting import MODELS, TRIALS, Trial
 from benchmarks.multitask.kept import fitted_once
 from benchmarks.multitask.world import world
 from benchmarks.report import Report
-from models.calibration import reliability
-from models.evaluation import PerUser, auc_per_user, gauc, paired_bootstrap
+from models.training.calibration import reliability
+from models.training.evaluation import PerUser, auc_per_user, gauc, paired_bootstrap
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options

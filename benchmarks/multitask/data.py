@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from deploy.world.movielens import DataUnavailable, load
+from deploy.simulation.movielens import DataUnavailable, load
 
 CUTS = (0.40, 0.80, 0.88)
 NEGATIVES = 2

@@ -1,6 +1,6 @@
 """The four models, fitted alike: the same rows, the same trials, early stopping for all.
 
-Knows networks made of `models.ranking.network`'s layers, and LightGBM. Does not know
+Knows networks made of `models.ranking.ple.network`'s layers, and LightGBM. Does not know
 where rows come from nor how results are judged.
 
 What small data asks of a network, of all three alike: ids start at nothing and are hidden
@@ -25,9 +25,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.multitask.data import Proxy, Rows
-from models.ranking.calibrate import platt
-from models.ranking.network import Architecture, Size, extraction
-from models.ranking.training import repeatable
+from models.ranking.ple.calibrate import platt
+from models.ranking.ple.network import Architecture, Size, extraction
+from models.ranking.ple.train import repeatable
 
 MODELS = ("ple", "shared_bottom", "single_task", "lightgbm")
 # Set by validation AUC: with 2,048 rows a step and 6 epochs, networks stopped before learning.

@@ -23,8 +23,8 @@ MADE_BY = (
     "benchmarks/multitask/fitting.py",
     "benchmarks/multitask/data.py",
     "benchmarks/multitask/world.py",
-    "models/ranking/network.py",
-    "models/ranking/calibrate.py",
+    "models/ranking/ple/network.py",
+    "models/ranking/ple/calibrate.py",
 )
 
 

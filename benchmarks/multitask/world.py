@@ -1,6 +1,6 @@
 """The ranking world as rows of (user, item, features): five tasks on logged impressions.
 
-Knows the world's constants (`deploy/world/ranking`) and plants tastes of its own: users
+Knows the world's constants (`benchmarks/worlds/ranking`) and plants tastes of its own: users
 and items carry factors, a task's log-odds are one affinity that all tasks share and one
 of the task's own, mixed by the world's correlation, at the world's rates and deviation;
 a label needs attention to its slot. Does not know models. What rows show is what a
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.multitask.data import CUTS, Proxy, Rows
-from deploy.world.ranking.config import TASKS, RankingWorld
-from deploy.world.ranking.pools import PoolMaker, attention
-from deploy.world.ranking.population import populate
+from benchmarks.worlds.ranking.config import TASKS, RankingWorld
+from benchmarks.worlds.ranking.pools import PoolMaker, attention
+from benchmarks.worlds.ranking.population import populate
 
 # Many sessions of few users, few factors: enough that tastes can be learned at all.
 USERS, ITEMS, SESSIONS = 600, 600, 25

@@ -24,10 +24,10 @@ from deploy.settings import Settings, load
 from features.store import DefinitionChanged, GenerationChanged, Status, StoreDown
 
 if TYPE_CHECKING:
-    from features.backfill import Live
-    from features.backfill import Progress as Report
-    from features.registry import RegisteredFeatureStore
-    from models.ranking.skew import Skewed, SkewReport
+    from features.feast.registry import RegisteredFeatureStore
+    from features.offline.backfill import Live
+    from features.offline.backfill import Progress as Report
+    from models.monitoring.skew import Skewed, SkewReport
 
 app = typer.Typer(
     help="Apply, rebuild, compare and look at features.",
@@ -59,7 +59,7 @@ def backfill(
     chunk_rows: Annotated[int, typer.Option(min=1, help="Events in memory at once.")] = 400_000,
 ) -> None:
     """Rebuilds every row from the event log; live folds go on beside it and count the rest."""
-    from features.backfill import backfill as run
+    from features.offline.backfill import backfill as run
 
     with _told(), _bar("backfill") as progress:
         settings = _settings()
@@ -84,7 +84,7 @@ def diff(
     limit: Annotated[int, typer.Option(min=1, help="Differences to print.")] = 20,
 ) -> None:
     """Compares the online rows with the log's own; exit code 1 when they differ."""
-    from features.diff import diff as run
+    from features.offline.diff import diff as run
 
     with _told(), _bar("fold the log") as progress:
         settings = _settings()
@@ -114,9 +114,9 @@ def skew(
     ] = 2.0,
 ) -> None:
     """Compares what the ranker saw with what training would read; exit code 1 where they differ."""
-    from models.datasets import load_training_log
-    from models.ranking.served import ServedLog
-    from models.ranking.skew import skew as judge
+    from models.monitoring.served_log import ServedLog
+    from models.monitoring.skew import skew as judge
+    from models.training.datasets import load_training_log
 
     settings = _settings()
     home = settings.home / "gateway"
@@ -179,7 +179,7 @@ def show(
 @app.command(epilog="Example: tidemill features freshness")
 def freshness() -> None:
     """How long the newest events took from admission to readable, per entity."""
-    from features.freshness import freshness as read
+    from features.live.freshness import freshness as read
 
     with _told():
         settings = _settings()
@@ -198,7 +198,7 @@ def freshness() -> None:
 
 def _tell_beginning(settings: Settings) -> None:
     """A rebuild from a log that retention has shortened is not the whole story."""
-    from streams.log import EventLog
+    from streams.event_log import EventLog
 
     begins = EventLog(settings.log_dir).begins_at_ms()
     if begins is not None:
@@ -223,8 +223,8 @@ def _store(settings: Settings) -> RegisteredFeatureStore:
 
 def _live(settings: Settings) -> Live:
     """The epochs of the topics that live folds read now."""
-    from features.backfill import Live
-    from streams.topics import ENTITY_TOPIC
+    from features.offline.backfill import Live
+    from streams.contract.topics import ENTITY_TOPIC
 
     bus = wiring.bus(settings, ensure_topics=True)
     epochs = {entity: bus.epoch(topic) for entity, topic in _entities(ENTITY_TOPIC)}
@@ -240,7 +240,7 @@ def _entities(topics: dict[str, str]) -> Iterator[tuple[Entity, str]]:
 @contextmanager
 def _told() -> Iterator[None]:
     """What a person can mend, in one line and without a traceback."""
-    from streams.bus import BusError
+    from streams.bus.contract import BusError
 
     try:
         yield

@@ -1,6 +1,6 @@
 """`tidemill log`: what the event log holds, its small files merged, its old hours dropped.
 
-Knows the command line, tables and progress bars. The work is `streams.upkeep`'s, which
+Knows the command line, tables and progress bars. The work is `streams.storage.compaction`'s, which
 the stack does by itself as well; all of it is safe beside a running one.
 """
 
@@ -20,8 +20,8 @@ from deploy import state, wiring
 from deploy.settings import Settings
 
 if TYPE_CHECKING:
-    from streams.segments import Segments
-    from streams.upkeep import Progress as Report
+    from streams.storage.compaction import Progress as Report
+    from streams.storage.segments import Segments
 
 app = typer.Typer(
     help="Look at the event log, merge its files, drop its old hours.",
@@ -34,7 +34,7 @@ console = Console(soft_wrap=True)
 @app.command(epilog="Example: tidemill log show")
 def show() -> None:
     """Rows, hours, files, size and times of the event log and of feedback."""
-    from streams.upkeep import extent
+    from streams.storage.compaction import extent
 
     settings = state.settings_in_use()
     parts = _parts(settings)
@@ -57,7 +57,7 @@ def show() -> None:
 @app.command(epilog="Example: tidemill log compact")
 def compact() -> None:
     """Files every batch as Parquet, merges small files within their hour and sorts them."""
-    from streams.upkeep import compact as run
+    from streams.storage.compaction import compact as run
 
     settings = state.settings_in_use()
     now_ms = wiring.clock(settings.clock).now_ms()
@@ -77,9 +77,9 @@ def retain(
     ] = None,
 ) -> None:
     """Drops the hours of log and feedback that are older than they are to be kept."""
-    from streams.clock import DAY_MS
-    from streams.upkeep import begins_at_ms
-    from streams.upkeep import retain as run
+    from streams.contract.clock import DAY_MS
+    from streams.storage.compaction import begins_at_ms
+    from streams.storage.compaction import retain as run
 
     settings = state.settings_in_use()
     kept = days or settings.log.retention_days
@@ -95,8 +95,8 @@ def retain(
 
 
 def _parts(settings: Settings) -> dict[str, Segments]:
-    from streams.feedback_store import segments_of
-    from streams.log import EventLog
+    from streams.event_log import EventLog
+    from streams.feedback.store import segments_of
 
     return {
         "log": EventLog(settings.log_dir).segments,

@@ -12,14 +12,14 @@ from importlib import import_module
 import typer
 from rich.console import Console
 
-from deploy.parts.process import PartFailed, PartUnavailable
+from deploy.services.process import PartFailed, PartUnavailable
 from deploy.settings import SettingsError
 from deploy.state import AlreadyRunning, NotRunning
 
 # Module -> the group's name; "" puts its commands at the root.
 GROUPS = {
     "deploy.cli.stack": "",
-    "deploy.cli.world": "",
+    "deploy.cli.demo": "",
     "deploy.cli.ask": "",
     "deploy.cli.log": "log",
     "deploy.cli.features": "features",

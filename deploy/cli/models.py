@@ -18,15 +18,15 @@ from rich.table import Table
 
 from deploy import state, wiring
 from deploy.settings import Settings
-from models.catalog import CATALOG
 from models.client import ModelClient, ModelUnavailable
 from models.recipe import NotEnoughData, TrainingLog
 from models.recipe import Progress as Report
-from models.release import Manifest, ReleaseError, ReleaseStore
-from models.repository import ModelRepository
+from models.registry import CATALOG
+from models.release.bundle import Manifest, ReleaseError, ReleaseStore
+from models.release.triton_repository import ModelRepository
 
 if TYPE_CHECKING:
-    from models.promotion import Promoter
+    from models.release.promotion import Promoter
 
 app = typer.Typer(
     help="Train, judge, release and align the served models.",
@@ -44,7 +44,7 @@ Seed = Annotated[int, typer.Option(help="The same seed and log give the same mod
 @app.command(epilog="Example: tidemill models train ranker queries --seed 7")
 def train(names: Names = None, seed: Seed = 0) -> None:
     """Trains models on everything the log holds and seals a bundle of each."""
-    from models.build import train as build
+    from models.training.build import train as build
 
     settings = state.settings_in_use()
     store, log, now_ms = ReleaseStore(settings.releases_dir), _log(settings), _now(settings)
@@ -74,7 +74,7 @@ def evaluate(
     if off_policy:
         _off_policy(_known(names) if names else ["ranker"], version, every_slate, seed)
         return
-    from models.build import evaluate as judge
+    from models.training.build import evaluate as judge
 
     log = _log(state.settings_in_use())
     notes: list[str] = []
@@ -125,7 +125,7 @@ def export(
     ),
 ) -> None:
     """Writes the newest bundles as a Triton model repository, for a server of your own."""
-    from models.build import newest
+    from models.training.build import newest
 
     store = ReleaseStore(state.settings_in_use().releases_dir)
     with _told():
@@ -141,8 +141,8 @@ def promote(
     ] = None,
 ) -> None:
     """Makes bundles a release, loads it beside the live one, tests it, and switches."""
-    from models.build import newest
-    from models.promotion import successor
+    from models.release.promotion import successor
+    from models.training.build import newest
 
     settings = state.settings_in_use()
     store = ReleaseStore(settings.releases_dir)
@@ -157,7 +157,7 @@ def promote(
 @app.command(epilog="Example: tidemill models update ranker")
 def update(name: Annotated[str, typer.Argument(help="The model.")], seed: Seed = 0) -> None:
     """Aligns a challenger on feedback since the last update; a gate decides if it goes live."""
-    from models.update import update as run
+    from models.training.update import update as run
 
     settings = state.settings_in_use()
     store, log, now_ms = ReleaseStore(settings.releases_dir), _log(settings), _now(settings)
@@ -199,7 +199,7 @@ def _now(settings: Settings) -> int:
 
 
 def _log(settings: Settings) -> TrainingLog:
-    from models.datasets import load_training_log
+    from models.training.datasets import load_training_log
 
     return load_training_log(settings.log_dir, settings.feedback_dir, _now(settings))
 
@@ -207,7 +207,7 @@ def _log(settings: Settings) -> TrainingLog:
 @contextmanager
 def _promoter(settings: Settings, store: ReleaseStore) -> Iterator[Promoter]:
     """On the stack's server and topics where one runs, else in this process and silent."""
-    from models.promotion import Promoter, announcement
+    from models.release.promotion import Promoter, announcement
 
     running = state.is_claimed(settings.home)
     client = wiring.model_client(settings) if running else _in_process(settings)
@@ -226,7 +226,7 @@ def _promoter(settings: Settings, store: ReleaseStore) -> Iterator[Promoter]:
 
 
 def _in_process(settings: Settings) -> ModelClient:
-    from models.in_process import InProcessClient
+    from models.release.in_process import InProcessClient
 
     return InProcessClient(settings.repository_dir)
 

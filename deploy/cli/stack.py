@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy import state
-from deploy.parts.process import wait_until
+from deploy.services.process import wait_until
 from deploy.settings import Settings, load
 from deploy.supervisor import Report
 
@@ -143,9 +143,9 @@ def address_table(settings: Settings) -> Table:
 
 
 def _answers(settings: Settings) -> Iterator[tuple[str, str, str, bool]]:
-    from deploy.parts.tansu import answers_metadata
-    from deploy.parts.triton import answers_http
-    from deploy.parts.valkey import answers_ping
+    from deploy.services.tansu import answers_metadata
+    from deploy.services.triton import answers_http
+    from deploy.services.valkey import answers_ping
 
     broker, store, triton = settings.broker, settings.store, settings.triton
     servers = broker.bootstrap_servers

@@ -25,9 +25,9 @@ from models.alignment.off_policy import (
     slate_decisions,
     snips,
 )
-from models.evaluation import PerUser, auc_per_user, compare
-from models.ranking.examples import Examples
+from models.ranking.ple.data import Examples
 from models.recipe import Evaluation
+from models.training.evaluation import PerUser, auc_per_user, compare
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from models.evaluation import paired_bootstrap
+from models.training.evaluation import paired_bootstrap
 
 Team = Literal["a", "b"]
 Item = TypeVar("Item", bound=Hashable)

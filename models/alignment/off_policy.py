@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.evaluation import paired_bootstrap
+from models.training.evaluation import paired_bootstrap
 
 MAX_RATIO = 20.0
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.ranking.examples import Examples, examination
+from models.ranking.ple.data import Examples, examination
 
 MAX_WEIGHT = 4.0
 

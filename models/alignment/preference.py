@@ -3,7 +3,7 @@
 Papers: DPO (arXiv 2305.18290) and its form for one chosen and many rejected items,
 S-DPO (arXiv 2406.09215). The policy's log-preference for a candidate is the logarithm
 of the served score, fused with the user's own weights; the partition function cancels
-within a slate. Only P(action) moves here: the weights learn by `models.ranking.fusion`. Knows tensors, preferences and seeds. Does not know logs or gates.
+within a slate. Only P(action) moves here: the weights learn by `models.ranking.grade.served_fusion`. Knows tensors, preferences and seeds. Does not know logs or gates.
 
 Kept: the frozen reference, beta, the listwise form. Added: the tasks' cross-entropy on
 the same slates, so that P(action) stays one. Scaled down: a few passes over thousands
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from models.alignment.pairs import Preferences
-from models.ranking.network import Ranker
-from models.ranking.tensors import Batch
-from models.ranking.training import chunks_of, log_score, loss_of, repeatable
+from models.ranking.ple.network import Ranker
+from models.ranking.ple.tensors import Batch
+from models.ranking.ple.train import chunks_of, log_score, loss_of, repeatable
 from models.recipe import Progress
 
 

@@ -1,11 +1,11 @@
 """The ranker's challenger: taught by earlier slates, judged on later ones.
 
 Both halves go on from the incumbent: P(action) by preference (`preference`), with the
-weights held; then the fusion policy by groups (`models.ranking.fusion`), with P(action)
+weights held; then the fusion policy by groups (`models.ranking.grade.served_fusion`), with P(action)
 held, near the policy that served. One gate judges what comes of both.
 
 Knows how a ranker's bundle becomes another. Does not know releases' order or servers
-(`models.update`).
+(`models.training.update`).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import numpy as np
 from models.alignment.gate import Rules, Verdict, judge
 from models.alignment.pairs import preferences
 from models.alignment.preference import Alignment, align
-from models.ranking.examples import Examples, impression_examples
-from models.ranking.export import read_network, write_bundle
-from models.ranking.fusion import FusionTraining, learn_fusion
-from models.ranking.ple import canary, scores_of
-from models.ranking.tensors import batch_of
-from models.ranking.training import awaken
+from models.ranking.grade.served_fusion import FusionTraining, learn_fusion
+from models.ranking.ple.data import Examples, impression_examples
+from models.ranking.ple.export import read_network, write_bundle
+from models.ranking.ple.recipe import canary, scores_of
+from models.ranking.ple.tensors import batch_of
+from models.ranking.ple.train import awaken
 from models.recipe import NotEnoughData, Progress, TrainingLog
-from models.release import write_canary
+from models.release.bundle import write_canary
 
 
 @dataclass(frozen=True)
 class RankerUpdate:
-    """A `models.update.Challenge`."""
+    """A `models.training.update.Challenge`."""
 
     slates: int = 8_000
     train_share: float = 0.7  # the earlier part in time
@@ -97,5 +97,5 @@ class RankerUpdate:
 
 
 def update() -> RankerUpdate:
-    """The ranker's update as `models.update` names it."""
+    """The ranker's update as `models.training.update` names it."""
     return RankerUpdate()

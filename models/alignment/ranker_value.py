@@ -1,7 +1,7 @@
 """What a ranker that is not live would have earned on the slates that the live one served.
 
 Knows bundles, the log and which releases served with the live version. Does not know
-releases' life (`models.update`) nor the estimators' insides (`models.alignment.off_policy`).
+releases' life (`models.training.update`) nor the estimators' insides (`models.alignment.off_policy`).
 
 Only slates after the moment the other ranker was sealed count, unless told otherwise:
 what a model has learned from cannot judge it.
@@ -16,12 +16,12 @@ import polars as pl
 
 from models.alignment.gate import decisions_of
 from models.alignment.off_policy import Estimate, doubly_robust, ips, snips
-from models.ranking.examples import impression_examples
-from models.ranking.export import read_network
-from models.ranking.ple import scores_of
-from models.ranking.tensors import batch_of
+from models.ranking.ple.data import impression_examples
+from models.ranking.ple.export import read_network
+from models.ranking.ple.recipe import scores_of
+from models.ranking.ple.tensors import batch_of
 from models.recipe import NotEnoughData, Progress, TrainingLog
-from models.release import Bundle, ReleaseError, ReleaseStore
+from models.release.bundle import Bundle, ReleaseError, ReleaseStore
 
 MIN_SLATES = 60
 SLATES = 8_000

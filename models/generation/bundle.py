@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.generation.decode import Tables
 from models.generation.words import QuerySet, Vocabulary
+from models.layers.decode import Tables
 from models.layers.trie import Trie
 
 READER, WRITER = "reader.onnx", "writer.onnx"

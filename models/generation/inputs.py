@@ -15,7 +15,7 @@ from models.signature import Signature, TensorSpec, byte_list
 
 if TYPE_CHECKING:
     from features.store import FeatureFrame
-    from streams.events import CatalogueItem
+    from streams.contract.events import CatalogueItem
 
 SIGNATURE = Signature(
     inputs=(

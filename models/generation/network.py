@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from models.generation.decode import Written
 from models.generation.pointers import POINTERS
 from models.generation.prompt import BUDGET, SEGMENTS, Prompt, stack
 from models.generation.words import MAX_WORDS, PAD
+from models.layers.decode import Written
 from models.layers.transformer import DecoderLayer, EncoderLayer, causal_bias
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.generation.bundle import Lexicon
-from models.generation.decode import Network, Tables, beam_search
 from models.generation.pointers import counts
 from models.generation.prompt import ANCHOR_HISTORY, USER_QUERY_HISTORY, Context, encode
+from models.layers.decode import Network, Tables, beam_search
 
 WIDTH = 24  # the least beam; a larger k widens it
 

@@ -15,10 +15,10 @@ import numpy as np
 import onnxruntime
 
 from models.generation.bundle import READER, WRITER, read
-from models.generation.decode import Written
 from models.generation.inputs import MAX_K, SIGNATURE
 from models.generation.prompt import Context, Prompt, stack
 from models.generation.recommend import recommend
+from models.layers.decode import Written
 from models.signature import BadInput, Signature, byte_list, text_list
 
 

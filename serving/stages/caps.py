@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.query import Candidate
-from streams.events import Provenance
+from serving.pipeline.query import Candidate
+from streams.contract.events import Provenance
 
 
 class Cap(Protocol):

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serving.activity import Activity
-from serving.catalogue import LiveCatalogue
-from serving.query import Pool, Query, texts
+from serving.pipeline.query import Pool, Query, texts
+from serving.state.activity import Activity
+from serving.state.catalogue import LiveCatalogue
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from features.store import FeatureFrame, FeatureStore, StoreDown
 from models.client import ModelClient
 from models.generation import inputs as generation
 from models.reasoning import inputs as reasoning
-from serving.catalogue import LiveCatalogue
-from serving.fallback import Snapshot, absent, most_frequent
-from serving.query import Candidate, Query, texts
-from serving.trace import current_headers
+from serving.monitoring.trace import current_headers
+from serving.pipeline.query import Candidate, Query, texts
+from serving.state.catalogue import LiveCatalogue
+from serving.state.last_rows import Snapshot, absent, most_frequent
 
 QUERIES, REACTIVATION = "queries", "reactivation"
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from features.store import FeatureStore, Status
-from serving.catalogue import LiveCatalogue
-from serving.fallback import LastUsers, absent, joined
-from serving.query import Candidate, Query, take
-from serving.stage import Hydration
+from serving.pipeline.query import Candidate, Query, take
+from serving.pipeline.stage import Hydration
+from serving.state.catalogue import LiveCatalogue
+from serving.state.last_rows import LastUsers, absent, joined
 
 _NOBODY = absent("author", [""])  # made once: half a millisecond
 

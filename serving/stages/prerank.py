@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.activity import Activity
-from serving.catalogue import LiveCatalogue
-from serving.fallback import Snapshot
-from serving.query import Pool, Query
+from serving.pipeline.query import Pool, Query
 from serving.stages.scorers import PopularTaste, standardised
 from serving.stages.sources import lately
+from serving.state.activity import Activity
+from serving.state.catalogue import LiveCatalogue
+from serving.state.last_rows import Snapshot
 
 _TOGETHER = 1.0  # deviations of popularity that one deviation of co-engagement is worth
 EXPLORED = "fresh"  # this source's candidates are the exploration's share, never cut

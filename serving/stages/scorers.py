@@ -11,13 +11,13 @@ import numpy as np
 
 from features.store import FeatureFrame
 from models.client import ModelClient
-from models.ranking.dirichlet import draw
-from models.ranking.inputs import TASKS, assemble
-from serving.catalogue import LiveCatalogue
-from serving.fallback import Snapshot, absent
-from serving.query import Pool, Query, Scored, texts
+from models.ranking.grade.dirichlet import draw
+from models.ranking.ple.inputs import TASKS, assemble
+from serving.monitoring.trace import current_headers
+from serving.pipeline.query import Pool, Query, Scored, texts
 from serving.stages.sources import lately
-from serving.trace import current_headers
+from serving.state.catalogue import LiveCatalogue
+from serving.state.last_rows import Snapshot, absent
 
 RANKER = "ranker"
 _TASTE = 1.5  # standard deviations of popularity that a perfect match of genres is worth

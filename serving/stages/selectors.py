@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.query import Candidate, Pool, Query, Removal
+from serving.pipeline.query import Candidate, Pool, Query, Removal
 from serving.stages.caps import Cap, first_reasons
 from serving.stages.scorers import standardised
-from streams.topics import entity_hash
+from streams.contract.topics import entity_hash
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.activity import Activity
-from serving.catalogue import LiveCatalogue
-from serving.fallback import Snapshot
-from serving.query import Candidate, Query, texts
-from streams.events import CatalogueItem
+from serving.pipeline.query import Candidate, Query, texts
+from serving.state.activity import Activity
+from serving.state.catalogue import LiveCatalogue
+from serving.state.last_rows import Snapshot
+from streams.contract.events import CatalogueItem
 
 # How much one engagement says about taste; a play may be an accident, an order is not.
 _TASTE_WEIGHT = {"play": 0.5, "long_view": 1.0, "like": 1.5, "share": 1.5, "follow": 1.5}

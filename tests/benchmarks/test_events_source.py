@@ -7,19 +7,25 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
-from benchmarks.events.mill import KEY
+from benchmarks.events.processes import KEY
 from benchmarks.events.source import Lines, Source
 from benchmarks.features.events import Stream
-from streams.admission import AdmissionLimits
-from streams.batcher import Batcher
-from streams.bus import Outgoing
-from streams.clock import DAY_MS, WallClock
-from streams.events import KIND_CODE
-from streams.fanout import FanOut
-from streams.feedback import Join
-from streams.memory_bus import MemoryBus
-from streams.schema import from_ipc
-from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER, topic_specs
+from streams.bus.contract import Outgoing
+from streams.bus.memory import MemoryBus
+from streams.contract.clock import DAY_MS, WallClock
+from streams.contract.events import KIND_CODE
+from streams.contract.schema import from_ipc
+from streams.contract.topics import (
+    BEHAVIOUR,
+    BEHAVIOUR_DEAD,
+    ENTITY_TOPIC,
+    EVENTS_BY_USER,
+    topic_specs,
+)
+from streams.feedback.join import Join
+from streams.ingest.admission import AdmissionLimits
+from streams.ingest.fanout import FanOut
+from streams.ingest.service import Batcher
 
 N = 3_000
 

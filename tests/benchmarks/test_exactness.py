@@ -10,10 +10,10 @@ from benchmarks.exactness.held import _differing, _other_fields
 from benchmarks.exactness.stream import FORMS, Sent, stream
 from benchmarks.exactness.truth import expected_rows, row_differences
 from features.memory_store import MemoryFeatureStore
-from streams.bus import Stamp
-from streams.decode import decode
-from streams.events import KIND_CODE
-from streams.schema import EVENT_SCHEMA, conform
+from streams.bus.contract import Stamp
+from streams.codec.decode import decode
+from streams.contract.events import KIND_CODE
+from streams.contract.schema import EVENT_SCHEMA, conform
 
 N = 3_000
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks.multitask.data import Proxy
 from benchmarks.multitask.fitting import Net, Trial, _calibrated_loss, fitted
 from benchmarks.multitask.world import world
-from models.calibration import reliability
+from models.training.calibration import reliability
 
 TRIAL = Trial(3e-3, 1.0, 15, 0.05)
 

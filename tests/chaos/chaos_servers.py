@@ -12,10 +12,10 @@ from pathlib import Path
 import redis
 from confluent_kafka.admin import AdminClient
 
-from deploy.parts.kafka import Kafka
-from deploy.parts.process import Child, start
-from deploy.parts.valkey import Valkey
-from streams.topics import topic_specs
+from deploy.services.kafka import Kafka
+from deploy.services.process import Child, start
+from deploy.services.valkey import Valkey
+from streams.contract.topics import topic_specs
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 from chaos_world import World
 from confluent_kafka import Consumer
 
-from streams.topics import ADMITTED, BEHAVIOUR, ENTITY_TOPIC, EVENTS_BY_USER
+from streams.contract.topics import ADMITTED, BEHAVIOUR, ENTITY_TOPIC, EVENTS_BY_USER
 
 TOPICS = {
     "batcher": [BEHAVIOUR],

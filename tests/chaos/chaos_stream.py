@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from streams.impression import Impression, sign
+from streams.contract.impression import Impression, sign
 
 KEY = bytes(range(32))  # signs the impressions; the stack under test is given the same
 USERS, VIDEOS, AUTHORS, QUERIES = 120, 50, 12, 20

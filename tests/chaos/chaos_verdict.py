@@ -24,13 +24,13 @@ from benchmarks.exactness.truth import (
     frame,
     row_differences,
 )
-from features.backfill import backfill
 from features.definitions import DEFINITIONS
-from features.diff import compare
-from features.feast_store import FeastFeatureStore
+from features.offline.backfill import backfill
+from features.offline.diff import compare
+from features.online.redis_store import FeastFeatureStore
 from features.store import EntityName
-from streams.feedback_store import read_feedback
-from streams.topics import FEEDBACK
+from streams.contract.topics import FEEDBACK
+from streams.feedback.store import read_feedback
 
 SHOWN = 12  # differences named when a law fails
 QUIET_S = 0.7  # what should not come has time to come

@@ -26,17 +26,15 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaExcepti
 from confluent_kafka.admin import AdminClient
 
 from deploy import state
-from deploy.parts.process import Child, Command
+from deploy.services.process import Child, Command
 from deploy.settings import Settings
-from features.feast_store import FeastFeatureStore
-from features.fold_worker import consumer_group
+from features.kernels.layout import decode
+from features.live.worker import consumer_group
+from features.online.redis_store import FeastFeatureStore
 from features.store import StoreDown
-from features.tiles import decode
-from streams.bus import BusError, Outgoing
-from streams.dead_letters import DeadLetter, letters
-from streams.kafka_bus import KafkaBus
-from streams.log import EventLog
-from streams.topics import (
+from streams.bus.contract import BusError, Outgoing
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.topics import (
     ADMITTED,
     BEHAVIOUR,
     BEHAVIOUR_DEAD,
@@ -44,7 +42,9 @@ from streams.topics import (
     EVENTS_BY_USER,
     topic_specs,
 )
-from streams.worker import Epochs
+from streams.event_log import EventLog
+from streams.ingest.dead_letters import DeadLetter, letters
+from streams.workers.worker import Epochs
 
 LIFE = Path(__file__).with_name("life.py")
 ROOT = Path(__file__).parents[2]

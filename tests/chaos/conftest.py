@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.parts.process import PartUnavailable
+from deploy.services.process import PartUnavailable
 
 sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules, chaos_*.py
 

@@ -16,10 +16,11 @@ import sys
 from typing import Any
 
 from deploy import process, wiring
-from features.registry import RegisteredFeatureStore
-from streams import loop, worker
-from streams.clock import Clock
-from streams.kafka_bus import KafkaBus
+from features.feast.registry import RegisteredFeatureStore
+from streams.bus import consume as loop
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.clock import Clock
+from streams.workers import worker
 
 SESSION_MS = 1_500
 MAX_POLL = 100

@@ -15,8 +15,8 @@ from chaos_stream import Stream, halves
 from chaos_verdict import Verdict
 from chaos_world import World
 
-from streams import dead_letters
-from streams.dead_letters import DeadLetter
+from streams.ingest import dead_letters
+from streams.ingest.dead_letters import DeadLetter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 Draw = Callable[[int], Stream]

@@ -12,16 +12,16 @@ from typing import Any
 import orjson
 import pytest
 
-from streams.admission import AdmissionLimits
-from streams.batcher import Batcher
-from streams.bus import Outgoing, Stamp
-from streams.clock import ManualClock
-from streams.delivery import Delivery
-from streams.log import EventLog
-from streams.memory_bus import MemoryBus
-from streams.schema import from_ipc
-from streams.sequencer import Sequencer
-from streams.topics import BEHAVIOUR, EVENTS_BY_USER, topic_specs
+from streams.bus.contract import Outgoing, Stamp
+from streams.bus.delivery import Delivery
+from streams.bus.memory import MemoryBus
+from streams.contract.clock import ManualClock
+from streams.contract.schema import from_ipc
+from streams.contract.topics import BEHAVIOUR, EVENTS_BY_USER, topic_specs
+from streams.event_log import EventLog
+from streams.ingest.admission import AdmissionLimits
+from streams.ingest.sequencer import Sequencer
+from streams.ingest.service import Batcher
 
 NOW_MS = 1_750_000_000_000
 LIMITS = AdmissionLimits()

@@ -22,7 +22,7 @@ import triton_python_backend_utils as pb
 class TritonPythonModel:
     def execute(self, requests):
         assert np.__version__.startswith("1.26"), np.__version__
-        import onnxruntime, polars, torch, streams.topics  # the project's, behind numpy 1.26
+        import onnxruntime, polars, torch, streams.contract.topics  # the project's, behind numpy 1.26
         arrays = [pb.get_input_tensor_by_name(r, "IN").as_numpy() for r in requests]
         return [pb.InferenceResponse([pb.Tensor("OUT", a * np.float32(2))]) for a in arrays]
 """

@@ -101,7 +101,7 @@ def test_services_wait_only_for_services() -> None:
 
 
 def test_kafka_is_the_version_of_the_tests() -> None:
-    from deploy.parts.kafka import KAFKA_VERSION
+    from deploy.services.kafka import KAFKA_VERSION
 
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
 
@@ -134,7 +134,7 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     from prometheus_client import REGISTRY
 
     import streams.telemetry
-    from serving.metrics import Metrics
+    from serving.monitoring.metrics import Metrics
 
     known = {
         sample_name

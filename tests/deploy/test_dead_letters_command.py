@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from deploy import state
 from deploy.cli.main import build
-from deploy.parts import process
-from deploy.parts.tansu import Tansu
+from deploy.services import process
+from deploy.services.tansu import Tansu
 from deploy.settings import load
-from streams import dead_letters
-from streams.bus import Record
-from streams.kafka_bus import KafkaBus
-from streams.topics import BEHAVIOUR, topic_specs
+from streams.bus.contract import Record
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.topics import BEHAVIOUR, topic_specs
+from streams.ingest import dead_letters
 
 MENDING = """
 def plays(dead):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deploy import doctor
-from deploy.parts import tansu
-from deploy.parts.process import PartUnavailable
+from deploy.services import tansu
+from deploy.services.process import PartUnavailable
 
 
 def test_every_part_is_looked_at_once() -> None:

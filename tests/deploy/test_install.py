@@ -110,9 +110,9 @@ def test_a_changed_loop_is_compiled_again_and_no_other(
     ran.clear()
     changed = tmp_path / "loops.py"
     changed.write_text("# other code")
-    install.COMPILED["streams.recent_keys"] = [changed]
+    install.COMPILED["streams.kernels.recent_keys"] = [changed]
     install._install()
-    assert ran == ["streams.recent_keys"]
+    assert ran == ["streams.kernels.recent_keys"]
 
 
 def test_a_failed_installation_is_not_taken_for_done(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from deploy import process, state
-from deploy.parts.own import OwnProcess
 from deploy.running import Process
+from deploy.services.own import OwnProcess
 from deploy.settings import Settings, SettingsError, load
 from deploy.stack import own_processes
 

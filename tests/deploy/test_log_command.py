@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from deploy.cli.main import build
 from deploy.settings import load
-from streams.bus import Stamp
-from streams.clock import DAY_MS, HOUR_MS, WallClock
-from streams.delivery import Delivery
-from streams.events import KIND_CODE
-from streams.log import EventLog
-from streams.schema import EVENT_SCHEMA
-from streams.topics import EVENTS_BY_USER
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.clock import DAY_MS, HOUR_MS, WallClock
+from streams.contract.events import KIND_CODE
+from streams.contract.schema import EVENT_SCHEMA
+from streams.contract.topics import EVENTS_BY_USER
+from streams.event_log import EventLog
 
 Run = Callable[..., str]
 

@@ -15,10 +15,10 @@ import redis
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.parts import process
-from deploy.parts.process import Child, Command, PartFailed, PartUnavailable, running
-from deploy.parts.tansu import Tansu
-from deploy.parts.valkey import Valkey
+from deploy.services import process
+from deploy.services.process import Child, Command, PartFailed, PartUnavailable, running
+from deploy.services.tansu import Tansu
+from deploy.services.valkey import Valkey
 
 
 def _round_trip(bootstrap_servers: str) -> int:
@@ -98,7 +98,7 @@ def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
 
 def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
-        "import sys,time; from pathlib import Path; from deploy.parts import process, valkey\n"
+        "import sys,time; from pathlib import Path; from deploy.services import process, valkey\n"
         "store = valkey.Valkey(Path(sys.argv[1])); child = process.start(store)\n"
         "print(child.pid, flush=True); time.sleep(60)"
     )
@@ -128,7 +128,7 @@ def test_promised_ports_are_all_different() -> None:
 def test_no_maven_means_unavailable_with_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deploy.parts import kafka
+    from deploy.services import kafka
 
     monkeypatch.setenv("TIDEMILL_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")

@@ -12,14 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.features import app
-from models.ranking.inputs import HISTORY, USER_FEATURES, VIDEO_FEATURES
-from models.ranking.served import ServedLog, ServedSlate
-from streams.bus import Stamp
-from streams.delivery import Delivery
-from streams.events import KIND_CODE
-from streams.log import EventLog
-from streams.schema import EVENT_SCHEMA
-from streams.topics import EVENTS_BY_USER
+from models.monitoring.served_log import ServedLog, ServedSlate
+from models.ranking.ple.inputs import HISTORY, USER_FEATURES, VIDEO_FEATURES
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.events import KIND_CODE
+from streams.contract.schema import EVENT_SCHEMA
+from streams.contract.topics import EVENTS_BY_USER
+from streams.event_log import EventLog
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from deploy import state
-from deploy.parts import triton
-from deploy.parts.process import listening, wait_until
+from deploy.services import triton
+from deploy.services.process import listening, wait_until
 from deploy.settings import Settings
 from deploy.stack import OWN_PROCESSES, Stack
 

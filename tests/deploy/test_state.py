@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from deploy import state
-from deploy.parts.process import Child, Command, wait_until
+from deploy.services.process import Child, Command, wait_until
 from deploy.settings import load
 from deploy.state import AlreadyRunning, NotRunning, ServiceRecord
 

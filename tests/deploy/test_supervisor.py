@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.parts.process import Command, PartFailed, free_port, listening, wait_until
+from deploy.services.process import Command, PartFailed, free_port, listening, wait_until
 from deploy.supervisor import (
     DEAF_CHECKS,
     LONGEST_BACKOFF_S,

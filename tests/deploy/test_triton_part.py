@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from deploy.parts import process, triton
-from deploy.parts.triton import Triton
+from deploy.services import process, triton
+from deploy.services.triton import Triton
 
 WriteModel = Callable[[Path, str], None]
 

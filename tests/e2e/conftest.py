@@ -22,11 +22,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from deploy import wiring
 from deploy.settings import Settings, TelemetrySettings
+from deploy.simulation.history import History, history
+from deploy.simulation.movielens import DataUnavailable, MovieLens, load
+from deploy.simulation.replay import replay
 from deploy.stack import Stack
-from deploy.world.history import History, history
-from deploy.world.movielens import DataUnavailable, MovieLens, load
-from deploy.world.replay import replay
-from streams.log import EventLog
+from streams.event_log import EventLog
 
 ROOT = Path(__file__).resolve().parents[2]
 PEOPLE = 150  # replayed users: enough for each model to have something to learn

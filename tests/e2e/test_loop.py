@@ -18,11 +18,11 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from deploy import wiring
-from streams.bus import Outgoing
-from streams.dead_letters import read_letter
-from streams.feedback_store import read_feedback
-from streams.log import EventLog
-from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, REQUESTS, RESPONSES
+from streams.bus.contract import Outgoing
+from streams.contract.topics import BEHAVIOUR, BEHAVIOUR_DEAD, REQUESTS, RESPONSES
+from streams.event_log import EventLog
+from streams.feedback.store import read_feedback
+from streams.ingest.dead_letters import read_letter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SEED = 7

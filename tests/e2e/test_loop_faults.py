@@ -13,7 +13,7 @@ import pytest
 
 from deploy.settings import Settings
 from deploy.stack import Stack
-from streams.log import EventLog
+from streams.event_log import EventLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 Loop = Any  # tests/e2e/conftest.py

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from features.definitions import DEFINITIONS, EntityDefinition, Sum
-from features.feast_store import FeastFeatureStore
 from features.memory_store import MemoryFeatureStore
+from features.online.redis_store import FeastFeatureStore
 from features.store import EntityName, FeatureFrame, FeatureStore
-from streams.events import KIND_CODE
-from streams.schema import EVENT_SCHEMA
+from streams.contract.events import KIND_CODE
+from streams.contract.schema import EVENT_SCHEMA
 
 Event = Mapping[str, Any]
 Table = Callable[[Sequence[Event]], pa.Table]

@@ -10,19 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.backfill import Live, backfill, ensure_whole
-from features.cut import Cut
 from features.definitions import DEFINITIONS
-from features.diff import compare, diff, rebuild_in_memory
-from features.feast_store import FeastFeatureStore
 from features.memory_store import MemoryFeatureStore
+from features.offline.backfill import Live, backfill, ensure_whole
+from features.offline.diff import compare, diff, rebuild_in_memory
+from features.online.rebuild_cutoff import Cut
+from features.online.redis_store import FeastFeatureStore
 from features.store import GenerationChanged
-from streams.bus import Stamp
-from streams.clock import DAY_MS
-from streams.delivery import Delivery
-from streams.events import KINDS
-from streams.log import EventLog
-from streams.topics import EVENTS_BY_USER, partition_of
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.clock import DAY_MS
+from streams.contract.events import KINDS
+from streams.contract.topics import EVENTS_BY_USER, partition_of
+from streams.event_log import EventLog
 
 T0 = 1_700_000_000_000
 NOW = T0 + 6 * DAY_MS

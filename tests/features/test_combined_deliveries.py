@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.definitions import DEFINITIONS
-from features.finish import finish_blobs
-from features.fold_worker import fold_delivery
+from features.live.worker import fold_delivery
 from features.memory_store import MemoryFeatureStore
-from streams.bus import Stamp
-from streams.clock import DAY_MS
-from streams.delivery import MESSAGE_OFFSET, MESSAGE_PARTITION, Delivery, combine
-from streams.events import KINDS
+from features.rows.finalize import finish_blobs
+from streams.bus.contract import Stamp
+from streams.bus.delivery import MESSAGE_OFFSET, MESSAGE_PARTITION, Delivery, combine
+from streams.contract.clock import DAY_MS
+from streams.contract.events import KINDS
+from streams.contract.topics import EVENTS_BY_USER
 from streams.telemetry import pack, unpack
-from streams.topics import EVENTS_BY_USER
 
 MESSAGES, GAP = 12, 3  # transactions leave gaps between offsets
 NAMES = [kind for kind in KINDS if kind != "search"]

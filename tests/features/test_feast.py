@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 import redis
 
-from features.connection import bulk
 from features.definitions import DEFINITIONS
-from features.feast_format import BYTES_TAG, RowFormat, timestamp, unwrap, view_name
-from features.feast_store import FeastFeatureStore
-from features.packing import packed_values
-from features.registry import RegisteredFeatureStore, open_store
-from features.spans import Spans, readable_bytes
+from features.feast.registry import RegisteredFeatureStore, open_store
+from features.kernels.packing import packed_values
+from features.online.connection import bulk
+from features.online.feast_keys import BYTES_TAG, RowFormat, timestamp, unwrap, view_name
+from features.online.redis_store import FeastFeatureStore
+from features.rows.byte_slices import Spans, readable_bytes
 from features.store import Status
-from streams.bus import Stamp
+from streams.bus.contract import Stamp
 
 NOW = 1_700_000_000_123
 ENTITIES = list(DEFINITIONS)
@@ -177,6 +177,6 @@ def test_ids_are_found_again_in_their_keys():
 
 
 def test_folding_and_reading_import_no_feast():
-    light = "features.store, features.definitions, features.registry, features.fold_worker"
+    light = "features.store, features.definitions, features.feast.registry, features.live.worker"
     code = f"import sys, {light}; assert 'feast' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,13 +6,13 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.features import app
-from features.feast_store import FeastFeatureStore
-from streams.bus import Stamp
-from streams.clock import HOUR_MS, WallClock
-from streams.delivery import Delivery
-from streams.log import EventLog
-from streams.topics import EVENTS_BY_USER
-from streams.upkeep import retain
+from features.online.redis_store import FeastFeatureStore
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.clock import HOUR_MS, WallClock
+from streams.contract.topics import EVENTS_BY_USER
+from streams.event_log import EventLog
+from streams.storage.compaction import retain
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from features.definitions import (
     LastN,
     Sum,
 )
-from features.finish import finish_blobs
+from features.kernels.layout import VERSION, tile_key, tombstone
+from features.rows.finalize import finish_blobs
 from features.store import Status
-from features.tiles import VERSION, tile_key, tombstone
-from streams.clock import DAY_MS, HOUR_MS
-from streams.events import KINDS
+from streams.contract.clock import DAY_MS, HOUR_MS
+from streams.contract.events import KINDS
 
 T0 = 1_700_000_000_000
 TTL_MS = 30 * DAY_MS

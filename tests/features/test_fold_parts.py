@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.bus import Stamp
+from streams.bus.contract import Stamp
 
 NOW = 1_700_000_000_000
 

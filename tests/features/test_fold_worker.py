@@ -7,21 +7,21 @@ import time
 
 import pytest
 
-from deploy.parts import process
-from deploy.parts.valkey import Valkey
+from deploy.services import process
+from deploy.services.valkey import Valkey
 from features.definitions import DEFINITIONS
-from features.feast_store import FeastFeatureStore
-from features.fold_worker import consumer_group, fold_delivery, folded_schema
-from features.freshness import Freshness, freshness
+from features.live.freshness import Freshness, freshness
+from features.live.worker import consumer_group, fold_delivery, folded_schema
 from features.memory_store import MemoryFeatureStore
+from features.online.redis_store import FeastFeatureStore
 from features.store import DefinitionChanged, GenerationChanged, Status, StoreDown
-from streams.bus import Outgoing, Stamp
-from streams.clock import ManualClock
-from streams.delivery import Delivery
+from streams.bus.contract import Outgoing, Stamp
+from streams.bus.delivery import Delivery
+from streams.bus.memory import MemoryBus
+from streams.contract.clock import ManualClock
+from streams.contract.events import KIND_CODE
+from streams.contract.topics import ERASURES, EVENTS_BY_USER, topic_specs
 from streams.erasure import follow
-from streams.events import KIND_CODE
-from streams.memory_bus import MemoryBus
-from streams.topics import ERASURES, EVENTS_BY_USER, topic_specs
 
 NOW = 1_700_000_000_000
 
@@ -170,7 +170,7 @@ def test_rows_of_other_declarations_are_refused_with_the_migration(online, monke
     online.generation()
     connection = online.connection
     reopened = FeastFeatureStore(connection.address, connection.db, online.project)
-    monkeypatch.setattr("features.feast_store._fingerprints", lambda: b'{"user":1}')
+    monkeypatch.setattr("features.online.redis_store._fingerprints", lambda: b'{"user":1}')
     with pytest.raises(DefinitionChanged, match="features backfill --rebuild"):
         reopened.generation()
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import label_loops
+from features.kernels import labels as label_loops
 
 _SMALL = st.integers(0, 5)
 _MOMENT = st.tuples(_SMALL, st.integers(-3, 40))

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.definitions import DEFINITIONS, WINDOWS
-from features.label_order import Keys, Order, order_by
-from features.point_in_time import features_as_of, joined
-from features.replay_join import replayed
-from streams.clock import DAY_MS, MINUTE_MS
+from features.offline.point_in_time.join import features_as_of, joined
+from features.offline.point_in_time.order import Keys, Order, order_by
+from features.offline.point_in_time.replay import replayed
+from streams.contract.clock import DAY_MS, MINUTE_MS
 
 T0 = 1_700_006_400_000  # a day's first millisecond
 TILES = sorted({window.tile_ms for window in WINDOWS if window.tile_ms})

@@ -6,13 +6,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import loops
 from features.definitions import DEFINITIONS, TILE_SIZES_MS
-from features.fold import READER_SLACK_MS, fold, group
-from features.spans import Spans, offsets_of, taken
-from features.tiles import decode, split_key
-from streams.bus import Stamp
-from streams.clock import DAY_MS, HOUR_MS
+from features.kernels import fold as loops
+from features.kernels.layout import decode, split_key
+from features.rows.aggregate import READER_SLACK_MS, fold, group
+from features.rows.byte_slices import Spans, offsets_of, taken
+from streams.bus.contract import Stamp
+from streams.contract.clock import DAY_MS, HOUR_MS
 
 T0 = 1_700_000_000_000
 kinds = st.sampled_from(["play", "like", "query_click", "shown", "order"])
@@ -114,7 +114,7 @@ def test_a_full_list_gives_up_its_oldest_to_newer_ones_only(event_table):
 
 
 def test_no_batch_makes_a_worker_compile_again(event_table):
-    """What `python -m features.loops` compiled is all that folds need, filtered or not."""
+    """What `python -m features.kernels.fold` compiled is all that folds need, filtered or not."""
     events = as_events([[(i, i * HOUR_MS, "play", i) for i in range(5)]] * 3)
     for duplicate in (False, True):
         for batch in events:

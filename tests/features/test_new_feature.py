@@ -12,18 +12,18 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.features import app
-from features.backfill import Live, backfill
 from features.definitions import DEFINITIONS, USER, Count
-from features.diff import compare
-from features.feast_store import FeastFeatureStore
+from features.feast.registry import open_store
 from features.memory_store import MemoryFeatureStore
-from features.registry import open_store
+from features.offline.backfill import Live, backfill
+from features.offline.diff import compare
+from features.online.redis_store import FeastFeatureStore
 from features.store import DefinitionChanged, GenerationChanged
-from streams.bus import Stamp
-from streams.clock import DAY_MS, WallClock
-from streams.delivery import Delivery
-from streams.log import EventLog
-from streams.topics import EVENTS_BY_USER, partition_of
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.clock import DAY_MS, WallClock
+from streams.contract.topics import EVENTS_BY_USER, partition_of
+from streams.event_log import EventLog
 
 T0 = 1_700_000_000_000
 NOW = T0 + 6 * DAY_MS

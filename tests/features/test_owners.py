@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.claims import Claims
-from features.connection import Script
-from features.cut import Cut
-from features.feast_store import FeastFeatureStore
-from features.registry import open_store
+from features.feast.registry import open_store
+from features.online.compare_and_set import SWAP
+from features.online.connection import Script
+from features.online.lease import Claims
+from features.online.optimistic_transaction import Watch
+from features.online.rebuild_cutoff import Cut
+from features.online.redis_store import FeastFeatureStore
 from features.store import StoreDown
-from features.swap import SWAP
-from features.watch import Watch
-from streams.bus import Stamp
+from streams.bus.contract import Stamp
 
 NOW = 1_700_000_000_000
 USERS = [f"u{i}" for i in range(6)]
@@ -161,7 +161,7 @@ def test_a_process_of_before_a_rebuild_still_erases(online, event_table):
 def test_ids_that_share_a_hash_keep_their_own_rows(online, event_table, monkeypatch):
     """An owner compares nothing: the cache must not take one id's row for another's."""
     monkeypatch.setattr(
-        "features.packing.hashes", lambda _, offsets: np.ones(len(offsets) - 1, "u8")
+        "features.kernels.packing.hashes", lambda _, offsets: np.ones(len(offsets) - 1, "u8")
     )
     for turn in range(6):
         users = [USERS[turn % 2], USERS[2]] if turn % 3 else [USERS[turn % 2]]

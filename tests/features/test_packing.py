@@ -9,15 +9,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import packing
-from features.connection import bulk
 from features.definitions import DEFINITIONS
-from features.feast_format import RowFormat, timestamp
-from features.feast_store import FeastFeatureStore
-from features.fold import fold, group
-from features.spans import Spans, readable_bytes
-from features.store import DefinitionChanged
-from features.tiles import (
+from features.kernels import packing
+from features.kernels.layout import (
     DIGEST_BYTES,
     HEAD,
     TILE,
@@ -29,8 +23,14 @@ from features.tiles import (
     tile_key,
     tombstone,
 )
-from features.watch import packed
-from streams.bus import Stamp
+from features.online.connection import bulk
+from features.online.feast_keys import RowFormat, timestamp
+from features.online.optimistic_transaction import packed
+from features.online.redis_store import FeastFeatureStore
+from features.rows.aggregate import fold, group
+from features.rows.byte_slices import Spans, readable_bytes
+from features.store import DefinitionChanged
+from streams.bus.contract import Stamp
 
 NOW = 1_700_000_000_000
 words = st.lists(st.binary(max_size=100), max_size=12)

@@ -9,20 +9,20 @@ import numpy as np
 import polars as pl
 import pytest
 
-from deploy.world.config import WorldConfig
-from deploy.world.history import history
-from deploy.world.movielens import DataUnavailable, load
-from deploy.world.people import people
-from features.backfill import Live, backfill
+from deploy.simulation.config import WorldConfig
+from deploy.simulation.history import history
+from deploy.simulation.movielens import DataUnavailable, load
+from deploy.simulation.people import people
 from features.definitions import DEFINITIONS, EntityDefinition, Sum
-from features.feast_store import FeastFeatureStore
-from streams.bus import Stamp
-from streams.clock import DAY_MS
-from streams.delivery import Delivery
-from streams.events import KIND_CODE
-from streams.log import EventLog
-from streams.schema import EVENT_SCHEMA, conform
-from streams.topics import EVENTS_BY_USER, partition_of
+from features.offline.backfill import Live, backfill
+from features.online.redis_store import FeastFeatureStore
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.clock import DAY_MS
+from streams.contract.events import KIND_CODE
+from streams.contract.schema import EVENT_SCHEMA, conform
+from streams.contract.topics import EVENTS_BY_USER, partition_of
+from streams.event_log import EventLog
 
 PARTITIONS = 4
 BATCH_ROWS = 500

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from features.definitions import DEFINITIONS
 from features.memory_store import MemoryFeatureStore
-from features.point_in_time import features_as_of
-from features.replay_join import replayed
+from features.offline.point_in_time.join import features_as_of
+from features.offline.point_in_time.replay import replayed
 from features.store import Status
-from streams.bus import Stamp
-from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from streams.bus.contract import Stamp
+from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
 
 T0 = 1_700_000_000_000
 KINDS = ["shown", "play", "like", "skip", "order", "query_click", "search", "query_shown"]

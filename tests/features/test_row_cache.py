@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.row_cache import RowCache
-from features.spans import Spans
+from features.online.row_cache import RowCache
+from features.rows.byte_slices import Spans
 
 row = st.binary(min_size=1, max_size=40)
 # Equal low bits meet in one place of the table.

@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.backfill import backfill
 from features.definitions import DEFINITIONS
-from features.feast_store import FeastFeatureStore
-from features.spark import folded, local, read_log, rebuilt
-from streams.bus import Stamp
-from streams.clock import DAY_MS, HOUR_MS
-from streams.delivery import Delivery
-from streams.log import EventLog
-from streams.topics import EVENTS_BY_USER
+from features.offline.backfill import backfill
+from features.offline.spark import folded, local, read_log, rebuilt
+from features.online.redis_store import FeastFeatureStore
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.clock import DAY_MS, HOUR_MS
+from streams.contract.topics import EVENTS_BY_USER
+from streams.event_log import EventLog
 
 T0 = 1_700_000_000_000
 STAMP = Stamp("backfill 7", 0, 0)

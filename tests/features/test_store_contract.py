@@ -7,9 +7,9 @@ import pytest
 
 from features.definitions import DEFINITIONS, USER
 from features.store import FeatureStore, Status
-from streams.bus import Stamp
-from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from streams.delivery import Delivery, combine
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery, combine
+from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
 
 NOW = 1_700_000_000_000
 ALL = ("user", "video", "author", "query")

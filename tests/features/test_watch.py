@@ -7,13 +7,13 @@ import uuid
 import pytest
 import redis
 
-from features.connection import Connection
-from features.cut import Cut
-from features.feast_format import facts_key, owner_key
-from features.feast_store import FeastFeatureStore
+from features.online.connection import Connection
+from features.online.feast_keys import facts_key, owner_key
+from features.online.optimistic_transaction import Watch, packed
+from features.online.rebuild_cutoff import Cut
+from features.online.redis_store import FeastFeatureStore
 from features.store import GenerationChanged
-from features.watch import Watch, packed
-from streams.bus import Stamp
+from streams.bus.contract import Stamp
 
 NOW, DB = 1_700_000_000_000, 7
 BREAKERS = {
@@ -150,7 +150,7 @@ def test_an_owner_whose_write_was_done_and_never_answered_counts_once(
 
 @pytest.mark.parametrize("when", [0, 1, 2])
 def test_a_claim_lost_amid_a_batch_loses_none_of_its_rows(owner, event_table, monkeypatch, when):
-    monkeypatch.setattr("features.swap.SET_ROWS", 2)
+    monkeypatch.setattr("features.online.compare_and_set.SET_ROWS", 2)
     users = [f"u{i}" for i in range(6)]
     owner.fold("user", event_table([event(f"0{u}", u) for u in users]), Stamp("e", 0, 0))
     write, calls = Watch.write, []

@@ -9,15 +9,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.promotion import quiet
-from models.ranking.ple import Config, RankerRecipe
-from models.ranking.training import Training
+from models.ranking.ple.recipe import Config, RankerRecipe
+from models.ranking.ple.train import Training
 from models.recipe import TrainingLog
-from models.release import Bundle, ReleaseStore
+from models.release.bundle import Bundle, ReleaseStore
+from models.release.promotion import quiet
 from models.signature import Signature
-from streams.clock import DAY_MS
-from streams.outcomes import FEEDBACK_SCHEMA, TASKS
-from streams.schema import EVENT_SCHEMA
+from streams.contract.clock import DAY_MS
+from streams.contract.schema import EVENT_SCHEMA
+from streams.feedback.outcomes import FEEDBACK_SCHEMA, TASKS
 
 START_MS = 1_700_000_000_000
 SERVED_MS = START_MS + 20 * DAY_MS
@@ -194,8 +194,8 @@ def seal_copy(store: ReleaseStore, folder: Path, signature: Signature | None = N
     """Seals another version with a trained folder's files; `signature`: not today's."""
     import shutil
 
-    from models.catalog import CATALOG
-    from models.ranking.inputs import SIGNATURE
+    from models.ranking.ple.inputs import SIGNATURE
+    from models.registry import CATALOG
 
     staging = store.staging("ranker")
     shutil.copytree(folder, staging, dirs_exist_ok=True)
@@ -213,8 +213,8 @@ def reseal() -> object:
 @pytest.fixture(scope="session")
 def replayed_log() -> TrainingLog:
     """MovieLens-100K as the world replays it; skipped where its wheel cannot be had."""
-    from deploy.world.history import history
-    from deploy.world.movielens import DataUnavailable
+    from deploy.simulation.history import history
+    from deploy.simulation.movielens import DataUnavailable
 
     try:
         past = history()
@@ -230,7 +230,7 @@ def replayed_log() -> TrainingLog:
 def poisoned_log(small_log: TrainingLog) -> TrainingLog:
     """The log whose earlier slates lie: what was passed over is said to be played."""
     from models.alignment.ranker import RankerUpdate
-    from models.ranking.examples import impression_examples
+    from models.ranking.ple.data import impression_examples
 
     times = impression_examples(small_log, count=10_000).time_ms
     lie = pl.col("served_at_ms") < int(np.quantile(times, RankerUpdate().train_share))

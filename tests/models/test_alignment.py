@@ -22,9 +22,9 @@ from models.alignment.off_policy import (
 from models.alignment.pairs import examination, preferences
 from models.alignment.preference import listwise_dpo
 from models.alignment.ranker import RankerUpdate
-from models.promotion import quiet
-from models.ranking.examples import impression_examples
+from models.ranking.ple.data import impression_examples
 from models.recipe import NotEnoughData, TrainingLog
+from models.release.promotion import quiet
 
 
 def test_a_slate_comes_back_as_it_was_shown(small_log: TrainingLog) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.calibration import reliability
+from models.training.calibration import reliability
 
 
 def test_truthful_probabilities_have_nearly_no_error() -> None:

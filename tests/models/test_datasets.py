@@ -9,15 +9,15 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from models.datasets import features_at, load_training_log, log_until, split_time_ms
 from models.recipe import NotEnoughData, TrainingLog
-from streams.bus import Stamp
+from models.training.datasets import features_at, load_training_log, log_until, split_time_ms
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
 from streams.catalogue import CatalogueLog
-from streams.delivery import Delivery
-from streams.events import KIND_CODE, CatalogueItem, ItemAdded
-from streams.log import EventLog
-from streams.schema import EVENT_SCHEMA, conform
-from streams.topics import EVENTS_BY_USER
+from streams.contract.events import KIND_CODE, CatalogueItem, ItemAdded
+from streams.contract.schema import EVENT_SCHEMA, conform
+from streams.contract.topics import EVENTS_BY_USER
+from streams.event_log import EventLog
 
 
 def delivery(events: pl.DataFrame) -> Delivery:

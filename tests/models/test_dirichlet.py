@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.ranking import grade
-from models.ranking.dirichlet import draw, log_density
+from models.ranking.grade import policy as grade
+from models.ranking.grade.dirichlet import draw, log_density
 
 ALPHA = np.array([4.0, 8.0, 16.0, 4.0, 8.0], np.float32)
 

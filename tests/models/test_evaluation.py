@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.evaluation import (
+from models.training.evaluation import (
     auc_per_user,
     compare,
     gauc,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.ranking.network import Architecture, Ple, Size, extraction, split_last
+from models.ranking.ple.network import Architecture, Ple, Size, extraction, split_last
 
 SIZE = Size(9, 9, 9, user_x=2, video_x=2, genres=3, kinds=4, tasks=3, expert=8)
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deploy.world.ranking.config import RankingWorld
-from deploy.world.ranking.gate import Drawn, draw, gate
-from models.ranking.grade import FusionPolicy, group_advantage
-from models.ranking.grade_log import Observables
-from models.ranking.grade_rewards import fit_satisfaction, format_reward
-from models.ranking.grade_training import (
+from benchmarks.worlds.ranking.config import RankingWorld
+from benchmarks.worlds.ranking.gate import Drawn, draw, gate
+from models.ranking.grade.logs import Observables
+from models.ranking.grade.policy import FusionPolicy, group_advantage
+from models.ranking.grade.rewards import fit_satisfaction, format_reward
+from models.ranking.grade.train import (
     GroupTraining,
     feedback_reward,
     group_train,

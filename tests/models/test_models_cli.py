@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.models import app
-from models.release import Bundle, ReleaseStore
+from models.release.bundle import Bundle, ReleaseStore
 
 Run = Callable[..., tuple[int, str]]
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from models.promotion import quiet
-from models.ranking.calibrate import ENOUGH, Platt, calibrate, curves, held_out, platt
-from models.ranking.examples import impression_examples
-from models.ranking.inputs import TASKS
-from models.ranking.network import Ranker
-from models.ranking.ple import RankerRecipe, size_of
-from models.ranking.position import SLOTS, SlotBias
-from models.ranking.tensors import Batch, batch_of, genres_by_row, vocabulary_of
-from models.ranking.training import Training, fit, repeatable, standardise, start_biases
+from models.ranking.ple.calibrate import ENOUGH, Platt, calibrate, curves, held_out, platt
+from models.ranking.ple.data import impression_examples
+from models.ranking.ple.inputs import TASKS
+from models.ranking.ple.network import Ranker
+from models.ranking.ple.position import SLOTS, SlotBias
+from models.ranking.ple.recipe import RankerRecipe, size_of
+from models.ranking.ple.tensors import Batch, batch_of, genres_by_row, vocabulary_of
+from models.ranking.ple.train import Training, fit, repeatable, standardise, start_biases
 from models.recipe import TrainingLog
+from models.release.promotion import quiet
 
 LEARN = Training(epochs=6, groups=64, user_dropout=1.0)
 

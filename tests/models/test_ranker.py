@@ -11,15 +11,15 @@ import torch
 
 from features.definitions import DEFINITIONS
 from features.store import FeatureFrame, Status
-from models.promotion import quiet
-from models.ranking.examples import encounter_examples, encounters
-from models.ranking.export import FUSION_FILE, OneRequest, read_network
-from models.ranking.inputs import SIGNATURE, TASKS, VIDEO_FEATURES, assemble, id_hash
-from models.ranking.ple import Config, RankerRecipe, canary
-from models.ranking.runtime import RankerRuntime, rows_of
+from models.ranking.ple.data import encounter_examples, encounters
+from models.ranking.ple.export import FUSION_FILE, OneRequest, read_network
+from models.ranking.ple.inputs import SIGNATURE, TASKS, VIDEO_FEATURES, assemble, id_hash
+from models.ranking.ple.recipe import Config, RankerRecipe, canary
+from models.ranking.ple.runtime import RankerRuntime, rows_of
 from models.recipe import NotEnoughData, TrainingLog
+from models.release.promotion import quiet
 from models.signature import BadInput
-from streams.events import CatalogueItem
+from streams.contract.events import CatalogueItem
 
 NOW = 1_700_000_000_000
 

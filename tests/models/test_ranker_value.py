@@ -11,9 +11,9 @@ import pytest
 
 from models.alignment.ranker import RankerUpdate
 from models.alignment.ranker_value import off_policy_value
-from models.promotion import quiet
 from models.recipe import NotEnoughData, TrainingLog
-from models.release import Bundle, ReleaseError, ReleaseStore
+from models.release.bundle import Bundle, ReleaseError, ReleaseStore
+from models.release.promotion import quiet
 
 Reseal = Callable[[ReleaseStore, Path], Bundle]
 

@@ -20,18 +20,18 @@ import torch
 
 from models.client import ModelClient, ModelUnavailable
 from models.echo import came_back, probe
-from models.in_process import InProcessClient
-from models.promotion import Promoter, announcement, successor
-from models.ranking.export import WEIGHTS_FILE, read_network
-from models.ranking.inputs import SIGNATURE
-from models.ranking.network import Ranker
-from models.ranking.ple import canary
-from models.ranking.runtime import RankerRuntime
+from models.ranking.ple.export import WEIGHTS_FILE, read_network
+from models.ranking.ple.inputs import SIGNATURE
+from models.ranking.ple.network import Ranker
+from models.ranking.ple.recipe import canary
+from models.ranking.ple.runtime import RankerRuntime
 from models.recipe import NotEnoughData, TrainingLog
-from models.release import Bundle, Manifest, ReleaseError, ReleaseStore, read_canary
-from models.repository import ModelRepository
+from models.release.bundle import Bundle, Manifest, ReleaseError, ReleaseStore, read_canary
+from models.release.in_process import InProcessClient
+from models.release.promotion import Promoter, announcement, successor
+from models.release.triton_repository import ModelRepository
 from models.signature import BadInput, Signature
-from models.update import Outcome, update, watermark_ms
+from models.training.update import Outcome, update, watermark_ms
 
 Reseal = Callable[[ReleaseStore, Path], Bundle]
 
@@ -62,7 +62,7 @@ def stack(request: pytest.FixtureRequest, store: ReleaseStore, tmp_path: Path) -
         folder = tmp_path / "repository"
         yield Stack(store, ModelRepository(folder), InProcessClient(folder))
         return
-    from serving.triton import TritonClient
+    from serving.clients.triton import TritonClient
 
     server = request.getfixturevalue("triton_server")
     client = TritonClient(server.grpc_address)
@@ -247,7 +247,7 @@ def test_a_bad_challenger_is_refused_with_its_reasons(
 
 
 def test_quarantined_feedback_trains_nothing(stack: Stack, small_log: TrainingLog) -> None:
-    from models.release import Quarantine
+    from models.release.bundle import Quarantine
 
     stack.go_live(1)
     stack.store.quarantine(Quarantine("r0001", 0, small_log.until_ms, "a test"))
@@ -308,9 +308,9 @@ def test_a_canary_comes_back_as_it_was_stored(trained: Path) -> None:
 def test_the_served_ranker_imports_nothing_that_the_backend_refuses(trained: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from models.release import read_bundle; from models.catalog import load\n"
+        "from models.release.bundle import read_bundle; from models.registry import load\n"
         "from models.signature import BadInput\n"
-        f"load('models.ranking.runtime:RankerRuntime')(Path({str(trained)!r}))\n"
+        f"load('models.ranking.ple.runtime:RankerRuntime')(Path({str(trained)!r}))\n"
         "print(sorted({'pyarrow', 'feast', 'polars', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,24 +12,24 @@ import pytest
 import torch
 
 from models.alignment.ranker import RankerUpdate
-from models.promotion import quiet
-from models.ranking.dirichlet import draw
-from models.ranking.examples import Examples, impression_examples
-from models.ranking.export import example_inputs, read_network
-from models.ranking.fusion import (
+from models.ranking.grade.dirichlet import draw
+from models.ranking.grade.served_fusion import (
     FusionTraining,
     learn_fusion,
     order_value,
     slates_of,
     with_served,
 )
-from models.ranking.inputs import TASKS, USER_FEATURES
-from models.ranking.network import KNOWN, Ranker
-from models.ranking.ple import RankerRecipe, canary, scores_of
-from models.ranking.runtime import ONNX_FILE, RankerRuntime
-from models.ranking.tensors import Batch, batch_of
-from models.ranking.training import START, awaken, liking_loss
+from models.ranking.ple.data import Examples, impression_examples
+from models.ranking.ple.export import example_inputs, read_network
+from models.ranking.ple.inputs import TASKS, USER_FEATURES
+from models.ranking.ple.network import KNOWN, Ranker
+from models.ranking.ple.recipe import RankerRecipe, canary, scores_of
+from models.ranking.ple.runtime import ONNX_FILE, RankerRuntime
+from models.ranking.ple.tensors import Batch, batch_of
+from models.ranking.ple.train import START, awaken, liking_loss
 from models.recipe import TrainingLog
+from models.release.promotion import quiet
 
 ORDER, PLAY = TASKS.index("order"), TASKS.index("play")
 RATE = USER_FEATURES.index("order_per_play")

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.parts.triton import Triton
+from deploy.services.triton import Triton
 from features.store import Status
-from models.datasets import catalogue_items, features_at
-from models.in_process import InProcessClient
-from models.ranking.examples import Examples
-from models.ranking.export import read_network
-from models.ranking.inputs import TASKS, assemble, id_hash
-from models.ranking.ple import canary, scores_of
-from models.ranking.tensors import batch_of
+from models.ranking.ple.data import Examples
+from models.ranking.ple.export import read_network
+from models.ranking.ple.inputs import TASKS, assemble, id_hash
+from models.ranking.ple.recipe import canary, scores_of
+from models.ranking.ple.tensors import batch_of
 from models.recipe import TrainingLog
-from models.release import ReleaseStore
-from models.repository import ModelRepository
+from models.release.bundle import ReleaseStore
+from models.release.in_process import InProcessClient
+from models.release.triton_repository import ModelRepository
 from models.signature import BadInput
-from serving.triton import TritonClient
+from models.training.datasets import catalogue_items, features_at
+from serving.clients.triton import TritonClient
 
 REQUESTS, MOST = 200, 60
 

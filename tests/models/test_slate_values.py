@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deploy.world.slates import Draws, SlateWorld, slot_chances, small_world, visits
+from benchmarks.worlds.slates import Draws, SlateWorld, slot_chances, small_world, visits
 from models.alignment.off_policy import Estimate
 from models.alignment.slate_values import (
     LoggedSlates,

@@ -15,12 +15,12 @@ import uvicorn
 from playwright.sync_api import Browser, Page
 
 from features.memory_store import MemoryFeatureStore
-from models.release import Manifest
+from models.release.bundle import Manifest
 from serving.fakes import FakeModelClient
-from serving.gateway import Dependencies, create_app
-from streams.clock import WallClock
-from streams.memory_bus import MemoryBus
-from streams.topics import topic_specs
+from serving.http.app import Dependencies, create_app
+from streams.bus.memory import MemoryBus
+from streams.contract.clock import WallClock
+from streams.contract.topics import topic_specs
 
 
 def _mill() -> Any:

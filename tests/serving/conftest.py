@@ -17,25 +17,25 @@ import orjson
 import pytest
 from fastapi.testclient import TestClient
 
-from features.fold_worker import fold_delivery
+from features.live.worker import fold_delivery
 from features.memory_store import MemoryFeatureStore
-from models.release import Manifest
-from serving.activity import Activity
-from serving.catalogue import LiveCatalogue
+from models.release.bundle import Manifest
 from serving.fakes import FakeModelClient
-from serving.fallback import Snapshot
-from serving.gateway import Dependencies, create_app
-from serving.surfaces import Parts
-from streams import batcher
-from streams.admission import AdmissionLimits
-from streams.bus import Bus, Outgoing, Stamp
+from serving.http.app import Dependencies, create_app
+from serving.pipeline.surfaces import Parts
+from serving.state.activity import Activity
+from serving.state.catalogue import LiveCatalogue
+from serving.state.last_rows import Snapshot
+from streams.bus.contract import Bus, Outgoing, Stamp
+from streams.bus.delivery import Delivery
+from streams.bus.memory import MemoryBus
 from streams.catalogue import Catalogue
-from streams.clock import WallClock
-from streams.delivery import Delivery
-from streams.events import CatalogueItem, ItemAdded
-from streams.memory_bus import MemoryBus
-from streams.schema import from_ipc
-from streams.topics import BEHAVIOUR, CATALOGUE, ENTITY_TOPIC, topic_specs
+from streams.contract.clock import WallClock
+from streams.contract.events import CatalogueItem, ItemAdded
+from streams.contract.schema import from_ipc
+from streams.contract.topics import BEHAVIOUR, CATALOGUE, ENTITY_TOPIC, topic_specs
+from streams.ingest import service as batcher
+from streams.ingest.admission import AdmissionLimits
 
 KEY = bytes(range(32))
 GENRES = ("Drama", "Comedy", "Thriller", "Sci-Fi", "Film-Noir", "Romance")

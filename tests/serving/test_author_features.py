@@ -10,12 +10,12 @@ import pytest
 
 from features.memory_store import MemoryFeatureStore
 from features.store import EntityName, FeatureFrame, Status, StoreDown
-from models.ranking.inputs import VIDEO_FEATURES
-from serving.catalogue import LiveCatalogue
-from serving.query import Candidate, Query
+from models.ranking.ple.inputs import VIDEO_FEATURES
+from serving.pipeline.query import Candidate, Query
 from serving.stages.hydrators import AuthorFeatures
+from serving.state.catalogue import LiveCatalogue
 from streams.catalogue import Catalogue
-from streams.events import CatalogueItem, ItemAdded
+from streams.contract.events import CatalogueItem, ItemAdded
 
 Make = Callable[..., Any]
 NOW = 1_700_000_000_000

@@ -8,10 +8,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from serving.query import Candidate, Pool, Query, Scored
+from serving.pipeline.query import Candidate, Pool, Query, Scored
 from serving.stages.caps import AuthorCap, Cap, ProvenanceCap, caps_of
 from serving.stages.selectors import PlackettLuce
-from streams.events import CatalogueItem
+from streams.contract.events import CatalogueItem
 
 
 def pool(count: int = 40, *, authors: int = 5, scored: bool = True) -> Pool:

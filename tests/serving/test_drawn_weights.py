@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.ranking.dirichlet import log_density
-from models.ranking.served import ServedLog, ServedSlate
+from models.monitoring.served_log import ServedLog, ServedSlate
+from models.ranking.grade.dirichlet import log_density
 from serving.fakes import ANSWERS, fake_ranker
-from serving.gateway_state import SERVED
-from serving.query import Candidate, Pool, Query
-from serving.requests import FeedRequest
+from serving.gateway import SERVED
+from serving.pipeline.query import Candidate, Pool, Query
+from serving.pipeline.requests import FeedRequest
 from serving.stages.scorers import Ranker
-from streams.bus import Stamp
-from streams.delivery import Delivery
-from streams.events import CatalogueItem
-from streams.feedback_store import FeedbackStore, read_feedback
-from streams.impression import verify
-from streams.schema import from_ipc
-from streams.topics import EVENTS_BY_USER
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.events import CatalogueItem
+from streams.contract.impression import verify
+from streams.contract.schema import from_ipc
+from streams.contract.topics import EVENTS_BY_USER
+from streams.feedback.store import FeedbackStore, read_feedback
 
 Make = Callable[..., Any]
 KEY = bytes(range(32))

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from deploy.parts import process
-from deploy.parts.process import PartUnavailable
-from deploy.parts.valkey import Valkey
-from features.feast_store import FeastFeatureStore
+from deploy.services import process
+from deploy.services.process import PartUnavailable
+from deploy.services.valkey import Valkey
 from features.memory_store import MemoryFeatureStore
+from features.online.redis_store import FeastFeatureStore
 from features.store import EntityName, FeatureFrame, StoreDown
 from models.client import ModelUnavailable
-from serving.breaker import Breaker
-from serving.pipeline import Deadlines
-from streams.bus import BusError, Outgoing
-from streams.memory_bus import MemoryBus
+from serving.clients.breaker import Breaker
+from serving.pipeline.runner import Deadlines
+from streams.bus.contract import BusError, Outgoing
+from streams.bus.memory import MemoryBus
 
 DEADLINES = Deadlines(200, 300, 300, 300)
 LONGEST_ANSWER_S = 1.1 + 0.5  # the sum of the deadlines, and this machine's leisure

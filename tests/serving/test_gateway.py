@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from models.release import Manifest
-from serving.live import Mailbox
-from streams.impression import verify
+from models.release.bundle import Manifest
+from serving.console.live import Mailbox
+from streams.contract.impression import verify
 
 
 def _ids(reply: dict[str, Any]) -> list[str]:

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.pipeline import Deadlines, Pipeline, Runner
-from serving.query import Candidate, Pool, Query, Slate
+from serving.pipeline.query import Candidate, Pool, Query, Slate
+from serving.pipeline.runner import Deadlines, Pipeline, Runner
+from serving.pipeline.surfaces import Parts
 from serving.stages.prerank import EXPLORED, TasteTowers
 from serving.stages.scorers import AsGiven
 from serving.stages.selectors import InOrder
 from serving.stages.sources import Fresh
-from serving.surfaces import Parts
 from streams.catalogue import Catalogue
-from streams.events import CatalogueItem, ItemAdded
+from streams.contract.events import CatalogueItem, ItemAdded
 
 Make = Callable[..., Any]
 MANY = 5_000

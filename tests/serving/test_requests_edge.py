@@ -9,12 +9,12 @@ from typing import Any
 import orjson
 import pytest
 
-from serving import requests_edge
-from serving.requests_edge import answer
-from serving.surfaces import Parts, Surfaces
-from streams.bus import Outgoing
-from streams.memory_bus import MemoryBus
-from streams.topics import REQUESTS, RESPONSES, topic_specs
+from serving import kafka_requests as requests_edge
+from serving.kafka_requests import answer
+from serving.pipeline.surfaces import Parts, Surfaces
+from streams.bus.contract import Outgoing
+from streams.bus.memory import MemoryBus
+from streams.contract.topics import REQUESTS, RESPONSES, topic_specs
 
 KEY = bytes(32)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.query import Candidate, Pool, Query, Scored
+from serving.pipeline.query import Candidate, Pool, Query, Scored
 from serving.stages.selectors import PlackettLuce
-from streams.events import CatalogueItem
+from streams.contract.events import CatalogueItem
 
 RULE = PlackettLuce(temperature=0.8, diversity=0.5, explore=0.3)
 

@@ -15,19 +15,19 @@ import pyarrow as pa
 import pytest
 
 from features.memory_store import MemoryFeatureStore
-from models.ranking.inputs import VIDEO_FEATURES
-from models.ranking.served import SCHEMA, ServedLog, ServedSlate
-from models.ranking.skew import skew
+from models.monitoring.served_log import SCHEMA, ServedLog, ServedSlate
+from models.monitoring.skew import skew
+from models.ranking.ple.inputs import VIDEO_FEATURES
 from models.recipe import TrainingLog
-from serving.gateway_state import SERVED, SKEW
-from serving.served_features import ServedFeatures
-from streams.bus import Bus, Outgoing, Stamp
-from streams.delivery import Delivery
-from streams.events import KIND_CODE, CatalogueItem
-from streams.log import EventLog
-from streams.outcomes import FEEDBACK_SCHEMA
-from streams.schema import EVENT_SCHEMA, from_ipc
-from streams.topics import BEHAVIOUR, EVENTS_BY_USER
+from serving.gateway import SERVED, SKEW
+from serving.monitoring.served_features import ServedFeatures
+from streams.bus.contract import Bus, Outgoing, Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.events import KIND_CODE, CatalogueItem
+from streams.contract.schema import EVENT_SCHEMA, from_ipc
+from streams.contract.topics import BEHAVIOUR, EVENTS_BY_USER
+from streams.event_log import EventLog
+from streams.feedback.outcomes import FEEDBACK_SCHEMA
 
 Make = Callable[..., Any]
 USERS, EACH, VIDEOS = 6, 14, 60
@@ -229,7 +229,7 @@ def test_a_full_queue_drops_and_counts_and_never_waits() -> None:
 def test_an_erased_user_is_gone_from_a_queue_longer_than_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.served_features._GATHER", 2)
+    monkeypatch.setattr("serving.monitoring.served_features._GATHER", 2)
     log = ServedLog(tmp_path)
     kept = ServedFeatures(log)
     for _ in range(5):

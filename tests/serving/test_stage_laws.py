@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 
 from features.memory_store import MemoryFeatureStore
-from serving.activity import Activity
-from serving.pipeline import Deadlines, Hydration, Pipeline, Runner
-from serving.query import Candidate, Pool, Query, Scored, Slate
+from serving.pipeline.query import Candidate, Pool, Query, Scored, Slate
+from serving.pipeline.runner import Deadlines, Hydration, Pipeline, Runner
 from serving.stages.filters import AlreadyEngaged
 from serving.stages.scorers import AsGiven
 from serving.stages.selectors import InOrder, PlackettLuce
-from streams.bus import Stamp
-from streams.events import KIND_CODE
-from streams.schema import EVENT_SCHEMA
+from serving.state.activity import Activity
+from streams.bus.contract import Stamp
+from streams.contract.events import KIND_CODE
+from streams.contract.schema import EVENT_SCHEMA
 
 
 def query(**fields: Any) -> Query:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.parts.triton import Triton
+from deploy.services.triton import Triton
 from models.client import ModelUnavailable
 from models.echo import came_back, probe
-from models.repository import ModelRepository
+from models.release.triton_repository import ModelRepository
 from models.signature import BadInput
-from serving.triton import TritonClient
+from serving.clients.triton import TritonClient
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import sys
 import threading
 from pathlib import Path
 
-from streams import batcher, loop
-from streams.admission import AdmissionLimits
-from streams.clock import WallClock
-from streams.kafka_bus import KafkaBus
+from streams.bus import consume as loop
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.clock import WallClock
+from streams.ingest import service as batcher
+from streams.ingest.admission import AdmissionLimits
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from streams.bus import Bus, Consumer, Record
-from streams.events import KIND_CODE
-from streams.kafka_bus import KafkaBus
-from streams.memory_bus import MemoryBus
-from streams.schema import EVENT_SCHEMA
-from streams.topics import topic_specs
+from streams.bus.contract import Bus, Consumer, Record
+from streams.bus.kafka.bus import KafkaBus
+from streams.bus.memory import MemoryBus
+from streams.contract.events import KIND_CODE
+from streams.contract.schema import EVENT_SCHEMA
+from streams.contract.topics import topic_specs
 
 sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules, door_*.py
 

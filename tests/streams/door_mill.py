@@ -9,17 +9,17 @@ from typing import Any
 import orjson
 import polars as pl
 
-from streams import dead_letters
-from streams.admission import AdmissionLimits
-from streams.batcher import Batcher
-from streams.bus import Bus, Outgoing, Record
-from streams.clock import ManualClock
-from streams.fanout import FanOut
-from streams.loop import Input
-from streams.memory_bus import MemoryBus
-from streams.schema import from_ipc
-from streams.sequencer import Sequencer
-from streams.topics import BEHAVIOUR, BEHAVIOUR_DEAD, EVENTS_BY_USER, topic_specs
+from streams.bus.consume import Input
+from streams.bus.contract import Bus, Outgoing, Record
+from streams.bus.memory import MemoryBus
+from streams.contract.clock import ManualClock
+from streams.contract.schema import from_ipc
+from streams.contract.topics import BEHAVIOUR, BEHAVIOUR_DEAD, EVENTS_BY_USER, topic_specs
+from streams.ingest import dead_letters
+from streams.ingest.admission import AdmissionLimits
+from streams.ingest.fanout import FanOut
+from streams.ingest.sequencer import Sequencer
+from streams.ingest.service import Batcher
 
 NOW = 1_750_000_000_000
 PARTITIONS = 2

@@ -14,18 +14,20 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from streams import dead_letters, loop, protobuf
-from streams.admission import AdmissionLimits
-from streams.batcher import Batcher
-from streams.bus import Bus, Outgoing
-from streams.clock import ManualClock
-from streams.decode import judge
-from streams.formats import CONTENT_TYPE, PROTOBUF
-from streams.kafka_bus import KafkaBus
-from streams.memory_bus import MemoryBus
-from streams.protobuf_schema import EventMessage, message_of
-from streams.schema import from_ipc
-from streams.topics import BEHAVIOUR, EVENTS_BY_USER, topic_specs
+from streams.bus import consume as loop
+from streams.bus.contract import Bus, Outgoing
+from streams.bus.kafka.bus import KafkaBus
+from streams.bus.memory import MemoryBus
+from streams.codec import protobuf
+from streams.codec.content_type import CONTENT_TYPE, PROTOBUF
+from streams.codec.decode import judge
+from streams.contract.clock import ManualClock
+from streams.contract.protobuf_schema import EventMessage, message_of
+from streams.contract.schema import from_ipc
+from streams.contract.topics import BEHAVIOUR, EVENTS_BY_USER, topic_specs
+from streams.ingest import dead_letters
+from streams.ingest.admission import AdmissionLimits
+from streams.ingest.service import Batcher
 
 NOW = 1_750_000_000_000
 BINARY = {CONTENT_TYPE: PROTOBUF}

@@ -14,22 +14,24 @@ import orjson
 import pytest
 from door_mill import NOW, PARTITIONS, Mill, event, make_mill
 
-from deploy.parts import process
-from deploy.parts.tansu import Tansu
-from streams import batcher, dead_letters, erasure
-from streams.admission import REPLAY_HEADER
-from streams.bus import BusError
-from streams.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from streams.kafka_bus import KafkaBus
-from streams.memory_bus import MemoryBus
-from streams.schema import from_ipc
-from streams.topics import (
+from deploy.services import process
+from deploy.services.tansu import Tansu
+from streams import erasure
+from streams.bus.contract import BusError
+from streams.bus.kafka.bus import KafkaBus
+from streams.bus.memory import MemoryBus
+from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from streams.contract.schema import from_ipc
+from streams.contract.topics import (
     BEHAVIOUR,
     BEHAVIOUR_DEAD,
     ENTITY_TOPIC,
     EVENTS_BY_USER,
     partition_of,
 )
+from streams.ingest import dead_letters
+from streams.ingest import service as batcher
+from streams.ingest.admission import REPLAY_HEADER
 
 FORMS = [
     *(("memory", True), ("memory", False), ("kafka_broker", True), ("kafka_broker", False)),

@@ -23,11 +23,10 @@ import polars as pl
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from streams import dead_letters
-from streams.bus import Outgoing, Record
-from streams.kafka_bus import KafkaBus
-from streams.schema import from_ipc
-from streams.topics import (
+from streams.bus.contract import Outgoing, Record
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.schema import from_ipc
+from streams.contract.topics import (
     ADMITTED,
     BEHAVIOUR,
     BEHAVIOUR_DEAD,
@@ -36,6 +35,7 @@ from streams.topics import (
     partition_of,
     topic_specs,
 )
+from streams.ingest import dead_letters
 
 PARTITIONS, EVENTS, KILLS = 2, 24_000, 8
 PROGRAM = Path(__file__).with_name("batcher_process.py")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from streams.bus import Bus, BusError, Consumed, Consumer, Outgoing, Record, last_records
-from streams.kafka_bus import KafkaBus
-from streams.topics import TopicSpec
+from streams.bus.contract import Bus, BusError, Consumed, Consumer, Outgoing, Record, last_records
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.topics import TopicSpec
 
 Join = Callable[..., Consumer]
 Take = Callable[..., list[Record]]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.bus import Bus, Outgoing, Record
+from streams.bus.contract import Bus, Outgoing, Record
 from streams.catalogue import Catalogue, CatalogueLog, follow
-from streams.events import CATALOGUE_EVENT, CatalogueEvent
-from streams.topics import CATALOGUE, TopicSpec
+from streams.contract.events import CATALOGUE_EVENT, CatalogueEvent
+from streams.contract.topics import CATALOGUE, TopicSpec
 
 
 def _added(video: str, at: int, title: str = "t", event_id: str | None = None) -> CatalogueEvent:

@@ -6,9 +6,9 @@ import uuid
 
 import pytest
 
-from streams.bus import Outgoing
-from streams.kafka_bus import KafkaBus
-from streams.topics import TopicSpec
+from streams.bus.contract import Outgoing
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.topics import TopicSpec
 
 pytestmark = pytest.mark.docker
 

@@ -7,11 +7,12 @@ import base64
 import orjson
 import pytest
 
-from streams import export_schemas, impression
-from streams.clock import AcceleratedClock, ManualClock, WallClock
-from streams.events import KINDS, MAX_ID, MAX_IMPRESSION
-from streams.impression import BadToken, Impression, sign, verify
-from streams.topics import entity_hash
+from deploy import export_schemas
+from streams.contract import impression
+from streams.contract.clock import AcceleratedClock, ManualClock, WallClock
+from streams.contract.events import KINDS, MAX_ID, MAX_IMPRESSION
+from streams.contract.impression import BadToken, Impression, sign, verify
+from streams.contract.topics import entity_hash
 
 KEY = b"k" * 32
 IMPRESSION = Impression(
@@ -106,4 +107,4 @@ def test_hashes_and_kind_codes_are_what_stored_data_holds() -> None:
 def test_exported_schemas_are_current() -> None:
     for name, body in export_schemas.schemas().items():
         stored = (export_schemas.FOLDER / name).read_bytes()
-        assert stored == body, "run: python -m streams.export_schemas"
+        assert stored == body, "run: python -m deploy.export_schemas"

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.decode import DECODED_SCHEMA, decode, judge
-from streams.events import EVENT, KIND_CODE, KINDS
-from streams.recent_keys import RecentKeys
-from streams.schema import EVENT_SCHEMA, conform, from_ipc, to_ipc
-from streams.shuffle import partitions_of
-from streams.topics import partition_of
+from streams.codec.decode import DECODED_SCHEMA, decode, judge
+from streams.contract.events import EVENT, KIND_CODE, KINDS
+from streams.contract.schema import EVENT_SCHEMA, conform, from_ipc, to_ipc
+from streams.contract.topics import partition_of
+from streams.ingest.partitioning import partitions_of
+from streams.kernels.recent_keys import RecentKeys
 
 T = 1_750_000_000_000
 _ANY = st.one_of(

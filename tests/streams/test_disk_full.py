@@ -19,14 +19,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from streams import segments, upkeep
-from streams.bus import Outgoing, Stamp
-from streams.delivery import Delivery, combine
-from streams.kafka_bus import KafkaBus
-from streams.log import EventLog
-from streams.schema import to_ipc
-from streams.topics import EVENTS_BY_USER, TopicSpec
-from streams.worker import Exit
+from streams.bus.contract import Outgoing, Stamp
+from streams.bus.delivery import Delivery, combine
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.schema import to_ipc
+from streams.contract.topics import EVENTS_BY_USER, TopicSpec
+from streams.event_log import EventLog
+from streams.storage import compaction as upkeep
+from streams.storage import segments
+from streams.workers.worker import Exit
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
 

@@ -11,10 +11,10 @@ from typing import Any, cast
 import pytest
 from faust.types import TP
 
-from streams.bus import Outgoing
-from streams.faust_driver import FinishedConsumer, WorkerApp, worker_app
-from streams.kafka_bus import KafkaBus
-from streams.topics import TopicSpec
+from streams.bus.contract import Outgoing
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.topics import TopicSpec
+from streams.workers.faust.driver import FinishedConsumer, WorkerApp, worker_app
 
 WITHIN_S = 20.0
 IN_FLIGHT_S = 1.5  # a fetch that was asked for before the flow stopped has come back

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from streams.bus import Bus, Outgoing, Stamp
-from streams.delivery import Delivery
+from streams.bus.contract import Bus, Outgoing, Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.impression import Impression, sign
+from streams.contract.topics import ERASURES, EVENTS_BY_USER, TopicSpec
 from streams.erasure import Erasures, KeptErasures, follow, message
-from streams.feedback_store import FeedbackStore, read_feedback
-from streams.impression import Impression, sign
-from streams.log import EventLog
-from streams.topics import ERASURES, EVENTS_BY_USER, TopicSpec
+from streams.event_log import EventLog
+from streams.feedback.store import FeedbackStore, read_feedback
 
 T0 = 1_700_000_000_000
 KEY = b"k" * 32

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pytest
 from google.protobuf import descriptor_pb2
 
-from streams import protobuf
-from streams.bus import Record
-from streams.decode import DECODED_SCHEMA, judge
-from streams.events import KIND_CODE
-from streams.formats import CONTENT_TYPE, decode_records
-from streams.protobuf_schema import FIELDS, FILE_DESCRIPTOR
-from streams.schema import EVENT_SCHEMA, BatchReader, columns, conform, from_ipc
+from streams.bus.contract import Record
+from streams.codec import protobuf
+from streams.codec.content_type import CONTENT_TYPE, decode_records
+from streams.codec.decode import DECODED_SCHEMA, judge
+from streams.contract.events import KIND_CODE
+from streams.contract.protobuf_schema import FIELDS, FILE_DESCRIPTOR
+from streams.contract.schema import EVENT_SCHEMA, BatchReader, columns, conform, from_ipc
 
 GOLDEN = Path(__file__).parent / "golden"
 Case = dict[str, Any]

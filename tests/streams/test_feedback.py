@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.bus import Outgoing, Stamp
-from streams.delivery import Delivery, combine
-from streams.feedback import Join, Refusal
-from streams.feedback_store import FeedbackStore, read_feedback, read_matured
-from streams.impression import Impression, sign
-from streams.outcomes import FEEDBACK_SCHEMA, TASKS, Windows
-from streams.segments import Segments
-from streams.topics import EVENTS_BY_USER, FEEDBACK
+from streams.bus.contract import Outgoing, Stamp
+from streams.bus.delivery import Delivery, combine
+from streams.contract.impression import Impression, sign
+from streams.contract.topics import EVENTS_BY_USER, FEEDBACK
+from streams.feedback.join import Join, Refusal
+from streams.feedback.outcomes import FEEDBACK_SCHEMA, TASKS, Windows
+from streams.feedback.store import FeedbackStore, read_feedback, read_matured
+from streams.storage.segments import Segments
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
 

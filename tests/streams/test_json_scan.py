@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams import json_scan
-from streams.decode import DECODED_SCHEMA, decode, judge
-from streams.events import KIND_CODE, KINDS
-from streams.json_events import scanned, warm
+from streams.codec.decode import DECODED_SCHEMA, decode, judge
+from streams.codec.json import scanned, warm
+from streams.contract.events import KIND_CODE, KINDS
+from streams.kernels import json_scan
 
 T = 1_750_000_000_000
 _GOOD = {"event_id": "e", "user_id": "u", "kind": "play", "event_time_ms": T, "video_id": "v"}
@@ -281,14 +281,14 @@ def test_nesting_without_an_end_is_left_to_pydantic() -> None:
 
 
 def test_a_poll_that_is_cut_into_parts_keeps_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.decode._CHUNK_BYTES", 300)
+    monkeypatch.setattr("streams.codec.decode._CHUNK_BYTES", 300)
     values = [orjson.dumps(_FULL | {"event_id": f"e{i}"}) for i in range(50)]
     values[7] = values[30] = b"{"
     assert _agree(values)
 
 
 def test_no_poll_makes_the_door_compile_again() -> None:
-    """What `python -m streams.json_events` compiled is all that a poll needs."""
+    """What `python -m streams.codec.json` compiled is all that a poll needs."""
     warm()
     decode([orjson.dumps(_FULL)] * 3)
     assert len(json_scan.scan.signatures) == 1

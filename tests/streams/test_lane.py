@@ -10,8 +10,8 @@ from time import monotonic
 
 import pytest
 
-from streams import lane
-from streams.lane import Lane, Line, Rounds
+from streams.workers import topic_thread as lane
+from streams.workers.topic_thread import Lane, Line, Rounds
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams import segments
-from streams.bus import Stamp
-from streams.delivery import Delivery, combine
-from streams.log import EventLog
-from streams.schema import to_ipc
-from streams.segment_files import Filed
-from streams.topics import EVENTS_BY_USER
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery, combine
+from streams.contract.schema import to_ipc
+from streams.contract.topics import EVENTS_BY_USER
+from streams.event_log import EventLog
+from streams.storage import segments
+from streams.storage.segment_files import Filed
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
 Deliver = Callable[..., Delivery]

@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from streams import segments, upkeep
-from streams.bus import Stamp
-from streams.clock import DAY_MS, HOUR_MS, ManualClock
-from streams.delivery import Delivery
-from streams.log import EventLog
-from streams.segment_files import OldLayout, hour_of, start_of
-from streams.topics import EVENTS_BY_USER
+from streams.bus.contract import Stamp
+from streams.bus.delivery import Delivery
+from streams.contract.clock import DAY_MS, HOUR_MS, ManualClock
+from streams.contract.topics import EVENTS_BY_USER
+from streams.event_log import EventLog
+from streams.storage import compaction as upkeep
+from streams.storage import segments
+from streams.storage.segment_files import OldLayout, hour_of, start_of
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
 Deliver = Callable[..., Delivery]

@@ -9,9 +9,9 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams import kafka_consumer
-from streams.admission import AdmissionLimits, admit
-from streams.bus import Polled, Record, next_offsets
+from streams.bus.contract import Polled, Record, next_offsets
+from streams.bus.kafka import consumer as kafka_consumer
+from streams.ingest.admission import AdmissionLimits, admit
 
 HEADERS = st.lists(st.tuples(st.sampled_from(["a", "tidemill-replay"]), st.just(b"1")), max_size=2)
 RECORDS = st.lists(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams import decode, protobuf
-from streams.bus import Record
-from streams.decode import DECODED_SCHEMA, Decoded
-from streams.events import KIND_CODE, KINDS
-from streams.formats import CONTENT_TYPE, JSON, PROTOBUF, decode_records
-from streams.protobuf_schema import EventMessage, message_of
+from streams.bus.contract import Record
+from streams.codec import decode, protobuf
+from streams.codec.content_type import CONTENT_TYPE, JSON, PROTOBUF, decode_records
+from streams.codec.decode import DECODED_SCHEMA, Decoded
+from streams.contract.events import KIND_CODE, KINDS
+from streams.contract.protobuf_schema import EventMessage, message_of
 
 T = 1_750_000_000_000
 GOOD = {"event_id": "e", "user_id": "u", "kind": "play", "event_time_ms": T, "video_id": "v"}

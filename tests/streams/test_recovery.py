@@ -16,11 +16,11 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from door_mill import Mill, event, make_mill
 
-from streams import recovery
-from streams.bus import BusError, Consumed, Outgoing
-from streams.kafka_bus import KafkaBus
-from streams.topics import BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER, TopicSpec
-from streams.trail import MAX_BYTES, Step, Target, after, decode, encode
+from streams.bus.commit_metadata import MAX_BYTES, Step, Target, after, decode, encode
+from streams.bus.contract import BusError, Consumed, Outgoing
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.topics import BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER, TopicSpec
+from streams.ingest import recovery
 
 IDS = [f"e{i:02d}" for i in range(40)]
 BAD = [b"bad", b"worse"]

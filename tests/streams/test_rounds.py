@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from streams import loop
-from streams.bus import Outgoing
-from streams.loop import Input
-from streams.memory_bus import MemoryBus
-from streams.topics import BEHAVIOUR, topic_specs
+from streams.bus import consume as loop
+from streams.bus.consume import Input
+from streams.bus.contract import Outgoing
+from streams.bus.memory import MemoryBus
+from streams.contract.topics import BEHAVIOUR, topic_specs
 
 PACE_S = 0.02
 

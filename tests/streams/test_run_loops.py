@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from streams.loop import run_loops
+from streams.bus.consume import run_loops
 
 
 class Quiet:

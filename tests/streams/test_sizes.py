@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from streams.bus import Record
-from streams.dead_letters import letter, read_letter
-from streams.schema import from_ipc
-from streams.shuffle import TRACES_HEADER, Load, Source, messages
+from streams.bus.contract import Record
+from streams.contract.schema import from_ipc
+from streams.ingest.dead_letters import letter, read_letter
+from streams.ingest.partitioning import TRACES_HEADER, Load, Source, messages
 
 
 @pytest.mark.parametrize("size", [10, 262_144, 1_000_000])

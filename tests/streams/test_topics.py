@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from confluent_kafka.admin import AdminClient, ConfigResource
 
-from streams import topics
-from streams.kafka_bus import KafkaBus
-from streams.topics import ERASED_WITHIN_MS, FOREVER, KEPT_MS, topic_specs
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract import topics
+from streams.contract.topics import ERASED_WITHIN_MS, FOREVER, KEPT_MS, topic_specs
 
 NAMES_NO_USER = {topics.CATALOGUE, topics.MODELS_PUBLISHED}
 

@@ -7,7 +7,7 @@ from operator import floordiv
 
 import pytest
 
-from streams.kafka_clients import within
+from streams.bus.kafka.client import within
 
 
 def test_a_call_that_comes_back_in_time_gives_what_it_gives() -> None:

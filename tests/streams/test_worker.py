@@ -16,14 +16,14 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Producer as RdProducer
 
-from deploy.parts import process
-from deploy.parts.tansu import Tansu
-from streams.bus import Outgoing
-from streams.kafka_bus import KafkaBus
-from streams.log import EventLog
-from streams.schema import to_ipc
-from streams.topics import TopicSpec
-from streams.worker import Exit
+from deploy.services import process
+from deploy.services.tansu import Tansu
+from streams.bus.contract import Outgoing
+from streams.bus.kafka.bus import KafkaBus
+from streams.contract.schema import to_ipc
+from streams.contract.topics import TopicSpec
+from streams.event_log import EventLog
+from streams.workers.worker import Exit
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from streams.delivery import MESSAGE_OFFSET, Delivery, in_order
-from streams.log import EventLog
-from streams.worker import Patience, Rounds, run_worker
+from streams.bus.delivery import MESSAGE_OFFSET, Delivery, in_order
+from streams.event_log import EventLog
+from streams.workers.worker import Patience, Rounds, run_worker
 
 
 def main() -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.world.config import WorldConfig
-from deploy.world.history import History, history
-from deploy.world.movielens import DataUnavailable, MovieLens, load
-from deploy.world.people import People, people
+from deploy.simulation.config import WorldConfig
+from deploy.simulation.history import History, history
+from deploy.simulation.movielens import DataUnavailable, MovieLens, load
+from deploy.simulation.people import People, people
 
 
 @pytest.fixture(scope="session")

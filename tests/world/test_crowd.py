@@ -12,15 +12,15 @@ import numpy as np
 import orjson
 import pytest
 
-from deploy.world.config import WorldConfig
-from deploy.world.crowd import Crowd, Pace
-from deploy.world.history import History
-from deploy.world.movielens import MovieLens
-from deploy.world.queries import legal
-from deploy.world.tally import Tally
-from deploy.world.truth import Truth, plant
-from streams.clock import AcceleratedClock
-from streams.events import EVENT, Event
+from deploy.simulation.config import WorldConfig
+from deploy.simulation.crowd import Crowd, Pace
+from deploy.simulation.history import History
+from deploy.simulation.movielens import MovieLens
+from deploy.simulation.queries import legal
+from deploy.simulation.tally import Tally
+from deploy.simulation.truth import Truth, plant
+from streams.contract.clock import AcceleratedClock
+from streams.contract.events import EVENT, Event
 
 RATE = 2_000.0
 

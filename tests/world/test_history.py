@@ -6,13 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from deploy.world import queries
-from deploy.world.config import WorldConfig
-from deploy.world.history import DEFAULT_END_MS, FRAME_SCHEMA, History, history
-from deploy.world.movielens import LAST_RATING_MS, MovieLens
-from deploy.world.people import People
-from streams.events import EVENT, KINDS
-from streams.schema import EVENT_SCHEMA
+from deploy.simulation import queries
+from deploy.simulation.config import WorldConfig
+from deploy.simulation.history import DEFAULT_END_MS, FRAME_SCHEMA, History, history
+from deploy.simulation.movielens import LAST_RATING_MS, MovieLens
+from deploy.simulation.people import People
+from streams.contract.events import EVENT, KINDS
+from streams.contract.schema import EVENT_SCHEMA
 
 
 def test_the_data_is_movielens_whole(data: MovieLens) -> None:

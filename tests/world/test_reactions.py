@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deploy.world.config import WorldConfig
-from deploy.world.movielens import MovieLens
-from deploy.world.queries import legal
-from deploy.world.reactions import Visit, clicks_query, comes_back, goes_on, watch_slate
-from deploy.world.truth import TASKS, Truth, plant
+from deploy.simulation.config import WorldConfig
+from deploy.simulation.movielens import MovieLens
+from deploy.simulation.queries import legal
+from deploy.simulation.reactions import Visit, clicks_query, comes_back, goes_on, watch_slate
+from deploy.simulation.truth import TASKS, Truth, plant
 
 ALL = np.arange(1682)
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from deploy.world import replay
-from deploy.world.history import History
-from streams.bus import BusError, Outgoing, Record, Stamp
-from streams.delivery import Delivery
-from streams.events import CATALOGUE_EVENT, KIND_CODE
-from streams.log import EventLog
-from streams.memory_bus import MemoryBus
-from streams.schema import EVENT_SCHEMA
-from streams.topics import BEHAVIOUR, CATALOGUE, topic_specs
+from deploy.simulation import replay
+from deploy.simulation.history import History
+from streams.bus.contract import BusError, Outgoing, Record, Stamp
+from streams.bus.delivery import Delivery
+from streams.bus.memory import MemoryBus
+from streams.contract.events import CATALOGUE_EVENT, KIND_CODE
+from streams.contract.schema import EVENT_SCHEMA
+from streams.contract.topics import BEHAVIOUR, CATALOGUE, topic_specs
+from streams.event_log import EventLog
 
 SMALL = 12_000
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from deploy.world.tally import Tally, rate
+from deploy.simulation.tally import Tally, rate
 
 
 def _reply(surface: str, *stages: str) -> dict[str, object]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from deploy.world.config import WorldConfig
-from deploy.world.history import FRAME_SCHEMA, History
-from deploy.world.movielens import MovieLens
-from deploy.world.truth import plant
-from streams.schema import EVENT_SCHEMA
+from deploy.simulation.config import WorldConfig
+from deploy.simulation.history import FRAME_SCHEMA, History
+from deploy.simulation.movielens import MovieLens
+from deploy.simulation.truth import plant
+from streams.contract.schema import EVENT_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
@@ -30,7 +30,7 @@ def _imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_package_reads_the_world(path: Path) -> None:
-    assert not [name for name in _imports(path) if name.startswith("deploy.world")]
+    assert not [name for name in _imports(path) if name.startswith("deploy.simulation")]
     assert "truth_" not in path.read_text()
 
 

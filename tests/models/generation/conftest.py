@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.generation.learning import Config, Trained, fit
-from models.generation.onebar import write_bundle
+from models.generation.recipe import write_bundle
+from models.generation.train import Config, Trained, fit
 from models.recipe import TrainingLog
 
 GENRES = ("Comedy", "Horror", "War", "Drama")

@@ -8,14 +8,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.generation.histories import items_of, query_clicks
+from models.generation.data import items_of, query_clicks
 from models.generation.inputs import SIGNATURE
-from models.generation.learning import Config, fit
 from models.generation.network import TorchNetwork
-from models.generation.onebar import QueriesRecipe
 from models.generation.prompt import Context
+from models.generation.recipe import QueriesRecipe
 from models.generation.recommend import recommend
 from models.generation.runtime import QueriesRuntime, context_of
+from models.generation.train import Config, fit
 from models.generation.words import legal, words
 from models.recipe import NotEnoughData, TrainingLog
 from models.signature import BadInput, byte_list, text_list
@@ -181,7 +181,7 @@ def test_the_runtime_imports_no_torch_arrow_polars_or_feast():
 
 @pytest.mark.slow
 def test_it_beats_the_most_frequent_legal_query_on_a_time_split():
-    from deploy.world.history import history
+    from deploy.simulation.history import history
 
     world = history(0)
     until_ms = int(world.frame["event_time_ms"].max()) + 1

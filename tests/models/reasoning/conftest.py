@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.reasoning.histories import Config
-from models.reasoning.learning import fit
+from models.reasoning.data import Config
 from models.reasoning.reasoner import Reasoner
+from models.reasoning.train import fit
 from models.recipe import TrainingLog
 
 HOUR_MS = 3_600_000

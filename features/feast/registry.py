@@ -1,0 +1,163 @@
+"""Feast's objects from the declarations: entities, views, on-demand views, services.
+
+Knows Feast by name and imports it only when asked to (`apply`, `feast_client`), because
+its import takes seconds; `open_store` does not need it. Does not fold.
+
+Per entity E there is a view `E_tiles` with one Bytes feature `row`, a request source
+`reader` with `now_ms`, an on-demand view `E_features` that finishes the declared, typed
+features from both, and a service `E` that returns them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.definitions import DEFINITIONS, EntityDefinition
+from features.online.feast_keys import ROW_FEATURE, view_name
+from features.online.redis_store import FeastFeatureStore
+
+if TYPE_CHECKING:
+    import feast
+
+FINGERPRINT_TAG = "tidemill_fingerprint"
+
+
+def open_store(
+    *,
+    registry_path: Path,
+    address: str,
+    db: int,
+    project: str = "tidemill",
+    timeout_s: float = 1.0,
+    cached_rows: int = 0,
+) -> RegisteredFeatureStore:
+    """The store of a project: folds and reads by itself, and knows its Feast registry.
+
+    Connects at the first call. Folding processes give `cached_rows` (about 3 kB each).
+    """
+    return RegisteredFeatureStore(
+        registry_path, address, db, project, timeout_s=timeout_s, cached_rows=cached_rows
+    )
+
+
+class RegisteredFeatureStore(FeastFeatureStore):
+    """A `FeastFeatureStore` that can hand out a plain Feast client of the same rows."""
+
+    def __init__(
+        self,
+        registry_path: Path,
+        address: str,
+        db: int,
+        project: str,
+        *,
+        timeout_s: float,
+        cached_rows: int,
+    ) -> None:
+        super().__init__(address, db, project, timeout_s=timeout_s, cached_rows=cached_rows)
+        self.registry_path = registry_path
+
+    def apply(self) -> None:
+        """Writes the declarations into the Feast registry.
+
+        Raises `DefinitionChanged` when stored rows follow other declarations.
+        """
+        self.generation()
+        apply(self.feast_client())
+
+    def feast_client(self) -> feast.FeatureStore:
+        """A plain Feast client: `get_online_features(service, [{join key, now_ms}])`."""
+        connection = self.connection
+        return feast_client(self.registry_path, connection.address, connection.db, self.project)
+
+
+def feast_client(registry_path: Path, address: str, db: int, project: str) -> feast.FeatureStore:
+    from feast import FeatureStore, RepoConfig
+
+    registry_path.parent.mkdir(parents=True, exist_ok=True)
+    config = RepoConfig(
+        project=project,
+        provider="local",
+        registry=str(registry_path.absolute()),
+        online_store={
+            "type": "features.feast.online_store.TilesOnlineStore",
+            "connection_string": f"{address},db={db}",
+        },
+        offline_store={"type": "file"},
+        entity_key_serialization_version=3,
+    )
+    return FeatureStore(config=config)
+
+
+def apply(client: feast.FeatureStore) -> None:
+    """Writes every declared object into the client's registry. Changes no rows."""
+    objects = [made for d in DEFINITIONS.values() for made in feast_objects(d)]
+    client.apply(objects)
+
+
+def feast_objects(definition: EntityDefinition) -> list[Any]:
+    """One entity's Feast objects, in the order in which they refer to each other."""
+    from feast import Entity, FeatureService, RequestSource, ValueType
+    from feast import Field as FeastField
+    from feast.types import Int64
+
+    entity = Entity(
+        name=definition.name, join_keys=[definition.id_column], value_type=ValueType.STRING
+    )
+    reader = RequestSource(name="reader", schema=[FeastField(name="now_ms", dtype=Int64)])
+    tiles = _tiles_view(definition, entity)
+    features = _on_demand_view(definition, tiles, reader)
+    return [entity, tiles, features, FeatureService(name=definition.name, features=[features])]
+
+
+def _tiles_view(definition: EntityDefinition, entity: feast.Entity) -> feast.FeatureView:
+    from datetime import timedelta
+
+    from feast import FeatureView, FileSource, PushSource
+    from feast import Field as FeastField
+    from feast.types import Bytes, String
+
+    name = view_name(definition)
+    # Feast wants an offline source behind every push source; rows are rebuilt from the
+    # event log instead, so this file is never written.
+    offline = FileSource(name=f"{name}_log", path=f"{name}.parquet", timestamp_field="event_time")
+    return FeatureView(
+        name=name,
+        entities=[entity],
+        ttl=timedelta(milliseconds=definition.ttl_ms),
+        schema=[
+            FeastField(name=definition.id_column, dtype=String),
+            FeastField(name=ROW_FEATURE, dtype=Bytes),
+        ],
+        source=PushSource(name=f"{name}_push", batch_source=offline),
+        online=True,
+        tags={FINGERPRINT_TAG: str(definition.fingerprint)},
+    )
+
+
+def _on_demand_view(
+    definition: EntityDefinition, tiles: feast.FeatureView, reader: feast.RequestSource
+) -> feast.OnDemandFeatureView:
+    from feast.on_demand_feature_view import OnDemandFeatureView
+
+    from features.feast.on_demand import feast_function
+
+    function, text = feast_function(definition.name)
+    return OnDemandFeatureView(
+        name=f"{definition.name}_features",
+        schema=_schema(definition),
+        sources=[tiles, reader],
+        mode="python",
+        udf=function,
+        udf_string=text,
+    )
+
+
+def _schema(definition: EntityDefinition) -> list[feast.Field]:
+    from feast import Field as FeastField
+    from feast.types import Array, Int64, String
+
+    fields = [FeastField(name=name, dtype=Int64) for name in definition.count_columns]
+    fields += [FeastField(name=n, dtype=Array(String)) for n in definition.text_list_columns]
+    fields += [FeastField(name=n, dtype=Array(Int64)) for n in definition.time_list_columns]
+    return fields

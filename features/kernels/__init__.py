@@ -1,0 +1,1 @@
+"""Compiled code of the feature path, each kernel beside a plain reference."""

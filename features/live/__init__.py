@@ -1,0 +1,1 @@
+"""Live folding: deliveries of an entity's topic into the store, and its freshness."""

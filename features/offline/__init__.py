@@ -1,0 +1,1 @@
+"""Offline: backfill, comparison with online rows, Spark, the point-in-time join."""

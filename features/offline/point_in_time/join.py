@@ -1,0 +1,202 @@
+"""What the online reader would have given at past moments: the point-in-time join.
+
+Knows events and labels. Does not know stores. Values are those of the kernel and of
+`finish`; laws in the tests hold the three together.
+
+An event counts at a label when it had *arrived* before the label's time (strictly: a
+label never sees itself, nor what came in its own millisecond), and in the windows that
+its *event time* falls into. So a late event is missing at the labels between its time
+and its arrival, exactly as it was online.
+
+No row is folded: events and labels are put in order once (`features.offline.point_in_time.order`), a count
+is the difference of a running sum at two places (`features.offline.point_in_time.counts`), and a last-n
+list is a range of the entity's events (`features.offline.point_in_time.lists`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.definitions import DEFINITIONS, EntityDefinition
+from features.kernels import labels as label_loops
+from features.offline.point_in_time.counts import counts_at
+from features.offline.point_in_time.lists import Lists, list_series, lists_at, python_lists
+from features.offline.point_in_time.order import History, Keys, Order, order_by
+from features.offline.point_in_time.replay import replayed
+from features.rows.aggregate import READER_SLACK_MS, event_hashes
+from features.store import EntityName, FeatureFrame, Status
+from streams.contract.events import KIND_CODE
+from streams.contract.schema import EVENT_SCHEMA
+
+
+def joined(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> pl.DataFrame:
+    """The labels with `status`, `last_event_ms` and every declared column beside them.
+
+    One row per label, in their order: counts and sums int64, last-n columns lists. `events`
+    and `labels` as in `features_as_of`; the labels' other columns stay.
+    """
+    definition = DEFINITIONS[entity]
+    found = _find(definition, events, labels)
+    if isinstance(found, FeatureFrame):
+        return labels.hstack(_series(definition, found))
+    columns = [pl.Series("status", found.status), pl.Series("last_event_ms", found.last)]
+    columns += [pl.Series(name, found.counts[name]) for name in definition.count_columns]
+    lists = {s.name: s for s in list_series(found.lists, found.order, found.history)}
+    names = definition.text_list_columns + definition.time_list_columns
+    return labels.hstack([*columns, *(lists[name] for name in names)])
+
+
+def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> FeatureFrame:
+    """The same as the frame that an online reader gets: last-n columns as Python lists.
+
+    Args:
+        events: `EVENT_SCHEMA`'s columns (absent ones are null); `kind` as a code or as a
+            string. Rows marked duplicate are not counted.
+        labels: the entity's id column (`user_id`, `video_id`, `author_id` or `query`) and
+            `time_ms`, int64.
+    """
+    definition = DEFINITIONS[entity]
+    found = _find(definition, events, labels)
+    if isinstance(found, FeatureFrame):
+        return found
+    columns = found.counts | dict(python_lists(found.lists, found.order, found.history))
+    ordered = {name: columns[name] for name in definition.columns}
+    ids = tuple(labels[definition.id_column].to_list())
+    return FeatureFrame(entity, ids, found.status, found.last, ordered)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The answer in the labels' own order."""
+
+    order: Order
+    history: History
+    status: np.ndarray  # uint8 [L]
+    last: np.ndarray  # int64 [L], ms
+    counts: dict[str, np.ndarray]
+    lists: list[Lists]
+
+
+def _find(
+    definition: EntityDefinition, events: pl.DataFrame, labels: pl.DataFrame
+) -> _Found | FeatureFrame:
+    """The answer by places, or by folding again where only that is exact."""
+    ids = labels[definition.id_column]
+    times = labels["time_ms"].to_numpy().astype(np.int64)
+    known = _text(ids).dictionary_encode()
+    frame = _events(definition, events)
+    place, row = _labelled(definition, frame, known.dictionary)
+    if _comes_twice(frame, place):
+        return replayed(definition, events, ids.to_list(), times)
+    history, moments = _history(frame, place, row)
+    arrival = frame["ingested_at_ms"].to_numpy()[history.place]
+    if int((moments.time - arrival).max(initial=0)) > READER_SLACK_MS:
+        return replayed(definition, events, ids.to_list(), times)
+    asked, back = _asked(known, times)
+    order = Order(moments, arrival, asked)
+    last = order.newest()[back]
+    return _Found(
+        order,
+        history,
+        _status(definition, last, times),
+        last,
+        dict(counts_at(definition, order, history, back)),
+        lists_at(definition, order, history, back),
+    )
+
+
+def _series(definition: EntityDefinition, frame: FeatureFrame) -> list[pl.Series]:
+    types: dict[str, Any] = dict.fromkeys(definition.count_columns, pl.Int64)
+    types |= dict.fromkeys(definition.text_list_columns, pl.List(pl.String))
+    types |= dict.fromkeys(definition.time_list_columns, pl.List(pl.Int64))
+    columns = [pl.Series("status", frame.status), pl.Series("last_event_ms", frame.last_event_ms)]
+    return columns + [pl.Series(n, frame.columns[n].tolist(), t) for n, t in types.items()]
+
+
+def _status(definition: EntityDefinition, last: np.ndarray, now: np.ndarray) -> np.ndarray:
+    status = np.where(last == 0, Status.ABSENT, Status.PRESENT).astype(np.uint8)
+    status[(last > 0) & (now - last > definition.ttl_ms)] = Status.EXPIRED
+    return status
+
+
+def _events(definition: EntityDefinition, events: pl.DataFrame) -> pl.DataFrame:
+    """The columns that the join reads, absent ones null, kinds as codes."""
+    wanted = {*_PLACED, *definition.event_columns}
+    have = events.select(*sorted(wanted & set(events.columns)), _kept(events)).rechunk()
+    absent = [pl.lit(None, _dtype(name)).alias(name) for name in sorted(wanted - set(have.columns))]
+    if have.schema["kind"] in (pl.String, pl.Categorical, pl.Enum):
+        named = pl.col("kind").cast(pl.String)
+        have = have.with_columns(named.replace_strict(KIND_CODE, return_dtype=pl.UInt8))
+    return have.with_columns(*absent)
+
+
+_PLACED = ("user_id", "event_id", "kind", "event_time_ms", "ingested_at_ms")
+
+
+def _kept(events: pl.DataFrame) -> pl.Expr:
+    marked = pl.col("duplicate") if "duplicate" in events.columns else pl.lit(False)
+    return (~marked & (pl.col("event_time_ms") > 0)).alias("kept")
+
+
+def _dtype(name: str) -> pl.DataType:
+    empty = pa.table({name: pa.array([], EVENT_SCHEMA.field(name).type)})
+    return pl.DataFrame(empty).schema[name]
+
+
+def _labelled(
+    definition: EntityDefinition, events: pl.DataFrame, known: pa.Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the labelled entities' events, and the place of their ids in `known`."""
+    found = pc.index_in(_text(events[definition.id_column]), known, skip_nulls=True)
+    row = found.fill_null(-1).to_numpy(zero_copy_only=False)
+    place = np.flatnonzero((row >= 0) & events["kept"].to_numpy())
+    return place, row[place].astype(np.int64)
+
+
+def _text(ids: pl.Series) -> pa.Array:
+    return ids.cast(pl.String).rechunk().to_arrow()
+
+
+def _comes_twice(events: pl.DataFrame, place: np.ndarray) -> bool:
+    """Whether an event comes again unmarked."""
+    # A collision of these 64 bits costs time and never a wrong value.
+    by_event = pl.col("event_id").hash(2)
+    return not (
+        _distinct(events, by_event, place)
+        or _distinct(events, pl.col("user_id").hash(1) ^ by_event, place)
+    )
+
+
+def _distinct(events: pl.DataFrame, key: pl.Expr, place: np.ndarray) -> bool:
+    return not label_loops.repeats(events.select(key).to_series().to_numpy()[place])
+
+
+def _history(events: pl.DataFrame, place: np.ndarray, row: np.ndarray) -> tuple[History, Keys]:
+    """The events at these places by entity, event time and hash, oldest first."""
+    time = events["event_time_ms"].to_numpy()[place]
+    order = order_by(row, time)
+    row, time, place = row[order], time[order], place[order]
+    tied = np.zeros(len(row), bool)
+    tied[1:] = (row[1:] == row[:-1]) & (time[1:] == time[:-1])
+    tied[:-1] |= tied[1:]
+    at = np.flatnonzero(tied)
+    if len(at):
+        hashes = event_hashes(events[["user_id", "event_id"]][place[at]].to_arrow())
+        place[at] = place[at][np.lexsort((hashes, time[at], row[at]))]
+    return History(events["kind"].to_numpy()[place], place, events), Keys(row, time)
+
+
+def _asked(known: pa.DictionaryArray, times: np.ndarray) -> tuple[Keys, np.ndarray]:
+    """The labels by entity and time, and int64 [L]: each label's place among them."""
+    nobody = len(known.dictionary)
+    row = known.indices.fill_null(nobody).to_numpy(zero_copy_only=False).astype(np.int64)
+    order = order_by(row, times)
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return Keys(row[order], times[order]), back

@@ -1,0 +1,1 @@
+"""The online store: Feast's Redis format, written by compare-and-set."""

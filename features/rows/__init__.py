@@ -1,0 +1,1 @@
+"""Stored rows in columns: events aggregated into rows, rows finalized into values."""

@@ -1,0 +1,1 @@
+"""Monitoring of served models: what was served, and its skew from training."""

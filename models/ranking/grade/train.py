@@ -1,0 +1,199 @@
+"""Learning fusion policies: listwise first, then group-relative, then as feedback arrives.
+
+Knows policies, logs and rewards. Does not know truth, except through a reward that a
+caller passes in to measure a ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from models.ranking.grade.logs import FusionLog, Observables
+from models.ranking.grade.policy import FusionPolicy, group_advantage
+from models.ranking.grade.rewards import (
+    FIRST_SESSION,
+    Satisfaction,
+    engagement,
+    format_reward,
+    slate_means,
+    training_rows,
+)
+
+MAX_LOG_RATIO = 1.5  # a vector served long ago by other weights must not outweigh its group
+Progress = Callable[[int, FusionPolicy], None]
+
+
+@dataclass(frozen=True)
+class GroupTraining:
+    """prior, posterior: weights of the rewards. engaged: the prior is predicted engagement
+    alone, as where no posterior feedback exists. kl: pull to the first stage."""
+
+    steps: int = 400
+    batch: int = 192
+    group: int = 16
+    rate: float = 1.5e-3
+    clip: float = 0.2
+    kl: float = 0.002
+    prior: float = 1.0
+    posterior: float = 0.02
+    engaged: bool = False
+    first: int = FIRST_SESSION
+
+
+Reward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(users [N], sessions [N], pools [N, C, T], weights [N, G, T]) -> rewards [N, G]."""
+
+
+def ltr(
+    log: FusionLog, observed: Observables, start: torch.Tensor, *, steps: int, seed: int
+) -> FusionPolicy:
+    """Stage 1: LambdaLoss (Wang et al., CIKM 2018; NDCG weights) over logged slates.
+
+    Gains are actions, each in units of its own rate and divided by the slot's attention,
+    so that where an item stood is not taken for what it is.
+    """
+    torch.manual_seed(seed)
+    policy = FusionPolicy(observed.width, start)
+    sharpness = torch.zeros(1, requires_grad=True)  # else weights bend to set the scores' scale
+    optimiser = torch.optim.AdamW([*policy.parameters(), sharpness], 1e-3, weight_decay=1e-2)
+    users, sessions = training_rows(log)
+    rate = log.labels.float().mean((0, 1, 2)).clamp_min(1e-5)
+    for _ in range(steps):
+        pick = torch.randint(len(users), (512,))
+        u, s = users[pick], sessions[pick]
+        shown = log.shown[u, s].long()
+        items = log.pools[u, s].float().gather(1, shown[..., None].expand(-1, -1, len(start)))
+        acted = log.labels[u, s] / rate / log.attention[:, None]
+        gains = (acted * start).sum(-1)
+        alpha = policy(observed.values[u, s])
+        weights = alpha / alpha.sum(-1, keepdim=True)
+        scores = torch.einsum("nct,nt->nc", items, weights)
+        loss = lambda_loss(sharpness.exp() * scores, gains)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return policy
+
+
+def lambda_loss(scores: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+    """scores, gains [N, K]: pairs' logistic loss, each pair weighed by what swapping the
+    two would change of the list's DCG."""
+    order = scores.detach().argsort(-1, descending=True).argsort(-1)
+    discount = 1 / torch.log2(order + 2.0)
+    gain_gap = gains[:, :, None] - gains[:, None, :]
+    swap = (gain_gap * (discount[:, :, None] - discount[:, None, :])).abs()
+    better = (gain_gap > 0).float()
+    pairs = torch.nn.functional.softplus(-(scores[:, :, None] - scores[:, None, :]))
+    return (pairs * swap * better).sum((1, 2)).mean() / gains.mean().clamp_min(1e-6)
+
+
+def group_train(
+    policy: FusionPolicy,
+    log: FusionLog,
+    observed: Observables,
+    reward: Reward,
+    rules: GroupTraining,
+    seed: int,
+    *,
+    progress: Progress | None = None,
+) -> FusionPolicy:
+    """Stage 2, in place; the policy as it comes in is the reference. Returns it."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    reference = policy.frozen()
+    optimiser = torch.optim.AdamW(policy.parameters(), rules.rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rules.rate, total_steps=2 * rules.steps
+    )
+    users, sessions = training_rows(log, rules.first)
+    for step in range(rules.steps):
+        pick = torch.randint(len(users), (rules.batch,))
+        u, s = users[pick], sessions[pick]
+        seen, pools = observed.values[u, s], log.pools[u, s].float()
+        with torch.no_grad():
+            alpha = policy(seen)
+            drawn = policy.draw(alpha, rules.group, generator)
+            drawn[:, 0] = log.weights[u, s].clamp_min(1e-5)
+            before = policy.density(alpha, drawn)
+            if policy.knows_logged_density():
+                before[:, 0] = log.log_density[u, s]
+            advantage = group_advantage(reward(u, s, pools, drawn) + format_reward(drawn))
+        for _ in range(2):
+            loss = clipped_objective(policy, reference, seen, drawn, before, advantage, rules)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+        if progress is not None:
+            progress(step, policy)
+    return policy
+
+
+def clipped_objective(
+    policy: FusionPolicy,
+    reference: FusionPolicy,
+    seen: torch.Tensor,
+    drawn: torch.Tensor,
+    before: torch.Tensor,
+    advantage: torch.Tensor,
+    rules: GroupTraining,
+) -> torch.Tensor:
+    """The clipped objective of GRPO (arXiv 2402.03300), negated, plus KL to the reference."""
+    alpha = policy(seen)
+    ratio = (policy.density(alpha, drawn) - before).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    kept = torch.minimum(ratio * advantage, ratio.clamp(1 - rules.clip, 1 + rules.clip) * advantage)
+    away = policy.divergence(alpha, reference(seen))
+    return rules.kl * away.mean() - kept.mean()
+
+
+def feedback_reward(
+    log: FusionLog, observed: Observables, prior: Satisfaction | None, rules: GroupTraining
+) -> Reward:
+    """Member 0 of each group is the vector that was served: only it has posterior feedback,
+    told as what the prior did not expect. Without a prior it is told against the mean."""
+    base = float(log.satisfied.mean())
+
+    def reward(
+        u: torch.Tensor, s: torch.Tensor, pools: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        total = torch.zeros(weights.shape[:2])
+        means = slate_means(pools, weights, log.attention)
+        expected = torch.full_like(total, base)
+        if rules.engaged:
+            total += rules.prior * engagement(means)
+        elif prior is not None:
+            expected = prior(observed.values[u, s], means - observed.usual[u, s][:, None]).sigmoid()
+            total += rules.prior * expected
+        surprise = log.satisfied[u, s] - expected[:, 0]
+        total[:, 0] += rules.posterior * surprise
+        return total
+
+    return reward
+
+
+def update(
+    policy: FusionPolicy,
+    log: FusionLog,
+    observed: Observables,
+    prior: Satisfaction,
+    *,
+    since: int,
+    steps: int,
+    seed: int,
+) -> FusionPolicy:
+    """Goes on from a served policy with the sessions from `since` on: a new policy, near the
+    old one; the old one is left as it is.
+
+    Raises:
+        ValueError: there is no session from `since` on.
+    """
+    if since >= log.sessions:
+        raise ValueError(f"no session from {since} on: the log has {log.sessions}; pass an earlier")
+    challenger = policy.frozen().requires_grad_(True)
+    rules = GroupTraining(steps=steps, rate=3e-4, kl=0.01, first=since)
+    reward = feedback_reward(log, observed, prior, rules)
+    return group_train(challenger, log, observed, reward, rules, seed)

@@ -1,0 +1,282 @@
+"""Training examples of the ranker: groups of candidates that one user chose among.
+
+Knows two sources. *Impressions*: slates with matured feedback, what was passed over is
+negative. *Encounters*: actions without an impression (replayed histories hold only
+those); their negatives are sampled per user and time, a stated share evenly from the
+catalogue of that time and the rest from earlier encounters (so by popularity as it then
+was), never a video that the user ever acted on. Does not know features or networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from models.ranking.ple.inputs import TASKS
+from models.recipe import NotEnoughData, TrainingLog
+from streams.contract.clock import DAY_MS
+
+PRIOR_IMPRESSIONS = 50.0  # strength of the prior in `examination`, in impressions a slot
+MIN_ENCOUNTERS, MIN_USERS, MIN_VIDEOS = 200, 10, 20
+_FEED = "feed"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """G groups of up to C candidates.
+
+    users: str [G]; time_ms: int64 [G], the moment features are taken at; video: int64
+    [G, C], the row of the log's items, -1 for padding; labels: bool [G, C, T]; known:
+    bool [T], tasks that the source could show at all; slot: int64 [G, C] (encounters:
+    0); propensity: float32 [G, C] (encounters: 1); release: str [G] ("" for encounters).
+    weights: float32 [G, T], the fusion weights drawn for a slate, and log_density: float32
+    [G] of the draw; NaN where the policy's mean ranked, and for encounters.
+    """
+
+    users: np.ndarray
+    time_ms: np.ndarray
+    video: np.ndarray
+    labels: np.ndarray
+    known: np.ndarray
+    slot: np.ndarray
+    propensity: np.ndarray
+    release: np.ndarray
+    weights: np.ndarray
+    log_density: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def impressions(self) -> bool:
+        """Whether these are slates of a release; encounters have none."""
+        return bool(len(self)) and bool((self.release != "").any())
+
+    @property
+    def real(self) -> np.ndarray:
+        """bool [G, C]: candidates that are not padding."""
+        return self.video >= 0
+
+    @property
+    def acted(self) -> np.ndarray:
+        """bool [G, C]: candidates with any action."""
+        return np.asarray(self.labels.any(-1))
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """The groups of these rows, in their order."""
+        return Examples(
+            self.users[rows],
+            self.time_ms[rows],
+            self.video[rows],
+            self.labels[rows],
+            self.known,
+            self.slot[rows],
+            self.propensity[rows],
+            self.release[rows],
+            self.weights[rows],
+            self.log_density[rows],
+        )
+
+    def since(self, time_ms: int) -> Examples:
+        return self.take(np.flatnonzero(self.time_ms >= time_ms))
+
+    def before(self, time_ms: int) -> Examples:
+        return self.take(np.flatnonzero(self.time_ms < time_ms))
+
+    def newest(self, count: int) -> Examples:
+        order = np.argsort(self.time_ms, kind="stable")
+        return self.take(order[-count:] if count else order[:0])
+
+
+def encounters(log: TrainingLog) -> pl.DataFrame:
+    """First encounters without an impression: user_id, item (row), time_ms, one bool per task.
+
+    A video's later encounters with the same user are left out; actions within a day of
+    the first belong to it. An encounter at the item's creation is left out: where the
+    catalogue only knows an item from its first event, its age would tell the answer.
+    Ordered by time.
+    """
+    rows = log.items.select("video_id", "created_ms").with_row_index("item")
+    key = ["user_id", "video_id"]
+    return (
+        log.events.lazy()
+        .filter(pl.col("kind").is_in(TASKS) & pl.col("impression").is_null())
+        .with_columns(first=pl.col("event_time_ms").min().over(key))
+        .filter(pl.col("event_time_ms") - pl.col("first") < DAY_MS)
+        .group_by(key)
+        .agg(
+            pl.col("first").first().alias("time_ms"),
+            *((pl.col("kind") == task).any().alias(task) for task in TASKS),
+        )
+        .join(rows.lazy().cast({"item": pl.Int64}), on="video_id")
+        .filter(pl.col("time_ms") > pl.col("created_ms"))
+        .sort("time_ms", "user_id", "video_id")
+        .collect()
+    )
+
+
+def encounter_examples(
+    log: TrainingLog,
+    *,
+    negatives: int,
+    even_share: float,
+    since_ms: int,
+    count: int,
+    seed: int,
+    unmet: int = 0,
+) -> Examples:
+    """Groups of one encounter and `negatives` sampled videos, features a moment before it.
+
+    At most `count` encounters from `since_ms` on, drawn at random by `seed`;
+    `even_share` of the negatives come evenly from the catalogue of that time; the first
+    `unmet` of them from the whole catalogue, so also videos that nobody has met yet.
+    """
+    rng = np.random.default_rng(seed)
+    seen = encounters(log)
+    times = seen["time_ms"].to_numpy()
+    rows = np.flatnonzero(times >= since_ms)
+    rows = np.sort(rng.choice(rows, min(count, len(rows)), replace=False))
+    labels = np.zeros((len(rows), 1 + negatives, len(TASKS)), bool)
+    labels[:, 0] = seen.select(TASKS).to_numpy()[rows]
+    video = np.full((len(rows), 1 + negatives), -1, np.int64)
+    video[:, 0] = seen["item"].to_numpy()[rows]
+    video[:, 1:] = _negatives(log, seen, rows, negatives, even_share, unmet, rng)
+    return Examples(
+        users=seen["user_id"].to_numpy()[rows],
+        time_ms=times[rows] - 1,  # a moment before, so the action itself is not a feature
+        video=video,
+        labels=labels,
+        known=seen.select(pl.col(TASKS).any()).to_numpy()[0],
+        slot=np.zeros(video.shape, np.int64),
+        propensity=np.ones(video.shape, np.float32),
+        release=np.full(len(rows), "", object),
+        weights=np.full((len(rows), len(TASKS)), np.nan, np.float32),
+        log_density=np.full(len(rows), np.nan, np.float32),
+    )
+
+
+def _negatives(
+    log: TrainingLog,
+    seen: pl.DataFrame,
+    rows: np.ndarray,
+    count: int,
+    even_share: float,
+    unmet: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """int64 [rows, count] of item rows, -1 where three draws only met the user's own videos."""
+    items, n_items = seen["item"].to_numpy(), log.items.height
+    user = seen["user_id"].rank("dense").to_numpy().astype(np.int64)
+    own = np.unique(user * n_items + items)
+    created = np.sort(log.items["created_ms"].to_numpy())
+    by_age = np.argsort(log.items["created_ms"].to_numpy(), kind="stable")
+    existing = np.maximum(np.searchsorted(created, seen["time_ms"].to_numpy()[rows], "right"), 1)
+    reach = np.where(np.arange(count) < unmet, n_items, existing[:, None])
+    drawn = np.full((len(rows), count), -1, np.int64)
+    even = np.arange(count) < round(count * even_share)
+    for _ in range(3):
+        from_all = by_age[(rng.random(drawn.shape) * reach).astype(np.int64)]
+        earlier = (rng.random(drawn.shape) * np.maximum(rows, 1)[:, None]).astype(np.int64)
+        fresh = np.where(even, from_all, items[earlier])
+        taken = np.isin(user[rows][:, None] * n_items + fresh, own)
+        drawn = np.where((drawn < 0) & ~taken, fresh, drawn)
+    return drawn
+
+
+def impression_examples(log: TrainingLog, *, count: int) -> Examples:
+    """The newest `count` slates of the feed that were seen, one group a request.
+
+    Only what was on screen is a candidate; features are taken at the time of serving.
+    """
+    seen = _seen_feedback(log)
+    requests = seen.group_by("request_id", maintain_order=True).agg(
+        pl.col("user_id", "served_at_ms", "release", "weights", "log_density").first(),
+        pl.len().alias("n"),
+    )
+    requests = requests.sort("served_at_ms", "request_id").tail(count).with_row_index("group")
+    seen = seen.join(requests.select("request_id", "group"), on="request_id")
+    seen = seen.sort("group", "slot").with_columns(
+        place=pl.int_range(pl.len()).over("group").cast(pl.Int64)
+    )
+    width = int(requests["n"].max() or 0)  # type: ignore[arg-type]
+    at = (seen["group"].to_numpy(), seen["place"].to_numpy())
+    shape = (requests.height, width)
+    labels = seen.select(TASKS).to_numpy().astype(bool).reshape(-1, len(TASKS))
+    weights, log_density = _drawn(requests)
+    return Examples(
+        users=requests["user_id"].to_numpy(),
+        time_ms=requests["served_at_ms"].to_numpy().astype(np.int64),
+        video=_spread(shape, at, seen["item"].to_numpy(), -1, np.int64),
+        labels=_spread((*shape, len(TASKS)), at, labels, 0, np.bool_),
+        known=np.ones(len(TASKS), bool),
+        slot=_spread(shape, at, seen["slot"].to_numpy(), 0, np.int64),
+        propensity=_spread(shape, at, seen["propensity"].to_numpy(), 1, np.float32),
+        release=requests["release"].to_numpy(),
+        weights=weights,
+        log_density=log_density,
+    )
+
+
+def _drawn(requests: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [G, T] and log density [G] that slates were drawn with; both NaN unless the
+    weights are of these tasks, on the simplex, and their density is told."""
+    weights = np.full((requests.height, len(TASKS)), np.nan, np.float32)
+    density = requests["log_density"].fill_null(np.nan).to_numpy().astype(np.float32)
+    for row, told in enumerate(requests["weights"].to_list()):
+        if told is not None and len(told) == len(TASKS):
+            weights[row] = [np.nan if each is None else each for each in told]
+    sound = np.isfinite(density) & (weights > 0).all(1) & (np.abs(weights.sum(1) - 1) < 1e-3)
+    weights[~sound], density = np.nan, np.where(sound, density, np.float32(np.nan))
+    return weights / weights.sum(1, keepdims=True), density
+
+
+def _seen_feedback(log: TrainingLog) -> pl.DataFrame:
+    rows = pl.DataFrame(
+        {"video_id": log.items["video_id"], "item": np.arange(log.items.height, dtype=np.int64)}
+    )
+    feed = log.feedback.filter((pl.col("surface") == _FEED) & pl.col("shown_at_ms").is_not_null())
+    return feed.join(rows, on="video_id")
+
+
+def _spread(
+    shape: tuple[int, ...],
+    at: tuple[np.ndarray, np.ndarray],
+    values: np.ndarray,
+    fill: float,
+    dtype: type,
+) -> np.ndarray:
+    out: np.ndarray = np.full(shape, fill, dtype)
+    out[at] = values
+    return out
+
+
+def examination(examples: Examples) -> np.ndarray:
+    """How much each slot is looked at, relative to the first; float64 [slots], in (0, 1].
+
+    The rate of action by slot, shrunk to the prior 1 / log2(slot + 2). The better items
+    stand higher, so the raw rate overstates the decay; the shrinkage
+    and the callers' clips bound what that can do.
+    """
+    real = examples.real
+    slot = examples.slot[real]
+    prior = 1 / np.log2(np.arange(int(slot.max(initial=0)) + 1) + 2)
+    shown = np.bincount(slot, minlength=len(prior))
+    acted = np.bincount(slot, weights=examples.acted[real], minlength=len(prior))
+    first = max(acted[0] / max(shown[0], 1), 1e-3)
+    relative = (acted / first + PRIOR_IMPRESSIONS * prior) / (shown + PRIOR_IMPRESSIONS)
+    return np.asarray(np.clip(relative, 0.05, 1.0))
+
+
+def require_enough(log: TrainingLog) -> None:
+    """Raises `NotEnoughData` that says what is missing, and how much of it."""
+    acted = log.events.filter(pl.col("kind").is_in(TASKS))
+    have = {
+        "actions": (acted.height, MIN_ENCOUNTERS),
+        "users with actions": (acted["user_id"].n_unique(), MIN_USERS),
+        "videos in the catalogue": (log.items.height, MIN_VIDEOS),
+    }
+    short = [f"{what}: {n} of {least}" for what, (n, least) in have.items() if n < least]
+    if short:
+        raise NotEnoughData(f"the ranker cannot be trained yet; {'; '.join(short)}")

@@ -1,0 +1,82 @@
+"""The served ranker: ONNX Runtime over an exported bundle, in Triton and in process alike.
+
+Knows the bundle's files and how ids become rows of the embedding tables: an id that
+training never saw falls into the cold bucket. Does not know torch or features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from models.ranking.ple.inputs import HISTORY_KINDS, SIGNATURE
+from models.signature import BadInput, Signature
+
+ONNX_FILE = "ranker.onnx"
+VOCABULARY_FILE = "vocabulary.npz"
+# One thread: requests come side by side, and a candidate set is small.
+_THREADS = 1
+_CANDIDATE_INPUTS = ("video_hash", "author_hash", "genres", "video_x")
+
+
+class RankerRuntime:
+    """A `models.recipe.Runtime`. Stateless after loading; safe from several threads."""
+
+    signature: Signature = SIGNATURE
+
+    def __init__(self, bundle: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = _THREADS
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(bundle / ONNX_FILE), options, providers=["CPUExecutionProvider"]
+        )
+        with np.load(bundle / VOCABULARY_FILE) as stored:
+            self._known = {name: stored[name] for name in ("user", "video", "author")}
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """p [C, T], weights [T], alpha [T], rates [T], score [C]. No candidate is a question too: C may be 0.
+
+        Raises `BadInput` for tensors outside the signature or of unequal candidates.
+        """
+        self.signature.check_inputs(inputs)
+        count = len(inputs["video_hash"])
+        for name in _CANDIDATE_INPUTS:
+            if len(inputs[name]) != count:
+                raise BadInput(f"input {name!r} has {len(inputs[name])} candidates, not {count}")
+        names = [spec.name for spec in self.signature.outputs]
+        outputs = self._session.run(names, self._feed(inputs, count))
+        found = dict(zip(names, (np.asarray(each, np.float32) for each in outputs), strict=True))
+        return found | {name: found[name][:count] for name in ("p", "score")}
+
+    def _feed(self, inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+        # The graph is exported for one candidate or more; a row of zeros is cut off again.
+        fill = {n: inputs[n] if count else _one_zero_row(inputs[n]) for n in _CANDIDATE_INPUTS}
+        return {
+            "user": rows_of(self._known["user"], inputs["user_hash"]),
+            "user_x": inputs["user_x"],
+            "history": rows_of(self._known["video"], inputs["history"]),
+            "history_kind": np.clip(inputs["history_kind"], 0, len(HISTORY_KINDS)),
+            "video": rows_of(self._known["video"], fill["video_hash"]),
+            "author": rows_of(self._known["author"], fill["author_hash"]),
+            "genres": fill["genres"],
+            "video_x": fill["video_x"],
+        }
+
+
+def rows_of(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Embedding rows of id hashes: 0 for none, 1 (cold) for an unknown id, else 2 + its place.
+
+    known: int64 [K], ascending; hashes: int64 of any shape.
+    """
+    place = np.searchsorted(known, hashes)
+    found = place < len(known)
+    found[found] = known[place[found]] == hashes[found]
+    return np.where(hashes == 0, 0, np.where(found, place + 2, 1)).astype(np.int64)
+
+
+def _one_zero_row(tensor: np.ndarray) -> np.ndarray:
+    return np.zeros((1, *tensor.shape[1:]), tensor.dtype)

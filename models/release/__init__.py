@@ -1,0 +1,1 @@
+"""Releases: bundles on disk, promotion, Triton's repository, models in process."""

@@ -1,0 +1,77 @@
+"""Triton's Python backend for every bundle: it loads the bundle's Runtime and asks it.
+
+Knows the backend's calls and how an error is told to one request. Does not know any
+system: the class is named in `bundle.json`. This file is copied into each version
+folder. It imports neither pyarrow, polars nor Feast: the backend's numpy is 1.26.
+
+A refused input is told as "BadInput: ..." to the request that sent it, and to no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """One version of one model; Triton calls `initialize` once and `execute` per batch."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Raises on a bundle that does not load: Triton then keeps the old version."""
+        config = json.loads(args["model_config"])
+        root = os.environ.get("TIDEMILL_ROOT") or config["parameters"]["root"]["string_value"]
+        if root not in sys.path:
+            sys.path.insert(0, root)
+        from models.registry import load, misfit
+        from models.release.bundle import ReleaseError, read_bundle
+
+        bundle = read_bundle(_version_folder(args) / "bundle")
+        if why := misfit(bundle):
+            raise ReleaseError(why)
+        self.runtime = load(bundle.runtime)(bundle.path)
+        self.signature = bundle.signature
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response per request, in order; nothing is raised out of here."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        from models.signature import BadInput
+
+        try:
+            outputs = self.runtime.infer(self._inputs(request))
+        except BadInput as error:
+            return _refusal(f"BadInput: {error}", pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:
+            # One request's surprise must not fail the others of its batch.
+            return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+        tensors = [pb_utils.Tensor(s.name, _wire(outputs[s.name])) for s in self.signature.outputs]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _inputs(self, request: Any) -> dict[str, np.ndarray]:
+        given = {s.name: pb_utils.get_input_tensor_by_name(request, s.name) for s in self._specs}
+        return {name: tensor.as_numpy() for name, tensor in given.items() if tensor is not None}
+
+    @property
+    def _specs(self) -> tuple[Any, ...]:
+        return tuple(self.signature.inputs)
+
+
+def _version_folder(args: dict[str, str]) -> Path:
+    path = Path(args["model_repository"])
+    folder = path if path.name == args["model_name"] else path / args["model_name"]
+    return folder / args["model_version"]
+
+
+def _wire(tensor: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(tensor)
+
+
+def _refusal(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))

@@ -1,0 +1,134 @@
+"""Triton's model repository, generated: bundles in, version folders out. Never committed.
+
+Knows config.pbtxt and the folder layout that Triton and `models.release.in_process` both read:
+<model>/config.pbtxt and <model>/<version>/{model.py, bundle/}. Does not know which
+release is live (`models.release.bundle`) nor talks to a server (`models.release.promotion`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Collection
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+
+import models.release.triton_backend
+from models.echo import SIGNATURE as ECHO_SIGNATURE
+from models.release.bundle import Bundle
+from models.signature import Signature, TensorSpec
+
+ECHO = "echo"
+_BACKEND = Path(models.release.triton_backend.__file__).with_name("model.py")
+_ROOT = Path(models.release.triton_backend.__file__).parents[3]
+
+
+class ModelRepository:
+    """The folder that a Triton serves. What lies in it is what shall be loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, bundle: Bundle) -> bool:
+        """Writes a bundle's version folder, whole or not at all; False when it is there."""
+        return self._add(
+            bundle.model, bundle.version, bundle.signature, lambda to: _copy(bundle.path, to)
+        )
+
+    def add_echo(self) -> None:
+        """Writes the self-test model `echo`."""
+        self._add(ECHO, 1, ECHO_SIGNATURE, _write_echo)
+
+    def versions(self, model: str) -> tuple[int, ...]:
+        folder = self.folder / model
+        found = folder.iterdir() if folder.is_dir() else iter(())
+        return tuple(sorted(int(path.name) for path in found if path.name.isdigit()))
+
+    def keep_only(self, model: str, versions: Collection[int]) -> bool:
+        """Removes other version folders; the next load unloads them. Did anything go?"""
+        stale = [v for v in self.versions(model) if v not in versions]
+        for version in stale:
+            self._remove(self.folder / model / str(version))
+        return bool(stale)
+
+    def bundle_folder(self, model: str, version: int) -> Path:
+        return self.folder / model / str(version) / "bundle"
+
+    def _add(self, model: str, version: int, signature: Signature, fill: object) -> bool:
+        target = self.folder / model / str(version)
+        if target.exists():
+            return False
+        partial = self._aside()
+        partial.mkdir(parents=True)
+        fill(partial / "bundle")  # type: ignore[operator]
+        shutil.copyfile(_BACKEND, partial / "model.py")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write_config(target.parent / "config.pbtxt", config_text(model, signature))
+        os.replace(partial, target)
+        return True
+
+    def _remove(self, folder: Path) -> None:
+        # Renamed first: a server that looks meanwhile sees a whole version or none.
+        aside = self._aside()
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _aside(self) -> Path:
+        return self.folder.parent / f".{self.folder.name}-parts" / uuid.uuid4().hex
+
+
+def config_text(model: str, signature: Signature, root: Path = _ROOT) -> str:
+    """A model's config.pbtxt. Every version folder that exists is loaded.
+
+    There is no batch dimension: requests differ in their number of candidates, and
+    one request's refusal stays its own.
+    """
+    return "\n".join(
+        [
+            f'name: "{model}"',
+            'backend: "python"',
+            "max_batch_size: 0",
+            *(_tensor_text("input", spec) for spec in signature.inputs),
+            *(_tensor_text("output", spec) for spec in signature.outputs),
+            "version_policy: { all {} }",
+            "instance_group [{ kind: KIND_CPU, count: 1 }]",
+            f'parameters: {{ key: "root", value: {{ string_value: "{root}" }} }}',
+            "",
+        ]
+    )
+
+
+def _tensor_text(side: str, spec: TensorSpec) -> str:
+    dtype = "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}"
+    dims = ", ".join(str(size) for size in spec.shape)
+    return f'{side} [{{ name: "{spec.name}", data_type: {dtype}, dims: [ {dims} ] }}]'
+
+
+def _write_config(path: Path, text: str) -> None:
+    """Left alone when it says the same, since a changed file makes Triton reload all versions."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target)
+
+
+def _write_echo(target: Path) -> None:
+    target.mkdir(parents=True)
+    stated = {
+        "model": ECHO,
+        "version": 1,
+        "runtime": "models.echo:EchoRuntime",
+        "signature": asdict(ECHO_SIGNATURE),
+        "created_ms": 0,
+        "metrics": {},
+        "sha256": "",
+    }
+    (target / "bundle.json").write_text(dumps(stated), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Training: data up to one moment, evaluation, calibration, builds and updates."""

@@ -1,0 +1,88 @@
+"""What recipes read: the log, the catalogue and matured feedback up to one moment.
+
+Knows where the folders' readers are and how to cut a log in time. Does not know any
+one model. Nothing newer than `until_ms`, by event time and by arrival, gets through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from features.offline.point_in_time.join import features_as_of
+from features.store import EntityName, FeatureFrame
+from models.recipe import NotEnoughData, TrainingLog
+from models.release.bundle import Quarantine
+from streams.catalogue import CatalogueLog
+from streams.contract.events import CatalogueItem
+from streams.event_log import EventLog
+from streams.feedback.store import read_matured
+
+
+def load_training_log(log_dir: Path, feedback_dir: Path, until_ms: int) -> TrainingLog:
+    """Everything known at `until_ms`: admitted events, the catalogue, matured feedback."""
+    events = EventLog(log_dir).read(until_ms=until_ms)
+    return TrainingLog(
+        events=events.filter(pl.col("ingested_at_ms") < until_ms),
+        items=CatalogueLog(log_dir).load().to_frame(),
+        feedback=read_matured(feedback_dir, 0, until_ms),
+        until_ms=until_ms,
+    )
+
+
+def log_until(log: TrainingLog, until_ms: int) -> TrainingLog:
+    """The same log as it stood at `until_ms`; the catalogue keeps what was created by then."""
+    return replace(
+        log,
+        events=log.events.filter(
+            (pl.col("event_time_ms") < until_ms) & (pl.col("ingested_at_ms") < until_ms)
+        ),
+        items=log.items.filter(pl.col("created_ms") < until_ms),
+        feedback=log.feedback.filter(pl.col("matured_at_ms") < until_ms),
+        until_ms=until_ms,
+    )
+
+
+def split_time_ms(log: TrainingLog, share: float = 0.8) -> int:
+    """The event time before which `share` of the log's events lie.
+
+    Raises `NotEnoughData` on an empty log.
+    """
+    if log.events.is_empty():
+        raise NotEnoughData("the log holds no events: replay or produce some first")
+    times = log.events["event_time_ms"].sort()
+    return int(times[min(int(len(times) * share), len(times) - 1)])
+
+
+def without_quarantine(log: TrainingLog, quarantined: Sequence[Quarantine]) -> TrainingLog:
+    """The log without feedback that a rolled-back release gathered."""
+    feedback = log.feedback
+    for entry in quarantined:
+        inside = pl.col("served_at_ms").is_between(
+            entry.since_ms, entry.until_ms, closed="left"
+        ) & (pl.col("release") == entry.release_id)
+        feedback = feedback.filter(~inside)
+    return replace(log, feedback=feedback)
+
+
+def features_at(
+    log: TrainingLog, entity: EntityName, ids: Sequence[str], times_ms: np.ndarray
+) -> FeatureFrame:
+    """The entity's features as an online reader had them at each time; N rows in order."""
+    labels = pl.DataFrame({f"{entity}_id": list(ids), "time_ms": times_ms})
+    frame = features_as_of(log.events, labels, entity)
+    if frame.ids != tuple(ids):
+        raise AssertionError("a point-in-time join must keep every label in its place")
+    return frame
+
+
+def catalogue_items(items: pl.DataFrame) -> list[CatalogueItem]:
+    """The rows of `TrainingLog.items` as catalogue items, in their order."""
+    return [
+        CatalogueItem.model_validate({**row, "genres": tuple(row["genres"] or ())})
+        for row in items.drop("available", strict=False).iter_rows(named=True)
+    ]

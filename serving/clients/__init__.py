@@ -1,0 +1,1 @@
+"""Clients of other parts: Triton, the bus for writes, and their circuit breakers."""

@@ -1,0 +1,1 @@
+"""The console page, and what it is told live."""

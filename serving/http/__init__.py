@@ -1,0 +1,1 @@
+"""The HTTP entry point: the application, its routes, keys and limits."""

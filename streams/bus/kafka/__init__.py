@@ -1,0 +1,1 @@
+"""The bus on anything that speaks Kafka's protocol, through librdkafka."""

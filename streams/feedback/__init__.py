@@ -1,0 +1,1 @@
+"""Feedback: the join of impressions with the actions that carry their tokens."""

@@ -1,0 +1,1 @@
+"""The ingest service: admission, deduplication, partitioning, dead letters, recovery."""

@@ -1,0 +1,1 @@
+"""Compiled code of the event path, each kernel beside a plain reference."""

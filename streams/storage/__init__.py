@@ -1,0 +1,1 @@
+"""Durable batches on disk: segments, Parquet files and their compaction."""

@@ -1,0 +1,1 @@
+"""Workers: committed batches from internal topics to handlers, at least once."""

@@ -1,0 +1,1 @@
+"""Faust as the driver of a worker."""
