@@ -24,7 +24,7 @@ from serving.http.api.json import json_reply
 
 __all__ = ["Dependencies", "create_app"]
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parents[1] / "console" / "page"
 MAX_BODY_BYTES = 4 << 20
 _ABOUT = """An open streaming recommendation platform: behaviour in, features folded, models
 asked, answers explained. Simulated and replayed behaviour is labelled as such."""
