@@ -1,10 +1,11 @@
-# Every target makes the environment first; a second time that costs milliseconds.
+# Every target creates the environment first; once it exists that takes milliseconds.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 PACKAGES := streams features models serving deploy
 SOURCES := $(PACKAGES) benchmarks tests
 export PYTHONUNBUFFERED := 1
+WORKERS ?= 2
 
 .PHONY: help install demo up down status doctor test check format bench clean
 
@@ -14,7 +15,7 @@ help: ## this list
 install: ## .venv from requirements.lock (all other targets do this first)
 	@./deploy/install.sh
 
-demo: install ## the whole loop on real parts, with a page to look at; DURATION=90 ends by itself
+demo: install ## the whole loop on real servers, with a page; DURATION=90 stops after 90 s
 	@exec $(BIN)/tidemill demo $(if $(DURATION),--duration $(DURATION))
 
 up: install ## start the stack and keep it running until Ctrl-C
@@ -23,26 +24,26 @@ up: install ## start the stack and keep it running until Ctrl-C
 down: install ## stop the stack that `make up` or `make demo` started here
 	@exec $(BIN)/tidemill down
 
-status: install ## what runs, where it listens, whether it answers
+status: install ## each process, where it listens and whether it answers
 	@exec $(BIN)/tidemill status
 
-doctor: install ## what this machine can run, and how to get what it lacks
+doctor: install ## what this machine can run, and how to get what is missing
 	@exec $(BIN)/tidemill doctor
 
-test: install ## every test; what the machine cannot have is skipped with its reason. TESTS=path narrows
-	@exec $(BIN)/python -m pytest $(TESTS)
+test: install ## all tests; those without their server are skipped with the reason; TESTS=path selects, WORKERS=n side by side
+	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(TESTS)
 
 check: install ## ruff, ruff format --check, mypy --strict
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) -p benchmarks
 
-format: install ## put the code in form
+format: install ## format the code
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: install ## the benchmarks; NAME=events and ARGS=--quick narrow
+bench: install ## one benchmark; NAME=events, ARGS=--quick
 	@exec $(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
-clean: install ## forget this stack's data (.tidemill); environment and caches stay
+clean: install ## delete this stack's data (.tidemill); environment and caches stay
 	@$(BIN)/tidemill down --quiet; rm -rf .tidemill

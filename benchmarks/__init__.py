@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks NAME` prints a table, verdicts and what it ran on."""
+"""Benchmarks: `python -m benchmarks NAME` prints a table, its bars and the machine."""

@@ -1,7 +1,7 @@
-"""`python -m benchmarks NAME [--quick]`: finds benchmarks/NAME.py and runs its `run`.
+"""`python -m benchmarks NAME [--quick]`: runs benchmarks/NAME.py.
 
-A benchmark module has `run(options: Options) -> Report` and a docstring that states,
-before any figure, what is claimed and what the bar is.
+Knows the names and options. A benchmark module has `run(options: Options) -> Report` and a
+docstring with its claims and bars, set before any measurement. Does not know what is measured.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks.report import RESULTS
 
 HERE = Path(__file__).parent
@@ -22,7 +20,7 @@ NOT_BENCHMARKS = {"__init__", "__main__", "report"}
 
 @dataclass(frozen=True)
 class Options:
-    """quick: CI's form, a few minutes, not committed. world: a world's TOML file."""
+    """quick: a few minutes, for CI, not saved. world: a world's TOML file."""
 
     quick: bool
     world: Path | None
@@ -39,13 +37,17 @@ def names() -> list[str]:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Runs one benchmark, prints its table and verdicts, writes results/NAME.json.",
-        epilog="example: python -m benchmarks loop --quick",
+        description="Runs one benchmark, prints its table and bars, writes results/NAME.json.",
+        epilog="example: python -m benchmarks events --quick",
     )
     parser.add_argument("name", choices=names(), help="which benchmark")
-    parser.add_argument("--quick", action="store_true", help="CI's form; writes nothing")
-    parser.add_argument("--world", type=Path, help="a world's TOML file, for world benchmarks")
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, where one learns")
+    parser.add_argument("--quick", action="store_true", help="a small run for CI; writes nothing")
+    parser.add_argument(
+        "--world", type=Path, help="a world's TOML file, for benchmarks on simulated worlds"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="number of seeds, for benchmarks that train"
+    )
     return parser.parse_args(argv)
 
 
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     module = importlib.import_module(f"benchmarks.{options.name}")
     report = module.run(Options(options.quick, options.world, options.seeds))
-    report.show(Console())
+    report.show()
     if not options.quick:
         print(f"wrote {report.save(RESULTS)}")
     return 0

@@ -1,22 +1,20 @@
-"""What a cap on provenance or on one author costs, by the served stages, where the truth is known.
+"""The cost of caps on provenance and on authors, in a world whose true utility is known.
 
 The headline ranking world (docs/worlds/ranking.md) with labels added here: 40 % of a
 pool's candidates are generated, and 12 authors share the pool by Zipf's law. Slates are
 ranked by the platform's weights and drawn by the served selector with its caps
-(serving/stages), nearly greedy and without exploration, and judged by true utility.
-Two forms: *no gap*, generated items are worth what they seem; *gap*, to the user they
-are worth a quarter less than predictions say (systems of this kind are asked to find
-such a gap; the ranker here cannot see it).
+(serving/stages), nearly greedy and without exploration, and evaluated by true utility.
+Two forms: *no gap*, generated items are worth what is predicted; *gap*, they are worth a
+quarter less to the user than predicted, which the ranker cannot observe.
 
-Claims, written before any run: (1) no slate exceeds its cap; (2) without a gap utility
+Claims, set before any run: (1) no slate exceeds its cap; (2) without a gap utility
 does not rise as a cap gets tighter (no step's paired interval lies above 0); (3) at an
-equal share, the cap keeps more utility than a random cap, which takes the same number of
-generated items out without asking for their score: paired interval over users above 0 at
-every share from .1 to .3, in both forms; (4) with the gap, some cap is worth more than
-none: paired interval above 0 at the best of the caps tried on seed 0, judged on the
-other seeds. Five seeds, 150 users, two pools each; nothing is learned. (The random cap
-first put its items at the top of the slate, a weaker rival; it was mended after one quick
-run, before the full one.)
+equal share, the cap keeps more utility than a random cap, which removes the same number of
+generated items regardless of score: paired interval over users above 0 at every share from
+0.1 to 0.3, in both forms; (4) with the gap, some cap is better than none: paired interval
+above 0 for the best cap of seed 0, evaluated on the other seeds. Five seeds, 150 users, two
+pools each; nothing is trained. (The random cap first put its items at the top of the slate, a
+weaker baseline; this was corrected after one quick run, before the full one.)
 """
 
 from __future__ import annotations
@@ -28,13 +26,13 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from benchmarks.__main__ import Options
 from benchmarks.report import Report
 from benchmarks.worlds.ranking.config import RankingWorld
-from benchmarks.worlds.ranking.pools import Judge, PoolMaker, attention
+from benchmarks.worlds.ranking.pools import PoolEvaluator, PoolMaker, attention
 from benchmarks.worlds.ranking.population import populate
+from deploy.console import track
 from models.training.evaluation import paired_bootstrap
 from serving.pipeline.query import Candidate, Pool, Query, Scored
 from serving.stages.caps import AuthorCap, Cap, ProvenanceCap
@@ -49,7 +47,7 @@ FORMS = {"no gap": 0.0, "gap": GAP}
 
 @dataclass(frozen=True)
 class Labelled:
-    """One pool: its candidates with labels, scores and true values by form."""
+    """One pool: candidates with labels, scores, and true values by form."""
 
     pool: Pool
     generated: np.ndarray  # bool [C]
@@ -58,7 +56,7 @@ class Labelled:
 
 @dataclass
 class Curve:
-    """Per setting: utilities per user and form, and what the slates held."""
+    """By setting: utilities of users by form, and the slates' generated share and authors."""
 
     utility: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     share: dict[str, list[float]] = field(default_factory=dict)
@@ -73,30 +71,30 @@ def run(options: Options) -> Report:
     users, seeds = (40, 2) if options.quick else (150, options.seeds)
     config = {"users": users, "seeds": seeds, "generated": GENERATED, "gap": GAP}
     report = Report("blend", config | {"world": world.model_dump()})
-    curves = [_curve(world, seed, users) for seed in track(range(seeds), "seeds")]
-    whole = _joined(curves)
+    curves = [_curve(world, seed, users) for seed in track(range(seeds), "seeds", seeds)]
+    whole = _merged(curves)
     _table(report, whole)
-    _judge_caps(report, whole)
-    _judge_curve(report, whole)
-    _judge_gap(report, curves)
+    _check_caps(report, whole)
+    _check_curve(report, whole)
+    _check_gap(report, curves)
     return report
 
 
 def _curve(world: RankingWorld, seed: int, users: int) -> Curve:
-    curve, looked = Curve(), attention(world).numpy().astype(np.float64)
+    curve, attended = Curve(), attention(world).numpy().astype(np.float64)
     rng = np.random.default_rng(seed)
     k = world.size.slate
     for n, pools in enumerate(_pools(world, seed, users, rng)):
         query = Query("r", "feed", f"u{n}", k, 0, seed)
         for name, caps in _settings().items():
             slates = [_slate(caps, query, one.pool) for one in pools]
-            _note(curve, name, pools, slates, looked)
+            _record(curve, name, pools, slates, attended)
         free = [_slate((), query, one.pool) for one in pools]
         for share in SHARES[2:-1]:
             slates = [
                 _random_cap(one, share, slate, rng) for one, slate in zip(pools, free, strict=True)
             ]
-            _note(curve, f"random, share {share:g}", pools, slates, looked)
+            _record(curve, f"random, share {share:g}", pools, slates, attended)
     return curve
 
 
@@ -110,10 +108,10 @@ def _pools(
     world: RankingWorld, seed: int, users: int, rng: np.random.Generator
 ) -> list[list[Labelled]]:
     population, maker = populate(world, seed), PoolMaker.of(world)
-    judge = Judge.of(population, maker, torch.arange(users), 2, seed * 31 + 3)
+    evaluator = PoolEvaluator.of(population, maker, torch.arange(users), 2, seed * 31 + 3)
     weights = torch.tensor(world.logging.weights)
-    scores = torch.einsum("nrct,t->nrc", judge.served, weights).numpy()
-    value = judge.value.numpy().astype(np.float64)
+    scores = torch.einsum("nrct,t->nrc", evaluator.served, weights).numpy()
+    value = evaluator.value.numpy().astype(np.float64)
     return [
         [_labelled(scores[n, r], value[n, r], rng) for r in range(value.shape[1])]
         for n in range(users)
@@ -141,16 +139,16 @@ def _item(n: int, author: int, generated: bool) -> CatalogueItem:
 
 
 def _slate(caps: tuple[Cap, ...], query: Query, pool: Pool) -> list[int]:
-    """Places of the slate's items in the pool they were labelled in."""
+    """Indices of the slate's items in their pool."""
     rule = PlackettLuce(temperature=1e-3, diversity=0.0, explore=0.0, caps=caps)
-    return [int(one.video_id[1:]) for one in rule.select(query, pool)]
+    return [int(one.item_id[1:]) for one in rule.select(query, pool)]
 
 
 def _random_cap(
     one: Labelled, share: float, slate: list[int], rng: np.random.Generator
 ) -> list[int]:
-    """The uncapped slate with generated items over the share taken out by chance, and the
-    best others in their stead; in order of score."""
+    """The uncapped slate, with random generated items above the share replaced by the best other
+    candidates; in order of score."""
     assert one.pool.scored is not None
     score = one.pool.scored.score
     inside = [n for n in slate if one.generated[n]]
@@ -161,21 +159,21 @@ def _random_cap(
     return sorted(kept, key=lambda n: -score[n])
 
 
-def _note(
+def _record(
     curve: Curve,
     name: str,
     pools: Sequence[Labelled],
     slates: Sequence[Sequence[int]],
-    looked: np.ndarray,
+    attended: np.ndarray,
 ) -> None:
     for form in FORMS:
-        worth = [
-            _worth(one.values[form][slate], looked)
+        utilities = [
+            _slate_utility(one.values[form][slate], attended)
             for one, slate in zip(pools, slates, strict=True)
         ]
-        curve.utility.setdefault((form, name), []).append(float(np.mean(worth)))
+        curve.utility.setdefault((form, name), []).append(float(np.mean(utilities)))
     held = [
-        one.generated[slate].sum() / len(looked) for one, slate in zip(pools, slates, strict=True)
+        one.generated[slate].sum() / len(attended) for one, slate in zip(pools, slates, strict=True)
     ]
     curve.share.setdefault(name, []).extend(map(float, held))
     authors = (
@@ -186,12 +184,12 @@ def _note(
     curve.most[name] = max(most, curve.most.get(name, 0))
 
 
-def _worth(values: np.ndarray, looked: np.ndarray) -> float:
-    """Attention-weighted; the empty slots of a slate cut short by a cap are worth nothing."""
-    return float((values * looked[: len(values)]).sum() / looked.sum())
+def _slate_utility(values: np.ndarray, attended: np.ndarray) -> float:
+    """Attention-weighted mean; empty slots of a slate shortened by a cap count as 0."""
+    return float((values * attended[: len(values)]).sum() / attended.sum())
 
 
-def _joined(curves: Sequence[Curve]) -> Curve:
+def _merged(curves: Sequence[Curve]) -> Curve:
     whole = Curve()
     for curve in curves:
         for key, values in curve.utility.items():
@@ -223,27 +221,27 @@ def _table(report: Report, curve: Curve) -> None:
         report.add(**row)
 
 
-def _judge_caps(report: Report, curve: Curve) -> None:
+def _check_caps(report: Report, curve: Curve) -> None:
     over = max(max(curve.share[f"share {share:g}"]) - share for share in SHARES)
-    report.judge("largest share over its cap", over, "<= 0", over <= 1e-9)
+    report.check("largest share over its cap", over, "<= 0", over <= 1e-9)
     authors = max(curve.most[f"author {n}"] - n for n in AT_MOST)
-    report.judge("most of one author over its cap", authors, "<= 0", authors <= 0)
+    report.check("most of one author over its cap", authors, "<= 0", authors <= 0)
 
 
-def _judge_curve(report: Report, curve: Curve) -> None:
+def _check_curve(report: Report, curve: Curve) -> None:
     order = ["no cap", *(f"share {share:g}" for share in SHARES)]
     for wider, tighter in pairwise(order):
         mean, low, _ = _relative(curve, "no gap", tighter, wider)
-        report.judge(f"{tighter} after {wider}, %", mean, "does not rise", low <= 0)
+        report.check(f"{tighter} after {wider}, %", mean, "does not rise", low <= 0)
     for form in FORMS:
         for share in SHARES[2:-1]:
             name = f"share {share:g}"
             _, low, _ = _relative(curve, form, name, f"random, {name}")
-            report.judge(f"{form}, {name}: over a random cap, lower bound %", low, "> 0", low > 0)
+            report.check(f"{form}, {name}: over a random cap, lower bound %", low, "> 0", low > 0)
 
 
-def _judge_gap(report: Report, curves: Sequence[Curve]) -> None:
+def _check_gap(report: Report, curves: Sequence[Curve]) -> None:
     names = [f"share {share:g}" for share in SHARES]
     best = max(names, key=lambda name: float(curves[0].values("gap", name).mean()))
-    _, low, _ = _relative(_joined(curves[1:]), "gap", best, "no cap")
-    report.judge(f"gap: {best} over no cap, lower bound %", low, "> 0", low > 0)
+    _, low, _ = _relative(_merged(curves[1:]), "gap", best, "no cap")
+    report.check(f"gap: {best} over no cap, lower bound %", low, "> 0", low > 0)

@@ -1,18 +1,18 @@
-"""Off-policy evaluation and interleaving against worlds whose truth is known exactly.
+"""Off-policy evaluation and interleaving in worlds whose true values are known exactly.
 
-Claims and bars, stated before any figure:
+Claims and bars, set before any measurement:
 
 - Each estimator's 95 % interval holds the target policy's true value in at least 90 % of
   200 independent logs (300 persons, 6 slates each), in every world where its assumption
-  holds. IPS, SNIPS and DR are judged on single choices, DR with a reward model that is
-  wrong on purpose; slate estimators on slates of 3.
+  holds. IPS, SNIPS and DR are tested on single choices, DR with a deliberately wrong reward
+  model; slate estimators on slates of 3.
 - Its bias is at most 3 % of the true value there.
-- Where an assumption is broken (slots disturb each other), coverage is reported, not
-  gated: it says what the assumption costs.
-- Team-draft interleaving: of 200 comparisons, equal rankers are called different in at
-  most 10 %, a better ranker is named in at least 90 %, a worse one never.
+- Where an assumption is violated (slots affect each other), coverage is reported without a
+  bar.
+- Team-draft interleaving: of 200 comparisons, equal rankers are called different in at most
+  10 %; the better ranker is found in at least 90 %, the worse one never preferred.
 
-`--quick` takes 40 logs and judges by the same bars.
+`--quick` uses 40 logs and the same bars.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COVERAGE, BIAS, FALSE_ALARMS, POWER = 0.90, 0.03, 0.10, 0.90
 
 @dataclass(frozen=True)
 class Case:
-    """One estimator in one world. `holds`: its assumption is true there, so it is gated."""
+    """One estimator in one world. `holds`: its assumption holds there, so it has a bar."""
 
     world: str
     name: str
@@ -56,18 +56,18 @@ class Case:
 
 
 def run(options: Options) -> Report:
-    """All cases over 200 logs (40 when quick), then interleaving."""
+    """All cases on 200 logs (40 if quick), then interleaving."""
     runs = 40 if options.quick else 200
     report = Report("off_policy", {"runs": runs, "persons": PERSONS, "slates_each": EACH})
     for case in cases():
-        _judge_case(report, case, runs)
+        _check_case(report, case, runs)
     for name, strength in (("equal rankers", 0.0), ("a better b", 1.0), ("a better a", -1.0)):
-        _judge_interleaving(report, name, strength, runs)
+        _check_interleaving(report, name, strength, runs)
     return report
 
 
 def cases() -> Iterator[Case]:
-    """Every estimator where its assumption holds, and two where it does not."""
+    """Every estimator in a world where its assumption holds, and two where it does not."""
     for name, single in (("IPS", ips), ("SNIPS", snips), ("DR", doubly_robust)):
         yield Case("choices", name, "independent", 1, 1.0, _single(single))
     for normalised in (False, True):
@@ -84,19 +84,19 @@ def cases() -> Iterator[Case]:
 
 
 def measure(case: Case, runs: int) -> tuple[np.ndarray, float, list[Estimate]]:
-    """(did each interval hold the truth? bool [runs], the truth, the estimates)."""
+    """(whether each interval covers the truth: bool [runs], the truth, the estimates)."""
     world, logging, target = setting(case.slots, case.clash)
     truth = world.value(target, case.draws)
     found = []
     for seed in range(runs):
         seen = visits(world, logging, case.draws, persons=PERSONS, each=EACH, seed=seed)
         found.append(case.estimate(world, seen, logging, target, case.draws))
-    held = np.array([each.interval[0] <= truth <= each.interval[1] for each in found])
-    return held, truth, found
+    covered_runs = np.array([each.interval[0] <= truth <= each.interval[1] for each in found])
+    return covered_runs, truth, found
 
 
 def setting(slots: int, clash: float) -> tuple[SlateWorld, np.ndarray, np.ndarray]:
-    """The world, the logging policy and a target that leans further to what attracts."""
+    """The world, the logging policy and a target policy that prefers attractive items more."""
     world = replace(small_world(1, slots=slots), clash=clash)
     noise = np.random.default_rng(2).normal(size=world.attraction.shape)
     return world, world.attraction + 0.4 * noise, 2.5 * world.attraction + 0.2 * noise
@@ -108,15 +108,15 @@ def _single(
     def estimate(
         world: SlateWorld, seen: Visits, logging: np.ndarray, target: np.ndarray, draws: Draws
     ) -> Estimate:
-        believed = 0.6 * world.attraction + 0.15  # wrong on purpose
+        predicted = 0.6 * world.attraction + 0.15  # deliberately wrong
         chances = np.exp(target) / np.exp(target).sum(1, keepdims=True)
         decisions = Decisions(
             users=seen.persons,
             reward=seen.clicks[:, 0],
             logged=slot_chances(logging[seen.kind], seen.items, draws)[:, 0],
             target=slot_chances(target[seen.kind], seen.items, draws)[:, 0],
-            expected=believed[seen.kind, seen.items[:, 0]],
-            expected_target=(believed * chances).sum(1)[seen.kind],
+            expected=predicted[seen.kind, seen.items[:, 0]],
+            expected_target=(predicted * chances).sum(1)[seen.kind],
         )
         return estimator(decisions)
 
@@ -146,23 +146,23 @@ def compare_rankers(strength: float, seed: int) -> Preference:
     rng = np.random.default_rng([seed, 17])
     users, credits = [], []
     for slate in range(500):
-        worth = rng.uniform(0, 1, 20)
+        relevance = rng.uniform(0, 1, 20)
         informed = {"a": max(-strength, 0.0), "b": max(strength, 0.0)}
         orders = {
-            team: np.argsort(-(share * worth + rng.uniform(0, 1, 20))).tolist()
+            team: np.argsort(-(share * relevance + rng.uniform(0, 1, 20))).tolist()
             for team, share in informed.items()
         }
         draft = team_draft(orders["a"], orders["b"], 6, seed=seed * 1_000 + slate)
         look = 1 / np.log2(np.arange(6) + 2)
-        clicked = rng.random(6) < look * 0.5 * worth[list(draft.items)]
+        clicked = rng.random(6) < look * 0.5 * relevance[list(draft.items)]
         users.append(f"u{slate % 100}")
         shown = zip(draft.items, clicked, strict=True)
         credits.append(credit(draft, {item for item, hit in shown if hit}))
     return preference(users, credits, seed=seed)
 
 
-def _judge_case(report: Report, case: Case, runs: int) -> None:
-    held, truth, found = measure(case, runs)
+def _check_case(report: Report, case: Case, runs: int) -> None:
+    covered_runs, truth, found = measure(case, runs)
     values = np.array([each.value for each in found])
     bias = float(values.mean() - truth) / truth
     width = float(np.mean([each.interval[1] - each.interval[0] for each in found]))
@@ -175,26 +175,26 @@ def _judge_case(report: Report, case: Case, runs: int) -> None:
         rmse=float(np.sqrt(((values - truth) ** 2).mean())),
         width=width,
         effective_n=float(np.mean([each.effective_n for each in found])),
-        coverage=float(held.mean()),
+        coverage=float(covered_runs.mean()),
     )
     name = f"{case.world} {case.name}"
-    covered, unbiased = float(held.mean()) >= COVERAGE, abs(bias) <= BIAS
+    covered, unbiased = float(covered_runs.mean()) >= COVERAGE, abs(bias) <= BIAS
     gate = ("", covered, unbiased) if case.holds else (" reported", None, None)
-    report.judge(f"{name} coverage", float(held.mean()), f">= {COVERAGE}{gate[0]}", gate[1])
-    report.judge(f"{name} bias share", bias, f"within {BIAS}{gate[0]}", gate[2])
+    report.check(f"{name} coverage", float(covered_runs.mean()), f">= {COVERAGE}{gate[0]}", gate[1])
+    report.check(f"{name} bias share", bias, f"within {BIAS}{gate[0]}", gate[2])
 
 
-def _judge_interleaving(report: Report, name: str, strength: float, runs: int) -> None:
+def _check_interleaving(report: Report, name: str, strength: float, runs: int) -> None:
     found = [compare_rankers(strength, seed) for seed in range(runs)]
     named = {team: float(np.mean([p.winner == team for p in found])) for team in ("a", "b")}
     mean = float(np.mean([p.difference[0] for p in found]))
     report.notes.append(f"interleaving, {name}: mean difference {mean:+.3f}, named {named}")
     if strength == 0:
         alarms = named["a"] + named["b"]
-        report.judge(
+        report.check(
             f"{name} called different", alarms, f"<= {FALSE_ALARMS}", alarms <= FALSE_ALARMS
         )
         return
     right, wrong = (named["b"], named["a"]) if strength > 0 else (named["a"], named["b"])
-    report.judge(f"{name}: right named", right, f">= {POWER}", right >= POWER)
-    report.judge(f"{name}: wrong named", wrong, "0", wrong == 0)
+    report.check(f"{name}: right named", right, f">= {POWER}", right >= POWER)
+    report.check(f"{name}: wrong named", wrong, "0", wrong == 0)

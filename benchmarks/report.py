@@ -1,4 +1,4 @@
-"""The form of every benchmark's result: a table, verdicts, and what it ran on.
+"""The result of a benchmark: a table, checks of bars, and the machine.
 
 Knows tables, bars and files. Does not know what is measured.
 """
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import orjson
 import psutil
-from rich.console import Console
 from rich.table import Table
+
+from deploy.console import out
 
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One claim beside its bar, which was written down before the run.
+class BarCheck:
+    """One measured value and its bar, which was set before the run.
 
-    `value` and `bar` are in the same unit, named in `name`. `ok` is None where the
-    claim is reported and not gated.
+    `value` and `bar` are in the same unit, stated in `name`. `ok` is None if there is no bar.
     """
 
     name: str
@@ -37,31 +37,32 @@ class Verdict:
 
 @dataclass
 class Report:
-    """What one benchmark found. Rows are mappings with the same keys in the same order."""
+    """The result of one benchmark. Rows have the same keys in the same order."""
 
     name: str
     config: Mapping[str, object]
     data_checksum: str = ""
     rows: list[dict[str, object]] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
+    checks: list[BarCheck] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, **row: object) -> None:
         self.rows.append(row)
 
-    def judge(self, name: str, value: float, bar: str, ok: bool | None) -> None:
-        self.verdicts.append(Verdict(name, value, bar, ok))
+    def check(self, name: str, value: float, bar: str, ok: bool | None) -> None:
+        self.checks.append(BarCheck(name, value, bar, ok))
 
-    def show(self, console: Console) -> None:
-        """Prints the table, the notes and one closing line of verdicts."""
-        console.print(f"\n[bold]{self.name}[/bold] on {machine()['cpu']}, {os.cpu_count()} cores")
-        console.print(_table(self.rows))
+    def show(self) -> None:
+        """Prints the table, the notes and one line for each bar."""
+        out.print(f"\n[bold]{self.name}[/bold] on {machine()['cpu']}, {os.cpu_count()} cores")
+        out.print(_table(self.rows))
         for note in self.notes:
-            console.print(f"[dim]{note}[/dim]")
-        console.print(f"verdicts: {'; '.join(_line(v) for v in self.verdicts)}", soft_wrap=True)
+            out.print(note, style="dim", markup=False, highlight=False)
+        for check in self.checks:
+            out.print(_line(check), markup=False)
 
     def save(self, folder: Path = RESULTS) -> Path:
-        """Writes results/NAME.json: date, machine, config hash, data checksum, table, verdicts."""
+        """Writes results/NAME.json: date, machine, config hash, data checksum, table, checks."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
         body = {
@@ -73,7 +74,7 @@ class Report:
             "data_checksum": self.data_checksum,
             "table": self.rows,
             "notes": self.notes,
-            "verdicts": [asdict(v) for v in self.verdicts],
+            "verdicts": [asdict(check) for check in self.checks],
         }
         path.write_bytes(
             orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
@@ -86,7 +87,7 @@ def config_hash(config: Mapping[str, object]) -> str:
 
 
 def machine() -> dict[str, object]:
-    """What a reader must know to read the absolute figures; nothing that names the machine."""
+    """What the absolute figures depend on; nothing that identifies the machine."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -118,6 +119,6 @@ def _cell(value: object) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def _line(verdict: Verdict) -> str:
-    word = {True: "ok", False: "SHORT", None: "reported"}[verdict.ok]
-    return f"{verdict.name} {verdict.value:,.4g} (bar {verdict.bar}) {word}"
+def _line(check: BarCheck) -> str:
+    result = {True: "met", False: "NOT MET", None: "reported"}[check.ok]
+    return f"{check.name}: {check.value:,.4g} (bar {check.bar}), {result}"

@@ -1,7 +1,7 @@
 """Writes the event contract into docs/schemas: `python -m deploy.export_schemas`.
 
-Knows which messages are part of the contract, as JSON Schema and, for events, as Protobuf. Does not know the internal
-Arrow batches (`streams.contract.schema`).
+Knows which messages belong to the contract: all as JSON Schema, events also as Protobuf. Does
+not know the internal Arrow batches (`streams.contract.schema`).
 """
 
 from __future__ import annotations

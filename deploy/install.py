@@ -1,8 +1,8 @@
 """Makes `.venv` from the lock: what `make` runs first. Standard library only.
 
-Knows virtual environments, uv and stamp files; it runs before anything of the
-project can be imported. What stands already (same lock, same Python, same
-place) is left alone, so a second run takes milliseconds and no network.
+Knows virtual environments, uv and stamp files. Runs before the project can be imported and
+does not know it. What is installed already (same lock, Python and folder) is skipped, so a
+second run takes milliseconds and no network.
 """
 
 from __future__ import annotations
@@ -25,42 +25,34 @@ PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
 REQUIREMENTS = ROOT / "requirements.lock"
 INSTALLER = ROOT / "deploy" / "installer.lock"
-FEATURES, STREAMS = ROOT / "features" / "kernels", ROOT / "streams" / "kernels"
-COMPILED = {  # what is run to compile -> the files that hold the loops
-    "features.kernels.fold": [
-        *(FEATURES / f"{name}.py" for name in ("fold", "merge", "packing")),
-        STREAMS / "raw.py",
-    ],
-    "features.kernels.finalize": [
-        *(FEATURES / f"{name}.py" for name in ("finalize", "layout")),
-        STREAMS / "raw.py",
-    ],
-    "features.kernels.labels": [FEATURES / "labels.py"],
-    "streams.codec.json": [STREAMS / f"{name}.py" for name in ("json_scan", "json_text", "raw")],
-    "streams.kernels.recent_keys": [STREAMS / "recent_keys.py"],
-    "streams.kernels.xxh3": [STREAMS / "xxh3.py", STREAMS / "raw.py"],
-}
+KERNELS = [
+    *sorted((ROOT / "streams" / "kernels").glob("*.py")),
+    *sorted((ROOT / "features" / "kernels").glob("*.py")),
+    ROOT / "deploy" / "compile.py",
+]
 HEARTBEAT_S = 15.0
 
 
 def main() -> int:
     os.chdir(ROOT)
-    with _only_one():
+    with _install_lock():
         try:
             _install()
         except subprocess.CalledProcessError as error:
-            _say(f"installation failed (code {error.returncode}): {' '.join(map(str, error.cmd))}")
-            _say("see the lines above; `make` again goes on from where it stopped")
+            _print(
+                f"installation failed (code {error.returncode}): {' '.join(map(str, error.cmd))}"
+            )
+            _print("see the lines above; `make` resumes where it stopped")
             return 1
     return 0
 
 
 def _install() -> None:
-    if not _sound(VENV):
+    if not _is_usable(VENV):
         _make_environment()
     if not _stamped("packages", REQUIREMENTS):
         _get_uv()
-        _say("installing the packages of requirements.lock (about 6 GB with torch, minutes)")
+        _print("installing the packages of requirements.lock (about 6 GB with torch, minutes)")
         # Compiled once here, not by every process at its first import.
         _run_shown(_uv("install", "--compile-bytecode", *_what_to_install()))
         _stamp("packages", REQUIREMENTS)
@@ -68,32 +60,31 @@ def _install() -> None:
         _get_uv()
         _run_shown(_uv("install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)))
         _stamp("project", ROOT / "pyproject.toml")
-        _say(f"ready: {VENV.name}/bin/tidemill --help")
-    for module, sources in COMPILED.items():
-        if not _stamped(module, *sources, REQUIREMENTS):
-            # Compiled once here (seconds), not by the first process that sees an event.
-            _run([str(PYTHON), "-m", module])
-            _stamp(module, *sources, REQUIREMENTS)
+        _print(f"ready: {VENV.name}/bin/tidemill --help")
+    if not _stamped("kernels", *KERNELS, REQUIREMENTS):
+        # Compiled once here (a minute), not by the first process that sees an event.
+        _run([str(PYTHON), "-m", "deploy.compile"])
+        _stamp("kernels", *KERNELS, REQUIREMENTS)
 
 
 def _what_to_install() -> list[str]:
     if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
         return ["--require-hashes", "-r", str(REQUIREMENTS)]
-    _say(f"requirements.lock is for Linux x86_64; resolving anew for {platform.platform()}")
+    _print(f"requirements.lock is for Linux x86_64; resolving again for {platform.platform()}")
     return [f"{ROOT}[dev]"]
 
 
-def _sound(venv: Path) -> bool:
-    """Whether the environment runs and is a Python 3.11 (it breaks when its Python goes away)."""
+def _is_usable(venv: Path) -> bool:
+    """Whether the environment runs and is Python 3.11 (it breaks if its Python is removed)."""
     check = "import sys; sys.exit(sys.version_info[:2] != (3, 11))"
     python = venv / "bin" / "python"
     return python.exists() and subprocess.call([str(python), "-c", check]) == 0
 
 
 def _make_environment() -> None:
-    _say(f"making {VENV.name} with {sys.executable}")
-    if importlib.util.find_spec("ensurepip") is None:  # Debian ships it apart
-        raise SystemExit("this Python cannot make environments: apt-get install python3-venv")
+    _print(f"creating {VENV.name} with {sys.executable}")
+    if importlib.util.find_spec("ensurepip") is None:  # a package of its own in Debian
+        raise SystemExit("this Python cannot create environments: apt-get install python3-venv")
     _run([sys.executable, "-m", "venv", "--clear", str(VENV)])
 
 
@@ -111,7 +102,7 @@ def _uv(command: str, *arguments: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """uv is pointed at the index and the certificates that pip is configured for."""
+    """uv uses the index and the certificates that pip is configured for."""
     env = dict(os.environ)
     env.pop("VIRTUAL_ENV", None)
     for ours, theirs in (("UV_DEFAULT_INDEX", "PIP_INDEX_URL"), ("SSL_CERT_FILE", "PIP_CERT")):
@@ -126,7 +117,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _run_shown(argv: Sequence[str]) -> None:
-    """uv draws its own bars on a terminal; elsewhere a line now and then says it lives."""
+    """uv draws bars on a terminal; elsewhere a line every `HEARTBEAT_S` shows that it runs."""
     if sys.stderr.isatty():
         return _run(argv)
     started = time.monotonic()
@@ -135,7 +126,7 @@ def _run_shown(argv: Sequence[str]) -> None:
             try:
                 process.wait(HEARTBEAT_S)
             except subprocess.TimeoutExpired:
-                _say(f"still installing, {time.monotonic() - started:.0f} s")
+                _print(f"still installing, {time.monotonic() - started:.0f} s")
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, argv)
 
@@ -157,8 +148,8 @@ def _stamp(name: str, *paths: Path) -> None:
 
 
 @contextmanager
-def _only_one() -> Iterator[None]:
-    """Two `make` at once: the second waits for the first, then finds everything done."""
+def _install_lock() -> Iterator[None]:
+    """Of two concurrent `make`, the second waits for the first and then has nothing to do."""
     folder = ROOT / ".cache"
     folder.mkdir(exist_ok=True)
     with (folder / "install.lock").open("a") as handle:
@@ -166,7 +157,7 @@ def _only_one() -> Iterator[None]:
         yield
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     bold = ("\033[1m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{bold[0]}tidemill{bold[1]}  {text}", file=sys.stderr, flush=True)
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Finds a Python 3.11 and hands over to deploy/install.py. Knows only that.
+# Finds a Python 3.11 and runs deploy/install.py with it.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 is_right='import sys; sys.exit(sys.version_info[:2] != (3, 11))'

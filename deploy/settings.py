@@ -1,8 +1,9 @@
-"""Settings of a whole stack: defaults < settings.toml < environment (TIDEMILL_*).
+"""Settings of a stack: defaults < settings.toml < environment (TIDEMILL_*).
 
-Knows every knob and its default. Does not start anything (`deploy.stack`).
+Knows every setting and its default. Does not start anything (`deploy.stack`)
+and does not know old names (`deploy.renamed`).
 Nested keys use a double underscore in the environment: TIDEMILL_GATEWAY__PORT=8080.
-A section alone names its kind: TIDEMILL_BROKER=kafka is TIDEMILL_BROKER__KIND=kafka.
+A section by itself sets its kind: TIDEMILL_BROKER=kafka is TIDEMILL_BROKER__KIND=kafka.
 """
 
 from __future__ import annotations
@@ -21,41 +22,32 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from deploy import renamed
+
 HOME = Path(os.environ.get("TIDEMILL_HOME", ".tidemill"))
 
 
-INSTANCE = "[A-Za-z0-9_.]{1,64}"  # no dash: it parts a process's kind from its instance
+INSTANCE = "[A-Za-z0-9_.]{1,64}"  # no dash: it separates a process's kind from its instance
 
 
 class SettingsError(ValueError):
-    """A setting is wrong; the message names its key and where it can be set."""
+    """A setting is wrong; the message names its key and how to set it."""
 
 
 class Section(BaseModel):
-    """One part's settings. A misspelled key is an error, not a default."""
+    """One section of the settings. A misspelled key is an error, not a default."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class BrokerSettings(Section):
     kind: Literal["embedded", "kafka", "external"] = "embedded"
-    bootstrap_servers: str = ""  # filled by the stack unless kind is external
+    bootstrap_servers: str = ""  # chosen by the stack unless kind is external
     partitions: int = Field(4, ge=1, le=256)
-    doors: int = Field(1, ge=1)  # batcher processes beside each other
 
     @model_validator(mode="after")
     def _external_has_an_address(self) -> Self:
         return _addressed(self, self.kind, "bootstrap_servers", self.bootstrap_servers)
-
-    @model_validator(mode="after")
-    def _embedded_has_one_door(self) -> Self:
-        if self.kind == "embedded" and self.doors > 1:
-            raise ValueError(
-                f"broker.doors is {self.doors}, and the embedded broker has no transactions, "
-                "without which only one process may be the door: set broker.doors to 1, or "
-                "broker.kind to kafka or external"
-            )
-        return self
 
     @property
     def transactional(self) -> bool:
@@ -63,10 +55,14 @@ class BrokerSettings(Section):
         return self.kind != "embedded"
 
 
+class IngestSettings(Section):
+    replicas: int = Field(1, ge=1)  # batcher processes; more than one needs Apache Kafka
+
+
 class StoreSettings(Section):
     kind: Literal["valkey", "external"] = "valkey"
     address: str = ""  # host:port,  filled by the stack unless kind is external
-    db: int = Field(0, ge=0)  # one database a project: a tear-down flushes it
+    db: int = Field(0, ge=0)  # one for each project: a tear-down flushes it
 
     @model_validator(mode="after")
     def _external_has_an_address(self) -> Self:
@@ -86,11 +82,19 @@ class TritonSettings(Section):
 
 class GatewaySettings(Section):
     host: str = "127.0.0.1"
-    port: int = Field(0, ge=0, le=65535)  # 0: a free one is chosen
+    port: int = Field(0, ge=0, le=65535)  # 0: the stack chooses a free one
+    # Origins whose pages may call the API from a browser, e.g. ["https://shop.example"].
+    cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
+
+    @property
+    def url(self) -> str:
+        """The address on this machine: a host that stands for every interface is the loopback's."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 class BlendSettings(Section):
-    """The feed's business constraints; a slate that cannot be filled within them is shorter."""
+    """Constraints on the feed's slates; a slate that cannot be filled within them is shorter."""
 
     author_cap: int | None = Field(None, ge=1)  # items of one author in a slate; None: no cap
     # The largest share of a slate's slots by provenance, e.g. {"aigc" = 0.2}; rounded down.
@@ -98,15 +102,15 @@ class BlendSettings(Section):
 
 
 class ExploreSettings(Section):
-    """What the feed gives up to learn. Slots explore too; how is fixed by the selector."""
+    """Exploration in the feed, besides that of the selector's slots."""
 
-    # Of the feed's answers: ranked by fusion weights drawn from the user's own Dirichlet, with
-    # their density logged, instead of by its mean. A tenth: near the share of slots that explore.
+    # Share of replies ranked by fusion weights drawn from the user's Dirichlet, with their density
+    # logged, instead of by its mean. 0.1 is close to the share of explored slots.
     weights_share: float = Field(0.1, ge=0, le=1)
 
 
 class ClockSettings(Section):
-    """rate 1 from origin 0 is the wall clock."""
+    """Rate 1 and equal origins give the wall clock."""
 
     origin_wall_ms: int = 0
     origin_ms: int = 0
@@ -114,20 +118,20 @@ class ClockSettings(Section):
 
 
 class AdmissionSettings(Section):
-    lateness_ms: int = 3_600_000  # older than this: admitted, marked late
-    horizon_ms: int = 400 * 86_400_000  # older than this: dead letter "ancient"
-    future_ms: int = 300_000  # further ahead than this: dead letter "future"
-    duplicate_horizon_ms: int = 86_400_000  # the same (user_id, event_id) within it counts once
+    lateness_ms: int = 3_600_000  # older events are admitted and marked late
+    horizon_ms: int = 400 * 86_400_000  # older events become dead letters, cause "ancient"
+    future_ms: int = 300_000  # events further ahead: cause "future"
+    duplicate_horizon_ms: int = 86_400_000  # (user_id, event_id) counts once within it
 
 
 class LogSettings(Section):
-    """How long the event log and feedback are kept; in whole hours of arrival, UTC."""
+    """Retention of the event log and feedback, in whole hours of arrival (UTC)."""
 
-    retention_days: int | None = Field(None, ge=1)  # stack clock; None: everything is kept
+    retention_days: int | None = Field(None, ge=1)  # stack clock; None: no limit
 
 
 class FeedbackSettings(Section):
-    """Attribution window per task, in ms of the stack clock; maturity is their maximum."""
+    """Attribution window of each task, in ms of the stack clock. The longest is the maturity."""
 
     windows_ms: dict[str, int] = {
         "play": 600_000,
@@ -140,17 +144,17 @@ class FeedbackSettings(Section):
 
 
 class SecuritySettings(Section):
-    """Keys come from the environment or are made at first start under the stack's home, never from the repository."""
+    """Keys from the environment, or created in the home at the first start."""
 
     api_keys: dict[str, list[Literal["events", "recommend", "admin"]]] = {}
-    impression_key: str = ""  # hex; made on first start when empty
+    impression_key: str = ""  # hex; created at the first start if empty
 
 
 class TelemetrySettings(Section):
     otlp_endpoint: str = ""  # e.g. http://127.0.0.1:4318; empty: no export
     sample_ratio: float = Field(1.0, ge=0, le=1)
     metrics_host: str = "127.0.0.1"
-    metrics_ports: dict[str, int] = {}  # process -> port of its /metrics; filled by the stack
+    metrics_ports: dict[str, int] = {}  # process -> port of its /metrics; chosen by the stack
 
 
 _S = TypeVar("_S", bound=Section)
@@ -171,16 +175,32 @@ class _Environment(EnvSettingsSource):
         return super().decode_complex_value(field_name, field, value)
 
 
+class _Renamed(PydanticBaseSettingsSource):
+    """Another source, its old keys under their present names."""
+
+    def __init__(
+        self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource
+    ) -> None:
+        super().__init__(settings_cls)
+        self._source = source
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self._source.get_field_value(field, field_name)
+
+    def __call__(self) -> dict[str, Any]:
+        return renamed.current_settings(self._source())
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TIDEMILL_", env_nested_delimiter="__", extra="forbid"
     )
 
     home: Path = HOME
-    # Where several processes of one kind run: a name that this one keeps over restarts and shares
-    # with no other of its kind.
+    # Needed where several processes of one kind run: unique among them, the same over restarts.
     instance: str = Field("", pattern=f"^({INSTANCE})?$")
     broker: BrokerSettings = BrokerSettings()
+    ingest: IngestSettings = IngestSettings()
     store: StoreSettings = StoreSettings()
     triton: TritonSettings = TritonSettings()
     gateway: GatewaySettings = GatewaySettings()
@@ -203,16 +223,32 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         toml_file = os.environ.get("TIDEMILL_SETTINGS", "settings.toml")
-        return (
+        sources = (
             init_settings,
             _Environment(settings_cls),
             TomlConfigSettingsSource(settings_cls, toml_file=toml_file),
         )
+        return tuple(_Renamed(settings_cls, source) for source in sources)
+
+    @model_validator(mode="after")
+    def _embedded_has_one_replica(self) -> Self:
+        if not self.broker.transactional and self.ingest.replicas > 1:
+            raise ValueError(
+                f"ingest.replicas is {self.ingest.replicas}, and the embedded broker has no "
+                "transactions, which several replicas need: set ingest.replicas to 1, or "
+                "broker.kind to kafka or external"
+            )
+        return self
 
     @property
     def log_dir(self) -> Path:
-        """The event log: Parquet, the only truth."""
+        """The event log, from which every other store can be rebuilt."""
         return self.home / "log"
+
+    @property
+    def erasures_path(self) -> Path:
+        """The erasure journal."""
+        return self.log_dir / "erasures.jsonl"
 
     @property
     def feedback_dir(self) -> Path:
@@ -234,7 +270,7 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: Any) -> Settings:
-    """The settings of this process; errors name the key and every place to set it.
+    """The settings of this process; errors name the key and how to set it.
 
     Raises:
         SettingsError: a key is unknown or its value does not fit.
@@ -245,11 +281,13 @@ def load(**overrides: Any) -> Settings:
         raise SettingsError(
             "\n".join(_explain(e["loc"], e["msg"]) for e in error.errors())
         ) from None
-    except ValueError as error:  # a settings file or a JSON value that does not parse
+    except ValueError as error:  # a settings file or a JSON value cannot be parsed
         raise SettingsError(str(error)) from error
 
 
 def _explain(location: tuple[int | str, ...], message: str) -> str:
+    if not location:
+        return message.removeprefix("Value error, ")
     keys = [str(key) for key in location]
     variable = "TIDEMILL_" + "__".join(keys).upper()
     return f"{'.'.join(keys)} ({variable}, or settings.toml): {message}"

@@ -1,9 +1,9 @@
-"""One stack on one machine: which parts there are, in which order, with which addresses.
+"""One stack on one machine: which services it has, in which order, at which addresses.
 
-Knows how settings become running parts. Does not know how a part is started
-(`deploy.services`) nor how it is kept alive (`deploy.supervisor`). What it chose
-(ports, keys) is written to `stack.json` in the home folder, from which its own
-processes and other terminals read it.
+Knows how settings become running services. Does not know how a service is started
+(`deploy.services`) nor how it is restarted (`deploy.supervisor`). The ports and keys that it
+chose are written to `stack.json` in the home folder, where its processes and other commands
+read them.
 """
 
 from __future__ import annotations
@@ -17,46 +17,45 @@ from types import TracebackType
 from typing import Self
 
 from deploy import state, wiring
+from deploy.processes import PROCESSES
+from deploy.processes.own import OwnProcess
 from deploy.services import kafka, tansu, triton
-from deploy.services.own import OwnProcess
-from deploy.services.process import LOOPBACK, free_port
+from deploy.services.process import free_port
 from deploy.services.valkey import Valkey
 from deploy.settings import Settings
-from deploy.supervisor import Report, Service, ServiceStatus, Supervisor
+from deploy.supervisor import Report, ServiceStatus, Supervised, Supervisor
 
-STREAM_PROCESSES = ("batcher", "facts", "features")
-EDGE_PROCESSES = ("gateway", "edge")
-OWN_PROCESSES = (*STREAM_PROCESSES, *EDGE_PROCESSES)
 RECORD_S = 0.5
-
-Tell = Callable[[Report], None]
-Step = Callable[[str], None]
 
 
 def own_processes(settings: Settings) -> tuple[str, ...]:
-    """The names of a stack's own processes; of several doors each has its own."""
-    kinds = {name: [name] for name in OWN_PROCESSES}
-    if (doors := settings.broker.doors) > 1:
-        kinds["batcher"] = [f"batcher-{number}" for number in range(1, doors + 1)]
+    """Names of a stack's own processes; each ingest replica has its own."""
+    kinds = {name: [name] for name in PROCESSES}
+    if (replicas := settings.ingest.replicas) > 1:
+        kinds["batcher"] = [f"batcher-{number}" for number in range(1, replicas + 1)]
     return tuple(name for names in kinds.values() for name in names)
 
 
 class Stack:
-    """A whole loop: broker, store, model server, our processes. Use it as a context.
+    """Broker, store, model server and the stack's own processes. Use it as a context.
 
-    `tell` hears of crashes and repairs, `step` of what is being started. After
+    `report` is called on crashes and recoveries, `step` with what is being started. After
     `start`, `settings` holds every address.
     """
 
     def __init__(
-        self, settings: Settings, *, tell: Tell | None = None, step: Step | None = None
+        self,
+        settings: Settings,
+        *,
+        report: Callable[[Report], None] | None = None,
+        step: Callable[[str], None] | None = None,
     ) -> None:
         own = {"home": settings.home.resolve(), "instance": ""}
         self.settings = settings.model_copy(update=own, deep=True)
-        self._tell = tell or _unheard
-        self._step = step or _unheard
+        self._report = report or _ignore
+        self._step = step or _ignore
         self._supervisor: Supervisor | None = None
-        self._undo = ExitStack()
+        self._cleanup = ExitStack()
         self._triton: triton.Triton | None = None
 
     def __enter__(self) -> Self:
@@ -74,18 +73,17 @@ class Stack:
     @property
     def page(self) -> str:
         """The address to open in a browser."""
-        host = self.settings.gateway.host
-        return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{self.settings.gateway.port}"
+        return self.settings.gateway.url
 
     def start(self) -> Settings:
-        """Starts every part and returns when all answer, models excepted: they come when trained.
+        """Starts every service and returns when all answer. Models are loaded once trained.
 
         Raises:
             state.AlreadyRunning: this home has a stack.
-            PartUnavailable, PartFailed: a part cannot be had, or did not come up;
-                nothing is left running.
+            ServiceUnavailable, ServiceFailed: a service is not available or did not start;
+                no process is left running.
         """
-        self._undo.enter_context(state.claimed(self.settings.home))
+        self._cleanup.enter_context(state.lock_home(self.settings.home))
         try:
             self._start()
         except BaseException:
@@ -94,22 +92,22 @@ class Stack:
         return self.settings
 
     def stop(self) -> None:
-        """Ends every part. Safe to call twice, and after a start that failed."""
-        self._undo.close()
+        """Stops every service. Safe to call twice, and after a failed start."""
+        self._cleanup.close()
 
     def status(self) -> list[ServiceStatus]:
         return self._supervisor.status() if self._supervisor else []
 
     def _start(self) -> None:
-        clear_up_after(self.settings.home)
+        clean_up_after(self.settings.home)
         self._fetch()
         services = self._servers()
         state.write_settings(self.settings)
-        self._undo.callback(state.forget_stack, self.settings.home)
-        self._undo.callback(self._sweep)
-        self._supervisor = Supervisor(self._tell)
-        self._undo.callback(self._record_for_others(self._supervisor))
-        self._undo.callback(self._supervisor.stop)
+        self._cleanup.callback(state.forget_stack, self.settings.home)
+        self._cleanup.callback(self._sweep)
+        self._supervisor = Supervisor(self._report)
+        self._cleanup.callback(self._write_service_records(self._supervisor))
+        self._cleanup.callback(self._supervisor.stop)
         self._step("starting the broker and the store")
         self._supervisor.start(services)
         wiring.bus(self.settings, ensure_topics=True)
@@ -117,10 +115,10 @@ class Stack:
         self._supervisor.start([*self._model_server(), *self._own_processes()])
 
     def _fetch(self) -> None:
-        """What must be fetched once, before anything listens."""
+        """Fetches what is missing before any service starts."""
         if self.settings.triton.kind == "wheel":
             if reason := triton.available():
-                self._tell(Report("triton", reason))
+                self._report(Report("triton", reason))
                 self.settings.triton.kind = "in_process"
             else:
                 triton.server_dir(self._step)
@@ -129,8 +127,8 @@ class Stack:
             self._step("looking for Apache Kafka (fetched the first time)")
             kafka.jars()
 
-    def _servers(self) -> list[Service]:
-        """Broker and store, their addresses put into the settings."""
+    def _servers(self) -> list[Supervised]:
+        """Broker and store. Sets their addresses in the settings."""
         services = []
         logs = self.settings.home / "logs"
         broker: tansu.Tansu | kafka.Kafka
@@ -140,11 +138,11 @@ class Stack:
             else:
                 broker = tansu.Tansu(logs)
             self.settings.broker.bootstrap_servers = broker.bootstrap_servers
-            services.append(Service(broker, grace_s=15.0, after_start=self._broker_answers))
+            services.append(Supervised(broker, grace_s=15.0, after_start=self._after_broker_start))
         if self.settings.store.kind != "external":
             store = Valkey(logs)
             self.settings.store.address = store.address
-            services.append(Service(store, check_every_s=5.0))
+            services.append(Supervised(store, check_every_s=5.0))
         self._choose_addresses(logs)
         return services
 
@@ -166,36 +164,36 @@ class Stack:
             settings.triton.http_address = self._triton.http_address
             settings.triton.metrics_address = self._triton.metrics_address
 
-    def _model_server(self) -> list[Service]:
+    def _model_server(self) -> list[Supervised]:
         wiring.fill_repository(self.settings)
         if self._triton is None:
             return []
-        return [Service(self._triton, ready_within_s=180.0, check_every_s=10.0)]
+        return [Supervised(self._triton, ready_within_s=180.0, check_every_s=10.0)]
 
     def _sweep(self) -> None:
         if self._triton is not None:
             self._triton.sweep()
 
-    def _broker_answers(self) -> None:
-        """The embedded broker has forgotten its topics and groups after a restart: those who
-        read it in a group begin again, so that none waits at an offset that no longer exists.
-        The gateway notices by itself and goes on answering."""
+    def _after_broker_start(self) -> None:
+        """The embedded broker loses its topics and groups in a restart: create the topics and
+        restart the processes that read in a group, whose offsets no longer exist. The gateway
+        detects it by itself and keeps answering."""
         wiring.bus(self.settings, ensure_topics=True)
         if self._supervisor is not None and self.settings.broker.kind == "embedded":
             names = own_processes(self.settings)
             self._supervisor.restart([name for name in names if name != "gateway"])
 
-    def _own_processes(self) -> list[Service]:
+    def _own_processes(self) -> list[Supervised]:
         urls = {"gateway": f"{self.page}/healthz"}
         return [
-            Service(
+            Supervised(
                 OwnProcess(name, self.settings.home, url=urls.get(name, "")), ready_within_s=120.0
             )
             for name in own_processes(self.settings)
         ]
 
-    def _record_for_others(self, supervisor: Supervisor) -> Callable[[], None]:
-        """Keeps `services.json` true for `tidemill status` and for reaping; returns its end."""
+    def _write_service_records(self, supervisor: Supervisor) -> Callable[[], None]:
+        """Keeps `services.json` up to date for `tidemill status` and `reap`; returns how to stop."""
         done = threading.Event()
 
         def keep() -> None:
@@ -212,8 +210,8 @@ class Stack:
         return end
 
 
-def clear_up_after(home: Path) -> list[str]:
-    """Ends what a killed stack left running and removes what it left lying; the names ended."""
+def clean_up_after(home: Path) -> list[str]:
+    """Ends the processes of a killed stack and removes its files; the names of the processes."""
     ended = state.reap(home)
     with contextlib.suppress(state.NotRunning):
         for region in triton.shared_memory(state.read_settings(home).triton.grpc_address):
@@ -222,8 +220,8 @@ def clear_up_after(home: Path) -> list[str]:
     return ended
 
 
-def _unheard(_: object) -> None:
-    """Nobody asked to be told."""
+def _ignore(_: object) -> None:
+    """The default for callbacks."""
 
 
 def _records(statuses: list[ServiceStatus]) -> list[state.ServiceRecord]:

@@ -1,8 +1,7 @@
-"""What a running stack writes down in its home folder, and what is made of it later.
+"""The files of a stack in its home folder, for its processes and for other commands.
 
-Knows the files `lock`, `stack.json`, `services.json`, `keys.json` and the folder
-`run/`. Does not start anything. The lock is held by the supervising process and
-freed by the kernel when that ends, however it ends.
+Knows `lock`, `stack.json`, `services.json`, `keys.json` and the folder `run/`. Does not start
+anything. The supervising process holds the lock; the kernel frees it when the process ends.
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ import psutil
 
 from deploy.settings import Settings, load
 
-START_SLACK_S = 0.05  # two reads of one process's start time differ by rounding only
-
-DEMO = "demo"  # the folder of a home in which the demo keeps its own
+START_SLACK_S = 0.05  # two reads of one process's start time differ by rounding
+DEMO = "demo"  # the demo's own home, a folder of the home
 
 
 class AlreadyRunning(RuntimeError):
-    """A stack of this home runs already; the message names it and the way to stop it."""
+    """A stack of this home runs already; the message says how to stop it."""
 
 
 class NotRunning(RuntimeError):
@@ -38,7 +36,8 @@ class NotRunning(RuntimeError):
 
 @dataclass(frozen=True)
 class ServiceRecord:
-    """One supervised process as another terminal sees it. `started_s` tells pid reuse apart."""
+    """One supervised process as another terminal sees it. `started_s` detects a reused
+    pid."""
 
     name: str
     phase: str
@@ -48,7 +47,7 @@ class ServiceRecord:
 
 
 def _write(path: Path, text: str, mode: int = 0o600) -> None:
-    """Whole or not at all, and readable by the owner only: it may hold keys."""
+    """Atomically, and readable by the owner only: the file may hold keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -58,8 +57,8 @@ def _write(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 @contextlib.contextmanager
-def claimed(home: Path) -> Iterator[None]:
-    """Holds the home for one stack.
+def lock_home(home: Path) -> Iterator[None]:
+    """Locks the home for one stack.
 
     Raises:
         AlreadyRunning: another process holds it.
@@ -67,7 +66,7 @@ def claimed(home: Path) -> Iterator[None]:
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("a") as handle:
         if not _try_lock(handle):
-            raise AlreadyRunning(_who_runs(home))
+            raise AlreadyRunning(_running_stack(home))
         yield
 
 
@@ -79,16 +78,16 @@ def _try_lock(handle: IO[str]) -> bool:
     return True
 
 
-def _who_runs(home: Path) -> str:
+def _running_stack(home: Path) -> str:
     with contextlib.suppress(NotRunning):
         pid, settings = supervisor_pid(home), read_settings(home)
-        page = f"http://{settings.gateway.host}:{settings.gateway.port}"
+        page = settings.gateway.url
         return f"a stack runs in {home} already (process {pid}, {page}): `tidemill down` stops it"
     return f"a stack is starting in {home} already: `tidemill status` shows it"
 
 
-def is_claimed(home: Path) -> bool:
-    """Whether some process holds the home now."""
+def home_is_locked(home: Path) -> bool:
+    """Whether a process holds the lock now."""
     path = home / "lock"
     if not path.exists():
         return False
@@ -106,13 +105,13 @@ def settings_in_use() -> Settings:
 
 
 def home_in_use(home: Path) -> Path:
-    """Where the stack runs that a command means: in `home`, else the demo's beneath it."""
+    """`home`, or the demo's home in it if only the demo's stack runs."""
     demo = home / DEMO
-    return demo if not is_claimed(home) and is_claimed(demo) else home
+    return demo if not home_is_locked(home) and home_is_locked(demo) else home
 
 
 def write_settings(settings: Settings) -> None:
-    """`stack.json`: what the stack's processes read, ports and keys resolved."""
+    """Writes `stack.json`: the settings with chosen ports and keys."""
     body = {"pid": os.getpid(), "settings": settings.model_dump(mode="json")}
     _write(settings.home / "stack.json", json.dumps(body, indent=1))
 
@@ -121,7 +120,7 @@ def read_settings(home: Path) -> Settings:
     """The resolved settings of the stack that runs (or last ran) in `home`.
 
     Raises:
-        NotRunning: none ever did.
+        NotRunning: there is no `stack.json`.
     """
     return Settings.model_validate(_stack(home)["settings"])
 
@@ -139,7 +138,7 @@ def _stack(home: Path) -> dict[str, object]:
 
 
 def forget_stack(home: Path) -> None:
-    """Removes what only a running stack has; its data and keys stay."""
+    """Removes the files of a running stack; data and keys stay."""
     for name in ("stack.json", "services.json"):
         (home / name).unlink(missing_ok=True)
 
@@ -167,11 +166,11 @@ def started_s(pid: int | None) -> float:
 
 
 def reap(home: Path) -> list[str]:
-    """Ends processes that a killed stack left behind; returns their names.
+    """Ends the processes of a killed stack; returns their names.
 
-    A process counts as ours only when both its id and its start time are the
-    recorded ones. What it had started shares its session and ends too, also when it
-    is gone itself: a session's id is not given out again while it has members.
+    A process is ended only if its id and its start time are the recorded ones. Its children
+    share its session and end too, even if the process itself is gone: the kernel does not
+    reuse a session's id while it has members.
     """
     reaped = []
     for record in read_services(home):
@@ -196,23 +195,23 @@ def _session_members(session: int) -> list[int]:
     return members
 
 
-def stop_supervisor(home: Path, patience_s: float = 60.0) -> bool:
-    """Asks the stack's supervising process to end, and makes sure. False: none ran."""
-    if not is_claimed(home):
+def stop_supervisor(home: Path, timeout_s: float = 60.0) -> bool:
+    """Stops the stack's supervising process; kills it after the timeout. False: none ran."""
+    if not home_is_locked(home):
         return False
     process = psutil.Process(supervisor_pid(home))
     process.terminate()
-    deadline = time.monotonic() + patience_s
-    while is_claimed(home):
+    deadline = time.monotonic() + timeout_s
+    while home_is_locked(home):
         if time.monotonic() > deadline:
             process.kill()
-            deadline = time.monotonic() + patience_s
+            deadline = time.monotonic() + timeout_s
         time.sleep(0.1)
     return True
 
 
 def impression_key(home: Path) -> str:
-    """The key that signs impressions (64 hex digits), made at the first start and kept."""
+    """The key that signs impressions (64 hex digits), created at the first start."""
     path = home / "keys.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["impression_key"])
@@ -223,7 +222,7 @@ def impression_key(home: Path) -> str:
 
 
 def mark_ready(home: Path, name: str) -> None:
-    """A process says that it is set up and has begun its work."""
+    """Called by a process when it is ready."""
     _write(home / "run" / f"{name}.ready", str(os.getpid()))
 
 

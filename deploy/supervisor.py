@@ -1,9 +1,8 @@
-"""Keeps the parts of a stack running: starts them in order, restarts what dies, stops all.
+"""Keeps the services of a stack running: starts them in order, restarts them, stops them.
 
-Knows services, crashes and patience. Does not know what the parts are
-(`deploy.stack`). Every child is started by the supervisor's one thread, which
-lives until `stop`: the kernel ends a child when the thread that started it ends,
-so nothing outlives the supervisor even when that is killed.
+Knows child processes, crashes and timeouts. Does not know what the services are
+(`deploy.stack`). One thread starts every child and lives until `stop`: the kernel ends a
+child when the thread that started it ends, so no child outlives a killed supervisor.
 """
 
 from __future__ import annotations
@@ -15,26 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deploy.services.process import Child, Part, PartFailed
+from deploy.services.process import Child, Service, ServiceFailed
 
 Phase = Literal["starting", "running", "waiting", "stopped"]
 WATCH_S = 0.2
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 20.0
-HEALTHY_AFTER_S = 30.0  # having run this long, a crash counts as the first one again
-DEAF_CHECKS = 3  # this many unanswered checks in a row, and it is restarted
+HEALTHY_AFTER_S = 30.0  # a crash after this long counts as the first one in a row
+MAX_UNANSWERED = 3  # checks in a row before a service is restarted
 
 
 @dataclass(frozen=True)
-class Service:
-    """A part and how to keep it.
+class Supervised:
+    """A service and how to keep it running.
 
-    `after_start` runs each time the part answers (again): what a restart has
-    emptied is filled there. `check_every_s` > 0 asks `part.ready()` that often and
-    restarts a part that lives but no longer answers.
+    `after_start` runs after every start and restart, to restore what a restart has lost.
+    With `check_every_s` > 0, `service.ready()` is asked that often, and a service that runs
+    but no longer answers is restarted.
     """
 
-    part: Part
+    service: Service
     ready_within_s: float = 60.0
     grace_s: float = 8.0
     check_every_s: float = 0.0
@@ -42,12 +41,12 @@ class Service:
 
     @property
     def name(self) -> str:
-        return self.part.name
+        return self.service.name
 
 
 @dataclass(frozen=True)
 class Report:
-    """Something worth telling a person. `log` holds the part's last lines on a crash."""
+    """A crash or a recovery. On a crash `log` holds the last lines of the service's log."""
 
     service: str
     text: str
@@ -55,21 +54,21 @@ class Report:
 
 
 @dataclass
-class _Kept:
-    service: Service
+class _State:
+    spec: Supervised
     wave: int
     child: Child
     phase: Phase = "starting"
-    since: float = field(default_factory=time.monotonic)  # when the phase began
+    since: float = field(default_factory=time.monotonic)  # start of the phase
     crashes: int = 0  # in a row
     restarts: int = 0  # in all
-    deaf: int = 0  # unanswered checks in a row
+    unanswered: int = 0  # unanswered checks in a row
     checked: float = 0.0
-    first: bool = True  # not yet up for the first time: a failure is the starter's to know
+    first: bool = True  # not ready yet since `start`, which then raises its failure
     failure: Exception | None = None
 
-    def turn(self, phase: Phase) -> None:
-        self.phase, self.since, self.deaf = phase, time.monotonic(), 0
+    def set_phase(self, phase: Phase) -> None:
+        self.phase, self.since, self.unanswered = phase, time.monotonic(), 0
 
     def lasted_s(self) -> float:
         return time.monotonic() - self.since
@@ -77,7 +76,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """What a status table shows of one service."""
+    """One row of the status table."""
 
     name: str
     phase: Phase
@@ -87,159 +86,159 @@ class ServiceStatus:
 
 @dataclass
 class Supervisor:
-    """Owns the children of one stack. `tell` receives reports, from the supervisor's thread."""
+    """Owns the child processes of one stack. `report` is called in the supervisor's thread."""
 
-    tell: Callable[[Report], None]
+    report: Callable[[Report], None]
     _waves: int = 0
-    _kept: dict[str, _Kept] = field(default_factory=dict)
+    _states: dict[str, _State] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._hands = ThreadPoolExecutor(1, "supervisor")
+        self._spawner = ThreadPoolExecutor(1, "supervisor")
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
 
-    def start(self, services: Sequence[Service]) -> None:
-        """Starts these side by side; returns when all answer.
+    def start(self, services: Sequence[Supervised]) -> None:
+        """Starts these in parallel; returns when all answer.
 
         Raises:
-            PartUnavailable, PartFailed: one cannot be had or did not come up. Those
-                that did stay up: call `stop`.
+            ServiceUnavailable, ServiceFailed: one is not available or did not start. The
+                others keep running: call `stop`.
         """
         wave = self._waves
         self._waves += 1
-        kept = [_Kept(service, wave, self._spawn(service)) for service in services]
+        states = [_State(spec, wave, self._spawn(spec)) for spec in services]
         with self._lock:
-            self._kept.update((one.service.name, one) for one in kept)
-        while any(one.first and one.failure is None for one in kept):
+            self._states.update((state.spec.name, state) for state in states)
+        while any(state.first and state.failure is None for state in states):
             if self._stopping.wait(0.02):
-                raise PartFailed("stopped while starting")
-        for one in kept:
-            if one.failure is not None:
-                raise one.failure
+                raise ServiceFailed("stopped while starting")
+        for state in states:
+            if state.failure is not None:
+                raise state.failure
 
     def stop(self) -> None:
-        """Stops everything, the latest wave first; a child that does not listen is killed."""
+        """Stops all services, the latest wave first; a child that ignores SIGTERM is killed."""
         self._stopping.set()
         self._watcher.join()
         with self._lock:
-            kept = list(self._kept.values())
+            states = list(self._states.values())
         for wave in range(self._waves - 1, -1, -1):
-            _stop_together([one for one in kept if one.wave == wave])
-        self._hands.shutdown()
+            _stop_together([state for state in states if state.wave == wave])
+        self._spawner.shutdown()
 
     def restart(self, names: Collection[str]) -> None:
-        """Ends these and starts them again at once; they are not counted as crashed."""
+        """Restarts these at once; it does not count as a crash."""
         with self._lock:
-            kept = [one for name, one in self._kept.items() if name in names]
-        running = [one for one in kept if one.phase == "running"]
-        for one in running:
-            one.phase = "stopped"  # the watcher looks away while it ends
+            states = [state for name, state in self._states.items() if name in names]
+        running = [state for state in states if state.phase == "running"]
+        for state in running:
+            state.phase = "stopped"  # the watcher ignores it while it ends
         _stop_together(running)
-        for one in running:
-            one.crashes = 0
-            one.turn("waiting")
+        for state in running:
+            state.crashes = 0
+            state.set_phase("waiting")
 
     def status(self) -> list[ServiceStatus]:
         with self._lock:
             return [
                 ServiceStatus(
-                    one.service.name,
-                    one.phase,
-                    one.child.pid if one.child.alive() else None,
-                    one.restarts,
+                    state.spec.name,
+                    state.phase,
+                    state.child.pid if state.child.alive() else None,
+                    state.restarts,
                 )
-                for one in self._kept.values()
+                for state in self._states.values()
             ]
 
-    def _spawn(self, service: Service) -> Child:
-        return self._hands.submit(lambda: Child(service.name, service.part.command())).result()
+    def _spawn(self, spec: Supervised) -> Child:
+        return self._spawner.submit(lambda: Child(spec.name, spec.service.command())).result()
 
     def _watch(self) -> None:
         while not self._stopping.wait(WATCH_S):
             with self._lock:
-                kept = list(self._kept.values())
-            for one in kept:
+                states = list(self._states.values())
+            for state in states:
                 if not self._stopping.is_set():
-                    self._look_after(one)
+                    self._check(state)
 
-    def _look_after(self, one: _Kept) -> None:
-        if one.phase == "starting":
-            self._see_it_up(one)
-        elif one.phase == "running" and not one.child.alive():
-            self._crashed(one, f"ended with code {one.child.exit_code()}")
-        elif one.phase == "running" and self._is_deaf(one):
-            self._crashed(one, f"did not answer {DEAF_CHECKS} times in a row")
-        elif one.phase == "waiting" and one.lasted_s() >= backoff_s(one.crashes):
-            self._restart(one)
+    def _check(self, state: _State) -> None:
+        if state.phase == "starting":
+            self._check_started(state)
+        elif state.phase == "running" and not state.child.alive():
+            self._crashed(state, f"ended with code {state.child.exit_code()}")
+        elif state.phase == "running" and self._stopped_answering(state):
+            self._crashed(state, f"did not answer {MAX_UNANSWERED} times in a row")
+        elif state.phase == "waiting" and state.lasted_s() >= backoff_s(state.crashes):
+            self._restart(state)
 
-    def _see_it_up(self, one: _Kept) -> None:
-        """One look at a part that is starting: up, not yet, or failed."""
+    def _check_started(self, state: _State) -> None:
+        """Checks once whether a starting service is ready, or has failed."""
         try:
-            if not one.child.alive():
-                raise PartFailed(f"ended with code {one.child.exit_code()} while starting")
-            if not one.service.part.ready():
-                if one.lasted_s() > one.service.ready_within_s:
-                    raise PartFailed(f"did not answer within {one.service.ready_within_s:g} s")
+            if not state.child.alive():
+                raise ServiceFailed(f"ended with code {state.child.exit_code()} while starting")
+            if not state.spec.service.ready():
+                if state.lasted_s() > state.spec.ready_within_s:
+                    raise ServiceFailed(f"did not answer within {state.spec.ready_within_s:g} s")
                 return
-            if one.service.after_start is not None:
-                one.service.after_start()
+            if state.spec.after_start is not None:
+                state.spec.after_start()
         except Exception as error:
-            self._did_not_start(one, error)
+            self._failed_to_start(state, error)
             return
-        one.turn("running")
-        if not one.first:
-            self.tell(Report(one.service.name, "answers again"))
-        one.first = False
+        state.set_phase("running")
+        if not state.first:
+            self.report(Report(state.spec.name, "answers again"))
+        state.first = False
 
-    def _did_not_start(self, one: _Kept, error: Exception) -> None:
-        if not one.first:
-            self._crashed(one, str(error))
+    def _failed_to_start(self, state: _State, error: Exception) -> None:
+        if not state.first:
+            self._crashed(state, str(error))
             return
-        one.child.stop(1.0)
-        where = f"last lines of {one.child.command.log_path}:\n{one.child.tail()}"
-        one.failure = PartFailed(f"{one.service.name} {error}; {where}")
-        one.turn("stopped")
+        state.child.stop(1.0)
+        where = f"last lines of {state.child.command.log_path}:\n{state.child.tail()}"
+        state.failure = ServiceFailed(f"{state.spec.name} {error}; {where}")
+        state.set_phase("stopped")
 
-    def _is_deaf(self, one: _Kept) -> bool:
-        every = one.service.check_every_s
-        if not every or time.monotonic() - one.checked < every:
+    def _stopped_answering(self, state: _State) -> bool:
+        every = state.spec.check_every_s
+        if not every or time.monotonic() - state.checked < every:
             return False
-        one.deaf = 0 if _answers(one.service.part) else one.deaf + 1
-        one.checked = time.monotonic()
-        return one.deaf >= DEAF_CHECKS
+        state.unanswered = 0 if _answers(state.spec.service) else state.unanswered + 1
+        state.checked = time.monotonic()
+        return state.unanswered >= MAX_UNANSWERED
 
-    def _crashed(self, one: _Kept, what: str) -> None:
-        one.child.stop(1.0)  # it, and what it had started itself
-        ran_well = one.phase == "running" and one.lasted_s() >= HEALTHY_AFTER_S
-        one.crashes = 1 if ran_well else one.crashes + 1
-        one.turn("waiting")
-        pause = f"{what}; starting it again in {backoff_s(one.crashes):g} s"
-        self.tell(Report(one.service.name, pause, one.child.tail(12)))
+    def _crashed(self, state: _State, what: str) -> None:
+        state.child.stop(1.0)  # with the processes that it started
+        ran_well = state.phase == "running" and state.lasted_s() >= HEALTHY_AFTER_S
+        state.crashes = 1 if ran_well else state.crashes + 1
+        state.set_phase("waiting")
+        pause = f"{what}; starting it again in {backoff_s(state.crashes):g} s"
+        self.report(Report(state.spec.name, pause, state.child.tail(12)))
 
-    def _restart(self, one: _Kept) -> None:
-        one.restarts += 1
+    def _restart(self, state: _State) -> None:
+        state.restarts += 1
         try:
-            one.child = self._spawn(one.service)
-            one.turn("starting")
+            state.child = self._spawn(state.spec)
+            state.set_phase("starting")
         except Exception as error:
-            self._crashed(one, f"could not be started: {error}")
+            self._crashed(state, f"could not be started: {error}")
 
 
-def _answers(part: Part) -> bool:
+def _answers(service: Service) -> bool:
     try:
-        return part.ready()
-    except Exception:  # whatever it says wrong, it does not answer well
+        return service.ready()
+    except Exception:  # an error counts as no answer
         return False
 
 
-def _stop_together(kept: Sequence[_Kept]) -> None:
-    for one in kept:
-        one.child.terminate()
-    for one in kept:
-        one.child.stop(one.service.grace_s)
-        one.turn("stopped")
+def _stop_together(states: Sequence[_State]) -> None:
+    for state in states:
+        state.child.terminate()
+    for state in states:
+        state.child.stop(state.spec.grace_s)
+        state.set_phase("stopped")
 
 
 def backoff_s(crashes: int) -> float:

@@ -1,13 +1,14 @@
-"""From settings to the packages' own objects: clock, bus, store, models, limits.
+"""From settings to the packages' own objects: clock, bus, ingest, store, models.
 
-Knows which class implements which contract under which setting. Imports inside
-functions, so that a process loads only what it uses. Starts nothing.
+Knows which class implements which contract under which setting. Imports inside functions, so
+that a process loads only what it uses. Starts nothing.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from models.client import ModelClient
     from streams.bus.kafka.bus import KafkaBus
     from streams.contract.clock import Clock
-    from streams.ingest.admission import AdmissionLimits
+    from streams.ingest.loop import IngestConfig
 
 
 def clock(settings: ClockSettings) -> Clock:
@@ -30,21 +31,36 @@ def clock(settings: ClockSettings) -> Clock:
     return AcceleratedClock(settings.origin_wall_ms, settings.origin_ms, settings.rate)
 
 
+def latest_ms(settings: Settings) -> Callable[[], int]:
+    """The largest time that a message of any topic may state now."""
+    from functools import partial
+
+    from streams.contract.bounds import future_limit_ms
+
+    return partial(future_limit_ms, clock(settings.clock), settings.admission.future_ms)
+
+
 def bus(settings: Settings, *, ensure_topics: bool = False) -> KafkaBus:
-    """The broker's client; with `ensure_topics` what topics are missing are made."""
+    """The broker's client; `ensure_topics` creates missing topics."""
     from streams.bus.kafka.bus import KafkaBus
     from streams.contract.topics import topic_specs
 
-    made = KafkaBus(settings.broker.bootstrap_servers)
+    client = KafkaBus(settings.broker.bootstrap_servers)
     if ensure_topics:
-        made.ensure_topics(topic_specs(settings.broker.partitions))
-    return made
+        client.ensure_topics(topic_specs(settings.broker.partitions))
+    return client
 
 
-def limits(settings: Settings) -> AdmissionLimits:
+def ingest_config(settings: Settings) -> IngestConfig:
     from streams.ingest.admission import AdmissionLimits
+    from streams.ingest.loop import IngestConfig
 
-    return AdmissionLimits(**settings.admission.model_dump())
+    return IngestConfig(
+        limits=AdmissionLimits(**settings.admission.model_dump()),
+        transactional=settings.broker.transactional,
+        instance=settings.instance or "0",
+        replicas=settings.ingest.replicas,
+    )
 
 
 def feature_store(settings: Settings, *, cached_rows: int = 0) -> RegisteredFeatureStore:
@@ -60,57 +76,57 @@ def feature_store(settings: Settings, *, cached_rows: int = 0) -> RegisteredFeat
 
 
 def impression_key(settings: Settings) -> bytes:
-    """The key that signs impressions; the stack made one unless the settings name it."""
+    """The key that signs impressions, of the settings or created by the stack."""
     key = settings.security.impression_key
     if len(key) < 32:
         raise ValueError(
             "security.impression_key is not set: give 64 hex digits in "
-            "TIDEMILL_SECURITY__IMPRESSION_KEY (openssl rand -hex 32), the same to every process"
+            "TIDEMILL_SECURITY__IMPRESSION_KEY (openssl rand -hex 32), the same for every process"
         )
     return bytes.fromhex(key)
 
 
 def fill_repository(settings: Settings) -> None:
     """Puts the self-test model and the live release into the model repository."""
-    from models.release.bundle import ReleaseStore
     from models.release.promotion import Promoter
+    from models.release.store import ReleaseStore
     from models.release.triton_repository import ModelRepository
 
     settings.repository_dir.mkdir(parents=True, exist_ok=True)
     repository = ModelRepository(settings.repository_dir)
     repository.add_echo()
     store = ReleaseStore(settings.releases_dir)
-    Promoter(store, repository, model_client(settings), _tell_nobody).restore()
+    Promoter(store, repository, model_client(settings), _no_announcement).restore()
 
 
 def echo_answers(grpc_address: str) -> bool:
-    """Whether the self-test model gives tensors back bit for bit; False while it is not up.
+    """Whether the self-test model returns tensors bit for bit; False while it does not answer.
 
     Raises:
-        SystemError: it answers, and the tensors are not what was sent.
+        SystemError: it answered with other tensors than were sent.
     """
     from models.client import ModelUnavailable
-    from models.echo import came_back, probe
+    from models.echo import echo_matches, probe_tensors
     from serving.clients.triton import TritonClient
 
     client = TritonClient(grpc_address)
-    sent = probe(os.getpid())
+    sent = probe_tensors(os.getpid())
     try:
         received = client.infer("echo", sent, timeout_s=2.0)
     except ModelUnavailable:
         return False
     finally:
         client.close()
-    if not came_back(sent, received):
+    if not echo_matches(sent, received):
         raise SystemError(
-            "Triton changes tensors on their way: its backend's numpy does not fit; delete the "
-            "folder .cache/triton and start again"
+            "Triton returned other tensors than were sent: its backend has the wrong numpy; delete "
+            "the folder .cache/triton and start again"
         )
     return True
 
 
 def model_client(settings: Settings) -> ModelClient:
-    """The client of the settings' model server: Triton, or models in this process."""
+    """The client of the model server: Triton, or models in this process."""
     if settings.triton.kind == "in_process":
         from models.release.in_process import InProcessClient
 
@@ -123,19 +139,19 @@ def model_client(settings: Settings) -> ModelClient:
 
 
 def follow_repository(models: ModelClient, stop: threading.Event, every_s: float = 1.0) -> None:
-    """Loads what other processes promote; for models in this process only, until `stop`."""
+    """Loads releases that other processes promote, until `stop`; only for models in this process."""
     from models.release.in_process import InProcessClient
 
     while isinstance(models, InProcessClient) and not stop.wait(every_s):
         models.load_all()
 
 
-def making_a_release(settings: Settings) -> AbstractContextManager[None]:
-    """One at a time: a release is made from the live one, so two must not be made at once."""
+def release_lock(settings: Settings) -> AbstractContextManager[None]:
+    """Held while a release is made from the live one: a second one would overwrite the first."""
     from deploy.services.cache import locked
 
     return locked(settings.releases_dir / ".making")
 
 
-def _tell_nobody(_: object) -> None:
-    """Restoring what was live already is no news."""
+def _no_announcement(_: object) -> None:
+    """Restoring the live release changes nothing for consumers."""

@@ -1,4 +1,4 @@
-"""Folded facts: what is computed per user, video, author and query, and how Feast keeps it.
+"""Features per user, item, author and query: declared once, folded from events, kept by Feast.
 
 Knows `streams`. Does not know models or requests.
 """

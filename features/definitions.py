@@ -1,14 +1,15 @@
-"""What is computed per user, video, author and query: each feature declared once.
+"""The features per user, item, author and query, each declared once.
 
-Knows names, source kinds, windows and list lengths. Does not know how a value is
-folded (`features.rows.aggregate`), kept (`features.kernels.layout`) or served (`features.feast.registry`):
-those read these declarations. Column names are a contract with `models`.
+Knows names, event kinds, windows and list lengths. Does not know how a value is folded
+(`features.rows.aggregate`), stored (`features.kernels.layout`) or served
+(`features.feast.registry`): those read these declarations. Column names are a contract with
+`models`.
 
-A window is a sawtooth over tiles (Chronon's rule): at `now` it counts the tiles from
-the one that holds `now - window` to the one that holds `now`, so it is never shorter
-than declared and at most one tile longer. An event ahead of the reader's clock counts
-once its tile has begun (in `all` at once) and is listed once its time has come. Tiles are 5 minutes under an hour's window,
-one hour under windows of up to a week, one day above.
+A window is a sawtooth over tiles (Chronon's rule): at `now` it counts the tiles from the one
+that holds `now - window` to the one that holds `now`, so it is never shorter than declared and
+at most one tile longer. An event ahead of the reader's clock counts once its tile has started
+(in `all` at once) and is listed once its time has come. Tiles are 5 minutes for the hour's
+window, 1 hour for windows of up to a week, 1 day above.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from streams.contract.events import KIND_CODE
 
 @dataclass(frozen=True)
 class Window:
-    """A span of event time and the tile that it is counted in (`tile_ms` 0: everything)."""
+    """A span of event time and the size of its tiles; `tile_ms` 0: all time, one tile."""
 
     name: str
     span_ms: int
@@ -40,7 +41,7 @@ WEEK = Window("7d", 7 * DAY_MS, HOUR_MS)
 MONTH = Window("30d", 30 * DAY_MS, DAY_MS)
 ALL = Window("all", 0, 0)
 WINDOWS = (HOUR, DAY, WEEK, MONTH, ALL)
-TILE_SIZES_MS = (0, 5 * MINUTE_MS, HOUR_MS, DAY_MS)  # a tile's size is stored as its place here
+TILE_SIZES_MS = (0, 5 * MINUTE_MS, HOUR_MS, DAY_MS)  # a tile stores its size as the place here
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ Counter = Count | Sum
 class LastN:
     """The newest n values of one event column: a list of str, newest first, with repeats.
 
-    Events at the same time are ordered by the hash of their id, so that the list does
-    not depend on the order of arrival. `kind_column` and `time_column`, where named,
-    give each element's kind and event time (ms) in lists of the same length.
+    Events of one millisecond are ordered by the hash of their id, so that the list does not
+    depend on the order of arrival. `kind_column` and `time_column`, where given, hold each
+    element's kind and event time (ms) in lists of the same length.
     """
 
     column: str
@@ -92,8 +93,7 @@ class LastN:
 
 @dataclass(frozen=True)
 class WindowTables:
-    """Windows as numbers, by the size of their tiles: those of size s are `first[s]` to
-    `first[s + 1]`."""
+    """Windows as arrays, by tile size: those of size s are `first[s]` to `first[s + 1]`."""
 
     first: np.ndarray  # int64 [sizes + 1]
     span_ms: np.ndarray  # int64 [windows]
@@ -102,11 +102,11 @@ class WindowTables:
 
 @dataclass(frozen=True)
 class EntityDefinition:
-    """One entity's row: which event column names it, and what is kept of its events.
+    """One entity's row: the event column that identifies it, and what it keeps of its events.
 
-    `recent` is how many event ids a row remembers (the newest by event time), so that an
-    event that comes again under another epoch is not counted twice. `ttl_ms`: a row
-    whose newest event is older reads as expired.
+    `recent`: how many event ids a row remembers (the newest by event time), so that an event
+    republished to a recreated topic is not counted twice. `ttl_ms`: a row whose newest event is
+    older reads as expired.
     """
 
     name: EntityName
@@ -123,7 +123,7 @@ class EntityDefinition:
 
     @cached_property
     def event_columns(self) -> tuple[str, ...]:
-        """The events' columns that the row is made of, beside kind, time and the event's id."""
+        """The event columns that the row needs, beside kind, time and event id."""
         sums = [c.source for c in self.counters if isinstance(c, Sum)]
         return (self.id_column, *sums, *(feature.source for feature in self.lists))
 
@@ -148,14 +148,14 @@ class EntityDefinition:
 
     @cached_property
     def fingerprint(self) -> int:
-        """32 bits that change whenever a stored row would have to be rebuilt."""
+        """32 bits that change whenever stored rows have to be rebuilt."""
         parts = [self.name, self.id_column, str(self.recent)]
         parts += [f"{c!r}" for c in (*self.counters, *self.lists)]
         return xxhash.xxh32_intdigest("|".join(parts).encode())
 
     @cached_property
     def windows(self) -> tuple[tuple[Window, tuple[tuple[int, str], ...]], ...]:
-        """Each window in use, with (counter's place, column) of those that declare it."""
+        """Each window in use, with (counter slot, column) of the counters that declare it."""
         found = (
             (
                 window,
@@ -183,7 +183,7 @@ class EntityDefinition:
 
 ENGAGED_KINDS = ("play", "long_view", "like", "share", "follow", "cart", "order")
 DWELL_KINDS = ("skip", "play", "long_view")
-ROW_TTL_MS = 400 * DAY_MS  # admission's horizon: an older event would have been refused
+ROW_TTL_MS = 400 * DAY_MS  # admission refuses older events
 
 
 def _counts(*kinds: str) -> tuple[Count, ...]:
@@ -207,7 +207,7 @@ USER = EntityDefinition(
     recent=128,
 )
 
-VIDEO = EntityDefinition(
+ITEM = EntityDefinition(
     name="video",
     id_column="video_id",
     counters=(
@@ -238,7 +238,7 @@ QUERY = EntityDefinition(
 )
 
 DEFINITIONS: MappingProxyType[EntityName, EntityDefinition] = MappingProxyType(
-    {definition.name: definition for definition in (USER, VIDEO, AUTHOR, QUERY)}
+    {definition.name: definition for definition in (USER, ITEM, AUTHOR, QUERY)}
 )
 
 
@@ -247,8 +247,8 @@ def kind_codes(kinds: tuple[str, ...]) -> list[int]:
     return [KIND_CODE[kind] for kind in kinds]
 
 
-def of_kinds(codes: np.ndarray, kinds: tuple[str, ...]) -> np.ndarray:
-    """bool: the wire code (uint8) is one of these kinds'."""
+def is_kind(codes: np.ndarray, kinds: tuple[str, ...]) -> np.ndarray:
+    """bool [N]: whether each wire code (uint8 [N]) is of one of these kinds."""
     first, *others = kind_codes(kinds)
     if not others:
         return np.asarray(codes == first)

@@ -1,7 +1,7 @@
-"""A feature store in this process's memory: the shipped fake, and what backfills fold into.
+"""A feature store in this process's memory: the shipped fake, and the target of comparisons.
 
-Knows rows as bytes, exactly as the online store keeps them. Does not know Redis or
-Feast. Safe for several threads. Nothing is kept when the process ends.
+Knows rows as bytes, exactly as the online store keeps them. Does not know Redis or Feast.
+Safe for threads. Nothing outlives the process.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from features.definitions import DEFINITIONS
-from features.kernels.layout import FOREVER_MS, erased_until, tombstone
-from features.rows.aggregate import apart, fold, group
-from features.rows.byte_slices import Spans
-from features.rows.finalize import finish_blobs
+from features.rows.aggregate import fold_events, group_by_entity, split_by_partition
+from features.rows.byte_slices import ByteSlices
+from features.rows.decode import FOREVER_MS, erased_until, tombstone
+from features.rows.finalize import finalize_rows
 from features.store import EntityName, FeatureFrame
 from streams.bus.contract import Stamp
 
@@ -29,13 +29,13 @@ class MemoryFeatureStore:
 
     def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
         definition = DEFINITIONS[entity]
-        batch = group(definition, events)
-        if len(parts := apart(events, batch)) > 1:
+        batch = group_by_entity(definition, events)
+        if len(parts := split_by_partition(events, batch)) > 1:
             return sum(self.fold(entity, part, stamp) for part in parts)
         with self._lock:
             stored = self._rows[entity]
-            rows = Spans.of([stored.get(entity_id) for entity_id in batch.ids])
-            folded = fold(definition, rows, batch, stamp)
+            rows = ByteSlices.from_list([stored.get(entity_id) for entity_id in batch.ids])
+            folded = fold_events(definition, rows, batch, stamp)
             for place, blob in zip(folded.changed, folded.rows.to_list(), strict=True):
                 stored[batch.ids[place]] = blob
         return len(folded.changed)
@@ -44,7 +44,7 @@ class MemoryFeatureStore:
         with self._lock:
             stored = self._rows[entity]
             blobs = [stored.get(entity_id) for entity_id in ids]
-        return finish_blobs(DEFINITIONS[entity], ids, blobs, now_ms)
+        return finalize_rows(DEFINITIONS[entity], ids, blobs, now_ms)
 
     def erase(self, user_id: str, at_ms: int | None = None) -> None:
         until = FOREVER_MS if at_ms is None else at_ms
@@ -57,6 +57,6 @@ class MemoryFeatureStore:
         return True
 
     def ids(self, entity: EntityName) -> Iterator[str]:
-        """Every id that has a row, tombstones included, in no order."""
+        """Every id that has a row, tombstones included, unordered."""
         with self._lock:
             return iter(list(self._rows[entity]))

@@ -1,5 +1,5 @@
-"""Functions of features: data, training, evaluation, export and release of every recommendation system.
+"""Models: data, training, evaluation, export and release of every recommendation model.
 
-Knows `features` and `streams`. Does not know requests or HTTP. Importing this
-package, or `models.client` and `models.signature`, does not import torch.
+Knows `features` and `streams`. Does not know requests or HTTP. Importing this package,
+`models.client` or `models.signature` does not import torch.
 """

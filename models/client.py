@@ -1,6 +1,6 @@
 """The model client contract: named tensors in, named tensors out, one pinned version.
 
-Knows model names and versions. Does not know Triton (`serving.clients.triton`) nor torch
+Knows model names and versions. Does not know Triton (`serving.clients.triton`) or torch
 (`models.release.in_process`, injected by `deploy` where Triton has no wheel).
 """
 
@@ -27,18 +27,30 @@ class ModelClient(Protocol):
         BYTES tensors are numpy object arrays of bytes. `headers` carry the trace context.
 
         Raises:
-            ModelUnavailable: the server or the version is down or out of time.
-            models.signature.BadInput: the server refused the tensors.
+            ModelUnavailable: the server or the version is down, or the timeout passed.
+            models.signature.BadInput: the tensors do not fit the model's signature.
         """
 
     def versions(self, model: str) -> tuple[int, ...]:
         """Loaded, ready versions, ascending; () when the model is not loaded."""
 
     def load(self, model: str) -> None:
-        """(Re)loads the model's version folders; the running versions answer meanwhile."""
+        """(Re)loads the model's version folders; running versions keep answering meanwhile."""
 
-    def healthy(self) -> bool: ...
+    def reload(self, model: str) -> None:
+        """Loads the model again although its files are unchanged, to replace a dead process.
+
+        The model may not answer meanwhile. That it answers again is for the caller to check.
+        Raises `ModelUnavailable` when it does not load.
+        """
+
+    def healthy(self) -> bool:
+        """Whether the server is up."""
 
 
 class ModelUnavailable(RuntimeError):
-    """No answer from the model in time; callers fall back and say so."""
+    """No answer from the model in time; callers fall back and report it."""
+
+
+class ModelProcessDied(ModelUnavailable):
+    """The server is up, and the process that runs the model is dead or frozen."""

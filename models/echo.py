@@ -1,7 +1,7 @@
-"""The self-test model: gives back what it is given, so that the wire can be proved.
+"""The self-test model: it returns its inputs, to verify that tensors arrive unchanged.
 
-Knows three dtypes. Does not know any system. A backend whose numpy does not fit its
-Triton changes tensors without a word; this model finds it out.
+Knows three dtypes. Does not know any other model. A Triton backend with an incompatible numpy
+corrupts tensors silently; this model detects it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class EchoRuntime:
         return {f"{spec.name}_out": inputs[spec.name] for spec in self.signature.inputs}
 
 
-def probe(seed: int = 0) -> dict[str, np.ndarray]:
-    """Tensors that a wrong numpy would not bring back whole."""
+def probe_tensors(seed: int = 0) -> dict[str, np.ndarray]:
+    """Tensors that an incompatible numpy would corrupt."""
     rng = np.random.default_rng(seed)
     return {
         "floats": rng.normal(size=257).astype(np.float32),
@@ -50,6 +50,6 @@ def probe(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def came_back(sent: Mapping[str, np.ndarray], received: Mapping[str, np.ndarray]) -> bool:
+def echo_matches(sent: Mapping[str, np.ndarray], received: Mapping[str, np.ndarray]) -> bool:
     """Whether every tensor returned bit for bit."""
     return all(np.array_equal(tensor, received[f"{name}_out"]) for name, tensor in sent.items())

@@ -1,12 +1,12 @@
-"""The contract of a recommendation system: how it is trained, judged, exported and run.
+"""The contract of a model: how it is trained, evaluated, exported and served.
 
-Knows recipes, evaluations and runtimes as shapes. Does not know any one system
-(`models.registry` names them), nor Triton (`models.release.triton_repository`). Does not import torch.
+Knows recipes, evaluations and runtimes as protocols. Does not know any one model
+(`models.registry` names them) or Triton (`models.release.triton_repository`). Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,23 +14,21 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from models.signature import Signature
+from streams.progress import ProgressCallback
 
 if TYPE_CHECKING:
-    import polars as pl  # not at run time: Triton's backend reads this module
-
-Progress = Callable[[float, str], None]
-"""Called with the share done in [0, 1] and what is being done."""
+    import polars as pl  # for types only: Triton's backend imports this module
 
 
 @dataclass(frozen=True)
 class TrainingLog:
     """Everything a recipe may read, none of it newer than `until_ms`.
 
-    events: EVENT_SCHEMA's columns with `kind` as a string, duplicates left out,
-        ordered by (event_time_ms, event_id).
-    items: one row per catalogue item: video_id, title, genres (list of str),
-        author_id, duration_ms, price_cents, provenance, created_ms, available (bool).
-    feedback: matured impressions (`streams.feedback.join.FEEDBACK_SCHEMA`).
+    events: EVENT_SCHEMA's columns with `kind` as a string, without duplicates, ordered by
+        (event_time_ms, event_id).
+    items: one row per catalogue item: video_id, title, genres (list of str), author_id,
+        duration_ms, price_cents, provenance, created_ms, available (bool).
+    feedback: matured impressions (`streams.feedback.outcomes.FEEDBACK_SCHEMA`).
     """
 
     events: pl.DataFrame
@@ -41,9 +39,9 @@ class TrainingLog:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model beside its trivial baseline, on a time split.
+    """One model and its trivial baseline, on a time split.
 
-    `difference` is the mean paired difference (model - baseline) and its 95 % interval.
+    `difference`: the mean paired difference (model - baseline) and its 95 % interval.
     """
 
     metric: str
@@ -52,36 +50,42 @@ class Evaluation:
     baseline_value: float
     difference: tuple[float, float, float]  # mean, low, high
     n: int
-    notes: tuple[str, ...] = ()  # what else was found, one line each
+    notes: tuple[str, ...] = ()  # further findings, one line each
 
     @property
     def beats_baseline(self) -> bool:
+        """Whether the whole interval lies above 0."""
         return self.difference[1] > 0
 
 
 class Recipe(Protocol):
-    """Config + data + optimiser + evaluation of one system."""
+    """Config, data, optimiser and evaluation of one model."""
 
     name: str  # the served model's name
 
-    def train(self, log: TrainingLog, bundle: Path, *, seed: int, progress: Progress) -> None:
+    def train(
+        self, log: TrainingLog, bundle: Path, *, seed: int, progress: ProgressCallback
+    ) -> None:
         """Trains on `log` and writes a complete bundle into the empty folder `bundle`.
 
         Raises `NotEnoughData` with what is missing.
         """
 
-    def evaluate(self, log: TrainingLog, *, seed: int, progress: Progress) -> Evaluation:
-        """Trains on the log's first 80 % in time and judges on the rest."""
+    def evaluate(self, log: TrainingLog, *, seed: int, progress: ProgressCallback) -> Evaluation:
+        """Trains on the first 80 % of the log's time and evaluates on the rest.
+
+        Raises `NotEnoughData` with what is missing.
+        """
 
 
 class NotEnoughData(ValueError):
-    """The log holds too little to train on; the message says what and how much."""
+    """The log holds too little data; the message names what is missing and how much."""
 
 
 class Runtime(Protocol):
-    """A loaded bundle. Imports neither pyarrow, polars nor Feast: it runs in Triton's stub.
+    """A loaded bundle; the same class serves in Triton and in process.
 
-    The same class answers in Triton and in process.
+    Its module imports neither pyarrow, polars nor Feast, since it runs in Triton's stub.
     """
 
     signature: Signature
@@ -89,4 +93,7 @@ class Runtime(Protocol):
     def __init__(self, bundle: Path) -> None: ...
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raises `models.signature.BadInput` for tensors outside the signature."""
+        """Named tensors in, named tensors out, as `signature` states.
+
+        Raises `models.signature.BadInput` for tensors outside the signature.
+        """

@@ -1,6 +1,6 @@
-"""Every served model by name. Adding a system adds a line here.
+"""Every served model by name. Adding a model adds one entry.
 
-Knows names and import paths, as strings, so that importing it imports no torch.
+Knows names and import paths, as strings. Importing it imports no torch. Does not know bundles.
 """
 
 from __future__ import annotations
@@ -10,34 +10,47 @@ from importlib import import_module
 from typing import Any, cast
 
 from models.recipe import Recipe, Runtime
-from models.release.bundle import Bundle
 from models.signature import Signature
 
 
 @dataclass(frozen=True)
 class ModelEntry:
+    """One served model. Paths are "module:attribute"."""
+
     name: str
-    recipe: str  # "module:function", the function returns a Recipe
-    runtime: str  # "module:Class", a models.recipe.Runtime
-    signature: str  # "module:NAME", light to import: what this code sends and expects
+    recipe: str  # a function without arguments that returns a Recipe
+    runtime: str  # a Runtime class
+    signature: str  # the signature of this code's requests; light to import
+    # Tensors with one row per candidate: the outputs differ where the inputs do.
+    candidate_inputs: tuple[str, ...] = ()
+    candidate_outputs: tuple[str, ...] = ()
 
     def load_recipe(self) -> Recipe:
-        return cast(Recipe, load(self.recipe)())
+        return cast(Recipe, import_attribute(self.recipe)())
 
     def load_runtime(self) -> type[Runtime]:
-        return cast(type[Runtime], load(self.runtime))
+        return cast(type[Runtime], import_attribute(self.runtime))
 
     def load_signature(self) -> Signature:
-        return cast(Signature, load(self.signature))
+        return cast(Signature, import_attribute(self.signature))
 
 
-def load(path: str) -> Any:
-    """The attribute that "module:attribute" names."""
+MOVED_MODULES = {"models.ranking.runtime": "models.ranking.ple.runtime"}
+"""Where modules that sealed bundles name stand today: old path -> new path."""
+
+
+def import_attribute(path: str) -> Any:
+    """The attribute that "module:attribute" names; a module that has moved is found."""
     module, _, attribute = path.partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(moved(module)), attribute)
 
 
-CATALOG: dict[str, ModelEntry] = {
+def moved(module: str) -> str:
+    """Where a module that a sealed bundle names stands today."""
+    return MOVED_MODULES.get(module, module)
+
+
+REGISTRY: dict[str, ModelEntry] = {
     entry.name: entry
     for entry in (
         ModelEntry(
@@ -45,6 +58,8 @@ CATALOG: dict[str, ModelEntry] = {
             "models.ranking.ple.recipe:recipe",
             "models.ranking.ple.runtime:RankerRuntime",
             "models.ranking.ple.inputs:SIGNATURE",
+            candidate_inputs=("video_x",),
+            candidate_outputs=("p", "score"),
         ),
         ModelEntry(
             "queries",
@@ -60,18 +75,3 @@ CATALOG: dict[str, ModelEntry] = {
         ),
     )
 }
-
-
-def misfit(bundle: Bundle) -> str:
-    """Why this code cannot serve or teach a sealed bundle, and what to do; "" where it can.
-
-    A bundle answers to the signature that it was sealed with; requests are made by this code's.
-    """
-    entry = CATALOG.get(bundle.model)
-    if entry is None or bundle.signature == entry.load_signature():
-        return ""
-    names = ", ".join(entry.load_signature().differing(bundle.signature))
-    return (
-        f"{bundle.model} version {bundle.version} was trained for another signature ({names} "
-        f"differ): `tidemill models train {bundle.model}`, then `tidemill models promote`"
-    )

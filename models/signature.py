@@ -1,8 +1,8 @@
-"""Tensor signatures: the one statement of what a served model takes and gives.
+"""Tensor signatures: names, dtypes and shapes of a served model's inputs and outputs.
 
-Knows names, dtypes and shapes. Does not import torch, Triton or ONNX.
-A dimension of -1 is free; there is no batch dimension that Triton would join by
-itself: one request is one user, candidates are the first axis.
+Knows names, dtypes and shapes. Does not know torch, Triton or ONNX. A dimension of -1 is free.
+There is no batch dimension for Triton to merge requests on: one request is one user, and
+candidates are the first axis.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
     def check_inputs(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Raises `BadInput`, naming the tensor, on one that is missing or does not fit.
+        """Checks that all inputs have the stated dtype and shape and finite floats.
 
-        It fits when dtype and shape are as stated and no float is NaN or infinite.
+        Raises `BadInput`, naming the tensor.
         """
         for spec in self.inputs:
             if spec.name not in tensors:
@@ -44,13 +44,13 @@ class Signature:
             _check(spec, tensors[spec.name])
 
     def differing(self, other: Signature) -> tuple[str, ...]:
-        """Names of the tensors that are not the same in both, sorted."""
+        """Names of the tensors that differ between the two, sorted."""
         mine, others = ({*each.inputs, *each.outputs} for each in (self, other))
         return tuple(sorted({spec.name for spec in mine ^ others}))
 
 
 def byte_list(texts: Sequence[str]) -> np.ndarray:
-    """BYTES tensor of UTF-8 texts [max(1, N)]: an empty list becomes one empty string.
+    """BYTES tensor of UTF-8 texts [max(1, N)]; an empty list becomes one empty string.
 
     Servers disagree about BYTES tensors of length 0, so none is ever sent.
     """

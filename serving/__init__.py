@@ -1,5 +1,5 @@
-"""Answers: request to slate, over HTTP and over Kafka.
+"""Serving: from request to slate, over HTTP and over Kafka.
 
-Knows `models`, `features` and `streams`. Does not know how anything is trained,
-and never imports torch.
+Knows `models`, `features` and `streams`. Does not know training or deployment, and never
+imports torch.
 """

@@ -1,6 +1,6 @@
-"""What a running gateway holds: its parts, wired, with one start and one stop.
+"""A running gateway: its services, wired, with one start and one stop.
 
-Knows how the pieces of `serving` fit together. Does not know HTTP routes.
+Knows how the parts of `serving` fit together. Does not know HTTP routes.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
-
-from fastapi import Request
+from typing import Any
 
 from features.store import FeatureStore
 from models.client import ModelClient
@@ -21,39 +20,69 @@ from models.monitoring.served_log import ServedLog
 from serving.clients.breaker import GuardedModels, GuardedStore
 from serving.clients.outbox import Outbox
 from serving.console.feature_watch import FeatureWatch
-from serving.console.live import Live, Message
-from serving.http.auth import Keys
-from serving.monitoring.canary import canaries
+from serving.console.hub import EventHub, LiveMessage
+from serving.console.live import LiveReader
+from serving.monitoring.canary import Canaries
 from serving.monitoring.health import Health
 from serving.monitoring.metrics import Metrics
+from serving.monitoring.model_monitor import ModelMonitor
 from serving.monitoring.served_features import ServedFeatures
 from serving.pipeline.query import Release
 from serving.pipeline.runner import Deadlines
-from serving.pipeline.surfaces import Parts, Surfaces
 from serving.stages.caps import Cap
 from serving.state.activity import Activity
+from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import CatalogueFold, LiveCatalogue
-from serving.state.last_rows import Snapshot
-from serving.state.releases import ReleaseBook, ReleaseSwitch, Watchdog
+from serving.state.popularity import PopularityCache
+from serving.state.releases import ReleaseReader, ReleaseSwitch
+from serving.state.replies import RecentReplies
+from serving.surfaces import StageDependencies, Surfaces
 from streams.bus.contract import Bus
+from streams.contract.bounds import future_limit_ms
 from streams.contract.clock import Clock
+from streams.ingest.admission import AdmissionLimits
 
-SERVED, SKEW = "served", "skew.json"  # under a gateway's state_dir
+SERVED, SKEW, POPULARITY = "served", "skew.json", "popularity.json"  # under `state_dir`
+_STATS_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
-class Dependencies:
-    """Everything that a gateway is given.
+class GatewayConfig:
+    """The settings of a gateway.
 
-    catalogue: a fold to start from (`streams.catalogue.CatalogueLog(...).load()`); the
-        gateway keeps it live from the topic `catalogue`.
-    releases: `models.release.bundle.ReleaseStore`; None serves fallbacks only.
-    impression_key: signs impression tokens; the feedback join checks with the same.
+    impression_key: signs impression tokens; the feedback join verifies with the same key.
     api_keys: key -> scopes (events, recommend, admin).
     caps: author and provenance caps of the feed (`serving.stages.caps`); none by default.
-    drawn_share: of the feed's answers, those ranked by fusion weights that are drawn.
-    state_dir: where the last good popularity is kept over restarts, and what the ranker saw
-        of each slate; None: memory only, and nothing of slates.
+    cors_origins: origins whose pages may call the API from a browser; none by default.
+    admission: the limits of the ingest service, so that HTTP gives the same verdicts.
+    drawn_share: share of feed replies ranked by drawn fusion weights.
+    state_dir: keeps the last good popularity over restarts and the served features of each
+        slate; None keeps popularity in memory and logs no served features.
+    blocked_queries: file of the queries that are taken down, shared by the processes of a
+        stack; None keeps them in memory.
+    """
+
+    impression_key: bytes
+    api_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    cors_origins: Sequence[str] = ()
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    state_dir: Path | None = None
+    blocked_queries: Path | None = None
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    caps: tuple[Cap, ...] = ()
+    drawn_share: float = 0.0
+    popularity_every_s: float = 3.0
+    monitor_every_s: float = 0.8
+
+
+@dataclass(frozen=True)
+class GatewayDependencies:
+    """The services that a gateway is built on.
+
+    catalogue: a fold to start from (`streams.catalogue.CatalogueLog(...).load()`); the
+        gateway applies the topic `catalogue` to it.
+    releases: `models.release.store.ReleaseStore`; None serves fallbacks only.
     """
 
     bus: Bus
@@ -61,128 +90,126 @@ class Dependencies:
     models: ModelClient
     catalogue: CatalogueFold
     clock: Clock
-    impression_key: bytes
-    releases: ReleaseBook | None = None
-    api_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    host: str = "127.0.0.1"
-    state_dir: Path | None = None
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    caps: tuple[Cap, ...] = ()
-    drawn_share: float = 0.0
-    snapshot_every_s: float = 3.0
-    watchdog_every_s: float = 5.0
+    config: GatewayConfig
+    releases: ReleaseReader | None = None
 
 
 class Gateway:
-    """The wired parts. `start` before the first request, `stop` after the last."""
+    """The wired services. Call `start` before the first request and `stop` after the last."""
 
-    def __init__(self, deps: Dependencies) -> None:
-        self.clock, self.impression_key = deps.clock, deps.impression_key
+    def __init__(self, deps: GatewayDependencies) -> None:
+        config, state_dir = deps.config, deps.config.state_dir
+        self._deps = deps
+        self.clock, self.impression_key = deps.clock, config.impression_key
+        self.admission, self.replies = config.admission, RecentReplies()
         self.store, self.models = GuardedStore(deps.store), GuardedModels(deps.models)
         self.catalogue = LiveCatalogue(deps.catalogue)
-        self.activity, self.metrics = Activity(), Metrics()
-        self.keys = Keys(deps.api_keys, deps.host)
-        path = deps.state_dir / "popularity.json" if deps.state_dir else None
-        self.snapshot = Snapshot(
-            self.store, self.catalogue, deps.clock, path, every_s=deps.snapshot_every_s
-        )
-        self.releases = ReleaseSwitch(deps.releases, self._release_changed)
-        parts = Parts(
+        self.activity, self.metrics, self.hub = Activity(), Metrics(), EventHub()
+        self.popularity = PopularityCache(
             self.store,
-            self.models,
             self.catalogue,
-            self.snapshot,
             deps.clock,
-            self.activity,
-            deadlines=deps.deadlines,
-            caps=deps.caps,
-            drawn_share=deps.drawn_share,
+            state_dir / POPULARITY if state_dir else None,
+            every_s=config.popularity_every_s,
         )
-        self.surfaces = Surfaces(parts, lambda: self.releases.now)
+        self.blocked = BlockedQueries(config.blocked_queries)
+        self.releases = ReleaseSwitch(deps.releases, self._release_changed)
+        self.surfaces = Surfaces(self._stage_dependencies(), lambda: self.releases.current)
         self.outbox = Outbox(deps.bus)
-        self.served = ServedFeatures(ServedLog(deps.state_dir / SERVED) if deps.state_dir else None)
-        self.skew_file = deps.state_dir / SKEW if deps.state_dir else None
-        self.live = Live(
+        self.served = ServedFeatures(ServedLog(state_dir / SERVED) if state_dir else None)
+        self.skew_file = state_dir / SKEW if state_dir else None
+        self.watch = FeatureWatch(self.store, deps.clock, self.hub)
+        self.live = LiveReader(
             deps.bus,
             self.catalogue,
             self.activity,
             self.metrics,
-            on_release=self.releases.nudge,
-            on_user_event=lambda user_id: self.watch.poke(user_id),
+            self.hub,
+            on_release=self.releases.refresh_soon,
+            on_user_event=self.watch.notify,
+            latest_ms=partial(future_limit_ms, deps.clock, config.admission.future_ms),
         )
-        self.watch = FeatureWatch(self.store, deps.clock, self.live)
-        self.watchdog = Watchdog(
+        self.model_monitor = ModelMonitor(
             deps.models,
-            lambda: self.releases.now,
-            lambda: canaries(self.catalogue, deps.clock.now_ms()),
-            every_s=deps.watchdog_every_s,
+            lambda: self.releases.current,
+            Canaries(deps.releases, self.catalogue, deps.clock),
+            lambda: self.health.check("models"),
+            every_s=config.monitor_every_s,
         )
-        self.health = Health(self._checks(deps))
+        self.health = Health(
+            {"broker": self._check_broker, "store": self._check_store, "models": self._check_models}
+        )
         self.stopping = threading.Event()
 
     def start(self) -> None:
-        self.snapshot.refresh()
-        for part in (self.live, self.snapshot, self.releases, self.watchdog, self.watch):
-            part.start()
+        self.popularity.refresh()
+        for service in (self.live, self.popularity, self.releases, self.model_monitor, self.watch):
+            service.start()
         self.served.start()
-        self.health.ask()
+        self.health.check_all()
         self.health.start()
-        threading.Thread(target=self._tell_stats, name="stats", daemon=True).start()
+        threading.Thread(target=self._publish_stats, name="stats", daemon=True).start()
 
     def stop(self) -> None:
         self.stopping.set()
         self.health.stop()
-        for part in (self.watch, self.watchdog, self.releases, self.snapshot, self.live):
-            part.stop()
+        for service in (self.watch, self.model_monitor, self.releases, self.popularity, self.live):
+            service.stop()
         self.outbox.close()
         self.served.stop()
         self.surfaces.close()
 
     def can_answer(self) -> bool:
-        """An answer needs a catalogue; everything else has a fallback."""
-        return bool(self.catalogue.index().ids) or self.health.up("broker")
+        """False while the catalogue is empty and the broker down; all else has a fallback."""
+        return bool(self.catalogue.index().ids) or self.health.is_up("broker")
 
     def stats(self) -> dict[str, Any]:
-        """Totals since the topic's start, and which parts are down."""
-        parts = self.health.now()
+        """Totals since the topics' start, and each component's status."""
         return {
             **self.live.totals,
             "users": len(self.activity),
             "videos": len(self.catalogue.index().ids),
             "now_ms": self.clock.now_ms(),
-            "release": self.releases.now.release_id,
-            "parts": {name: part["status"] for name, part in parts.items()},
+            "release": self.releases.current.release_id,
+            "parts": {name: each["status"] for name, each in self.health.status().items()},
         }
 
-    def _checks(self, deps: Dependencies) -> dict[str, Callable[[], str]]:
-        def models() -> str:
-            if not deps.models.healthy():
-                return "the model server does not answer"
-            silent = [f"{name}: {why}" for name, why in self.watchdog.state.items()]
-            return "; ".join(silent)
+    def _stage_dependencies(self) -> StageDependencies:
+        config = self._deps.config
+        return StageDependencies(
+            self.store,
+            self.models,
+            self.catalogue,
+            self.popularity,
+            self.clock,
+            self.activity,
+            deadlines=config.deadlines,
+            blocked=self.blocked,
+            caps=config.caps,
+            drawn_share=config.drawn_share,
+        )
 
-        return {
-            "broker": lambda: "" if deps.bus.healthy(1.0) else "the broker does not answer",
-            "store": lambda: "" if deps.store.healthy() else "the feature store does not answer",
-            "models": models,
-        }
+    def _check_broker(self) -> str:
+        return "" if self._deps.bus.healthy(1.0) else "the broker does not answer"
+
+    def _check_store(self) -> str:
+        return "" if self._deps.store.healthy() else "the feature store does not answer"
+
+    def _check_models(self) -> str:
+        if not self._deps.models.healthy():
+            return "the model server does not answer"
+        return "; ".join(f"{name}: {why}" for name, why in self.model_monitor.problems.items())
 
     def _release_changed(self, release: Release) -> None:
         self.models.reset()
-        if hasattr(self, "live"):
-            self.live.publish(Message("release", asdict(release)))
+        self.hub.publish(LiveMessage("release", asdict(release)))
 
-    def _tell_stats(self) -> None:
+    def _publish_stats(self) -> None:
         before, at = self.live.totals["events"], time.monotonic()
-        while not self.stopping.wait(1.0):
+        while not self.stopping.wait(_STATS_EVERY_S):
             with contextlib.suppress(Exception):
                 stats = self.stats()
                 now = time.monotonic()
                 stats["events_per_s"] = round((stats["events"] - before) / (now - at), 1)
                 before, at = stats["events"], now
-                self.live.publish(Message("stats", stats))
-
-
-def gateway_of(request: Request) -> Gateway:
-    """The running gateway behind a request."""
-    return cast(Gateway, request.app.state.gateway)
+                self.hub.publish(LiveMessage("stats", stats))

@@ -1,35 +1,58 @@
-"""The Kafka edge: `recommendation.requests` in, `recommendation.responses` out.
+"""Requests over Kafka: `recommendation.requests` in, `recommendation.responses` out.
 
-Knows messages. The surfaces are the same as over HTTP, and so is the reply, with
-`error` in its place when the request is wrong. At least once: a request whose answer
-was written just before a crash is answered again, with the same request_id.
+Knows messages. Does not know surfaces: they are the same as over HTTP, and so is the
+reply; a request that cannot be answered gets `error` in place of a reply. At least once: a
+request answered just before a crash is answered again under the same request_id.
 
-A request is a JSON object: {"surface": "feed" | "queries" | "reactivation", ...} with
-the fields of `serving.pipeline.requests`. The response has the request's key and headers.
+A request is a JSON object {"surface": "feed" | "queries" | "reactivation", ...} with the
+fields of `serving.pipeline.requests`. The response has the request's key and headers; any of
+them, and the value of a header, may be null. No request stops the others.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import orjson
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from serving.monitoring.trace import context_of, current_header_bytes, tracer
+from serving.pipeline.query import SURFACE_NAMES
 from serving.pipeline.reply import to_reply
 from serving.pipeline.requests import REQUEST
-from serving.pipeline.surfaces import Surfaces
-from streams.bus.contract import Bus, BusError, Consumed, Consumer, Outgoing, Producer, Record
+from serving.pipeline.trace import context_of, current_header_bytes, tracer
+from serving.state.replies import RecentReplies, RequestConflict
+from serving.surfaces import Surfaces
+from streams.bus.consume import ConsumeLoop
+from streams.bus.contract import (
+    MAX_MESSAGE_BYTES,
+    Bus,
+    BusError,
+    Consumer,
+    MessagesRejected,
+    Outgoing,
+    Producer,
+    message_bytes,
+)
+from streams.bus.polled import Record
+from streams.bus.transaction import InputTransactions
+from streams.contract.bounds import Id
 from streams.contract.topics import REQUESTS, RESPONSES
+from streams.contract.trace_headers import TRACEPARENT_HEADER
 
 _LOG = logging.getLogger(__name__)
 _GROUP = "tidemill-requests-edge"
 _MAX_REQUEST_BYTES = 1 << 20
+_MAX_KEY_BYTES = 8_192  # of a response that has no room for all of the request's
 _BATCH = 64
 _RETRY_S = 1.0
+_MAX_PROBLEMS = 20
+_ID: TypeAdapter[str] = TypeAdapter(Id)
 
 
 def run(
@@ -38,17 +61,19 @@ def run(
     stop: threading.Event,
     *,
     impression_key: bytes,
+    replies: RecentReplies | None = None,
     group: str = _GROUP,
 ) -> None:
-    """Answers requests until `stop` is set; connects again after the broker was away."""
+    """Answers requests until `stop` is set; reconnects after the broker was down."""
+    replies = RecentReplies() if replies is None else replies
     while not stop.is_set():
         consumer: Consumer | None = None
         producer: Producer | None = None
         try:
             consumer, producer = bus.consumer([REQUESTS], group), bus.producer()
-            _serve(consumer, producer, surfaces, impression_key, stop)
+            _serve(consumer, producer, _Answers(surfaces, impression_key, replies), stop)
         except BusError as error:
-            _LOG.warning("the requests edge is interrupted: %s", error)
+            _LOG.warning("answering Kafka requests was interrupted: %s", error)
             stop.wait(_RETRY_S)
         finally:
             for part in (consumer, producer):
@@ -56,60 +81,131 @@ def run(
                     part.close()
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """What replies are made of."""
+
+    surfaces: Surfaces
+    key: bytes
+    replies: RecentReplies
+
+    def to(self, value: bytes | None) -> bytes:
+        """The reply to one message as JSON. Raises nothing."""
+        try:
+            return answer(value, self.surfaces, self.key, self.replies)
+        except Exception as error:
+            _LOG.error("a request was not answered: %s", _place(error))
+            return _dumps(_error(None, [_problem("body", f"no answer: {type(error).__name__}")]))
+
+
 def _serve(
-    consumer: Consumer,
-    producer: Producer,
-    surfaces: Surfaces,
-    key: bytes,
-    stop: threading.Event,
+    consumer: Consumer, producer: Producer, answers: _Answers, stop: threading.Event
 ) -> None:
-    while not stop.is_set():
-        records = consumer.poll(_BATCH, 0.1)
-        if records:
-            answers = [_outgoing(record, surfaces, key) for record in records]
-            producer.send(answers, consumed=Consumed(consumer, records))
+    def process(records: Sequence[Record]) -> list[Outgoing]:
+        return [_outgoing(record, answers) for record in records]
+
+    transactions = InputTransactions(producer, consumer)
+
+    def commit(messages: list[Outgoing], records: Sequence[Record]) -> None:
+        try:
+            transactions.send(messages, records)
+        except MessagesRejected as error:  # the others are written
+            _LOG.error("the broker rejects %d responses: %s", len(error.reasons), error)
+            transactions.send([], records)
+
+    ConsumeLoop(partial(consumer.poll, _BATCH), process, commit).run(stop)
 
 
-def _outgoing(record: Record, surfaces: Surfaces, key: bytes) -> Outgoing:
-    carried = {name: value for name, value in record.headers if name != "traceparent"}
-    parent = {name: value.decode("latin-1") for name, value in record.headers}
-    with tracer().start_as_current_span("recommendation.requests", context=context_of(parent)):
-        reply = answer(record.value, surfaces, key)
-        headers = carried | current_header_bytes()
-    return Outgoing(RESPONSES, orjson.dumps(reply), record.key, headers=headers)
+def _outgoing(record: Record, answers: _Answers) -> Outgoing:
+    """The response to one request; without the request's headers and key if they do not fit."""
+    stated: dict[str, bytes | None] = dict(record.headers)
+    stated.pop(TRACEPARENT_HEADER, None)
+    with tracer().start_as_current_span(
+        "recommendation.requests", context=context_of(_parent(record)), record_exception=False
+    ):
+        reply = answers.to(record.value)
+        # A header's value may be null, in a request as in its response.
+        headers = cast(dict[str, bytes], stated | current_header_bytes())
+    response = Outgoing(RESPONSES, reply, record.key, headers=headers)
+    if message_bytes(response) <= MAX_MESSAGE_BYTES:
+        return response
+    problem = _problem("headers", "the response with the request's key and headers is too large")
+    key = record.key if len(record.key or b"") <= _MAX_KEY_BYTES else None
+    return Outgoing(RESPONSES, _dumps(_error(_request_id(record.value), [problem])), key)
 
 
-def answer(value: bytes | None, surfaces: Surfaces, key: bytes) -> dict[str, Any]:
-    """The reply to one message; never raises for what the message holds."""
+def _parent(record: Record) -> dict[str, str]:
+    stated: dict[str, bytes | None] = dict(record.headers)
+    return {n: value.decode("latin-1") for n, value in stated.items() if value is not None}
+
+
+def answer(value: bytes | None, surfaces: Surfaces, key: bytes, replies: RecentReplies) -> bytes:
+    """The reply to one message as JSON. An invalid message gets an error reply."""
     if value is None or len(value) > _MAX_REQUEST_BYTES:
-        return _error(None, [{"field": "body", "msg": "empty, or larger than 1 MiB"}])
+        return _dumps(_error(None, [_problem("body", "empty, or larger than 1 MiB")]))
     try:
         body = orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        return _error(None, [{"field": "body", "msg": f"not JSON: {error}"}])
+        return _dumps(_error(None, [_problem("body", f"not JSON: {error}")]))
+    request_id = _valid_request_id(body)
     try:
         request = REQUEST.validate_python(body)
     except ValidationError as error:
-        return _error(body, _problems(error.errors(include_url=False)))
+        return _dumps(_error(request_id, _problems(error.errors(include_url=False))))
+
+    def make() -> bytes:
+        return _dumps(to_reply(surfaces.answer(request), key, surfaces.deps.catalogue))
+
     try:
-        return to_reply(surfaces.answer(request), key, surfaces.parts.catalogue)
+        return replies.reply(request, make)
+    except RequestConflict as error:
+        return _dumps(_error(request_id, [_problem("request_id", str(error))]))
     except Exception as error:
-        _LOG.exception("a request could not be answered")
-        return _error(body, [{"field": "body", "msg": f"no answer: {type(error).__name__}"}])
+        _LOG.error("answering a request failed: %s", _place(error))
+        return _dumps(_error(request_id, [_problem("body", f"no answer: {type(error).__name__}")]))
 
 
-def _problems(errors: Sequence[Any]) -> list[dict[str, Any]]:
-    surfaces = ("feed", "queries", "reactivation")
+def _request_id(value: bytes | None) -> str | None:
+    try:
+        return _valid_request_id(orjson.loads(value or b""))
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _valid_request_id(body: Any) -> str | None:
+    """The request id that a reply echoes; None if there is none or it is invalid."""
+    stated = body.get("request_id") if isinstance(body, dict) else None
+    try:
+        return _ID.validate_python(stated)
+    except ValidationError:
+        return None
+
+
+def _place(error: Exception) -> str:
+    """The exception's type and where it was raised; its text may name the user."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {last.name}, {last.filename}:{last.lineno}"
+
+
+def _dumps(reply: dict[str, Any]) -> bytes:
+    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _problems(errors: Sequence[Any]) -> list[dict[str, str]]:
+    """The field's path, without the union's tags, and what is wrong with it."""
     return [
         {
-            "field": ".".join(str(part) for part in error["loc"] if part not in surfaces)
+            "field": ".".join(str(part) for part in error["loc"] if part not in SURFACE_NAMES)
             or "surface",
             "msg": error["msg"],
         }
-        for error in errors[:20]
+        for error in errors[:_MAX_PROBLEMS]
     ]
 
 
-def _error(body: Any, problems: list[dict[str, Any]]) -> dict[str, Any]:
-    request_id = body.get("request_id") if isinstance(body, dict) else None
+def _problem(field: str, message: str) -> dict[str, str]:
+    return {"field": field, "msg": message}
+
+
+def _error(request_id: str | None, problems: list[dict[str, str]]) -> dict[str, Any]:
     return {"request_id": request_id, "error": {"detail": problems}}

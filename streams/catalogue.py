@@ -1,9 +1,9 @@
 """The catalogue: a fold of item events, and the file that keeps those events.
 
-Knows which items exist, what their owners say of them and whether they may be shown.
-Does not know who watches them. The fold is order-free: of two events on one video the
-one with the larger (event_time_ms, event_id) stands, whichever came first, so a replay
-or a second copy of the topic changes nothing.
+Knows which items exist, their descriptions and whether they may be shown. Does not know users.
+The fold follows the order of the topic: of two events on one item the later one in the log wins,
+whatever their producers' clocks say. Each event counts once, so a replay or a second copy of the
+topic changes nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +11,36 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
-from pydantic import ValidationError
+import xxhash
 
-from streams.bus.contract import Bus, Record
+from streams.bus.consume import consume
+from streams.bus.contract import Bus
+from streams.bus.polled import Record
+from streams.codec.decode import Rejection
+from streams.codec.inputs import (
+    OnRejected,
+    apply_valid,
+    log_rejected,
+    no_limit,
+    reject_future,
+    validate_message,
+)
 from streams.contract.events import CATALOGUE_EVENT, CatalogueEvent, CatalogueItem, ItemTakenDown
 from streams.contract.topics import CATALOGUE
+from streams.telemetry import set_aside
+
+_ENVELOPE = (
+    'an item needs its envelope: {"kind": "item_added", "event_id": "...", "event_time_ms": '
+    '1700000000000, "item": {...}}'
+)
+_MERGED_AT = 16_384  # recent keys
 
 ITEM_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "video_id": pl.String,
@@ -38,54 +57,103 @@ ITEM_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    order: tuple[int, str]  # (event_time_ms, event_id) of the event that stands
-    item: CatalogueItem | None  # None: taken down before it was ever described
-    item_order: tuple[int, str]
+    item: CatalogueItem | None  # None: taken down, never described
     available: bool
 
 
-_NEVER = (-1, "")
+_UNKNOWN = _Entry(None, False)
+
+
+class _SeenEvents:
+    """Which events were folded, as 64-bit hashes of (item, event id, time): 8 bytes each."""
+
+    def __init__(self) -> None:
+        self._merged = np.empty(0, np.uint64)  # ascending
+        self._recent: set[int] = set()
+
+    def __contains__(self, event: CatalogueEvent) -> bool:
+        return self._has(_event_key(event))
+
+    def add(self, event: CatalogueEvent) -> bool:
+        """False if it was seen before."""
+        key = _event_key(event)
+        if self._has(key):
+            return False
+        self._recent.add(key)
+        if len(self._recent) >= _MERGED_AT:
+            recent = np.fromiter(self._recent, np.uint64, len(self._recent))
+            self._merged = np.sort(np.concatenate([self._merged, recent]))
+            self._recent.clear()
+        return True
+
+    def _has(self, key: int) -> bool:
+        if key in self._recent:
+            return True
+        at = int(np.searchsorted(self._merged, np.uint64(key)))
+        return at < len(self._merged) and int(self._merged[at]) == key
 
 
 class Catalogue:
-    """What the catalogue events add up to. Safe to read from many threads while one applies."""
+    """The fold of the catalogue events. Many threads may read while one applies."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
+        self._seen = _SeenEvents()
+        self._genres: dict[str, str] = {}  # one string for each genre, however many items have it
         self._version = 0
         self._lock = threading.Lock()
 
     @property
     def version(self) -> int:
-        """Grows by one with every event that changed something."""
+        """Grows by one with every event that changes something."""
         return self._version
 
     def apply(self, event: CatalogueEvent) -> bool:
-        """Folds one event; False when it changed nothing (seen before, or outdated)."""
+        """Folds one event; False if it changed nothing (a repeat, or what is known already)."""
         with self._lock:
-            video_id = _video_id(event)
-            before = self._entries.get(video_id, _Entry(_NEVER, None, _NEVER, False))
+            if not self._seen.add(event):
+                return False
+            item_id = item_id_of(event)
+            before = self._entries.get(item_id, _UNKNOWN)
             after = _fold(before, event)
             if after == before:
                 return False
-            self._entries[video_id] = after
+            if after.item is not None and after.item is not before.item:
+                after = replace(after, item=self._with_shared_genres(after.item))
+            self._entries[item_id] = after
             self._version += 1
             return True
 
-    def get(self, video_id: str) -> CatalogueItem | None:
-        """What is known of a video, also of one that was taken down; None when never described."""
-        entry = self._entries.get(video_id)
+    def would_change(self, event: CatalogueEvent) -> bool:
+        """Whether the event, as the next one of the log, would change anything."""
+        before = self._entries.get(item_id_of(event), _UNKNOWN)
+        return event not in self._seen and _fold(before, event) != before
+
+    def _with_shared_genres(self, item: CatalogueItem) -> CatalogueItem:
+        if not item.genres:
+            return item
+        genres = tuple(self._genres.setdefault(genre, genre) for genre in item.genres)
+        return item.model_copy(update={"genres": genres})
+
+    def get(self, item_id: str) -> CatalogueItem | None:
+        """An item's description, even if it was taken down; None if it was never described."""
+        entry = self._entries.get(item_id)
         return entry.item if entry else None
 
-    def available(self, video_id: str) -> bool:
-        """May the video be shown? False for an unknown one."""
-        entry = self._entries.get(video_id)
+    def available(self, item_id: str) -> bool:
+        """Whether the item may be shown. False for an unknown one."""
+        entry = self._entries.get(item_id)
         return entry is not None and entry.available
 
     def available_ids(self) -> list[str]:
-        """Every video that may be shown, sorted."""
+        """The items that may be shown, sorted."""
         with self._lock:
-            return sorted(video for video, entry in self._entries.items() if entry.available)
+            return sorted(item_id for item_id, entry in self._entries.items() if entry.available)
+
+    def taken_down_ids(self) -> list[str]:
+        """The items that are known and may not be shown, in the order in which they were added."""
+        with self._lock:
+            return [item_id for item_id, entry in self._entries.items() if not entry.available]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,69 +174,86 @@ class Catalogue:
         return pl.DataFrame(rows, schema=ITEM_COLUMNS)
 
 
-def _video_id(event: CatalogueEvent) -> str:
+def item_id_of(event: CatalogueEvent) -> str:
     return event.video_id if isinstance(event, ItemTakenDown) else event.item.video_id
 
 
+def _event_key(event: CatalogueEvent) -> int:
+    stated = f"{item_id_of(event)}\0{event.event_id}\0{event.event_time_ms}"
+    return xxhash.xxh3_64_intdigest(stated.encode())
+
+
 def _fold(entry: _Entry, event: CatalogueEvent) -> _Entry:
-    order = (event.event_time_ms, event.event_id)
     if isinstance(event, ItemTakenDown):
-        return _Entry(order, entry.item, entry.item_order, False) if order > entry.order else entry
-    item, item_order = (
-        (event.item, order) if order > entry.item_order else (entry.item, entry.item_order)
-    )
-    available = True if order > entry.order else entry.available
-    return _Entry(max(order, entry.order), item, item_order, available)
+        return _Entry(entry.item, False)
+    return _Entry(event.item, True)
 
 
 class CatalogueLog:
-    """The catalogue's events on disk, one JSON object per line, each event_id once.
+    """The catalogue's events on disk, one JSON object per line, each event once.
 
-    Several processes may append (a file lock orders them); a line that a crash tore is
-    cut off by the next append, and its event comes again with the topic's redelivery.
+    Several processes may append, ordered by a file lock. The next append cuts off a line that a
+    crash tore; the topic delivers its event again. A line that is no valid event is set aside.
     """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "catalogue.jsonl"
-        self._seen: set[str] = set()
+        self._seen = _SeenEvents()
         self._read_to = 0
 
     def append(self, events: Iterable[CatalogueEvent]) -> int:
-        """Writes the events that the log does not hold yet; returns how many those were."""
+        """Writes the events that are new to the log; returns their number.
+
+        Raises OSError (disk full); the events may then be appended again.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b") as file, _locked(file.fileno()):
             for event in self._unread(file.fileno()):
-                self._seen.add(event.event_id)
-            fresh = {e.event_id: e for e in events if e.event_id not in self._seen}
+                self._seen.add(event)
+            fresh = {_event_key(e): e for e in events if e not in self._seen}
             file.truncate(self._read_to)
             lines = b"".join(CATALOGUE_EVENT.dump_json(e) + b"\n" for e in fresh.values())
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
             self._read_to += len(lines)
-            self._seen.update(fresh)
+            for event in fresh.values():
+                self._seen.add(event)
             return len(fresh)
 
     def events(self) -> Iterator[CatalogueEvent]:
-        """Every whole event of the log, in the order of arrival."""
+        """Every complete and valid event of the log, in the order of arrival."""
         if self.path.exists():
-            for line in self.path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    yield CATALOGUE_EVENT.validate_json(line)
+            with open(self.path, "rb") as file:
+                yield from self._valid(file, 0)
 
     def load(self) -> Catalogue:
-        """The catalogue that the log adds up to; an empty one when there is no log."""
+        """The fold of the log; empty if there is no log."""
         catalogue = Catalogue()
         for event in self.events():
             catalogue.apply(event)
         return catalogue
 
     def _unread(self, descriptor: int) -> Iterator[CatalogueEvent]:
-        rest = os.pread(descriptor, os.fstat(descriptor).st_size - self._read_to, self._read_to)
+        size = os.fstat(descriptor).st_size
+        if size < self._read_to:  # cut by hand: the topic's events are appended again
+            self._read_to, self._seen = 0, _SeenEvents()
+        rest = os.pread(descriptor, size - self._read_to, self._read_to)
         whole = rest[: rest.rfind(b"\n") + 1]
-        self._read_to += len(whole)
-        for line in whole.splitlines():
-            yield CATALOGUE_EVENT.validate_json(line)
+        start, self._read_to = self._read_to, self._read_to + len(whole)
+        yield from self._valid((line + b"\n" for line in whole.split(b"\n")[:-1]), start)
+
+    def _valid(self, lines: Iterable[bytes], start: int) -> Iterator[CatalogueEvent]:
+        """The events of the lines; the first one begins at byte `start` of the file."""
+        for line in lines:
+            if line.endswith(b"\n"):
+                event = validate_message(CATALOGUE_EVENT, line)
+                if isinstance(event, Rejection):
+                    name = f"the line at byte {start} of {self.path}"
+                    set_aside("catalogue_line", name, f"{event.cause}, {event.detail}")
+                else:
+                    yield event
+            start += len(line)
 
 
 @contextmanager
@@ -180,35 +265,44 @@ def _locked(descriptor: int) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def parse(record: Record) -> CatalogueEvent | None:
-    """The event in a record of the topic `catalogue`; None when it holds none that is valid."""
-    try:
-        return CATALOGUE_EVENT.validate_json(record.value or b"")
-    except ValidationError:
-        return None
+def parse_catalogue_event(record: Record, latest_ms: int) -> CatalogueEvent | Rejection:
+    """The event in a record of the topic `catalogue`, or why it is none.
+
+    `latest_ms`: the largest time that it may state (`streams.contract.bounds.future_limit_ms`).
+    There is no limit in the past: the topic is kept forever and read from its start.
+    """
+    event = validate_message(CATALOGUE_EVENT, record.value, _ENVELOPE)
+    if isinstance(event, Rejection):
+        return event
+    times = {"event_time_ms": event.event_time_ms}
+    if not isinstance(event, ItemTakenDown):
+        times["created_ms"] = event.item.created_ms
+    return reject_future(times, latest_ms) or event
 
 
-def follow(
+def consume_catalogue(
     bus: Bus,
     take: Callable[[list[CatalogueEvent]], object],
     stop: threading.Event,
     *,
     group: str,
-    refused: Callable[[Record], None] = lambda _: None,
+    latest_ms: Callable[[], int] = no_limit,
+    on_rejected: OnRejected = log_rejected,
 ) -> None:
-    """Reads the topic `catalogue` from its start into `take` until `stop` is set.
+    """Passes the events of the topic `catalogue`, from its start, to `take` until `stop` is set.
 
-    Commits after `take` has returned, so nothing is lost on a crash. A record that is
-    not a catalogue event goes to `refused` and does not hold up the rest.
+    Commits after `take` has returned, so a crash loses nothing. A record that is no valid event,
+    or that `take` cannot apply, goes to `on_rejected` and does not block the others. An OSError
+    of `take` is retried.
     """
-    consumer = bus.consumer([CATALOGUE], group)
-    try:
-        while not stop.is_set():
-            if records := consumer.poll(1_000, 0.2):
-                events = [(record, parse(record)) for record in records]
-                take([event for _, event in events if event is not None])
-                for record in (r for r, event in events if event is None):
-                    refused(record)
-                consumer.commit(records)
-    finally:
-        consumer.close()
+
+    def process(records: Sequence[Record]) -> bool:
+        latest = latest_ms()
+        rejected = apply_valid(
+            records, lambda record: parse_catalogue_event(record, latest), take, stop
+        )
+        if rejected:
+            on_rejected(rejected)
+        return rejected is not None
+
+    consume(bus, CATALOGUE, group, process, stop)

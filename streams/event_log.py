@@ -1,8 +1,8 @@
 """The event log: every admitted event once, in Parquet by hour, partition and offset range.
 
-Knows what an event's columns are and how they are read back. Does not know how files
-are laid (`streams.storage.segments`), nor features or feedback. This log is the only truth:
-online values, feedback and training sets can be made again from it.
+Knows the columns of an event and how they are read back. Does not know how files are stored
+(`streams.storage.segments`), nor features or feedback. The log is the source of truth: online
+values, feedback and training sets can be rebuilt from it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from streams.bus.delivery import Delivery
 from streams.contract.events import KINDS
 from streams.contract.schema import EVENT_SCHEMA
 from streams.contract.topics import EVENTS_BY_USER
-from streams.storage import compaction as upkeep
-from streams.storage.segments import Batch, Segments
+from streams.storage import compaction
+from streams.storage.segments import LogBatch, Segments
 
 
 class EventLog:
@@ -32,22 +32,23 @@ class EventLog:
         self.segments = Segments(directory, EVENT_SCHEMA, times=times, distinct=distinct, sync=sync)
 
     def append(self, delivery: Delivery) -> None:
-        """Makes the batch durable; a stamp that the log holds changes nothing.
+        """Makes the batch durable; a stamp that is already stored changes nothing.
 
-        Of a combined delivery each message is a batch of its own.
+        Each message of a combined delivery is a batch of its own.
         """
-        batches = [Batch(each.stamp, each.table, each.payload) for each in delivery.messages]
+        batches = [LogBatch(each.stamp, each.table, each.payload) for each in delivery.messages]
         self.segments.extend(batches)
 
-    def gather(self) -> None:
-        """Files every batch as Parquet now, for readers other than this class."""
-        self.segments.gather()
+    def flush(self) -> None:
+        """Seals every batch into Parquet now, for readers other than this class."""
+        self.segments.flush()
 
     def scan(self, since_ms: int | None = None) -> pl.LazyFrame:
-        """EVENT_SCHEMA's columns plus epoch, partition, offset, row; duplicates marked.
+        """EVENT_SCHEMA's columns plus epoch (the topic id), partition, offset and row, with
+        duplicates.
 
-        With `since_ms`, hours of which no event happened or arrived since are left out. See
-        `Segments.scan` for what happens when files are merged meanwhile; `read` is free of that.
+        With `since_ms`, hours whose events all happened and arrived before are skipped.
+        Compaction may remove a file before `collect`: see `SegmentReader.scan`, or use `read`.
         """
         return self.segments.scan(since_ms)
 
@@ -62,8 +63,8 @@ class EventLog:
         """Events with `since_ms <= event_time_ms < until_ms`, by (event_time_ms, event_id).
 
         `kind` is a string (`streams.contract.events.KINDS`); `kinds` keeps only those named.
-        Rows marked duplicate are left out unless `duplicates`. Hours before `since_ms` are
-        not opened; of later ones the parts whose events all happened outside are passed over.
+        Rows marked duplicate are left out unless `duplicates`. Hours before `since_ms` are not
+        opened; of later ones, row groups whose events are all outside are skipped.
         """
         keep = pl.lit(True)
         if since_ms is not None:
@@ -74,44 +75,44 @@ class EventLog:
             keep &= pl.col("kind").is_in([KINDS.index(kind) for kind in kinds])
         if not duplicates:
             keep &= ~pl.col("duplicate")
-        rows = self.segments.consistently(lambda scan: scan.filter(keep).collect(), since_ms)
-        return rows.with_columns(kind_name()).sort("event_time_ms", "event_id")
+        rows = self.segments.read_consistently(lambda scan: scan.filter(keep).collect(), since_ms)
+        return rows.with_columns(_kind_name()).sort("event_time_ms", "event_id")
 
     def deliveries(self) -> Iterator[Delivery]:
-        """The log as it was delivered: by epoch and partition, in offset order.
+        """The log as it was delivered: by topic id and partition, in offset order.
 
-        Memory: one file at a time. A batch whose rows were all erased is left out.
+        Memory: one file. A batch whose rows were all erased is left out.
         """
         for stamp, table in self.segments.batches():
             yield Delivery(EVENTS_BY_USER, stamp, table)
 
-    def pairs_of_other_epochs(self, epoch: str, since_ms: int) -> pa.Table:
-        """user_id, event_id and ingested_at_ms of the events that count and that `epoch` of
-        EVENTS_BY_USER does not hold, of those that arrived since; by arrival."""
+    def pairs_of_other_topic_ids(self, topic_id: str, since_ms: int) -> pa.Table:
+        """user_id, event_id and ingested_at_ms of events that arrived since `since_ms` under
+        another topic id of EVENTS_BY_USER, without duplicates, by arrival."""
         columns = ["user_id", "event_id", "ingested_at_ms"]
-        if all(known == epoch for known, _ in self.segments.last_offsets()):
+        if all(known == topic_id for known, _ in self.segments.last_offsets()):
             return pa.schema([EVENT_SCHEMA.field(name) for name in columns]).empty_table()
-        wanted = (pl.col("epoch") != epoch) & (pl.col("ingested_at_ms") >= since_ms)
-        found = self.segments.consistently(
+        wanted = (pl.col("epoch") != topic_id) & (pl.col("ingested_at_ms") >= since_ms)
+        found = self.segments.read_consistently(
             lambda scan: scan.filter(wanted & ~pl.col("duplicate")).select(columns).collect(),
             since_ms,
         )
         return found.sort("ingested_at_ms").to_arrow()
 
-    def last_offset(self, epoch: str, partition: int) -> int:
-        """The largest offset of EVENTS_BY_USER that the log holds, -1 for none."""
-        return self.segments.last_offset(epoch, partition)
+    def last_offset(self, topic_id: str, partition: int) -> int:
+        """The largest offset of EVENTS_BY_USER in the log, -1 for none."""
+        return self.segments.last_offset(topic_id, partition)
 
     def begins_at_ms(self) -> int | None:
-        """What happened before this may have been dropped by retention; None: nothing was."""
-        return upkeep.begins_at_ms(self.directory)
+        """Retention may have dropped events before this; None: it dropped none."""
+        return compaction.begins_at_ms(self.directory)
 
     def erase(self, user_id: str, at_ms: int) -> int:
-        """Removes the user's events that happened or were admitted until `at_ms`, in every
-        file and whenever they come again. Returns the number of rows removed."""
+        """Removes the user's events that happened or were admitted up to `at_ms` from every file
+        and from later appends. Returns the number of rows removed."""
         return self.segments.erase(user_id, at_ms)
 
 
-def kind_name() -> pl.Expr:
+def _kind_name() -> pl.Expr:
     """The column `kind` (uint8) as the kind's name."""
     return pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String)

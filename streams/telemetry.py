@@ -1,8 +1,7 @@
-"""Traces and metrics: one trace from an event to every fold, one registry of numbers.
+"""Traces and metrics: one trace from an event to every fold, one registry of metrics.
 
-Knows OpenTelemetry, the W3C trace context in message headers and the metrics' names.
-Does not know who reads them: without an endpoint nothing is exported, and nothing here
-is needed to run.
+Knows OpenTelemetry, the W3C trace context in message headers and the names of metrics. Does not
+know the backends: without an endpoint nothing is exported.
 
 A message with one event carries the header `traceparent`. A batch carries the header
 `traceparents`: a JSON list of [row, traceparent], for the rows that are traced.
@@ -10,6 +9,7 @@ A message with one event carries the header `traceparent`. A batch carries the h
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,9 +27,10 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter, Histogram
 
-TRACEPARENT = "traceparent"
-TRACEPARENTS = "traceparents"
-TRACED_ROWS = 16  # a batch's spans are capped: one batch may hold thousands of traced rows
+from streams.contract.trace_headers import TRACEPARENT_HEADER, TRACES_HEADER
+
+MAX_BATCH_SPANS = 16  # one batch may hold thousands of traced rows
+_log = logging.getLogger(__name__)
 
 EVENTS_HANDLED = Counter(
     "tidemill_events_handled_total", "Admitted events whose handler has returned", ["topic"]
@@ -37,11 +38,15 @@ EVENTS_HANDLED = Counter(
 HANDLE_SECONDS = Histogram(
     "tidemill_handle_seconds", "Time in a batch's handler, one attempt", ["topic"]
 )
-RETRIES = Counter(
-    "tidemill_handle_retries_total", "Batches that had to be handled again", ["topic"]
-)
+RETRIES = Counter("tidemill_handle_retries_total", "Batches that were handled again", ["topic"])
 FEEDBACK_REFUSED = Counter(
-    "tidemill_feedback_refused_total", "Events whose impression token was not believed", ["cause"]
+    "tidemill_feedback_refused_total", "Events whose impression token was rejected", ["cause"]
+)
+DEAD_LETTERS = Counter(
+    "tidemill_dead_letters_total", "Messages that were rejected", ["topic", "cause"]
+)
+SET_ASIDE = Counter(
+    "tidemill_set_aside_total", "Stored lines, files and batches that are skipped", ["kind"]
 )
 
 _W3C = TraceContextTextMapPropagator()
@@ -54,34 +59,34 @@ def configure(
     *,
     exporter: SpanExporter | None = None,
 ) -> TracerProvider:
-    """Makes this process's tracer. Call once, before the first span; `shutdown` flushes it.
+    """Creates this process's tracer. Call once, before the first span; `shutdown` flushes it.
 
-    `otlp_endpoint` is an OTLP/HTTP collector's base address (http://127.0.0.1:4318); empty
-    and without `exporter`, no span is recorded. A sampled parent keeps its trace whole.
+    `otlp_endpoint` is the base address of an OTLP/HTTP collector (http://127.0.0.1:4318). Without
+    it and without `exporter`, no span is recorded. Spans with a sampled parent are sampled.
     """
     provider = TracerProvider(
         resource=Resource.create({SERVICE_NAME: service}),
         sampler=ParentBased(TraceIdRatioBased(sample_ratio)),
     )
     if exporter is None and otlp_endpoint:
-        exporter = _otlp(otlp_endpoint)
+        exporter = _otlp_exporter(otlp_endpoint)
     if exporter is not None:
         provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
         trace.set_tracer_provider(provider)
     return provider
 
 
-def _otlp(endpoint: str) -> SpanExporter:
-    # Imported here: it costs a tenth of a second and is seldom wanted.
+def _otlp_exporter(endpoint: str) -> SpanExporter:
+    # The import takes 0.1 s and is rarely needed.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
 
 
 def name_thread(name: str) -> None:
-    """Tells the kernel this thread's name (15 bytes of it), for `top -H` and whoever counts CPU.
+    """Sets the kernel's name of this thread (15 bytes), for `top -H` and CPU accounting.
 
-    Threads that it starts inherit the name. Nothing happens where there is no /proc.
+    Threads that it starts inherit the name. Does nothing without /proc.
     """
     with suppress(OSError):
         Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name[:15])
@@ -99,7 +104,7 @@ def span(
     kind: SpanKind = SpanKind.INTERNAL,
     attributes: Mapping[str, str | int | float | bool] | None = None,
 ) -> Iterator[Span]:
-    """A span as the current one; `parent` is a traceparent, else the current span is."""
+    """Opens a span as the current one. `parent`: a traceparent; default: the current span."""
     context = context_of(parent) if parent else None
     with tracer().start_as_current_span(
         name, context=context, kind=kind, attributes=attributes
@@ -108,54 +113,54 @@ def span(
 
 
 def traceparent() -> str | None:
-    """The current span's traceparent; None outside of any recorded or remote span."""
+    """The current span's traceparent; None outside any recorded or remote span."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)
-    return carrier.get(TRACEPARENT)
+    return carrier.get(TRACEPARENT_HEADER)
 
 
 def inject(headers: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
-    """The headers of a message that goes out within the current span."""
+    """`headers` with the traceparent of the current span, for an outgoing message."""
     current = traceparent()
     out = dict(headers or {})
     if current is not None:
-        out[TRACEPARENT] = current.encode()
+        out[TRACEPARENT_HEADER] = current.encode()
     return out
 
 
 def extract(headers: Mapping[str, bytes]) -> str | None:
-    """A message's traceparent; None when it has none that is well-formed."""
-    text = headers.get(TRACEPARENT, b"").decode("ascii", "replace")
+    """A message's traceparent; None if it is missing or malformed."""
+    text = (headers.get(TRACEPARENT_HEADER) or b"").decode("ascii", "replace")
     return text if text and _is_valid(text) else None
 
 
 def context_of(parent: str) -> Context:
-    """The trace context that a traceparent names; an ill-formed one gives an empty context."""
-    return _W3C.extract({TRACEPARENT: parent}, context=Context())
+    """The trace context of a traceparent; empty if that is malformed."""
+    return _W3C.extract({TRACEPARENT_HEADER: parent}, context=Context())
 
 
 def _is_valid(parent: str) -> bool:
     return trace.get_current_span(context_of(parent)).get_span_context().is_valid
 
 
-def pack(rows: Mapping[int, str]) -> dict[str, bytes]:
-    """The header of a batch: row number -> traceparent. Nothing when no row is traced."""
-    return {TRACEPARENTS: orjson.dumps(sorted(rows.items()))} if rows else {}
+def pack_traceparents(rows: Mapping[int, str]) -> dict[str, bytes]:
+    """The header of a batch from row number -> traceparent; none if no row is traced."""
+    return {TRACES_HEADER: orjson.dumps(sorted(rows.items()))} if rows else {}
 
 
-def unpack(headers: Mapping[str, bytes]) -> dict[int, str]:
-    """`pack`'s inverse; a header that is not of its form names no rows."""
+def unpack_traceparents(headers: Mapping[str, bytes]) -> dict[int, str]:
+    """The inverse of `pack_traceparents`; a malformed header gives no rows."""
     try:
-        pairs = orjson.loads(headers.get(TRACEPARENTS, b"[]"))
+        pairs = orjson.loads(headers.get(TRACES_HEADER) or b"[]")
         return {int(row): str(parent) for row, parent in pairs if _is_valid(str(parent))}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return {}
 
 
-def _one_per_trace(headers: Mapping[str, bytes]) -> list[tuple[int, str]]:
-    """Each trace's first row: events that one request posted share its trace."""
+def _one_row_per_trace(headers: Mapping[str, bytes]) -> list[tuple[int, str]]:
+    """The first row of each trace: the events of one request share its trace."""
     first: dict[str, tuple[int, str]] = {}
-    for row, parent in unpack(headers).items():
+    for row, parent in unpack_traceparents(headers).items():
         first.setdefault(parent[3:35], (row, parent))  # 00-<32 hex digits of trace id>-...
     return list(first.values())
 
@@ -164,23 +169,25 @@ def _one_per_trace(headers: Mapping[str, bytes]) -> list[tuple[int, str]]:
 def batch_span(
     name: str, headers: Mapping[str, bytes], attributes: Mapping[str, str | int] | None = None
 ) -> Iterator[None]:
-    """Spans of one batch's handling: one in every trace that a row of it belongs to.
+    """Opens a span in each trace of the batch's rows while the batch is handled.
 
-    All last as long as the handling. The first is the current span within the block, so
-    that the store's and other parts' spans join that row's trace; the others link to it.
-    An exception marks all of them. Without traced rows there is no span.
+    The first one is the current span, so that spans of stores join its trace; the others link to
+    it. An exception marks all of them. Without traced rows there is no span.
     """
-    rows = _one_per_trace(headers)[:TRACED_ROWS]
+    rows = _one_row_per_trace(headers)[:MAX_BATCH_SPANS]
     with ExitStack() as spans:
         opened: list[Span] = []
         for row, parent in rows:
             links = [Link(opened[0].get_span_context())] if opened else []
             opened.append(
                 tracer().start_span(
-                    name, context_of(parent), SpanKind.CONSUMER,
-                    {**(attributes or {}), "tidemill.row": row}, links,
+                    name,
+                    context_of(parent),
+                    SpanKind.CONSUMER,
+                    {**(attributes or {}), "tidemill.row": row},
+                    links,
                 )
-            )  # fmt: skip
+            )
             spans.callback(opened[-1].end)
         if opened:
             token = otel_context.attach(trace.set_span_in_context(opened[0]))
@@ -188,7 +195,24 @@ def batch_span(
         try:
             yield
         except BaseException as error:
-            for one in opened:
-                one.record_exception(error)
-                one.set_status(Status(StatusCode.ERROR, str(error)))
+            for each in opened:
+                each.record_exception(error)
+                each.set_status(Status(StatusCode.ERROR, str(error)))
             raise
+
+
+_MAX_NAMED = 10_000
+_named: set[tuple[str, str]] = set()
+
+
+def set_aside(kind: str, name: object, why: object) -> None:
+    """Logs and counts, once in this process, that `name` (a file, a line, a batch) is skipped.
+
+    What is set aside stays where it is, and everything beside it is read.
+    """
+    key = (kind, str(name))
+    if key in _named or len(_named) >= _MAX_NAMED:
+        return
+    _named.add(key)
+    SET_ASIDE.labels(kind).inc()
+    _log.warning("%s is skipped, the rest is read: %s (%s)", name, str(why)[:300], kind)

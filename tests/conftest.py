@@ -1,7 +1,7 @@
 """Real servers for the tests, one of each a session, on loopback ports of their own.
 
-A test asks for a server by fixture. Where the machine cannot have it, the test
-is skipped with the reason that `PartUnavailable` gives.
+A test asks for a server by fixture. Where the machine cannot run it, the test
+is skipped with the reason that `ServiceUnavailable` gives.
 """
 
 from __future__ import annotations
@@ -16,14 +16,50 @@ from playwright.sync_api import Browser, sync_playwright
 
 from deploy.services import process, triton
 from deploy.services.kafka import Kafka
-from deploy.services.process import Part, PartUnavailable
+from deploy.services.process import Service, ServiceUnavailable
 from deploy.services.tansu import Tansu
 from deploy.services.valkey import Valkey
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
+# Fixtures that start real servers.
+SERVERS = {
+    "embedded_broker",
+    "kafka_broker",
+    "valkey",
+    "triton_server",
+    "chromium",
+    "servers",
+    "loop",
+}
+SHARED_FOLDERS = {"tests/e2e", "tests/chaos"}
+LONGEST_FIRST = ["tests/e2e", "tests/chaos"]
 _SESSION = pytest.StashKey[pytest.Session]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups tests by what they share, longest first, and lets real servers fail once.
+
+    With xdist one process runs one group. Tests of a file share its fixtures; those of a
+    folder in `SHARED_FOLDERS` share a started stack. A test that starts real servers is run
+    once more when it fails, and the closing summary lists it as RERUN.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if SERVERS & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("servers"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+    items.sort(key=lambda item: _place(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    folder, _, file = item.nodeid.partition("::")[0].rpartition("/")
+    return folder if folder in SHARED_FOLDERS else f"{folder}/{file}"
+
+
+def _place(group: str) -> int:
+    """Where a group stands in the run: the known long ones first, the others as collected."""
+    return LONGEST_FIRST.index(group) if group in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -32,13 +68,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Ends here, when all is told: after Python's own atexit functions, before C's.
+    """Ends the process after Python's atexit functions and before C's.
 
-    Of the hundreds of Kafka clients that the tests open some still run threads, with which
-    OpenSSL's cleanup races (openssl 6214): all had passed, and the process died of it.
+    Kafka clients that tests leave behind still run threads, and OpenSSL's cleanup at exit
+    races with them (openssl issue 6214): the process crashed after every test had passed.
+    A worker of xdist has sent its results by then, so how it ends does not matter.
     """
     session = config.stash.get(_SESSION, None)
-    if session and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+    if hasattr(config, "workerinput") or session is None:
+        return
+    if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         config.get_terminal_writer().flush()
         atexit._run_exitfuncs()
         os._exit(session.exitstatus)
@@ -46,14 +85,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A free loopback port."""
     return process.free_port()
 
 
-def _start(part: Part, timeout_s: float = 60.0) -> process.Child:
+def _start(service: Service, timeout_s: float = 60.0) -> process.Child:
     try:
-        return process.start(part, timeout_s)
-    except PartUnavailable as reason:
+        return process.start(service, timeout_s)
+    except ServiceUnavailable as reason:
         pytest.skip(str(reason))
 
 
@@ -96,7 +135,7 @@ def triton_overlay() -> Path:
     try:
         triton.server_dir()
         return triton.overlay_python()
-    except PartUnavailable as reason:
+    except ServiceUnavailable as reason:
         pytest.skip(str(reason))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,33 @@ PACKAGES = ("streams", "features", "models", "serving", "deploy")
 MAY_IMPORT = {package: set(PACKAGES[: n + 1]) for n, package in enumerate(PACKAGES)}
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
+MOST_PARAMETERS = 8
+MOST_FILES = 12
 NOT_NAMES = {"manager", "helper", "helpers", "utils", "processor", "handler", "engine", "common"}
 SHADOWING = {"types", "logging", "queue"}  # names of the standard library's own modules
+# The rooms of each package, lowest first: a room imports from itself and from those before it.
+ROOMS = {
+    "streams": "progress contract telemetry kernels bus codec storage event_log erasure"
+    " catalogue feedback ingest workers",
+    "features": "store definitions kernels rows memory_store online feast offline live",
+    "models": "signature recipe client echo registry release training layers ranking generation"
+    " reasoning monitoring alignment",
+    "serving": "clients pipeline state stages monitoring surfaces fakes console gateway http"
+    " kafka_requests",
+    "deploy": "install renamed settings state services wiring processes simulation supervisor stack"
+    " console demo cli process compile export_schemas",
+}
+# Private words of an earlier time; docs/glossary.md has the terms that replaced them.
+NOT_WORDS = {
+    "door", "doors", "lane", "lanes", "mend", "mended", "mending", "mends", "mill", "trail",
+    "trails", "poke", "vouched", "awaken", "misfit", "nudge", "deaf", "whoever", "nobody",
+    "somebody", "uncollected", "storm", "victim", "patience", "upkeep", "rivals",
+}  # fmt: skip
+# Files about names that are kept for one release.
+KNOWS_OLD_NAMES = {
+    "deploy/renamed.py", "tests/deploy/make_old_home.py", "tests/deploy/test_settings.py",
+    "tests/deploy/test_upgrade.py", "tests/deploy/test_dead_letters_command.py",
+}  # fmt: skip
 # Words for an unfinished thing; in parts, so that this file does not hold them.
 UNFINISHED = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK", "Not" + "ImplementedError")
 
@@ -88,6 +114,60 @@ def test_a_module_opens_with_what_it_knows_and_stays_short(path: Path) -> None:
             assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, node.name
 
 
+def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    a = node.args
+    return len(
+        [p for p in (*a.posonlyargs, *a.args, *a.kwonlyargs) if p.arg not in {"self", "cls"}]
+    )
+
+
+@pytest.mark.parametrize("path", modules(), ids=_name)
+def test_functions_take_few_parameters(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert _parameters(node) <= MOST_PARAMETERS, node.name
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_folders_hold_few_files(package: str) -> None:
+    for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
+        files = [p.name for p in folder.glob("*.py") if p.name != "__init__.py"]
+        assert len(files) <= MOST_FILES, folder
+
+
+@pytest.mark.parametrize("path", modules(), ids=_name)
+def test_compiled_code_lives_in_kernels(path: Path) -> None:
+    if "kernels" in path.parts:
+        return
+    source = path.read_text()
+    assert "numba" not in set(imported(ast.parse(source)))
+    assert "fmt: skip" not in source
+    assert "fmt: off" not in source
+
+
+def _modules_imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_room_imports_only_rooms_below_it(package: str) -> None:
+    order = {room: n for n, room in enumerate(ROOMS[package].split())}
+    wrong = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for module in _modules_imported(ast.parse(path.read_text())):
+            parts = module.split(".")
+            if parts[0] == package and order.get(parts[1], -1) > order[room]:
+                wrong.append(f"{_name(path)} imports {module}")
+    assert wrong == []
+
+
 def _defined_names(path: Path) -> Iterator[str]:
     yield path.stem
     for node in ast.walk(ast.parse(path.read_text())):
@@ -103,7 +183,7 @@ def _words(name: str) -> set[str]:
 @pytest.mark.parametrize("path", modules(), ids=_name)
 def test_names_are_the_fields_own(path: Path) -> None:
     for name in _defined_names(path):
-        assert not _words(name) & NOT_NAMES, name
+        assert not _words(name) & (NOT_NAMES | NOT_WORDS), name
     assert path.stem not in SHADOWING
 
 
@@ -111,6 +191,25 @@ def test_names_are_the_fields_own(path: Path) -> None:
 def test_nothing_is_left_for_later(path: Path) -> None:
     source = path.read_text()
     assert [word for word in UNFINISHED if word in source] == []
+
+
+def _prose() -> list[Path]:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    tests = [p for p in (ROOT / "tests").rglob("*.py") if p != Path(__file__)]
+    return [*pages, *modules(), *(ROOT / "benchmarks").rglob("*.py"), *tests]
+
+
+def test_prose_uses_the_fields_words() -> None:
+    """In pages, comments, docstrings and messages alike; see docs/glossary.md."""
+    found = []
+    for path in _prose():
+        if _name(path) in KNOWS_OLD_NAMES:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            words = set(re.findall(r"[a-z]+", line.lower())) & NOT_WORDS
+            if words:
+                found.append(f"{_name(path)}:{number}: {' '.join(sorted(words))}")
+    assert found == []
 
 
 def test_tests_have_no_init_files_and_unique_names() -> None:

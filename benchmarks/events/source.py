@@ -1,8 +1,8 @@
 """JSON events for the path: a seeded stream, written to `behaviour` before the clock starts.
 
 Knows columns, shares and the producer. 5 % of the events are late, 1 % come twice (up to
-50,000 events apart, so also across batches), and one in twenty answers an impression whose
-signed token it carries. Messages are keyed by user, for the peers that need it.
+50,000 events apart, so also in different batches), and 5 % carry the signed token of an
+impression. Messages are keyed by user, as some baselines require. Does not know the path.
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ from streams.contract.impression import Impression, sign
 from streams.contract.topics import (
     BEHAVIOUR,
     EVENTS_BY_AUTHOR,
+    EVENTS_BY_ITEM,
     EVENTS_BY_QUERY,
     EVENTS_BY_USER,
-    EVENTS_BY_VIDEO,
 )
 
 CHUNK = 100_000
-DUPLICATES, TOKENED, APART = 0.01, 0.05, 50_000
+DUPLICATE_SHARE, TOKEN_SHARE, MAX_DISTANCE = 0.01, 0.05, 50_000
 TOKENS = 10_000
 _COLUMN = {
-    EVENTS_BY_VIDEO: "video_id",
+    EVENTS_BY_ITEM: "video_id",
     EVENTS_BY_AUTHOR: "author_id",
     EVENTS_BY_QUERY: "query",
 }
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What lies in `behaviour`: messages, repeats among them, and the bytes of all."""
+    """What was written to `behaviour`: messages, duplicates among them, and bytes."""
 
     messages: int = 0
     duplicates: int = 0
@@ -59,13 +58,13 @@ class Written:
         )
 
     def expected(self, topic: str) -> int:
-        """Events that the agents of one topic see."""
+        """Events that the consumers of one topic receive."""
         return dict(self.by_topic).get(topic, 0)
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Messages in the order in which they are sent."""
+class Messages:
+    """Messages in the order of sending."""
 
     keys: list[bytes]
     values: list[bytes]
@@ -73,22 +72,22 @@ class Lines:
 
 
 class Source:
-    """Chunks of events that end at the wall's now, each with ids of its own."""
+    """Chunks of events whose times end now (wall clock), each with new ids."""
 
     def __init__(self, stream: Stream, key: bytes, seed: int = 0) -> None:
         self.stream = stream
         self._seed = seed
         self._tokens = _tokens(stream, key)
 
-    def lines(self, n: int) -> Lines:
+    def messages(self, n: int) -> Messages:
         frame, rng = self.frame(n)
         sent = frame[sending_order(n, rng)]
         values = json_lines(sent)
         keys = [user.encode() for user in sent["user_id"].to_list()]
-        return Lines(keys, values, _written(frame, len(sent), sum(map(len, values))))
+        return Messages(keys, values, _written(frame, len(sent), sum(map(len, values))))
 
     def frame(self, n: int) -> tuple[pl.DataFrame, np.random.Generator]:
-        """`n` events in the order of their arrival, and what else of them is drawn from."""
+        """`n` events in the order of arrival, and the generator for further draws."""
         self._seed += 1
         rng = np.random.default_rng(self._seed)
         shift = int(time.time() * 1000) - self.stream.end_ms
@@ -101,9 +100,9 @@ class Source:
 
 
 def sending_order(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Each of `n` events once, and some a second time up to `APART` events later."""
-    again = rng.choice(n, int(n * DUPLICATES), replace=False)
-    at = np.concatenate([np.arange(n), again + rng.integers(1, APART, len(again))])
+    """Indices of `n` events, some a second time up to `MAX_DISTANCE` events later."""
+    again = rng.choice(n, int(n * DUPLICATE_SHARE), replace=False)
+    at = np.concatenate([np.arange(n), again + rng.integers(1, MAX_DISTANCE, len(again))])
     return np.concatenate([np.arange(n), again])[np.argsort(at, kind="stable")]
 
 
@@ -111,27 +110,27 @@ def json_lines(frame: pl.DataFrame) -> list[bytes]:
     return [line.encode() for line in frame.select(_json())["line"].to_list()]
 
 
-def preload(servers: str, source: Source, n: int, progress: Progress) -> Written:
-    """Writes `n` events, and those that come twice; returns when the broker has them."""
+def preload(servers: str, source: Source, n: int, report: Callable[[str], None]) -> Written:
+    """Writes `n` events and their duplicates; returns when the broker has acknowledged them."""
     producer = Producer(
         {"bootstrap.servers": servers, "linger.ms": 20, "batch.size": 1_000_000,
          "queue.buffering.max.messages": 1_000_000, "queue.buffering.max.kbytes": 400_000}
     )  # fmt: skip
     written = Written()
     for size in _sizes(n):
-        lines = source.lines(size)
-        send(producer, lines.keys, lines.values)
+        messages = source.messages(size)
+        send(producer, messages.keys, messages.values)
         producer.flush()
-        written = written.plus(lines.written)
+        written = written.plus(messages.written)
         if written.messages % 1_000_000 < CHUNK:
-            progress(f"{written.messages:,} of {n:,} events lie in the topic")
+            report(f"{written.messages:,} of {n:,} events written ({written.messages / n:.0%})")
     return written
 
 
 def send(producer: Producer, keys: list[bytes], values: list[bytes]) -> None:
     messages = [{"key": k, "value": v} for k, v in zip(keys, values, strict=True)]
     if producer.produce_batch(BEHAVIOUR, messages) != len(messages):
-        raise RuntimeError("the broker did not take the events")
+        raise RuntimeError("the producer's queue did not take the events")
 
 
 def _sizes(n: int) -> Iterator[int]:
@@ -143,13 +142,13 @@ def _tokens(stream: Stream, key: bytes) -> pl.DataFrame:
     rng = np.random.default_rng(1)
     rows = []
     for i in range(TOKENS):
-        user, video = f"user {rng.integers(stream.users)}", int(rng.integers(stream.videos))
+        user, item = f"user {rng.integers(stream.users)}", int(rng.integers(stream.items))
         impression = Impression(
-            request_id=f"request {i}", surface="feed", user_id=user, video_id=f"video {video}",
+            request_id=f"request {i}", surface="feed", user_id=user, video_id=f"video {item}",
             slot=0, propensity=0.5, release="r1", served_at_ms=stream.end_ms,
         )  # fmt: skip
-        author = f"author {video % stream.authors}"
-        rows.append((user, f"video {video}", author, sign(impression, key)))
+        author = f"author {item % stream.authors}"
+        rows.append((user, f"video {item}", author, sign(impression, key)))
     names = ["user_id", "video_id", "author_id", "impression"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
@@ -157,9 +156,9 @@ def _tokens(stream: Stream, key: bytes) -> pl.DataFrame:
 def _with_tokens(
     frame: pl.DataFrame, tokens: pl.DataFrame, rng: np.random.Generator
 ) -> pl.DataFrame:
-    """One event in twenty becomes a showing, a play or a like of an impression."""
+    """5 % of the events become a `shown`, a play or a like of an impression."""
     n = len(frame)
-    picked = pl.Series(rng.random(n) < TOKENED)
+    picked = pl.Series(rng.random(n) < TOKEN_SHARE)
     token = tokens[rng.integers(0, len(tokens), n)]
     kind = pl.Series(rng.choice(["shown", "play", "like"], n))
     own = [
@@ -176,7 +175,7 @@ def _with_tokens(
 
 
 def _json() -> pl.Expr:
-    """One JSON object a row; what an event does not have is left out, as producers do."""
+    """One JSON object a row, without the fields that an event does not have."""
     lit = pl.lit
     parts = [
         *(lit('{"event_id":"'), pl.col("event_id"), lit('","user_id":"'), pl.col("user_id")),

@@ -1,8 +1,9 @@
-"""Events through the whole path, from a preloaded topic to rows and files, stage by stage.
+"""Throughput from a preloaded topic to rows and files, with CPU by stage.
 
-Knows when a run begins and ends and how CPU is put down to stages. The clock starts when
-the door has said that it is set up, and ends when every handler has returned for every
-event. The door's imports are not counted; the other parts are warm.
+Knows when a run begins and ends and how CPU is attributed to stages. The clock starts when
+the ingest process is ready, and stops when every handler has returned for every event. The
+imports of the ingest process are not counted; the other processes are warm. Does not know
+the bars.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.events.processes import DOORS, Cpu, Mill, await_handled
-from benchmarks.events.source import Progress, Source, Written, preload
+from benchmarks.events.cluster import INGEST, Cluster, Cpu, await_handled
+from benchmarks.events.source import Source, Written, preload
 from streams.contract.topics import ENTITY_TOPIC, EVENTS_BY_USER
 
 WARM_EVENTS = 30_000
 
 
 @dataclass(frozen=True)
-class Passed:
-    """One run: what went through, in how long, and seconds of CPU per stage."""
+class PathRun:
+    """One run: events, seconds, and seconds of CPU per stage."""
 
     written: Written
     seconds: float
@@ -41,65 +42,65 @@ class Passed:
 
 
 @dataclass
-class Path:
-    """The processes of one form of the path, and what they have been sent so far."""
+class EventPath:
+    """The processes of one form of the path, and the events sent to them so far."""
 
-    mill: Mill
+    cluster: Cluster
     names: Sequence[str]
     source: Source
-    progress: Progress
+    report: Callable[[str], None]
     sent: Written = field(default_factory=Written)
 
     @property
-    def door(self) -> str:
-        return next(name for name in self.names if name in DOORS)
+    def ingest(self) -> str:
+        return next(name for name in self.names if name in INGEST)
 
     def start(self) -> float:
-        """Starts all, sends a little through, and returns the events a second of that."""
-        self.mill.start(self.door)  # makes the topics
+        """Starts all processes and warms them up; returns the events a second of the warm-up."""
+        self.cluster.start(self.ingest)  # creates the topics
         for name in self.names:
-            if name != self.door:
-                self.mill.start(name)
-        self._through(WARM_EVENTS // 6, 120)
-        self._until_calm()
-        return WARM_EVENTS / self._through(WARM_EVENTS, 240)
+            if name != self.ingest:
+                self.cluster.start(name)
+        self._send_and_wait(WARM_EVENTS // 6, 120)
+        self._await_idle()
+        return WARM_EVENTS / self._send_and_wait(WARM_EVENTS, 240)
 
-    def passed(self, n: int, timeout_s: float, meanwhile: Callable[[], None]) -> Passed:
-        """Preloads `n` events while the door is shut, then opens it.
+    def run(self, n: int, timeout_s: float, before_start: Callable[[], None]) -> PathRun:
+        """Preloads `n` events while ingest is stopped, then starts it.
 
-        `meanwhile` runs on the filled topic before that: other readers of the same work.
+        `before_start` runs on the filled topic: the baselines read the same events.
         """
-        self.mill.stop(self.door)
+        self.cluster.stop(self.ingest)
         written = self._send(n)
-        meanwhile()
-        before = self.mill.cpu()
-        self.mill.start(self.door)
-        seconds = await_handled(self.mill, self.wanted(), timeout_s)
-        after = self.mill.cpu()
+        before_start()
+        before = self.cluster.cpu()
+        self.cluster.start(self.ingest)
+        seconds = await_handled(self.cluster, self.wanted(), timeout_s)
+        after = self.cluster.cpu()
         used = {stage: after[stage] - before.get(stage, 0.0) for stage in after}
-        used.pop(f"{self.door}: rest", None)  # its imports
-        return Passed(written, seconds, used)
+        used.pop(f"{self.ingest}: rest", None)  # its imports
+        return PathRun(written, seconds, used)
 
     def wanted(self) -> dict[str, Mapping[str, int]]:
         user = {EVENTS_BY_USER: self.sent.expected(EVENTS_BY_USER)}
         every = {topic: self.sent.expected(topic) for topic in ENTITY_TOPIC.values()}
-        return {n: every if n == "features" else user for n in self.names if n != self.door}
+        return {n: every if n == "features" else user for n in self.names if n != self.ingest}
 
     def _send(self, n: int) -> Written:
-        written = preload(self.mill.servers, self.source, n, self.progress)
+        written = preload(self.cluster.servers, self.source, n, self.report)
         self.sent = self.sent.plus(written)
         return written
 
-    def _through(self, n: int, timeout_s: float) -> float:
+    def _send_and_wait(self, n: int, timeout_s: float) -> float:
         self._send(n)
-        return await_handled(self.mill, self.wanted(), timeout_s)
+        return await_handled(self.cluster, self.wanted(), timeout_s)
 
-    def _until_calm(self, timeout_s: float = 30.0) -> None:
-        """Until what starts beside the loops (Feast's registry) has started."""
+    def _await_idle(self, timeout_s: float = 30.0) -> None:
+        """Waits until background work (Feast's registry) no longer uses CPU."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            before = self.mill.cpu()
+            before = self.cluster.cpu()
             time.sleep(1.0)
-            rest = [after - before.get(stage, 0.0) for stage, after in self.mill.cpu().items()]
+            rest = [after - before.get(stage, 0.0) for stage, after in self.cluster.cpu().items()]
             if max(rest) < 0.2:
                 return

@@ -1,7 +1,7 @@
-"""What is sent, and what is true of it: late events, copies, and some that are malformed.
+"""The events sent: some late, some twice, some malformed.
 
-Knows the generator of `benchmarks.events` and how a line is broken. Each event has a time of
-its own, so that no list of the newest depends on how ties are decided.
+Knows the generator of `benchmarks.events` and the forms of malformed events. Event times are
+distinct, so that no list of the newest depends on ties. Does not know what is checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import polars as pl
 
-from benchmarks.events.processes import KEY
+from benchmarks.events.cluster import KEY
 from benchmarks.events.source import CHUNK, Source, json_lines, sending_order
 from benchmarks.features.events import WITH_DWELL, Stream
 
@@ -24,9 +24,9 @@ SPAN_MS_AN_EVENT, AT_LEAST_MS = 2, 60_000
 
 @dataclass(frozen=True)
 class Sent:
-    """`events` (each counts once) and `order`: which of them is sent when, copies included.
+    """`events` (each counts once) and `order`: rows of `events` as they are sent, with copies.
 
-    `broken`: row of `events` -> the value that is sent in its place. `now_ms`: no event is newer.
+    `broken`: row of `events` -> the malformed value sent instead. `now_ms`: the newest time.
     """
 
     events: pl.DataFrame
@@ -36,11 +36,11 @@ class Sent:
 
     @property
     def copies(self) -> np.ndarray:
-        """int64 [events]: how often each is sent, broken or not."""
+        """int64 [events]: how often each is sent."""
         return np.bincount(self.order, minlength=len(self.events))
 
     def messages(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """Keys and values in the order of sending, some at a time."""
+        """Keys and values in the order of sending, in chunks."""
         for start in range(0, len(self.order), CHUNK):
             rows = self.order[start : start + CHUNK]
             part = self.events[rows]
@@ -50,15 +50,15 @@ class Sent:
             ]
             yield [user.encode() for user in part["user_id"].to_list()], values
 
-    def mends(self) -> dict[bytes, bytes]:
-        """Broken value -> what it should have been."""
+    def repairs(self) -> dict[bytes, bytes]:
+        """Malformed value -> the correct one."""
         rows = list(self.broken)
         lines = json_lines(self.events[rows])
         return {self.broken[row]: line for row, line in zip(rows, lines, strict=True)}
 
 
 def stream(n: int, seed: int) -> Sent:
-    """`n` events: 5 % up to five hours late, 1 % sent twice, 0.1 % broken."""
+    """`n` events: 5 % up to five hours late, 1 % sent twice, 0.1 % malformed."""
     span_ms = max(AT_LEAST_MS, SPAN_MS_AN_EVENT * n)
     frame, rng = Source(Stream(span_ms=span_ms), KEY, seed).frame(n)
     times = _distinct(frame["event_time_ms"].to_numpy())
@@ -81,7 +81,7 @@ def _of(name: str, value: pl.Expr | pl.Series, kinds: tuple[str, ...]) -> pl.Exp
 
 
 def _distinct(times: np.ndarray) -> np.ndarray:
-    """int64 [N]: as near to `times` as can be, in their order, no two the same and none newer."""
+    """int64 [N]: close to `times`, in their order, distinct and none newer."""
     order, steps = np.argsort(times, kind="stable"), np.arange(len(times))
     rising = np.maximum.accumulate(times[order] - steps) + steps
     found = np.empty_like(times)
@@ -91,8 +91,8 @@ def _distinct(times: np.ndarray) -> np.ndarray:
 
 def _edited(**change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
     def edit(line: bytes) -> bytes:
-        said = orjson.loads(line)
-        return orjson.dumps(said | {name: new(said[name]) for name, new in change.items()})
+        event = orjson.loads(line)
+        return orjson.dumps(event | {name: new(event[name]) for name, new in change.items()})
 
     return edit
 
@@ -100,7 +100,7 @@ def _edited(**change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
 FORMS: tuple[Callable[[bytes], bytes], ...] = (
     lambda line: line[:-1],
     lambda line: b"\xff" + line,
-    _edited(kind=lambda _: "stare"),
+    _edited(kind=lambda _: "unknown"),
     _edited(event_time_ms=lambda ms: ms // 1_000),
     _edited(event_time_ms=lambda ms: ms * 1_000),
     _edited(event_time_ms=str),

@@ -1,25 +1,27 @@
-"""The feature store's speed beside its bars, which stand here before any figure.
+"""The feature store's speed and its bars, set before any measurement.
 
 1. Folds. User, video, author and query folds into Valkey, batches of 20,000 events over
-   50,000 users and 20,000 videos, rows cached: at most 5 µs of CPU an event for all four
-   together, the store's own CPU included (the path's budget is 10 µs). Beside it, without a
-   bar, batches of 100,000, which a worker that lags makes of queued deliveries.
-2. Beside Feast, 500 rows, median of 7 paired runs on one Valkey. *Typed*: Feast's `push`
+   50,000 users and 20,000 items, rows cached: at most 5 µs of CPU an event for all four
+   together, the store's own CPU included (the path's budget is 10 µs). Reported without a bar:
+   batches of 100,000, which a lagging worker combines from queued deliveries.
+2. Compared with Feast, 500 rows, median of 7 paired runs on one Valkey. *Typed*: Feast's `push`
    and `get_online_features(...).to_dict()` of 20 int64 fields; ours compares and sets the
-   500 rows that hold 42 columns and a list, and reads them finished. Bar: 4 times as fast
-   each. *Blob*: Feast's `push` of the stored rows' bytes beside our
-   compare-and-set of the same bytes, and `get_online_features` of the service that
-   finishes the same typed features from them beside our read. Bar: 8 times as fast each. A row that Feast pushes must be the row that we wrote, byte for byte.
+   500 rows that hold 42 columns and a list, and reads them finalized. Bar: 4 times as fast
+   each. *Blob*: Feast's `push` of the stored rows' bytes and our
+   compare-and-set of the same bytes; `get_online_features` of the service that finalizes the
+   same typed features from them and our read. Bar: 8 times as fast each. A row pushed by Feast
+   must equal the row that we wrote, byte for byte.
 3. Point-in-time join, 1M events x 200,000 labels, 5 % late, on event time and arrival
    time, every declared column: at most 2 times polars' bare `join_asof` of 20 int64
-   columns on event time alone, frame beside frame, in CPU seconds of all threads; under
-   1 GB above imports, inputs included; rows out equal rows in. The online reader's frame of
-   the same values, whose lists are Python's, is told without a bar. Feast's default offline store stands beside it, on event time alone.
+   columns on event time alone, frame for frame, in CPU seconds of all threads; under 1 GB
+   above imports, inputs included; rows out equal rows in. Reported without a bar: the online
+   reader's frame of the same values, whose lists are Python's, and Feast's default offline
+   store on event time alone.
 4. Backfill of 10M events in bounded memory: at most 1.5 times the peak of a tenth of them.
 5. Spark local[2] over the log of a tenth of those events: every row of the four entities
-   byte for byte the local kernel's. Skipped, with the reason, where Spark is absent.
+   equals the local kernel's byte for byte. Skipped with the reason if Spark is not available.
 
-`--quick` makes everything ten to a hundred times smaller and says nothing about the bars.
+`--quick` is ten to a hundred times smaller and does not test the bars.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.features.events import Stream, make_events
 from benchmarks.features.offline import Backfilled, backfilled, feast_join, joined, log_folder
-from benchmarks.features.online import BATCH_ROWS, COMBINED_ROWS, beside_feast, fold_costs
-from benchmarks.features.spark import lacking, spark_fold
+from benchmarks.features.online import BATCH_ROWS, COMBINED_ROWS, compare_with_feast, fold_costs
+from benchmarks.features.spark import missing_requirement, spark_fold
 from benchmarks.report import Report
 from deploy.services import process
 from deploy.services.process import Child
@@ -46,11 +48,13 @@ if TYPE_CHECKING:
 
     from benchmarks.__main__ import Options
 
-FOLD_US, TYPED, BLOB, JOIN, PEAK_MB, GROWTH = 5.0, 4.0, 8.0, 2.0, 1000.0, 1.5
+FOLD_CPU_US, TYPED, BLOB, JOIN, PEAK_MB, GROWTH = 5.0, 4.0, 8.0, 2.0, 1000.0, 1.5
 
 
 @dataclass(frozen=True)
-class Size:
+class FeaturesSize:
+    """How large a run is."""
+
     fold_events: int
     join_events: int
     labels: int
@@ -59,21 +63,21 @@ class Size:
     seed: int = 0
 
 
-FULL = Size(1_000_000, 1_000_000, 200_000, 10_000_000, 7)
-QUICK = Size(100_000, 50_000, 10_000, 100_000, 3)
+FULL = FeaturesSize(1_000_000, 1_000_000, 200_000, 10_000_000, 7)
+QUICK = FeaturesSize(100_000, 50_000, 10_000, 100_000, 3)
 
 
 def run(options: Options) -> Report:
     return measure(QUICK if options.quick else FULL)
 
 
-def measure(size: Size) -> Report:
-    """Everything at one size; each part starts a store of its own."""
+def measure(size: FeaturesSize) -> Report:
+    """All parts at one size; each starts a store of its own."""
     report = Report("features", asdict(size))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _folds(report, size, folder)
-        _beside_feast(report, size, folder)
+        _compare_with_feast(report, size, folder)
         _joins(report, size, folder)
         _backfills(report, size, folder)
         _on_spark(report, size, folder)
@@ -90,11 +94,11 @@ def _valkey(folder: Path) -> Iterator[tuple[Valkey, Child]]:
         child.stop()
 
 
-def _folds(report: Report, size: Size, folder: Path) -> None:
+def _folds(report: Report, size: FeaturesSize, folder: Path) -> None:
     events = make_events(Stream(), size.fold_events, size.seed)
     total = _folded(report, folder, events, BATCH_ROWS, "fold")
     _folded(report, folder, events, min(COMBINED_ROWS, size.fold_events // 2), "combined fold")
-    report.judge("four folds, µs CPU/event", total, f"<= {FOLD_US:g}", total <= FOLD_US)
+    report.check("four folds, µs CPU/event", total, f"<= {FOLD_CPU_US:g}", total <= FOLD_CPU_US)
 
 
 def _folded(report: Report, folder: Path, events: pa.Table, batch_rows: int, name: str) -> float:
@@ -113,18 +117,18 @@ def _row(
     report.add(what=what, ours=ours, beside=other, unit=unit, note=note)
 
 
-def _beside_feast(report: Report, size: Size, folder: Path) -> None:
+def _compare_with_feast(report: Report, size: FeaturesSize, folder: Path) -> None:
     with _valkey(folder) as (server, _):
-        pairs, equal = beside_feast(server.address, folder, size.runs)
+        pairs, equal = compare_with_feast(server.address, folder, size.runs)
     for pair in pairs:
         bar = BLOB if "blob" in pair.name else TYPED
         ours, feasts = median(pair.ours_s) * 1000, median(pair.feast_s) * 1000
         _row(report, pair.name, ours, feasts, "ms", f"Feast/ours {pair.ratio:.1f}")
-        report.judge(f"{pair.name}, Feast/ours", pair.ratio, f">= {bar:g}", pair.ratio >= bar)
-    report.judge("pushed bytes equal ours", float(equal), "1", equal)
+        report.check(f"{pair.name}, Feast/ours", pair.ratio, f">= {bar:g}", pair.ratio >= bar)
+    report.check("pushed bytes equal ours", float(equal), "1", equal)
 
 
-def _joins(report: Report, size: Size, folder: Path) -> None:
+def _joins(report: Report, size: FeaturesSize, folder: Path) -> None:
     for entity in ("user", "video"):
         join = joined(folder, entity, size.join_events, size.labels, min(size.runs, 5))
         ours, bare = median(join.ours_s), median(join.bare_s)
@@ -133,23 +137,23 @@ def _joins(report: Report, size: Size, folder: Path) -> None:
         read, times = median(join.reader_s), f"ours/bare {join.reader_ratio:.1f}"
         _row(report, f"point in time {entity}, as the reader's frame", read, bare, "CPU s", times)
         name = f"join {entity}, ours/bare asof"
-        report.judge(name, join.ratio, f"<= {JOIN:g}", join.ratio <= JOIN)
+        report.check(name, join.ratio, f"<= {JOIN:g}", join.ratio <= JOIN)
         small = join.peak_mb < PEAK_MB
-        report.judge(f"join {entity}, MB above imports", join.peak_mb, f"< {PEAK_MB:g}", small)
+        report.check(f"join {entity}, MB above imports", join.peak_mb, f"< {PEAK_MB:g}", small)
         whole = join.rows == join.labels
-        report.judge(f"join {entity}, rows out", join.rows, f"{join.labels}", whole)
+        report.check(f"join {entity}, rows out", join.rows, f"{join.labels}", whole)
     feasts = feast_join(folder, size.join_events, size.labels)
     note = f"{feasts.rows:,} rows of {size.labels:,} labels, {feasts.peak_mb:,.0f} MB"
     _row(report, "point in time user, Feast's default", feasts.seconds, "", "s", note)
 
 
-def _backfills(report: Report, size: Size, folder: Path) -> None:
+def _backfills(report: Report, size: FeaturesSize, folder: Path) -> None:
     tenth, whole = (_backfill(report, n, folder) for n in _tenth_and_whole(size))
     growth = whole.peak_mb / tenth.peak_mb
-    report.judge("backfill peak, whole/tenth", growth, f"<= {GROWTH:g}", growth <= GROWTH)
+    report.check("backfill peak, whole/tenth", growth, f"<= {GROWTH:g}", growth <= GROWTH)
 
 
-def _tenth_and_whole(size: Size) -> tuple[int, int]:
+def _tenth_and_whole(size: FeaturesSize) -> tuple[int, int]:
     return size.backfill_events // 10, size.backfill_events
 
 
@@ -161,12 +165,12 @@ def _backfill(report: Report, events: int, folder: Path) -> Backfilled:
     return done
 
 
-def _on_spark(report: Report, size: Size, folder: Path) -> None:
-    """Over the log that the smaller backfill has left."""
-    if reason := lacking():
+def _on_spark(report: Report, size: FeaturesSize, folder: Path) -> None:
+    """On the log of the smaller backfill."""
+    if reason := missing_requirement():
         report.notes.append(f"Spark was skipped: {reason}")
         return
     done = spark_fold(log_folder(folder, _tenth_and_whole(size)[0]))
     note = f"{done.rows:,} rows of {done.events:,} events, {done.differ} differ"
     _row(report, "fold on Spark local[2]", done.spark_s, done.local_s, "s | s here", note)
-    report.judge("rows on Spark that differ", done.differ, "0", done.differ == 0)
+    report.check("rows on Spark that differ", done.differ, "0", done.differ == 0)

@@ -1,7 +1,7 @@
-"""Events for the feature benchmarks: a seeded stream with late arrivals, as batches bring it.
+"""Events for the feature benchmarks: a seeded stream with late arrivals, in batches.
 
-Knows columns and distributions. 5 % come up to five hours late; videos are drawn so
-that each tenth of the ranks has the same share (Zipf's law with exponent one).
+Knows columns and distributions. 5 % arrive up to five hours late; items are drawn by Zipf's
+law with exponent one. Does not know what is measured.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ WITH_DWELL = ("skip", "play", "long_view")
 
 @dataclass(frozen=True)
 class Stream:
-    """How many entities act, over how long. 20,000 videos of 2,000 authors, 5,000 queries."""
+    """How many entities act, over how long. 20,000 items of 2,000 authors, 5,000 queries."""
 
     users: int = 50_000
-    videos: int = 20_000
+    items: int = 20_000
     authors: int = 2_000
     queries: int = 5_000
     span_ms: int = 6 * DAY_MS
@@ -57,9 +57,9 @@ def make_events(stream: Stream, n: int, seed: int) -> pa.Table:
     arrival = T0_MS + np.sort(rng.integers(0, stream.span_ms, n))
     late = rng.random(n) < 0.05
     delay = np.where(late, rng.integers(0, 5 * HOUR_MS, n), rng.integers(0, 2000, n))
-    video = np.minimum((stream.videos ** rng.random(n)).astype(np.int64), stream.videos - 1)
+    item = np.minimum((stream.items ** rng.random(n)).astype(np.int64), stream.items - 1)
     query = np.minimum((stream.queries ** rng.random(n)).astype(np.int64), stream.queries - 1)
-    of_video, of_query = ~_of(kind, "search"), _of(kind, *WITH_QUERY)
+    has_item, has_query = ~_of(kind, "search"), _of(kind, *WITH_QUERY)
     dwell = np.where(_of(kind, *WITH_DWELL), rng.integers(0, 60_000, n), 0)
     columns = {
         "event_id": pc.binary_join_element_wise(
@@ -71,9 +71,9 @@ def make_events(stream: Stream, n: int, seed: int) -> pa.Table:
         "ingested_at_ms": pa.array(arrival),
         "surface": _names("feed", np.zeros(n, np.int64)),
         "origin": _names("live", np.zeros(n, np.int64)),
-        "video_id": _names("video", video, of_video),
-        "author_id": _names("author", video % stream.authors, of_video),
-        "query": _names("some query", query, of_query),
+        "video_id": _names("video", item, has_item),
+        "author_id": _names("author", item % stream.authors, has_item),
+        "query": _names("some query", query, has_query),
         "dwell_ms": pa.array(dwell.astype(np.int32)),
         "late": pa.array(late),
         "duplicate": pa.array(np.zeros(n, bool)),

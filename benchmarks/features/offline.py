@@ -1,7 +1,7 @@
-"""Point-in-time joins and backfills, each in a process of its own whose memory is watched.
+"""Point-in-time joins and backfills, each in a process of its own, with time and peak memory.
 
-Knows inputs, times and peaks. A peak is the process's largest resident size above what
-it held after its imports, inputs included.
+Knows inputs, times and peaks. A peak is the process's largest resident size above its size
+after imports, inputs included. Does not know the bars.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ BATCH_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Join:
-    """Seconds of CPU of a bare `join_asof` and of ours, paired; labels in and rows out.
+    """Paired seconds of CPU of a bare `join_asof` and of ours; labels in and rows out.
 
-    Ours as a frame beside the labels, as the bare join answers, and as the online
-    reader's frame, whose lists are Python's.
+    Ours as a frame next to the labels, like the bare join's, and as the online reader's frame,
+    whose lists are Python's.
     """
 
     entity: EntityName
@@ -69,31 +69,31 @@ class FeastJoin:
 class Backfilled:
     events: int
     seconds: float
-    cpu_us: float  # of this process, per event; the store's is apart
+    cpu_us: float  # of this process, per event, without the store's
     peak_mb: float
 
 
 def joined(folder: Path, entity: EntityName, events: int, labels: int, runs: int) -> Join:
     """Paired joins of `labels` labels against `events` events, on event time and arrival."""
-    return Join(**_alone(_join, folder, entity, events, labels, runs))
+    return Join(**_in_process(_join, folder, entity, events, labels, runs))
 
 
 def feast_join(folder: Path, events: int, labels: int) -> FeastJoin:
-    return FeastJoin(**_alone(_feast_join, folder, events, labels))
+    return FeastJoin(**_in_process(_feast_join, folder, events, labels))
 
 
 def backfilled(folder: Path, address: str, events: int) -> Backfilled:
     """Appends a log of `events` events and rebuilds every row from it."""
-    _alone(_append, folder, events)
-    return Backfilled(**_alone(_backfill, folder, address, events))
+    _in_process(_append, folder, events)
+    return Backfilled(**_in_process(_backfill, folder, address, events))
 
 
 def log_folder(folder: Path, events: int) -> Path:
-    """Where the log of so many events lies, once it was backfilled."""
+    """The folder of the log of so many events, after its backfill."""
     return folder / f"log-{events}"
 
 
-def _alone(work: Any, *arguments: Any) -> dict[str, Any]:
+def _in_process(work: Any, *arguments: Any) -> dict[str, Any]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         result: dict[str, Any] = pool.apply(work, arguments)
     return result
@@ -120,19 +120,19 @@ def _inputs(entity: EntityName, events: int, labels: int) -> tuple[pl.DataFrame,
 
 
 def _join(_folder: Path, entity: EntityName, events: int, labels: int, runs: int) -> dict[str, Any]:
-    from features.offline.point_in_time.join import features_as_of, joined
+    from features.offline.point_in_time.join import features_as_of, join_features
 
     before = _rss_mb()
-    frame, asked = _inputs(entity, events, labels)
+    frame, label_rows = _inputs(entity, events, labels)
     id_column = DEFINITIONS[entity].id_column
-    rows = len(joined(frame, asked, entity))  # alone first, for the peak
+    rows = len(join_features(frame, label_rows, entity))  # alone first, for the peak
     peak = _peak_mb() - before
     numbers = [pl.lit(i, pl.Int64).alias(f"f{i}") for i in range(FEATURES)]
     known = frame.select(id_column, "event_time_ms", *numbers).drop_nulls(id_column)
     work: dict[str, Callable[[], object]] = {
-        "bare_s": lambda: _bare(known, asked, id_column),
-        "ours_s": lambda: joined(frame, asked, entity),
-        "reader_s": lambda: features_as_of(frame, asked, entity),
+        "bare_s": lambda: _bare(known, label_rows, id_column),
+        "ours_s": lambda: join_features(frame, label_rows, entity),
+        "reader_s": lambda: features_as_of(frame, label_rows, entity),
     }
     for each in work.values():
         each()
@@ -144,14 +144,14 @@ def _join(_folder: Path, entity: EntityName, events: int, labels: int, runs: int
 
 
 def _cpu_s(work: Callable[[], object]) -> float:
-    """CPU seconds of this process's threads; the machine may be busy with other work."""
+    """CPU seconds of this process's threads, independent of other load."""
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
-def _bare(known: pl.DataFrame, asked: pl.DataFrame, id_column: str) -> pl.DataFrame:
-    return asked.sort("time_ms").join_asof(
+def _bare(known: pl.DataFrame, label_rows: pl.DataFrame, id_column: str) -> pl.DataFrame:
+    return label_rows.sort("time_ms").join_asof(
         known.sort("event_time_ms"),
         left_on="time_ms",
         right_on="event_time_ms",
@@ -168,7 +168,7 @@ def _feast_join(folder: Path, events: int, labels: int) -> dict[str, Any]:
     from feast.types import Int64, String
 
     before = _rss_mb()
-    frame, asked = _inputs("user", events, labels)
+    frame, label_rows = _inputs("user", events, labels)
     at = pl.from_epoch("event_time_ms", time_unit="ms").dt.replace_time_zone("UTC")
     numbers = [pl.lit(i, pl.Int64).alias(f"f{i}") for i in range(FEATURES)]
     path = folder / "feast_events.parquet"
@@ -196,7 +196,7 @@ def _feast_join(folder: Path, events: int, labels: int) -> dict[str, Any]:
     )
     store.apply([user, view])
     time_of = pl.from_epoch("time_ms", time_unit="ms").dt.replace_time_zone("UTC")
-    wanted = asked.select("user_id", event_timestamp=time_of).to_pandas()
+    wanted = label_rows.select("user_id", event_timestamp=time_of).to_pandas()
     began = time.perf_counter()
     answer = store.get_historical_features(
         entity_df=wanted, features=[f"typed:f{i}" for i in range(FEATURES)]

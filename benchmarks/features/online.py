@@ -1,7 +1,7 @@
-"""Online rows: folds into Valkey, and writes and reads of 500 rows beside Feast's own ways.
+"""Online rows: folds into Valkey, and writes and reads of 500 rows compared with Feast's.
 
-Knows how each side is asked and timed. Ratios are medians of paired runs: one run of
-Feast's way, then one of ours, and the quotient of the two.
+Knows how each side is called and timed. Ratios are medians of paired runs: one of Feast, then
+one of ours. Does not know the bars.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import pyarrow as pa
 from benchmarks.features.events import Stream, make_events
 from features.definitions import DEFINITIONS
 from features.feast.registry import RegisteredFeatureStore, open_store
-from features.kernels.layout import digests
-from features.online.compare_and_set import Swap
-from features.online.feast_keys import unwrap, view_name
+from features.online.compare_and_set import CompareAndSet
+from features.online.feast_keys import RowFormat, metadata_key, unwrap_bytes, view_name
 from features.online.redis_store import FeastFeatureStore
-from features.rows.byte_slices import Spans
+from features.rows.byte_slices import ByteSlices
+from features.rows.decode import digests
 from features.store import EntityName
 from streams.bus.contract import Stamp
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROWS, FIELDS = 500, 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # exact to the ms, where a float of seconds is not
 BATCH_ROWS = 20_000
-COMBINED_ROWS = 100_000  # what a worker folds at once when deliveries have queued
+COMBINED_ROWS = 100_000  # what a lagging worker folds at once
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class FoldCost:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Seconds of Feast's way and of ours, run by run."""
+class FeastComparison:
+    """Seconds of Feast and of ours, run by run."""
 
     name: str
     feast_s: list[float]
@@ -66,7 +66,7 @@ class Pair:
 def fold_costs(
     address: str, pid: int, events: pa.Table, batch_rows: int = BATCH_ROWS
 ) -> list[FoldCost]:
-    """Each entity's fold over the second half of the events, the first half being stored."""
+    """Each entity's fold of the second half of the events, after storing the first half."""
     server = psutil.Process(pid)
     return [_fold_cost(address, server, events, entity, batch_rows) for entity in DEFINITIONS]
 
@@ -109,9 +109,9 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def beside_feast(address: str, home: Path, runs: int) -> tuple[list[Pair], bool]:
-    """Writes and reads of 500 rows, typed and as one blob; and whether the bytes are equal."""
-    stream = Stream(users=2_000, videos=3_000)
+def compare_with_feast(address: str, home: Path, runs: int) -> tuple[list[FeastComparison], bool]:
+    """Writes and reads of 500 rows, typed and as blobs; and whether the bytes are equal."""
+    stream = Stream(users=2_000, items=3_000)
     store = open_store(
         registry_path=home / "ours.db", address=address, db=1, project="ours", cached_rows=10_000
     )
@@ -131,9 +131,9 @@ def _typed(
     ids: Sequence[str],
     stream: Stream,
     runs: int,
-) -> list[Pair]:
+) -> list[FeastComparison]:
     frame = _typed_frame(ids, stream.end_ms)
-    write_ours = _swap(store, ids, stream)
+    write_ours = _compare_and_set(store, ids, stream)
     names = [f"typed:f{i}" for i in range(FIELDS)]
     rows = [{"video_id": i} for i in ids]
     write = _paired(
@@ -153,15 +153,15 @@ def _typed(
 
 def _blobs(
     store: RegisteredFeatureStore, ids: Sequence[str], stream: Stream, runs: int
-) -> list[Pair]:
+) -> list[FeastComparison]:
     client = store.feast_client()
     view = view_name(DEFINITIONS["video"])
-    stored = store.blobs("video", ids)
+    stored = store.stored_rows("video", ids)
     blobs = [blob for blob in stored if blob is not None]
     frame = _blob_frame([f"pushed {i}" for i in ids], blobs, stream.end_ms)
     rows = [{"video_id": i, "now_ms": stream.end_ms} for i in ids]
     service = client.get_feature_service("video")
-    write_ours = _swap(store, ids, stream)
+    write_ours = _compare_and_set(store, ids, stream)
     write = _paired(
         "write 500 blobs",
         lambda: client.push(f"{view}_push", frame),
@@ -169,7 +169,7 @@ def _blobs(
         runs,
     )
     read = _paired(
-        "read 500 blobs, finished",
+        "read 500 blobs, finalized",
         lambda: client.get_online_features(features=service, entity_rows=rows).to_dict(),
         lambda: store.read("video", ids, stream.end_ms),
         runs,
@@ -177,20 +177,29 @@ def _blobs(
     return [write, read]
 
 
-def _swap(
+def _compare_and_set(
     store: RegisteredFeatureStore, ids: Sequence[str], stream: Stream
 ) -> Callable[[], object]:
     """Compares the stored rows with themselves and sets them, as a fold writes."""
-    names, rows = Spans.of_array(pa.array(ids)), Spans.of(store.blobs("video", ids))
-    times, before = np.full(len(ids), stream.end_ms), digests(rows).view(np.uint64)[:, 0]
-    swap = Swap(store._formats["video"], store._meta, store.generation())
-    return lambda: store._swap_rows(swap, names, before, rows, times)
+    names, rows = (
+        ByteSlices.from_arrow(pa.array(ids)),
+        ByteSlices.from_list(store.stored_rows("video", ids)),
+    )
+    times, expected = np.full(len(ids), stream.end_ms), digests(rows).view(np.uint64)[:, 0]
+    packer = CompareAndSet(
+        RowFormat(DEFINITIONS["video"], store.project),
+        metadata_key(store.project),
+        store.rebuild_id(),
+    )
+    return lambda: store.writer.compare_and_set(packer, names, expected, rows, times)
 
 
-def _paired(name: str, feasts: Callable[[], object], ours: Callable[[], object], runs: int) -> Pair:
+def _paired(
+    name: str, feasts: Callable[[], object], ours: Callable[[], object], runs: int
+) -> FeastComparison:
     feasts(), ours()
     times = [(_timed(feasts), _timed(ours)) for _ in range(runs)]
-    return Pair(name, [f for f, _ in times], [o for _, o in times])
+    return FeastComparison(name, [f for f, _ in times], [o for _, o in times])
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -202,7 +211,7 @@ def _timed(call: Callable[[], object]) -> float:
 def _one_event_each(
     ids: Sequence[str], stream: Stream, times: int, seed: int = 7
 ) -> list[pa.Table]:
-    """Batches that touch every id once, newer than what is stored."""
+    """Batches with one event for every id, newer than the stored ones."""
     batches = []
     for turn in range(times):
         events = make_events(stream, len(ids), seed + turn)
@@ -219,8 +228,8 @@ def _blob_frame(ids: Sequence[str], blobs: Sequence[bytes], time_ms: int) -> pd.
 
 
 def _bytes_equal(store: RegisteredFeatureStore, ids: Sequence[str]) -> bool:
-    """Whether Feast's own push of a row leaves the very hash that our fold left."""
-    layout = store._formats["video"]
+    """Whether Feast's push of a row writes the same hash as our fold."""
+    layout = RowFormat(DEFINITIONS["video"], store.project)
     redis = store.connection.client
     keys = [layout.key(entity_id) for entity_id in ids]
     for batch in _one_event_each(ids, Stream(), 1, seed=9000):
@@ -232,7 +241,7 @@ def _bytes_equal(store: RegisteredFeatureStore, ids: Sequence[str]) -> bool:
     frame = pd.DataFrame(
         {
             "video_id": ids,
-            "row": [unwrap(row[layout.row_field]) for row in ours],
+            "row": [unwrap_bytes(row[layout.row_field]) for row in ours],
             "event_time": [_EPOCH + timedelta(milliseconds=at) for at in last],
         }
     )
@@ -248,7 +257,7 @@ def _typed_frame(ids: Sequence[str], time_ms: int) -> pd.DataFrame:
 
 
 def _typed_client(home: Path, address: str) -> feast.FeatureStore:
-    """Feast as it comes: a view of 20 typed fields on its own Redis store."""
+    """Plain Feast: a view of 20 typed fields on its Redis store."""
     from feast import (
         Entity,
         FeatureStore,
@@ -270,13 +279,13 @@ def _typed_client(home: Path, address: str) -> feast.FeatureStore:
         entity_key_serialization_version=3,
     )
     client = FeatureStore(config=config)
-    video = Entity(name="video", join_keys=["video_id"], value_type=ValueType.STRING)
+    item = Entity(name="video", join_keys=["video_id"], value_type=ValueType.STRING)
     source = FileSource(
         name="typed_log", path=str(home / "typed.parquet"), timestamp_field="event_time"
     )
     view = FeatureView(
         name="typed",
-        entities=[video],
+        entities=[item],
         ttl=timedelta(days=400),
         schema=[
             FeastField(name="video_id", dtype=String),
@@ -284,5 +293,5 @@ def _typed_client(home: Path, address: str) -> feast.FeatureStore:
         ],
         source=PushSource(name="typed_push", batch_source=source),
     )
-    client.apply([video, view])
+    client.apply([item, view])
     return client

@@ -1,6 +1,6 @@
-"""The kernel on Spark local[2] beside the same kernel here: rows compared byte for byte.
+"""The fold on Spark local[2] and in this process: rows compared byte for byte.
 
-Knows a log on disk and two clocks. Needs pyspark (deploy/spark/spark.lock) and Java.
+Knows a log on disk and wall time. Does not know the bars. Needs pyspark (deploy/spark/spark.lock) and Java.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ class SparkFold:
 
     events: int
     rows: int
-    differ: int  # rows that are missing, too many, or other bytes
+    differ: int  # rows that are missing, extra or have other bytes
     spark_s: float
     local_s: float
 
 
-def lacking() -> str | None:
-    """Why this machine cannot run Spark; None where it can."""
+def missing_requirement() -> str | None:
+    """Why this machine cannot run Spark; None if it can."""
     if importlib.util.find_spec("pyspark") is None:
         return "pyspark is not installed (deploy/spark/spark.lock)"
     return None if shutil.which("java") else "no java on the PATH"
 
 
 def spark_fold(log_dir: Path) -> SparkFold:
-    """Folds the log by Spark and here, after one run of Spark to warm it."""
-    from features.offline.spark import folded, local, read_log, rebuilt
+    """Folds the log by Spark and here, after one warm-up run of Spark."""
+    from features.offline.spark import fold_table, local_session, read_log, rebuild_rows
     from streams.event_log import EventLog
 
     log = EventLog(log_dir)
-    log.gather()
+    log.flush()
     events = log.scan().collect().to_arrow()
-    spark = local(CORES)
+    spark = local_session(CORES)
     try:
         filed = read_log(spark, log_dir)
-        rebuilt(filed, "query", STAMP).count()
+        rebuild_rows(filed, "query", STAMP).count()
         rows = differ = 0
         spark_s = local_s = 0.0
         for entity in DEFINITIONS:
             began = time.perf_counter()
-            there = rebuilt(filed, entity, STAMP).toArrow()
+            there = rebuild_rows(filed, entity, STAMP).toArrow()
             middle = time.perf_counter()
-            here = folded(entity, events, STAMP)
+            here = fold_table(entity, events, STAMP)
             local_s += time.perf_counter() - middle
             spark_s += middle - began
             rows += here.num_rows

@@ -1,6 +1,6 @@
-"""What GRADE must be better than: the same data, learned from in other ways.
+"""Baselines for GRADE, trained on the same data.
 
-Knows logs and observables. Every rival gets the same network and the same log.
+Knows logs and observables, not the planted truth. Every baseline gets the same network and the same log.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.ranking.grade.config import FIRST_SESSION
 from models.ranking.grade.logs import FusionLog, Observables
 from models.ranking.grade.policy import FusionPolicy, log_density
-from models.ranking.grade.rewards import FIRST_SESSION, training_rows
+from models.ranking.grade.rewards import training_rows
 
 DEVIATION = 0.08  # of Gaussian exploration: about that of the logging Dirichlet's weights
 
 
 class GaussianPolicy(FusionPolicy):
-    """Explores by normal noise around unbounded weights: nothing keeps them on the simplex."""
+    """Explores by Gaussian noise around unbounded weights, which may leave the simplex."""
 
     def __init__(self, width: int, start: torch.Tensor) -> None:
         super().__init__(width, start)
@@ -32,7 +33,7 @@ class GaussianPolicy(FusionPolicy):
 
     @torch.no_grad()
     def mean(self, observed: torch.Tensor) -> torch.Tensor:
-        """Brought back onto the simplex to be served."""
+        """Projected onto the simplex for serving."""
         weights = self(observed).clamp_min(1e-4)
         return torch.as_tensor(weights / weights.sum(-1, keepdim=True))
 
@@ -81,11 +82,11 @@ def regression(
         pick = torch.randint(len(users), (1024,))
         u, s = users[pick], sessions[pick]
         alpha = policy(observed.values[u, s])
-        worth = (
+        value = (
             (alpha / alpha.sum(-1, keepdim=True)) * (log.means[u, s] - observed.usual[u, s])
         ).sum(-1)
         loss = functional.binary_cross_entropy_with_logits(
-            level + slope * worth, log.satisfied[u, s]
+            level + slope * value, log.satisfied[u, s]
         )
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""What methods earned in one world: per-user utilities, single figures, paired intervals.
+"""The methods' results in one world: per-user utilities, single figures, paired intervals.
 
-Knows arrays and files. Does not know methods nor how a world is drawn.
+Knows arrays and files. Does not know methods or how a world is drawn.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Outcome:
         return mean / scale, low / scale, high / scale
 
     def share(self, method: str, of: str = "ceiling") -> tuple[float, float, float]:
-        """(mean, low, high) of (method - best static) / (of - best static), users resampled; NaN where
-        there is nothing to share, as in the null world."""
+        """(mean, low, high) of (method - best static) / (of - best static), users resampled; NaN if
+        the denominator is about 0, as in the null world."""
         base = self.user_values("best static")
         ours, whole = self.user_values(method) - base, self.user_values(of) - base
         if whole.mean() < 1e-3 * base.mean():
@@ -57,14 +57,14 @@ class Outcome:
         return float(ours.mean() / max(whole.mean(), 1e-9)), float(low), float(high)
 
     def add(self, piece: Outcome) -> None:
-        """Takes in another seed."""
+        """Adds another seed's results."""
         for method, values in piece.utility.items():
             self.utility.setdefault(method, []).extend(values)
         for name, figures in piece.figures.items():
             self.figures.setdefault(name, []).extend(figures)
 
     def save(self, path: Path) -> None:
-        """One seed's outcome as one file, whole or not at all."""
+        """Writes one seed's results as one file, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part")
         with open(beside, "wb") as file:

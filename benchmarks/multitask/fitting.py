@@ -1,14 +1,13 @@
 """The four models, fitted alike: the same rows, the same trials, early stopping for all.
 
-Knows networks made of `models.ranking.ple.network`'s layers, and LightGBM. Does not know
-where rows come from nor how results are judged.
+Knows networks made of `models.layers.experts`, and LightGBM. Does not know
+where rows come from or how results are evaluated.
 
-What small data asks of a network, of all three alike: ids start at nothing and are hidden
-from a share of the rows (all of them is a trial too), as an id that was met five times is
-memorised within an epoch ("one-epoch phenomenon", Zhang et al., CIKM 2022); weights are
-averaged over the last steps; validation is looked at within epochs, and by cross-entropy
-after calibration, as plain cross-entropy grows with over-confidence while the order of
-rows still improves.
+For small data, all three networks: id embeddings start at zero and are hidden from a share of
+the rows (all of them in one trial), since an id that occurs five times is memorised within an
+epoch ("one-epoch phenomenon", Zhang et al., CIKM 2022); weights are averaged over the last
+steps; validation runs within epochs and uses cross-entropy after calibration, since plain
+cross-entropy grows with over-confidence while the ranking still improves.
 """
 
 from __future__ import annotations
@@ -24,15 +23,17 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from torch.optim.swa_utils import AveragedModel
 
-from benchmarks.multitask.data import Proxy, Rows
-from models.ranking.ple.calibrate import platt
-from models.ranking.ple.network import Architecture, Size, extraction
-from models.ranking.ple.train import repeatable
+from benchmarks.multitask.datasets import Dataset, Rows
+from models.layers.experts import Architecture, build_experts
+from models.ranking.ple.train import seeded_torch
+from models.training.calibration import fit_platt
 
 MODELS = ("ple", "shared_bottom", "single_task", "lightgbm")
 # Set by validation AUC: with 2,048 rows a step and 6 epochs, networks stopped before learning.
 BATCH, EPOCHS, TREES = 512, 8, 150
-LOOKS, PATIENCE = 2, 4  # at validation an epoch; looks without a gain before stopping
+EXPERT = 32  # width of one expert
+CHECKS = 2  # of the validation loss, an epoch
+MAX_CHECKS_WITHOUT_GAIN = 4  # in a row, before stopping
 AVERAGE = 0.99  # of the weights, a step
 DECAY = 1e-2
 _CLIP = 5.0  # standardised features, as served
@@ -46,8 +47,8 @@ Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 class Trial:
     """One setting of each kind: rate and hidden ids for networks, leaves and rate for LightGBM.
 
-    id_dropout: share of rows that a user's id, and apart from it an item's, is hidden from in
-    training; at 1 ids are never seen, when predicting neither.
+    id_dropout: share of rows in which a user's id, and independently an item's, is hidden in
+    training; at 1 ids are never used, also not in prediction.
     """
 
     rate: float
@@ -70,96 +71,89 @@ class Net(nn.Module):
 
     def __init__(
         self,
-        proxy: Proxy,
+        dataset: Dataset,
         architecture: Architecture,
         tasks: int,
         id_dropout: float,
         width: int = 16,
     ) -> None:
         super().__init__()
-        features = proxy.train.x.shape[1]
+        features = dataset.train.x.shape[1]
         self.id_dropout = id_dropout
-        size = Size(
-            users=proxy.user_count,
-            videos=proxy.item_count,
-            authors=0,
-            user_x=0,
-            video_x=features,
-            genres=0,
-            kinds=0,
-            tasks=tasks,
-            width=width,
-            expert=32,
-            architecture=architecture,
-        )
-        self.user = nn.Embedding(size.users, width)
-        self.item = nn.Embedding(size.videos, width)
+        self.user = nn.Embedding(dataset.user_count, width)
+        self.item = nn.Embedding(dataset.item_count, width)
         for table in (self.user, self.item):
             nn.init.zeros_(table.weight)
-        x = torch.from_numpy(proxy.train.x)
+        x = torch.from_numpy(dataset.train.x)
         self.register_buffer("mean", x.mean(0))
         self.register_buffer("std", x.std(0).clamp_min(1e-3))
-        self.layers = extraction(3 * width + features, size)
-        self.towers = nn.ModuleList(nn.Linear(size.expert, 1) for _ in range(tasks))
+        self.layers = build_experts(
+            architecture, 3 * width + features, tasks=tasks, expert=EXPERT, shared_experts=2
+        )
+        self.towers = nn.ModuleList(nn.Linear(EXPERT, 1) for _ in range(tasks))
 
     def forward(self, users: Tensor, items: Tensor, x: Tensor) -> Tensor:
         user, item = self._shown(self.user(users)), self._shown(self.item(items))
-        facts = ((x - self.mean) / self.std).clamp(-_CLIP, _CLIP)
-        hidden = self.layers(torch.cat([user, item, user * item, facts], -1))
+        history = ((x - self.mean) / self.std).clamp(-_CLIP, _CLIP)
+        hidden = self.layers(torch.cat([user, item, user * item, history], -1))
         logits = [tower(hidden[:, n]) for n, tower in enumerate(self.towers)]
         return torch.cat(logits, -1)
 
     def _shown(self, ids: Tensor) -> Tensor:
-        """Ids [N, D], those hidden at 0, where an id that was never met stands."""
+        """Ids [N, D]; hidden ones are 0, like ids that never occurred in training."""
         if not self.training and self.id_dropout < 1:
             return ids
         return ids * (torch.rand(len(ids), 1) >= self.id_dropout)
 
 
-def fitted(proxy: Proxy, model: str, trial: Trial, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def fit_predict(
+    dataset: Dataset, model: str, trial: Trial, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """P(label) on validation and test rows, [N, T] each; the same seed gives the same.
 
     Calibrated per task on the validation rows, as the served ranker is on held-out slates.
     """
-    valid, test = _logits_of(proxy, model, trial, seed)
-    for task, happened in enumerate(proxy.valid.labels.T > 0):
-        found = platt(valid[:, task], happened)
+    valid, test = _logits_of(dataset, model, trial, seed)
+    for task, happened in enumerate(dataset.valid.labels.T > 0):
+        found = fit_platt(valid[:, task], happened)
         for logits in (valid, test):
             logits[:, task] = found.slope * logits[:, task] + found.shift
     return 1 / (1 + np.exp(-valid)), 1 / (1 + np.exp(-test))
 
 
-def _logits_of(proxy: Proxy, model: str, trial: Trial, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    every = list(range(len(proxy.tasks)))
+def _logits_of(
+    dataset: Dataset, model: str, trial: Trial, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    every = list(range(len(dataset.tasks)))
     if model == "lightgbm":
-        return _joined([_trees(proxy, task, trial, seed) for task in every])
-    if model == "single_task":  # nothing is shared, embeddings neither
-        return _joined([_network(proxy, "shared_bottom", [t], trial, seed) for t in every])
-    return _network(proxy, "ple" if model == "ple" else "shared_bottom", every, trial, seed)
+        return _hstacked([_trees(dataset, task, trial, seed) for task in every])
+    if model == "single_task":  # nothing is shared, not even embeddings
+        return _hstacked([_network(dataset, "shared_bottom", [t], trial, seed) for t in every])
+    return _network(dataset, "ple" if model == "ple" else "shared_bottom", every, trial, seed)
 
 
-def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _hstacked(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     return np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
 
 
 def _network(
-    proxy: Proxy, architecture: Architecture, tasks: list[int], trial: Trial, seed: int
+    dataset: Dataset, architecture: Architecture, tasks: list[int], trial: Trial, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stops when `PATIENCE` looks at validation brought nothing; the best weights are kept."""
-    with repeatable(seed, 1) as generator:
-        net = Net(proxy, architecture, len(tasks), trial.id_dropout)
+    """Stops after `MAX_CHECKS_WITHOUT_GAIN` validation checks without a gain; keeps the best."""
+    with seeded_torch(seed, 1) as generator:
+        net = Net(dataset, architecture, len(tasks), trial.id_dropout)
         averaged = AveragedModel(net, multi_avg_fn=_towards)
-        train, valid = _tensors(proxy.train, tasks), _tensors(proxy.valid, tasks)
+        train, valid = _tensors(dataset.train, tasks), _tensors(dataset.valid, tasks)
         best, best_loss, waited = averaged.state_dict(), np.inf, 0
         for _ in _steps(net, averaged, trial.rate, train, generator):
             loss = _calibrated_loss(_logits(averaged, valid), valid[3])
             waited = 0 if loss < best_loss else waited + 1
             if loss < best_loss:
                 best, best_loss = {k: v.clone() for k, v in averaged.state_dict().items()}, loss
-            if waited == PATIENCE:
+            if waited == MAX_CHECKS_WITHOUT_GAIN:
                 break
         averaged.load_state_dict(best)
-        tables = (_tensors(rows, tasks) for rows in (proxy.valid, proxy.test))
+        tables = (_tensors(rows, tasks) for rows in (dataset.valid, dataset.test))
         valid_z, test_z = (_logits(averaged, table).numpy().astype(float) for table in tables)
         return valid_z, test_z
 
@@ -177,10 +171,10 @@ def _steps(
     train: Columns,
     generator: torch.Generator,
 ) -> Iterator[None]:
-    """Trains in place; pauses `LOOKS` times an epoch."""
+    """Trains in place; pauses `CHECKS` times an epoch."""
     optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=DECAY, fused=True)
     size = len(train[0])
-    pause = max(1, size // BATCH // LOOKS)
+    pause = max(1, size // BATCH // CHECKS)
     order = (torch.split(torch.randperm(size, generator=generator), BATCH) for _ in range(EPOCHS))
     for step, rows in enumerate(chain.from_iterable(order), start=1):
         net.train()
@@ -197,12 +191,12 @@ def _steps(
 def _calibrated_loss(logits: Tensor, labels: Tensor) -> float:
     """Mean over tasks of cross-entropy after Platt scaling, in units of a constant's; [N, T].
 
-    The scaling is fitted on the same rows: what two numbers a task can mend is no reason to
-    stop. In units of the entropy of the label, so that rare tasks count like common ones.
+    The scaling is fitted on the same rows: an error that two parameters a task correct is no
+    reason to stop. In units of the label's entropy, so that rare and common tasks count alike.
     """
     each = []
     for z, label in zip(logits.double().T, labels.double().T, strict=True):
-        found = platt(z.numpy(), label.numpy() > 0)
+        found = fit_platt(z.numpy(), label.numpy() > 0)
         scaled = found.slope * z + found.shift
         rate = label.mean().clamp(1e-6, 1 - 1e-6)
         entropy = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
@@ -223,8 +217,8 @@ def _tensors(rows: Rows, tasks: list[int]) -> Columns:
     return users, items, x, labels
 
 
-def _trees(proxy: Proxy, task: int, trial: Trial, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Plain gradient-boosted trees on the features, without ids."""
+def _trees(dataset: Dataset, task: int, trial: Trial, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient-boosted trees on the features, without ids."""
     settings = {
         "objective": "binary",
         "learning_rate": trial.tree_rate,
@@ -237,12 +231,12 @@ def _trees(proxy: Proxy, task: int, trial: Trial, seed: int) -> tuple[np.ndarray
         "num_threads": 1,
         "verbosity": -1,
     }
-    wanted = [np.ascontiguousarray(rows.labels[:, task]) for rows in (proxy.train, proxy.valid)]
-    train = lightgbm.Dataset(proxy.train.x, wanted[0])
-    valid = lightgbm.Dataset(proxy.valid.x, wanted[1], reference=train)
+    wanted = [np.ascontiguousarray(rows.labels[:, task]) for rows in (dataset.train, dataset.valid)]
+    train = lightgbm.Dataset(dataset.train.x, wanted[0])
+    valid = lightgbm.Dataset(dataset.valid.x, wanted[1], reference=train)
     stop = lightgbm.early_stopping(20, verbose=False)
     trees = lightgbm.train(settings, train, TREES, valid_sets=[valid], callbacks=[stop])
     valid_z, test_z = (
-        np.asarray(trees.predict(rows.x, raw_score=True)) for rows in (proxy.valid, proxy.test)
+        np.asarray(trees.predict(rows.x, raw_score=True)) for rows in (dataset.valid, dataset.test)
     )
     return valid_z[:, None], test_z[:, None]

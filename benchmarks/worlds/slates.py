@@ -1,11 +1,11 @@
-"""A small world of slates whose every value is known exactly: estimators are proved on it.
+"""A small world of slates in which every value is known exactly, to test estimators.
 
-Knows kinds of users, what attracts them, where they look and how slots disturb each
-other. Does not know estimators. Small enough (C^K slates) that a policy's true value is
-a sum over all slates, not a simulation.
+Knows kinds of users, items' attraction, slots' attention and how slots affect each other. Does
+not know estimators. It is small enough (C^K slates) to compute a policy's true value as a sum
+over all slates.
 
-A reader's interest varies by person around their kind's (`spread`), so the slates of one
-person are alike and intervals must resample persons.
+Persons vary around their kind (`spread`), so the slates of one person are correlated and
+intervals must resample persons.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Draws = Literal["independent", "plackett_luce"]
 class SlateWorld:
     """attraction: float [kinds, C]; look: float [K], the chance that a slot is looked at.
 
-    clash: what an item's attraction is multiplied by when one of its group (item % 3)
-    stands above it; 1 means that slots do not see each other.
+    clash: factor of an item's attraction if one of its group (item % 3) is above it; 1: slots
+    are independent.
     """
 
     attraction: np.ndarray
@@ -58,7 +58,7 @@ class SlateWorld:
 
 @dataclass(frozen=True)
 class Visits:
-    """What happened: persons [N], kind [N], items [N, K], clicks float [N, K]."""
+    """Logged visits: persons [N], kind [N], items [N, K], clicks float [N, K]."""
 
     persons: np.ndarray
     kind: np.ndarray

@@ -1,4 +1,4 @@
 """The command `tidemill`: one module per group of commands, one line in `main` each.
 
-Knows people at a terminal. What a command does lives in the packages.
+Knows the command line and its output. The work is done by the packages.
 """

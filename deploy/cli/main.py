@@ -1,4 +1,4 @@
-"""The root of `tidemill`: which groups of commands there are.
+"""The root of `tidemill`: its groups of commands.
 
 Knows module names. A command imports what it needs when it runs, so that
 `tidemill --help` is quick.
@@ -10,9 +10,10 @@ import sys
 from importlib import import_module
 
 import typer
-from rich.console import Console
+from typer import rich_utils
 
-from deploy.services.process import PartFailed, PartUnavailable
+from deploy.console import errors, out
+from deploy.services.process import ServiceFailed, ServiceUnavailable
 from deploy.settings import SettingsError
 from deploy.state import AlreadyRunning, NotRunning
 
@@ -25,17 +26,18 @@ GROUPS = {
     "deploy.cli.features": "features",
     "deploy.cli.models": "models",
 }
-EXPECTED = (PartUnavailable, PartFailed, SettingsError, AlreadyRunning, NotRunning)
+PIPED_HELP_WIDTH = 120  # in a pipe: wide enough for every option's name
+EXPECTED = (ServiceUnavailable, ServiceFailed, SettingsError, AlreadyRunning, NotRunning)
 
 
 def build() -> typer.Typer:
     """The whole command."""
     app = typer.Typer(
-        help="tidemill: behaviour in, features folded, models asked, answers explained.",
+        help="tidemill: a streaming recommendation platform on one machine.",
         epilog="First time here?  make demo",
         no_args_is_help=True,
         rich_markup_mode="rich",
-        pretty_exceptions_show_locals=False,  # a settings object may hold keys
+        pretty_exceptions_show_locals=False,  # settings may hold keys
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for module, name in GROUPS.items():
@@ -44,11 +46,13 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Runs the command; what a person can mend is told in one line, without a traceback."""
+    """Runs the command; an expected error is printed as one line, without a traceback."""
+    if not out.is_terminal:
+        rich_utils.MAX_WIDTH = PIPED_HELP_WIDTH
     try:
         build()()
     except EXPECTED as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]{type(error).__name__}[/]", end=": ")
+        errors.print(f"[red]{type(error).__name__}[/]", end=": ")
         print(error, file=sys.stderr)
         sys.exit(1)
 

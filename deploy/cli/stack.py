@@ -1,4 +1,4 @@
-"""`tidemill up | down | status | doctor`: the stack as a person meets it.
+"""`tidemill up | down | status | doctor`: the stack as commands.
 
 Knows terminals and signals. Does not know how a part is started (`deploy.stack`).
 """
@@ -12,17 +12,16 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from deploy import state
+from deploy.console import out
 from deploy.services.process import wait_until
 from deploy.settings import Settings, load
 from deploy.supervisor import Report
 
 app = typer.Typer()
-out = Console(soft_wrap=True)
 PHASE_STYLE = {"running": "green", "starting": "yellow", "waiting": "red", "stopped": "dim"}
 
 
@@ -32,14 +31,14 @@ PHASE_STYLE = {"running": "green", "starting": "yellow", "waiting": "red", "stop
 )
 def up(
     seconds: Annotated[
-        float, typer.Option("--for", help="Stop by itself after this many seconds; 0: Ctrl-C.")
+        float, typer.Option("--for", help="Stop after this many seconds; 0: on Ctrl-C.")
     ] = 0.0,
 ) -> None:
     """Start every part, keep them running, stop them all on Ctrl-C."""
     from deploy.stack import Stack
 
-    stack = Stack(load(), tell=tell, step=lambda text: out.print(f"[dim]{text} …[/]"))
-    with ends_on_signals():
+    stack = Stack(load(), report=print_report, step=lambda text: out.print(f"[dim]{text} …[/]"))
+    with interrupted_by_signals():
         try:
             stack.start()
             out.print(address_table(stack.settings))
@@ -48,34 +47,34 @@ def up(
         except KeyboardInterrupt:
             out.print("\n[dim]stopping …[/]")
         finally:
-            deaf_to_signals()  # a second Ctrl-C must not interrupt the clearing up
+            ignore_signals()  # a second Ctrl-C must not interrupt the cleanup
             stack.stop()
-    out.print("stopped; nothing is left running")
+    out.print("stopped; no process is left running")
 
 
 @app.command(epilog="[bold]Example[/]  tidemill down")
 def down(
-    quiet: Annotated[bool, typer.Option(help="Say nothing when nothing runs.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Print nothing if no stack runs.")] = False,
 ) -> None:
-    """Stop the stack of this home, and what a killed one left behind."""
-    from deploy.stack import clear_up_after
+    """Stop the stack of this home, and processes that a killed one left behind."""
+    from deploy.stack import clean_up_after
 
     home = state.home_in_use(load().home.resolve())
     ran = state.stop_supervisor(home)
-    reaped = clear_up_after(home)
+    reaped = clean_up_after(home)
     if ran:
         out.print("stopped")
     elif reaped:
-        out.print(f"a killed stack had left behind, now ended: {', '.join(reaped)}")
+        out.print(f"stopped processes that a killed stack had left behind: {', '.join(reaped)}")
     elif not quiet:
-        out.print(f"nothing runs in {home}")
+        out.print(f"no stack runs in {home}")
 
 
 @app.command(epilog="[bold]Example[/]  tidemill status")
 def status() -> None:
-    """What runs, where it listens, whether it answers. Exit 1 when something does not."""
+    """Show each process, where it listens and whether it answers. Exit code 1 if one does not."""
     home = state.home_in_use(load().home.resolve())
-    if not state.is_claimed(home):
+    if not state.home_is_locked(home):
         raise state.NotRunning(f"no stack runs in {home}: `tidemill up` starts one")
     settings = state.read_settings(home)
     out.print(address_table(settings))
@@ -87,11 +86,11 @@ def status() -> None:
 
 @app.command(epilog="[bold]Example[/]  tidemill doctor")
 def doctor() -> None:
-    """What this machine can run, and how to get what it lacks. Exit 1 when `up` cannot work."""
-    from deploy.doctor import examine
+    """Show what this machine can run and how to get what it lacks. Exit code 1 if `up` cannot work."""
+    from deploy.services.doctor import examine
 
     table = Table(box=None, pad_edge=False)
-    for column in ("", "part", "found"):
+    for column in ("", "component", "found"):
         table.add_column(column)
     findings = examine()
     for finding in findings:
@@ -102,16 +101,16 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def tell(report: Report) -> None:
-    """Prints what the supervisor reports, a crash with its last lines."""
+def print_report(report: Report) -> None:
+    """Prints a supervisor's report; a crash with the last lines of the log."""
     out.print(Text.assemble((report.service, "bold"), " ", report.text))
     if report.log:
         out.print(Text("\n".join(f"    {line}" for line in report.log.splitlines()), style="dim"))
 
 
 @contextmanager
-def ends_on_signals() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does; afterwards both are as before."""
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM interrupts the block as Ctrl-C does; afterwards both handlers are restored."""
 
     def interrupt(number: int, frame: object) -> None:
         del number, frame
@@ -125,16 +124,16 @@ def ends_on_signals() -> Iterator[None]:
             signal.signal(number, handle)
 
 
-def deaf_to_signals() -> None:
-    """From here on Ctrl-C and SIGTERM are not heard; `ends_on_signals` restores them."""
+def ignore_signals() -> None:
+    """Ignores Ctrl-C and SIGTERM until `interrupted_by_signals` restores the handlers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def address_table(settings: Settings) -> Table:
-    """Each part with its kind, address and whether it answers now."""
+    """Each component with its kind, address and whether it answers now."""
     table = Table(box=None, pad_edge=False)
-    for column in ("part", "kind", "address", "answers"):
+    for column in ("component", "kind", "address", "answers"):
         table.add_column(column)
     for name, kind, address, answers in _answers(settings):
         mark = Text("yes", "green") if answers else Text("no", "red")
@@ -156,7 +155,7 @@ def _answers(settings: Settings) -> Iterator[tuple[str, str, str, bool]]:
     else:
         ready = answers_http(f"http://{triton.http_address}/v2/health/ready")
         yield "models", triton.kind, triton.grpc_address, ready
-    page = f"http://{settings.gateway.host}:{settings.gateway.port}"
+    page = settings.gateway.url
     yield "gateway", "http", page, answers_http(f"{page}/healthz")
 
 

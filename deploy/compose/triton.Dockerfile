@@ -1,5 +1,5 @@
-# Triton with what the served models import, and the checkout that holds their runtimes.
-# The Python backend's own interpreter is the image's: it must see numpy, torch and ONNX Runtime.
+# Triton with the packages that the served models import, and the checkout with their runtimes.
+# The Python backend uses the image's interpreter: it must have numpy, torch and ONNX Runtime.
 FROM nvcr.io/nvidia/tritonserver:25.10-pyt-python-py3
 
 RUN pip install --no-cache-dir onnxruntime==1.23.2 xxhash pydantic

@@ -1,8 +1,8 @@
 """The demo's training, in a process of its own: `python -m deploy.demo.learning HOME train|update MODEL…`.
 
 Knows how to call the models' training, promotion and update on a running stack, and
-says on standard output, one JSON object a line, how far it is. It is apart so that the
-demo itself needs no torch and that Ctrl-C ends the work at once.
+prints its status on standard output, one JSON object a line. In a process of its own, so
+that the demo does not import torch and Ctrl-C ends the work at once.
 """
 
 from __future__ import annotations
@@ -22,72 +22,76 @@ from deploy import state, wiring
 from deploy.settings import Settings
 
 if TYPE_CHECKING:
-    from models.release.bundle import ReleaseStore
     from models.release.promotion import Promoter
+    from models.release.store import Manifest, ReleaseStore
 
-REST = ("reactivation", "queries")  # quick ones first
+REST = ("reactivation", "queries")  # the quickest first
 ALIGNED = "ranker"  # the model whose preference update the demo runs
-_NICE = 5  # answers come before training
-_NICER = 15  # and what the demo waits for before what may come whenever it is ready
+_NICE = 5  # below the serving processes
+_NICER = 15  # below the training that the demo waits for
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of progress. `share` is in [0, 1]; `ended` is the last word of one model:
-    done, skipped, promoted, refused or waiting."""
+class LearningStatus:
+    """Progress of one model. `share` is in [0, 1]; `outcome` is empty until the model is done:
+    skipped, promoted, refused or waiting (for feedback)."""
 
     model: str
     share: float = 0.0
-    what: str = ""
-    ended: str = ""
+    step: str = ""
+    outcome: str = ""
     reasons: list[str] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
     release: str = ""
 
 
-def learn(
-    home: Path, what: Sequence[str], tell: Callable[[Line], None], log: Path, within_s: float
+def run_learning(
+    home: Path,
+    arguments: Sequence[str],
+    report: Callable[[LearningStatus], None],
+    log: Path,
+    timeout_s: float,
 ) -> int:
-    """Runs the child, hands on its lines, returns its exit status; its errors go to `log`.
+    """Runs this module as a process and reports its statuses; errors go to `log`.
 
-    It is ended after `within_s`; the status is then negative.
+    Returns the exit code; it is negative if the process was ended after `timeout_s`.
     """
-    command = [sys.executable, "-m", "deploy.demo.learning", str(home), *what]
+    command = [sys.executable, "-m", "deploy.demo.learning", str(home), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
-        alarm = threading.Timer(min(within_s, threading.TIMEOUT_MAX), child.kill)
-        alarm.start()
+        timer = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), child.kill)
+        timer.start()
         try:
             assert child.stdout is not None
             for raw in child.stdout:
                 with contextlib.suppress(json.JSONDecodeError, TypeError):
-                    tell(Line(**json.loads(raw)))
+                    report(LearningStatus(**json.loads(raw)))
             return child.wait()
         finally:
-            alarm.cancel()
+            timer.cancel()
             child.kill()
             child.wait()
 
 
 def main(arguments: list[str]) -> int:
-    home, what, *names = Path(arguments[0]), *arguments[1:]
-    os.nice(_NICE if what == "update" or ALIGNED in names else _NICER)
+    home, command, *names = Path(arguments[0]), *arguments[1:]
+    os.nice(_NICE if command == "update" or ALIGNED in names else _NICER)
     settings = state.read_settings(home)
-    if what == "train":
-        train_all(settings, names)
+    if command == "train":
+        train_and_promote(settings, names)
     else:
-        update_one(settings, *names)
+        update(settings, *names)
     return 0
 
 
-def train_all(settings: Settings, names: Sequence[str]) -> None:
-    """Trains each model on what the log holds and makes it live at once."""
+def train_and_promote(settings: Settings, names: Sequence[str]) -> None:
+    """Trains each model on the whole log and makes it live at once."""
     from models.recipe import NotEnoughData
-    from models.release.bundle import ReleaseStore
     from models.release.promotion import successor
-    from models.training.build import train
+    from models.release.store import ReleaseStore
+    from models.training.build import train_model
     from models.training.datasets import load_training_log
 
     clock = wiring.clock(settings.clock)
@@ -96,45 +100,51 @@ def train_all(settings: Settings, names: Sequence[str]) -> None:
     with _promoter(settings, store) as promoter:
         for name in names:
             try:
-                bundle = train(name, log, store, now_ms=clock.now_ms(), progress=_reporting(name))
+                bundle = train_model(
+                    name, log, store, now_ms=clock.now_ms(), progress=_progress(name)
+                )
             except NotEnoughData as error:
-                _say(Line(name, 1.0, str(error), ended="skipped"))
+                _print(LearningStatus(name, 1.0, str(error), outcome="skipped"))
                 continue
-            with wiring.making_a_release(settings):
+            with wiring.release_lock(settings):
                 chosen, now_ms = successor(store, {name: bundle.version}), clock.now_ms()
                 release = store.propose(chosen, created_ms=now_ms)
                 promoter.promote(release, now_ms=now_ms)
-            _say(_live(name, release.release_id, release.models))
+            _print(_live(name, release.release_id, release.models))
 
 
-def _live(model: str, release: str, versions: Mapping[str, int]) -> Line:
-    return Line(model, 1.0, "live", ended="promoted", versions=dict(versions), release=release)
+def _live(model: str, release: str, versions: Mapping[str, int]) -> LearningStatus:
+    return LearningStatus(
+        model, 1.0, "live", outcome="promoted", versions=dict(versions), release=release
+    )
 
 
-def update_one(settings: Settings, name: str) -> None:
-    """One preference update; what the gate says is the last line."""
+def update(settings: Settings, name: str) -> None:
+    """One preference update; the last status holds the gate's decision."""
     from models.recipe import NotEnoughData
-    from models.release.bundle import ReleaseStore
+    from models.release.store import ReleaseStore
     from models.training.datasets import load_training_log
-    from models.training.update import update
+    from models.training.update import update_model
 
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
     log = load_training_log(settings.log_dir, settings.feedback_dir, clock.now_ms())
-    report = _reporting(name)
-    with wiring.making_a_release(settings), _promoter(settings, store) as promoter:
+    report = _progress(name)
+    with wiring.release_lock(settings), _promoter(settings, store) as promoter:
         try:
-            outcome = update(name, log, store, promoter, now_ms=clock.now_ms(), progress=report)
+            outcome = update_model(
+                name, log, store, promoter, now_ms=clock.now_ms(), progress=report
+            )
         except NotEnoughData as error:
-            _say(Line(name, 1.0, str(error), ended="waiting", reasons=[str(error)]))
+            _print(LearningStatus(name, 1.0, str(error), outcome="waiting", reasons=[str(error)]))
             return
     live = store.current()
-    _say(
-        Line(
+    _print(
+        LearningStatus(
             name,
             1.0,
             outcome.reasons[0],
-            ended="promoted" if outcome.promoted else "refused",
+            outcome="promoted" if outcome.promoted else "refused",
             reasons=list(outcome.reasons),
             versions=dict(live.models) if live else {},
             release=live.release_id if live else "",
@@ -148,23 +158,23 @@ def _promoter(settings: Settings, store: ReleaseStore) -> Iterator[Promoter]:
     from models.release.triton_repository import ModelRepository
 
     producer = wiring.bus(settings).producer()
+
+    def announce(release: Manifest) -> None:
+        producer.send([announcement(release)])
+
     try:
-        yield Promoter(
-            store,
-            ModelRepository(settings.repository_dir),
-            wiring.model_client(settings),
-            lambda release: producer.send([announcement(release)]),
-        )
+        repository = ModelRepository(settings.repository_dir)
+        yield Promoter(store, repository, wiring.model_client(settings), announce)
     finally:
         producer.close()
 
 
-def _reporting(model: str) -> Callable[[float, str], None]:
-    return lambda share, what: _say(Line(model, share, what))
+def _progress(model: str) -> Callable[[float, str], None]:
+    return lambda share, step: _print(LearningStatus(model, share, step))
 
 
-def _say(line: Line) -> None:
-    print(json.dumps(asdict(line)), flush=True)
+def _print(status: LearningStatus) -> None:
+    print(json.dumps(asdict(status)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The demo's last word: one table of what went through the mill.
+"""The demo's final table: events, requests, models and simulated rates.
 
-Knows figures and how they are written. Does not know where they were counted.
+Knows figures and their format. Does not know where they were counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deploy.simulation.tally import Latency, Rate
 
 @dataclass(frozen=True)
 class Flow:
-    """Events since the start. `folded` counts the user fold; None: it could not be asked."""
+    """Events since the start. `folded` counts the user fold; None: not known."""
 
     events_in: int | None
     folded: int | None
@@ -32,7 +32,7 @@ class Result:
     latencies: Mapping[str, Latency]
     failures: Mapping[str, int]
     fallbacks: Mapping[str, int]
-    returns: tuple[int, int]  # silent users who came back, of those called on
+    returns: tuple[int, int]  # dormant users who came back, of those shown a trajectory
     before: Mapping[str, int]
     after: Mapping[str, int]
     gate: str
@@ -41,51 +41,53 @@ class Result:
 
 
 def table(result: Result) -> Table:
-    made = Table(title="What went through the mill", title_justify="left", show_header=False)
-    made.add_column(style="bold", no_wrap=True)
-    made.add_column(overflow="fold")
-    _flow(made, result.flow)
-    made.add_section()
-    _answers(made, result)
-    made.add_section()
-    made.add_row("models before the update", _versions(result.before))
-    made.add_row("models after the update", _versions(result.after))
-    made.add_row("the gate", result.gate)
+    rows = Table(title="Result of the demo", title_justify="left", show_header=False)
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column(overflow="fold")
+    _flow(rows, result.flow)
+    rows.add_section()
+    _answers(rows, result)
+    rows.add_section()
+    rows.add_row("models before the update", _versions(result.before))
+    rows.add_row("models after the update", _versions(result.after))
+    rows.add_row("the gate", result.gate)
     for reason in result.reasons:
-        made.add_row("", reason)
-    made.add_section()
+        rows.add_row("", reason)
+    rows.add_section()
     for phase, (clicks, orders) in result.rates.items():
-        made.add_row(f"simulated click rate, {phase}", _rate(clicks))
-        made.add_row(f"simulated order rate, {phase}", _rate(orders))
-    made.caption = (
-        f"Histories are replayed: {ACKNOWLEDGEMENT}. Reactions are simulated. Rates are per film "
-        "shown, intervals 95 % over users; two phases differ in time and users as well."
+        rows.add_row(f"simulated click rate, {phase}", _rate(clicks))
+        rows.add_row(f"simulated order rate, {phase}", _rate(orders))
+    rows.caption = (
+        f"Histories are replayed: {ACKNOWLEDGEMENT}. Reactions are simulated. Rates are per item "
+        "shown, with 95 % intervals over users; phases differ in time and users as well."
     )
-    made.caption_justify = "left"
-    return made
+    rows.caption_justify = "left"
+    return rows
 
 
-def _flow(made: Table, flow: Flow) -> None:
-    made.add_row("events in", _count(flow.events_in))
-    made.add_row("folded into features", _count(flow.folded))
-    made.add_row("dead letters", _count(flow.dead))
+def _flow(rows: Table, flow: Flow) -> None:
+    rows.add_row("events in", _count(flow.events_in))
+    rows.add_row("folded into features", _count(flow.folded))
+    rows.add_row("dead letters", _count(flow.dead))
 
 
-def _answers(made: Table, result: Result) -> None:
+def _answers(rows: Table, result: Result) -> None:
     for surface, took in result.latencies.items():
         text = f"{took.count:,} answered, p50 {took.p50_ms:.0f} ms, p99 {took.p99_ms:.0f} ms"
         failed = result.failures.get(surface, 0)
-        made.add_row(f"requests, {surface}", text + (f", {failed} failed" if failed else ""))
+        rows.add_row(f"requests, {surface}", text + (f", {failed} failed" if failed else ""))
     for surface in sorted(set(result.failures) - set(result.latencies)):
-        made.add_row(f"requests, {surface}", f"none answered, {result.failures[surface]} failed")
+        rows.add_row(f"requests, {surface}", f"none answered, {result.failures[surface]} failed")
     lost = ", ".join(f"{name} {n:,}" for name, n in sorted(result.fallbacks.items()))
-    made.add_row("fallbacks", lost or "none")
+    rows.add_row("fallbacks", lost or "none")
     came, called = result.returns
-    made.add_row("silent users who came back", f"{came} of {called} called on (simulated)")
+    rows.add_row(
+        "dormant users who came back", f"{came} of {called} shown a trajectory (simulated)"
+    )
 
 
 def _count(n: int | None) -> str:
-    return "not known: the broker or the worker did not answer" if n is None else f"{n:,}"
+    return "unknown: the broker or the worker did not answer" if n is None else f"{n:,}"
 
 
 def _versions(models: Mapping[str, int]) -> str:

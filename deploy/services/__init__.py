@@ -1,5 +1,5 @@
-"""The real servers of a stack: how each one is had, started, asked for health and stopped.
+"""The servers of a stack: how each is obtained, started, checked and stopped.
 
-A part is plain data (`deploy.services.process.Part`): a command to run and a
-question to ask. It does not know who keeps it running (`deploy.supervisor`).
+A service is plain data (`deploy.services.process.Service`): a command and a readiness check.
+Does not know what restarts it (`deploy.supervisor`).
 """

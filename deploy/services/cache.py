@@ -1,6 +1,6 @@
-"""What is fetched once and kept: the cache folder, and the lock under which it is filled.
+"""The cache of downloads: its folder, and the lock under which it is filled.
 
-Knows folders and file locks. Does not know what lies in them (Kafka's jars,
+Knows folders and file locks. Does not know what they hold (Kafka's jars,
 Triton's wheel, the replayed data set).
 """
 
@@ -24,7 +24,7 @@ def cache_dir() -> Path:
 
 
 def lock_hash(*paths: Path) -> str:
-    """Twelve hex digits of the files' contents: a new lock file asks for a new folder."""
+    """Twelve hex digits of the files' contents: a changed lock file gets a new folder."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.read_bytes())
@@ -33,7 +33,7 @@ def lock_hash(*paths: Path) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path`; other processes wait, a dead one lets go."""
+    """Holds an exclusive lock on `path`; the kernel frees it when the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -41,20 +41,20 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def filled_once(target: Path, fill: Callable[[Path], None]) -> Path:
-    """`target`, filled by `fill(folder)` unless it stands already.
+    """`target`, filled by `fill(folder)` unless it exists.
 
-    It is filled beside its place and then renamed, so that it is whole or absent,
-    however many processes ask at once and whenever they are killed.
+    A temporary folder is filled and then renamed: the target is complete or absent, also with
+    concurrent or killed processes.
     """
     if target.is_dir():
         return target
     with locked(target.parent / f".{target.name}.lock"):
         if not target.is_dir():
-            _fill_beside(target, fill)
+            _fill_temporary(target, fill)
     return target
 
 
-def _fill_beside(target: Path, fill: Callable[[Path], None]) -> None:
+def _fill_temporary(target: Path, fill: Callable[[Path], None]) -> None:
     for leftover in target.parent.glob(f".{target.name}.part-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))

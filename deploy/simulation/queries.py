@@ -1,8 +1,7 @@
-"""What the crowd types and clicks: queries made from titles, genres and eras.
+"""The queries that the crowd types and clicks, made from titles, genres and eras.
 
-Knows the stated process by which a user's need becomes words. Queries are the
-simulated crowd's own in every part of the world: MovieLens has none. Does not know
-when a query is asked (`deploy.simulation.history`, `deploy.simulation.reactions`).
+Knows the process by which a user's need becomes a query. All queries are simulated:
+MovieLens has none. Does not know when a query is asked (`deploy.simulation.history`, `deploy.simulation.reactions`).
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ _SMALL_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Speaker:
-    """How one user asks. Part of the planted truth."""
+    """How one user words queries. Part of the planted truth."""
 
     kind_mix: np.ndarray  # float64 [kinds], on the simplex
     dialect: int  # index into a genre's synonyms
@@ -72,14 +71,14 @@ class Speaker:
 
 
 def title_words(film: Film) -> str:
-    """The first three telling words of a title, lower case."""
+    """The first three significant words of a title, lower case."""
     words = re.findall(r"[a-z0-9']+", film.title.lower())
-    telling = [word for word in words if word not in _SMALL_WORDS]
-    return " ".join((telling or words or [film.video_id])[:3])
+    significant = [word for word in words if word not in _SMALL_WORDS]
+    return " ".join((significant or words or [film.video_id])[:3])
 
 
 def phrase(kind: str, film: Film, genre: str, dialect: int) -> str:
-    """The words of one need under one film."""
+    """The query of one kind under one film."""
     if kind == "title":
         return title_words(film)
     if kind == "like":
@@ -91,19 +90,19 @@ def phrase(kind: str, film: Film, genre: str, dialect: int) -> str:
 
 
 def legal(film: Film, kinds: Sequence[str]) -> list[str]:
-    """Every query that may stand under a film, in a fixed order without repeats."""
+    """Every query that may be shown under a film, in a fixed order without repeats."""
     genres = [genre for genre in film.genres if genre in SYNONYMS] or ["unknown"]
-    said = (
+    phrases = (
         phrase(kind, film, genre, dialect)
         for kind in kinds
         for genre in genres
         for dialect in range(DIALECTS)
     )
-    return list(dict.fromkeys(said))
+    return list(dict.fromkeys(phrases))
 
 
 def wanted(speaker: Speaker, film: Film, rules: QueriesConfig) -> dict[str, float]:
-    """P(query | user, film): the exact distribution that `ask` draws from."""
+    """P(query | user, film): the distribution that `ask` draws from."""
     odds: dict[str, float] = {}
     for kind, p_kind in zip(rules.kinds, speaker.kind_mix, strict=True):
         for genre, p_genre in _genres_of(speaker, film, rules).items():

@@ -1,7 +1,7 @@
-"""How a user of the crowd reacts to what is put before them: pure draws from the truth.
+"""How a simulated user reacts to a slate: pure draws from the planted truth.
 
-Knows the planted truth and one answer. Does not know HTTP, clocks or the bus
-(`deploy.simulation.crowd`): times come back as offsets from the moment of the answer.
+Knows the truth and one reply. Does not know HTTP, clocks or the bus
+(`deploy.simulation.crowd`): times are offsets from the arrival of the reply.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.simulation import queries
-from deploy.simulation.truth import TASKS, Truth, sigmoid, unit_rates
+from deploy.simulation.truth import WORLD_TASKS, Truth, sigmoid, unit_rates
 
 _ACTION_GAP_MS = 100  # between the actions on one film
 _GLANCE_MS = 300  # on screen but not attended
@@ -20,7 +20,7 @@ _GLANCE_MS = 300  # on screen but not attended
 
 @dataclass(frozen=True)
 class Action:
-    """One thing a user does. `offset_ms` counts from the slate's arrival."""
+    """One event of a user. `offset_ms` counts from the slate's arrival."""
 
     slot: int
     kind: str
@@ -31,10 +31,10 @@ class Action:
 
 @dataclass(frozen=True)
 class Visit:
-    """One slate lived through.
+    """A user's reaction to one slate.
 
-    utility: what the user gained per slot, in units where an average random slate gives
-        about one per attended play. lasted_ms: until the user was done with the slate.
+    utility: gain per slot, in units in which an average random slate gives about one per
+        attended play. lasted_ms: time until the user has left the slate.
     """
 
     actions: tuple[Action, ...]
@@ -53,10 +53,11 @@ def watch_slate(
     prices_cents: Sequence[int],
     rng: np.random.Generator,
     seen: np.ndarray | None = None,
+    hour: int | None = None,
 ) -> Visit:
-    """Walks a slate from the top: glance, skip, or play with what follows from it."""
+    """Goes through a slate from the top: each film is glanced at, skipped or played."""
     chosen = np.asarray(films, dtype=np.int64)
-    odds = truth.odds(user, chosen, seen)
+    odds = truth.odds(user, chosen, seen, hour)
     attended = rng.random(len(chosen)) < truth.attention(np.arange(len(chosen)))
     acts = rng.random(odds.shape) < odds
     acts &= attended[:, None]
@@ -69,7 +70,7 @@ def watch_slate(
         at_ms += dwell_ms
         if attended[slot]:
             actions += _acted(slot, acts[slot], at_ms, dwell_ms, prices_cents[slot])
-        at_ms += _ACTION_GAP_MS * len(TASKS)
+        at_ms += _ACTION_GAP_MS * len(WORLD_TASKS)
     gained = acts @ (truth.utilities[user] / unit_rates(truth.world))
     return Visit(tuple(actions), float(gained.mean()) if len(chosen) else 0.0, at_ms)
 
@@ -92,7 +93,7 @@ def _acted(
     if not acts[0]:
         return [Action(slot, "skip", at_ms, dwell_ms=dwell_ms)]
     done = []
-    for place, task in enumerate(TASKS):
+    for place, task in enumerate(WORLD_TASKS):
         if acts[place]:
             done.append(
                 Action(
@@ -107,21 +108,21 @@ def _acted(
 
 
 def goes_on(truth: Truth, visit: Visit, rng: np.random.Generator) -> bool:
-    """Asks for another slate: likelier the more the last one gave."""
+    """Whether the user asks for another slate; more likely after a better one."""
     rules = truth.world.session
     lift = visit.utility - _average(truth)
     return bool(rng.random() < _chance(rules.continue_base + rules.continue_gain * lift))
 
 
-def falls_silent(truth: Truth, utility: float, rng: np.random.Generator) -> bool:
-    """Stays away after a session that gave `utility` per slot."""
+def becomes_dormant(truth: Truth, utility: float, rng: np.random.Generator) -> bool:
+    """Whether the user stays away after a session with `utility` per slot."""
     rules = truth.world.session
     lift = utility - _average(truth)
     return bool(rng.random() < _chance(rules.dormant_base - rules.dormant_gain * lift))
 
 
 def comes_back(truth: Truth, user: int, films: Sequence[int], rng: np.random.Generator) -> bool:
-    """A silent user returns for a trajectory whose first film speaks to them."""
+    """Whether a dormant user returns; more likely the more they like the first film."""
     if not films:
         return False
     rules = truth.world.session
@@ -132,7 +133,7 @@ def comes_back(truth: Truth, user: int, films: Sequence[int], rng: np.random.Gen
 
 
 def asks_under(truth: Truth, user: int, visit: Visit, rng: np.random.Generator) -> int | None:
-    """The slot whose query bar the user looks at, one of the played ones, or None."""
+    """The slot, one of the played ones, whose query bar the user looks at, or None."""
     played = visit.slots("play")
     curious = min(1.0, truth.world.session.ask_rate * float(truth.people.curiosity[user]))
     if not played or rng.random() >= curious:
@@ -145,8 +146,8 @@ def clicks_query(
 ) -> int | None:
     """The slot of the offered query that the user clicks, or None.
 
-    The user wants one query. If it is offered and attended, it is clicked; if it is
-    not, another one may do: the likelier it could have been the user's need, the better.
+    The user wants one query. If it is offered and attended, it is clicked. If it is not
+    offered, another one may be clicked, in proportion to its likelihood under `wanted`.
     """
     rules = truth.world
     speaker, shown = truth.people.speakers[user], truth.data.films[film]
@@ -165,7 +166,7 @@ def clicks_query(
 
 
 def _average(truth: Truth) -> float:
-    """The mean utility per slot of random slates: what an average visit gives."""
+    """The mean utility per slot of random slates."""
     attended = truth.attention(np.arange(truth.world.position.slots)).mean()
     return float(attended * truth.utilities.sum(axis=1).mean())
 

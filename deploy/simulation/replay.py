@@ -1,8 +1,8 @@
-"""Loads the history through the front door: catalogue and behaviour onto the broker.
+"""Sends the history to the broker: the catalogue and the events.
 
-Knows the bus, the wire format and how far it got. Does not know what admission
-makes of it. Records carry the header `tidemill-replay: 1`: admission takes their
-event time as their arrival time, so that loaded history is not late.
+Knows the bus, the wire format and how much was sent. Does not know which events are
+admitted. Records carry the header `tidemill-replay: 1`: admission takes their event time as
+their arrival time, so loaded history is not late.
 """
 
 from __future__ import annotations
@@ -22,94 +22,95 @@ from streams.contract.events import CatalogueItem, ItemAdded
 from streams.contract.topics import BEHAVIOUR, CATALOGUE
 
 HEADERS = {"tidemill-replay": b"1"}
-BATCH = 5_000  # records per write: big enough to be quick, small enough for a live bar
+WRITE_RECORDS = 5_000  # per write: large enough to be fast, small enough to report progress
 STATE_FILE = "replay.json"
-
-Progress = Callable[[int, int], None]
-"""Called with the events sent so far and the events in all."""
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How far a replay got, and on which topic and history."""
+class ReplayState:
+    """How many events a replay has sent, on which topic and of which history."""
 
-    epoch: str
+    topic_id: str
     shift_ms: int
     sent: int
 
     @property
     def end_ms(self) -> int:
-        """Where the history's last rating was put."""
+        """Time of the history's last rating."""
         return self.shift_ms + LAST_RATING_MS
 
     def save(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         part = home / f"{STATE_FILE}.part"
-        part.write_text(json.dumps(self.__dict__))
+        body = {"epoch": self.topic_id, "shift_ms": self.shift_ms, "sent": self.sent}
+        part.write_text(json.dumps(body))
         part.replace(home / STATE_FILE)
 
     @classmethod
-    def load(cls, home: Path) -> Mark | None:
+    def load(cls, home: Path) -> ReplayState | None:
         try:
-            return cls(**json.loads((home / STATE_FILE).read_text(encoding="utf-8")))
-        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+            body = json.loads((home / STATE_FILE).read_text(encoding="utf-8"))
+            return cls(body["epoch"], body["shift_ms"], body["sent"])
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
             return None
 
 
-def replay(bus: Bus, past: History, home: Path, *, progress: Progress, log_dir: Path) -> int:
+def replay(
+    bus: Bus, past: History, home: Path, *, progress: Callable[[int], None], log_dir: Path
+) -> int:
     """Sends the catalogue and every event not sent yet; returns the events sent now.
 
-    Resumable: on the same topic it goes on where it stopped (the last batch may be
-    sent twice; admission drops duplicates). Where the broker began anew, what the
-    event log already holds is left out, so that nothing is counted twice.
+    Resumable: on the same topic it continues where it stopped (the last write may be sent
+    twice; the ingest service marks duplicates). If the topic was recreated, events that the log
+    already holds are left out, so that none is counted twice.
 
     Raises:
         streams.bus.contract.BusError: the broker refused or is down; calling again resumes.
         OtherHistory: this home holds a replay that was shifted to another time.
     """
-    mark = Mark.load(home)
-    if mark is not None and mark.shift_ms != past.shift_ms:
+    saved = ReplayState.load(home)
+    if saved is not None and saved.shift_ms != past.shift_ms:
         raise OtherHistory(
-            f"{home} holds a history shifted by {mark.shift_ms} ms, not {past.shift_ms} ms: "
+            f"{home} holds a history shifted by {saved.shift_ms} ms, not {past.shift_ms} ms: "
             "replay with the same end, or start a fresh home (TIDEMILL_HOME)"
         )
-    if mark is not None and mark.sent == len(past.frame):
-        progress(mark.sent, mark.sent)
+    if saved is not None and saved.sent == len(past.frame):
+        progress(saved.sent)
         return 0
-    epoch = bus.epoch(BEHAVIOUR)
-    same = mark is not None and mark.epoch == epoch
-    start = mark.sent if mark is not None and same else 0
-    known = _logged(log_dir) if mark is not None and not same else frozenset[str]()
+    topic_id = bus.topic_id(BEHAVIOUR)
+    same = saved is not None and saved.topic_id == topic_id
+    start = saved.sent if saved is not None and same else 0
+    known = _logged(log_dir) if saved is not None and not same else frozenset[str]()
     producer = bus.producer()
     try:
         producer.send(list(_catalogue_records(past.items)))
-        return _send_events(producer, past, home, epoch, start, known, progress)
+        return _send_events(producer, past, home, topic_id, start, known, progress)
     finally:
         producer.close()
 
 
 class OtherHistory(RuntimeError):
-    """The home holds the same people's history at another place in time."""
+    """The home holds the same history, shifted to another time."""
 
 
 def _send_events(
     producer: Producer,
     past: History,
     home: Path,
-    epoch: str,
+    topic_id: str,
     start: int,
     known: frozenset[str],
-    progress: Progress,
+    progress: Callable[[int], None],
 ) -> int:
-    total, done, written = len(past.frame), start, 0
+    done, written = start, 0
     events = past.events(start)
-    progress(done, total)
-    while batch := list(islice(events, BATCH)):
+    progress(done)
+    while batch := list(islice(events, WRITE_RECORDS)):
         fresh = [_record(event) for event in batch if event["event_id"] not in known]
         producer.send(fresh)
         done, written = done + len(batch), written + len(fresh)
-        Mark(epoch, past.shift_ms, done).save(home)
-        progress(done, total)
+        ReplayState(topic_id, past.shift_ms, done).save(home)
+        progress(done)
     return written
 
 
@@ -119,7 +120,7 @@ def _record(event: dict[str, object]) -> Outgoing:
 
 
 def _catalogue_records(items: list[CatalogueItem]) -> Iterator[Outgoing]:
-    """Sending an item again changes nothing: the catalogue is a fold that replaces."""
+    """Items may be sent again: the newest version of an item replaces the others."""
     for item in items:
         added = ItemAdded(
             event_id=f"ml:{item.video_id}:added", event_time_ms=item.created_ms, item=item

@@ -1,6 +1,6 @@
-"""What the crowd saw and did, counted by phase: rates with intervals, latencies, fallbacks.
+"""Counts of the crowd's impressions and actions by phase: rates, latencies, fallbacks.
 
-Knows counts. Does not know the truth: every figure could be had from the log as well.
+Knows counts. Does not know the planted truth: the event log gives the same figures.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-DRAWS = 1_000  # bootstrap samples: the interval's ends are stable to a per mille
+BOOTSTRAP_SAMPLES = 1_000  # the interval's ends are then stable to 0.001
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share with its 95 % interval, users drawn with replacement; n is the denominator."""
+    """A share with its 95 % bootstrap interval over users; n is the denominator."""
 
     value: float
     low: float
@@ -35,7 +35,7 @@ class Latency:
 
 @dataclass
 class Tally:
-    """Safe to write from the crowd's thread while another reads."""
+    """Thread-safe: the crowd's thread writes while another one reads."""
 
     phase: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -96,10 +96,10 @@ class Tally:
 
 
 def rate(actions: np.ndarray, shown: np.ndarray, seed: int = 0) -> Rate:
-    """Sum over sum with a bootstrap interval over users (rows). NaN where nothing was shown."""
+    """Ratio of sums with a bootstrap interval over users (rows). NaN if nothing was shown."""
     if not shown.sum():
         return Rate(float("nan"), float("nan"), float("nan"), 0)
-    picks = np.random.default_rng(seed).poisson(1.0, (DRAWS, len(shown)))
+    picks = np.random.default_rng(seed).poisson(1.0, (BOOTSTRAP_SAMPLES, len(shown)))
     drawn = (picks @ actions) / np.maximum(picks @ shown, 1.0)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Rate(float(actions.sum() / shown.sum()), float(low), float(high), int(shown.sum()))

@@ -1,8 +1,8 @@
-"""The planted truth of one world: tastes, gifts of films, utilities, intercepts.
+"""The planted truth of one world: tastes, effects of films, utilities, intercepts.
 
-Knows everything that the crowd decides by. It is written to a folder of its own
-beside the stack's data, in columns that begin with `truth_`; no package but
-`deploy` may read it, and a test holds that.
+Knows all parameters of the crowd's decisions. They are written to a folder of their own in
+the home, in columns that begin with `truth_`; a test ensures that no package but `deploy`
+reads them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deploy.simulation.movielens import MovieLens
 from deploy.simulation.people import People, people
 from deploy.simulation.taste import Taste
 
-TASKS = ("play", "long_view", "like", "follow", "order")
+WORLD_TASKS = ("play", "long_view", "like", "follow", "order")
 FOLDER = "truth"  # under the stack's home
 _LEAST_TRAIT = 0.02  # log-odds need a floor under a Gamma draw near zero
 _SAMPLED_FILMS = 200  # random films per user on which intercepts are solved
@@ -28,9 +28,9 @@ _SAMPLED_FILMS = 200  # random films per user on which intercepts are solved
 
 @dataclass(frozen=True)
 class Truth:
-    """U users, V films, T = len(TASKS); arrays float64.
+    """U users, V films, T = len(WORLD_TASKS); arrays float64.
 
-    gifts [V, T]: a film's own log-odds for one action, unit deviation.
+    gifts [V, T]: a film's own log-odds for each action, unit deviation.
     utilities [U, T]: w*, on the simplex. intercepts [T]: solved for the stated rates.
     """
 
@@ -52,16 +52,23 @@ class Truth:
 
     @cached_property
     def traits(self) -> np.ndarray:
-        """float64 [U, T]: multipliers of each action's odds; 1 where there is no trait."""
+        """float64 [U, T]: multipliers of each action's odds; 1 without a trait."""
         return _traits(self.people)
 
-    def odds(self, user: int, films: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    def odds(
+        self,
+        user: int,
+        films: np.ndarray,
+        seen: np.ndarray | None = None,
+        hour: int | None = None,
+    ) -> np.ndarray:
         """float64 [len(films), T]: P(play | attended), then P(action | played).
 
-        `seen` counts earlier exposures of each film.
+        `seen` counts earlier exposures of each film; `hour` of the day matters where users
+        have moods.
         """
         logits = self.intercepts + _logits(
-            self.world, self.taste, self.gifts, self.traits, user, films
+            self.world, self.taste, self.gifts, self.traits, user, films, hour
         )
         if seen is not None:
             logits = logits - self.world.effects.fatigue * np.minimum(seen, 3)[:, None]
@@ -71,23 +78,28 @@ class Truth:
         """float64: P(attended | slot)."""
         return np.asarray((1.0 + slots) ** -self.world.position.bias)
 
-    def expected_utility(self, user: int, films: np.ndarray) -> np.ndarray:
-        """float64 [len(films)]: what the user gains in expectation if the film is attended,
-        each action weighed by w* over the action's population rate."""
-        p = self.odds(user, films)
+    def expected_utility(self, user: int, films: np.ndarray, hour: int | None = None) -> np.ndarray:
+        """float64 [len(films)]: the user's expected gain if the film is attended, each action
+        weighted by w* over the action's population rate."""
+        p = self.odds(user, films, hour=hour)
         p[:, 1:] *= p[:, :1]
         return np.asarray(p @ (self.utilities[user] / unit_rates(self.world)))
 
     def write(self, home: Path) -> Path:
-        """Writes `users.parquet` and `films.parquet` into a folder of its own; returns it."""
+        """Writes `users.parquet` and `films.parquet`; returns their folder."""
         folder = home / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         users: dict[str, object] = {"truth_user_id": self.people.user_ids}
-        users |= {f"truth_utility_{t}": self.utilities[:, i] for i, t in enumerate(TASKS)}
-        users |= {f"truth_trait_{t}": self.traits[:, i] for i, t in enumerate(TASKS)}
+        users |= {f"truth_utility_{t}": self.utilities[:, i] for i, t in enumerate(WORLD_TASKS)}
+        users |= {f"truth_trait_{t}": self.traits[:, i] for i, t in enumerate(WORLD_TASKS)}
         users["truth_taste"] = self.taste.users
+        if self.taste.table is not None:
+            users["truth_table"] = self.taste.table
+        if self.taste.moods is not None:
+            users |= {f"truth_mood_{i}": self.taste.moods.users[:, i] for i in range(2)}
+            users["truth_mood_start"] = self.taste.moods.starts
         films: dict[str, object] = {"truth_video_id": [film.video_id for film in self.data.films]}
-        films |= {f"truth_gift_{t}": self.gifts[:, i] for i, t in enumerate(TASKS)}
+        films |= {f"truth_gift_{t}": self.gifts[:, i] for i, t in enumerate(WORLD_TASKS)}
         films |= {"truth_main": self.taste.main, "truth_taste": self.taste.films}
         pl.DataFrame(users).write_parquet(folder / "users.parquet")
         pl.DataFrame(films).write_parquet(folder / "films.parquet")
@@ -95,11 +107,11 @@ class Truth:
 
 
 def plant(data: MovieLens, world: WorldConfig, seed: int) -> Truth:
-    """Draws a whole world; the same data, constants and seed give the same one."""
+    """Draws a world; the same data, constants and seed give the same one."""
     crowd = people(data, world, seed)
-    liking = taste.fit(data, crowd.user_ids, world.taste, seed)
+    liking = taste.fit(data, crowd.user_ids, world, seed)
     rng = np.random.default_rng([seed, 5])
-    gifts = rng.normal(size=(len(data.films), len(TASKS)))
+    gifts = rng.normal(size=(len(data.films), len(WORLD_TASKS)))
     utilities = _utilities(crowd, world, rng)
     intercepts = _intercepts(world, liking, gifts, _traits(crowd), rng)
     return Truth(world, data, crowd, liking, gifts, utilities, intercepts)
@@ -113,7 +125,7 @@ def unit_rates(world: WorldConfig) -> np.ndarray:
 
 
 def play_when_attended(world: WorldConfig) -> float:
-    """The stated play rate counts unattended slots too; this one does not."""
+    """P(play | attended). The configured play rate also counts unattended slots."""
     slots = np.arange(world.position.slots)
     return float(world.rates.play / ((1.0 + slots) ** -world.position.bias).mean())
 
@@ -142,10 +154,11 @@ def _logits(
     traits: np.ndarray,
     user: int,
     films: np.ndarray,
+    hour: int | None = None,
 ) -> np.ndarray:
     """float64 [len(films), T], without intercepts."""
     effects = world.effects
-    personal = world.taste.heterogeneity * liking.personal(user, films)
+    personal = world.taste.heterogeneity * liking.personal(user, films, hour)
     shared = np.outer(liking.main[films], effects.main) + gifts[films] * np.asarray(effects.appeal)
     own = np.outer(personal, effects.taste) + np.log(np.maximum(traits[user], _LEAST_TRAIT))
     return np.asarray(shared + own)
@@ -158,16 +171,15 @@ def _intercepts(
     traits: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """float64 [T], by bisection: the mean over random pairs equals the stated rate. Actions
-    after a play are weighed by the play's odds, since played films are better than average."""
-    pairs = np.concatenate(
-        [
-            _logits(
-                world, liking, gifts, traits, user, rng.integers(len(gifts), size=_SAMPLED_FILMS)
-            )
-            for user in range(len(traits))
-        ]
-    )
+    """float64 [T], by bisection: the mean over random pairs equals the configured rate. Actions
+    after a play are weighted by the play's odds, since played films are better than average."""
+
+    def sampled(user: int) -> np.ndarray:
+        films = rng.integers(len(gifts), size=_SAMPLED_FILMS)
+        hour = None if liking.moods is None else int(rng.integers(24))
+        return _logits(world, liking, gifts, traits, user, films, hour)
+
+    pairs = np.concatenate([sampled(user) for user in range(len(traits))])
     rates = world.rates
     play = _solve(pairs[:, 0], np.ones(len(pairs)), play_when_attended(world))
     weight = sigmoid(pairs[:, 0] + play)

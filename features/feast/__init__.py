@@ -1,1 +1,1 @@
-"""Feast's side: its objects from our declarations, and its store classes."""
+"""Feast: its objects, made from the declarations, and its online store class."""

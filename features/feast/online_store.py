@@ -1,14 +1,13 @@
-"""Feast's side of the online store: a Redis online store class that keeps our guarantees.
+"""Feast's online store class for these rows: plain Feast clients read, push and delete safely.
 
 Knows Feast's interface; importing it imports Feast (seconds). Does not fold:
-`features.online.redis_store` writes rows, this class lets plain Feast clients read them, write
-rows that they have (`push`, `materialize`) and delete a project's rows safely.
+`features.online.redis_store` writes rows.
 
-Where it differs from Feast's `RedisOnlineStore`, and why:
-- a write is compared and set in one step by Lua, and of two rows with the same event
-  time the greater bytes win: Feast's read-then-write loses corrections of the same time
-  and lets concurrent writers leave stale rows;
-- deleting ends at this project's own keys: Feast's pattern for `prod` also matches `preprod`.
+Differences from Feast's `RedisOnlineStore`:
+- A Lua script compares and sets in one step, and of two rows with the same event time the
+  greater bytes win. Feast's read-then-write loses corrections of the same time and lets
+  concurrent writers leave stale rows.
+- Deletes touch only this project's keys. Feast's pattern for `prod` also matches `preprod`.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 
 from features.definitions import DEFINITIONS
-from features.online.feast_keys import owner_key, view_name
+from features.online.feast_keys import lease_key, view_name
 
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
-# KEYS: the row, and the key of the rows' owner, whose claim ends here. ARGV: time field,
-# stored-form time, then field/value pairs.
-# The sortable time is kept in no field: a stored Timestamp is decoded here (two varints).
-_NEWER = """
+# KEYS: the row, and the lease, which this write invalidates. ARGV: time field, serialised time,
+# then field/value pairs. No field holds a sortable time, so the stored Timestamp is decoded here
+# (two varints). Replies with 0 if the stored row is newer.
+_WRITE_IF_NEWER_SCRIPT = """
 local function varint(s, i)
   local value, scale = 0, 1
   while true do
@@ -89,10 +88,10 @@ class TilesOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         progress: Callable[[int], Any] | None,
     ) -> None:
         client = self._get_client(config.online_store)
-        script = client.register_script(_NEWER)
+        script = client.register_script(_WRITE_IF_NEWER_SCRIPT)
         with client.pipeline(transaction=False) as pipe:
             for entity_key, values, time, _ in data:
-                keys = [_key(config, entity_key), owner_key(config.project, table.name)]
+                keys = [_key(config, entity_key), lease_key(config.project, table.name)]
                 script(keys=keys, args=_fields(table.name, values, time), client=pipe)
             pipe.execute()
         if progress:
@@ -100,17 +99,17 @@ class TilesOnlineStore(RedisOnlineStore):  # type: ignore[misc]
 
     def delete_entity_values(self, config: RepoConfig, join_keys: list[str]) -> None:
         client = self._get_client(config.online_store)
-        owners = [owner_key(config.project, view_name(d)) for d in DEFINITIONS.values()]
-        for key in _own_keys(client, config, join_keys):
-            client.unlink(key, *owners)
+        leases = [lease_key(config.project, view_name(d)) for d in DEFINITIONS.values()]
+        for key in _project_keys(client, config, join_keys):
+            client.unlink(key, *leases)
 
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
         client = self._get_client(config.online_store)
         fields = [_mmh3(f"{table.name}:{feature.name}") for feature in table.features]
-        for key in _own_keys(client, config, table.join_keys):
+        for key in _project_keys(client, config, table.join_keys):
             with client.pipeline(transaction=True) as pipe:
                 pipe.hdel(key, f"_ts:{table.name}", *fields)
-                pipe.unlink(owner_key(config.project, table.name)).execute()
+                pipe.unlink(lease_key(config.project, table.name)).execute()
 
     def teardown(
         self,
@@ -137,8 +136,8 @@ def _fields(view: str, values: dict[str, Value], time: datetime) -> list[bytes |
     return fields
 
 
-def _own_keys(client: Any, config: RepoConfig, join_keys: list[str]) -> Iterator[bytes]:
-    """Keys of these join keys whose project is exactly this one."""
+def _project_keys(client: Any, config: RepoConfig, join_keys: list[str]) -> Iterator[bytes]:
+    """The row keys of these join keys whose project is exactly this one."""
     prefix = _redis_key_prefix(join_keys)
     for key in client.scan_iter(prefix + b"*", count=1000):
         if _project(key, len(prefix), len(join_keys)) == config.project.encode():
@@ -146,7 +145,7 @@ def _own_keys(client: Any, config: RepoConfig, join_keys: list[str]) -> Iterator
 
 
 def _project(key: bytes, at: int, values: int) -> bytes:
-    """What follows the entity's values: each is a type, a length and its bytes."""
+    """The key's part after the entity's values; each value is a type, a length and its bytes."""
     for _ in range(values):
         at += 8 + int.from_bytes(key[at + 4 : at + 8], "little")
     return key[at:]

@@ -1,11 +1,11 @@
 """Feast's objects from the declarations: entities, views, on-demand views, services.
 
-Knows Feast by name and imports it only when asked to (`apply`, `feast_client`), because
-its import takes seconds; `open_store` does not need it. Does not fold.
+Knows Feast by name and imports it only in `apply` and `feast_client`, because its import takes
+seconds; `open_store` does not need it. Does not fold.
 
-Per entity E there is a view `E_tiles` with one Bytes feature `row`, a request source
-`reader` with `now_ms`, an on-demand view `E_features` that finishes the declared, typed
-features from both, and a service `E` that returns them.
+Each entity E has a view `E_tiles` with one Bytes feature `row`, a request source `reader` with
+`now_ms`, an on-demand view `E_features` that finalizes the declared, typed features from both,
+and a service `E` that returns them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def open_store(
     timeout_s: float = 1.0,
     cached_rows: int = 0,
 ) -> RegisteredFeatureStore:
-    """The store of a project: folds and reads by itself, and knows its Feast registry.
+    """The store of a project, with its Feast registry. Connects at the first call.
 
-    Connects at the first call. Folding processes give `cached_rows` (about 3 kB each).
+    Folding processes set `cached_rows` (about 3 kB each).
     """
     return RegisteredFeatureStore(
         registry_path, address, db, project, timeout_s=timeout_s, cached_rows=cached_rows
@@ -42,7 +42,7 @@ def open_store(
 
 
 class RegisteredFeatureStore(FeastFeatureStore):
-    """A `FeastFeatureStore` that can hand out a plain Feast client of the same rows."""
+    """A `FeastFeatureStore` that also offers a plain Feast client of the same rows."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class RegisteredFeatureStore(FeastFeatureStore):
         self.registry_path = registry_path
 
     def apply(self) -> None:
-        """Writes the declarations into the Feast registry.
+        """Writes the declarations into the Feast registry, over those of an older release.
 
         Raises `DefinitionChanged` when stored rows follow other declarations.
         """
-        self.generation()
+        self.rebuild_id()
         apply(self.feast_client())
 
     def feast_client(self) -> feast.FeatureStore:
@@ -72,6 +72,7 @@ class RegisteredFeatureStore(FeastFeatureStore):
 
 
 def feast_client(registry_path: Path, address: str, db: int, project: str) -> feast.FeatureStore:
+    """A plain Feast client of the project. Imports Feast (seconds)."""
     from feast import FeatureStore, RepoConfig
 
     registry_path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def feast_client(registry_path: Path, address: str, db: int, project: str) -> fe
 
 def apply(client: feast.FeatureStore) -> None:
     """Writes every declared object into the client's registry. Changes no rows."""
-    objects = [made for d in DEFINITIONS.values() for made in feast_objects(d)]
+    objects = [each for definition in DEFINITIONS.values() for each in feast_objects(definition)]
     client.apply(objects)
 
 
@@ -118,8 +119,8 @@ def _tiles_view(definition: EntityDefinition, entity: feast.Entity) -> feast.Fea
     from feast.types import Bytes, String
 
     name = view_name(definition)
-    # Feast wants an offline source behind every push source; rows are rebuilt from the
-    # event log instead, so this file is never written.
+    # Feast requires an offline source behind every push source. Rows are rebuilt from the event
+    # log instead, so this file is never written.
     offline = FileSource(name=f"{name}_log", path=f"{name}.parquet", timestamp_field="event_time")
     return FeatureView(
         name=name,

@@ -1,54 +1,103 @@
-"""Merging the parts of one row with its new events, compiled: tiles, lists, recent ids.
+"""Merges the parts of one row with its new events, compiled: tiles, lists, recent ids.
 
 Knows a row's sorted parts as bytes. Does not know rows as a whole (`features.kernels.fold`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit  # type: ignore[import-untyped]
 
+from features.kernels.fold_inputs import Events, Rules
+from features.kernels.layout import (
+    ENTRY_BYTES,
+    HEAD_BYTES,
+    NARROW_TILE_BYTES,
+    RECENT_BYTES,
+    SOURCE_OFFSET_BYTES,
+    TILE_BYTES,
+)
 from features.kernels.packing import copied
-from streams.kernels.raw import put_word, short_at, word_at
+from features.kernels.tile_keys import index_part, split_one
+from streams.kernels.arrays import MutableInt64s, MutableInt64Table, MutableUint64s, Uint8s, Uint64s
+from streams.kernels.compile import borrowing
+from streams.kernels.raw import put_word, short_at, signed, word_at
 
-_compiled: Any = njit(cache=True, nogil=True)
-_count: Any = np.int64
-
-ENTRY_BYTES, _RECENT_BYTES = 22, 16
-# A tile key's parts, as `features.kernels.layout.split_key` tells them.
-_INDEX, _SLOT, _SIZE, _HIGH = np.uint64(25), np.uint64(5), np.uint64(30), np.uint64(15)
-_LOW_INDEX, _LOW_SLOT, _HIGH_INDEX = np.uint64(2**25 - 1), np.uint64(31), np.uint64(2**15 - 1)
+_HEAD_WORDS, _SOURCE_WORDS = HEAD_BYTES // 8, SOURCE_OFFSET_BYTES // 8
 _HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 _NO_KEY = np.uint64(2**64 - 1)
+_LIST, _KIND, _LENGTH = 16, 17, 18  # where they lie in an entry
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def add_tiles(
-    fresh: np.ndarray, n: int, time: np.ndarray, kind: np.ndarray, value: np.ndarray,
-    rule_first: np.ndarray, rule_key: np.ndarray, rule_ms: np.ndarray, rule_value: np.ndarray,
-    keys: np.ndarray, sums: np.ndarray,
-) -> int:  # fmt: skip
-    """The events' own tiles, ascending, to `keys` and `sums`; how many there are."""
+class OldRow(NamedTuple):
+    """A row as it is stored; its counts are 0 where there is none."""
+
+    data: Uint8s  # of many rows
+    words: Uint64s  # this row's bytes, except up to 7 at its end
+    at: int  # where the row begins in `data`
+    source_offsets: int
+    tiles: int
+    wide_tiles: int
+    entries: int
+    recent: int
+    text_bytes: int
+    newest_ms: int
+    erased_ms: int
+
+
+class Scratch(NamedTuple):
+    """Memory that every row of a fold uses in turn."""
+
+    table: MutableInt64s  # events by hash of their id, across all rows
+    fresh: MutableInt64s  # the row's events that count
+    keys: MutableUint64s  # of the events' own tiles, ascending
+    sums: MutableInt64s  # of the events' own tiles
+    wide: MutableUint64s  # the merged wide tiles: key, value
+    best: MutableInt64s  # events, newest first
+    runs: MutableInt64Table  # texts to copy: 0 of the old row or 1 of the events, place, bytes
+
+
+@borrowing
+def first_tile_word(row: OldRow) -> int:
+    return _HEAD_WORDS + _SOURCE_WORDS * row.source_offsets
+
+
+@borrowing
+def entries_at(row: OldRow) -> int:
+    """Where the entries begin in the row's data."""
+    tiles = NARROW_TILE_BYTES * row.tiles + TILE_BYTES * row.wide_tiles
+    return row.at + HEAD_BYTES + SOURCE_OFFSET_BYTES * row.source_offsets + tiles
+
+
+@borrowing
+def recent_at(row: OldRow) -> int:
+    """Where the recent ids begin in the row's data."""
+    return entries_at(row) + ENTRY_BYTES * row.entries
+
+
+@borrowing
+def text_at(row: OldRow) -> int:
+    """Where the entries' text begins in the row's data."""
+    return recent_at(row) + RECENT_BYTES * row.recent
+
+
+@borrowing
+def add_tiles(events: Events, rules: Rules, scratch: Scratch, n: int) -> int:
+    """The tiles of the n fresh events, ascending, to `keys` and `sums`; how many there are."""
+    fresh, time, kind, addend = scratch.fresh, events.time, events.kind, events.addend
     count = 0
     for i in range(n):
         e = fresh[i]
-        for rule in range(rule_first[kind[e]], rule_first[kind[e] + 1]):
-            key = rule_key[rule]
-            if rule_ms[rule]:
-                key |= _index(np.uint64(time[e] // rule_ms[rule]))
-            count = _add(keys, sums, count, key, value[rule_value[rule], e])
+        for rule in range(rules.first[kind[e]], rules.first[kind[e] + 1]):
+            key = rules.key[rule]
+            if rules.tile_ms[rule]:
+                key |= index_part(np.uint64(time[e] // rules.tile_ms[rule]))
+            count = _add(scratch.keys, scratch.sums, count, key, addend[rules.source[rule], e])
     return count
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _index(index: np.uint64) -> Any:
-    """The index's part of a key."""
-    return index & _LOW_INDEX | (index >> _INDEX & _HIGH_INDEX) << _HALF
-
-
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _add(keys: np.ndarray, sums: np.ndarray, n: int, key: np.uint64, value: int) -> int:
     """Adds to the sum of `key` among the first n ascending keys; how many there are then."""
     low, high = 0, n
@@ -67,16 +116,16 @@ def _add(keys: np.ndarray, sums: np.ndarray, n: int, key: np.uint64, value: int)
     return n + 1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def merged_tiles(
-    words: np.ndarray, at: int, tiles: int, wides: int,
-    keys: np.ndarray, sums: np.ndarray, n: int, newest: int,
-    keep_ms: np.ndarray, size_ms: np.ndarray, made: np.ndarray, to: int, wide: np.ndarray,
-) -> tuple[int, int]:  # fmt: skip
-    """Old tiles (`words[at:]`: narrow ones, then wide ones) and new ones by key: what 8 bytes
-    hold to `made[to:]`, the others to `wide`; how many of each."""
-    stop = at + tiles
-    wide_at, wide_stop = stop, stop + 2 * wides
+    old: OldRow, scratch: Scratch, n: int, newest_ms: int, rules: Rules, out: np.ndarray, to: int
+) -> tuple[int, int]:
+    """Old tiles and the n new ones by key: what 8 bytes hold to `out[to:]` (uint64), the others
+    to `wide`; how many of each."""
+    words, keys, sums, wide = old.words, scratch.keys, scratch.sums, scratch.wide
+    at = first_tile_word(old)
+    stop = at + old.tiles
+    wide_at, wide_stop = stop, stop + 2 * old.wide_tiles
     new = narrow_out = wide_out = 0
     while True:
         old_key = words[at] >> _HALF if at < stop else _NO_KEY
@@ -95,10 +144,10 @@ def merged_tiles(
         if new_key == key:
             total += sums[new]
             new += 1
-        if _expired(key, newest, keep_ms, size_ms):
+        if _expired(signed(key), newest_ms, rules):
             continue
         if key <= _LOW and 0 <= total <= np.int64(_LOW):
-            made[to + narrow_out] = key << _HALF | np.uint64(total)
+            out[to + narrow_out] = key << _HALF | np.uint64(total)
             narrow_out += 1
         else:
             wide[2 * wide_out], wide[2 * wide_out + 1] = key, np.uint64(total)
@@ -106,99 +155,103 @@ def merged_tiles(
     return narrow_out, wide_out
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _expired(key: np.uint64, newest: int, keep_ms: np.ndarray, size_ms: np.ndarray) -> bool:
-    size, high = np.int64(key >> _SIZE & np.uint64(3)), key >> _HALF
-    index = np.int64(key & _LOW_INDEX | (high & _HIGH_INDEX) << _INDEX)
-    slot = np.int64(key >> _INDEX & _LOW_SLOT | high >> _HIGH << _SLOT)
-    end = (index + 1) * size_ms[size]
-    return bool(size and end <= newest - keep_ms[size, slot])
+@borrowing
+def _expired(key: int, newest_ms: int, rules: Rules) -> bool:
+    size, slot, index = split_one(key)
+    end = (index + 1) * rules.size_ms[size]
+    return bool(size and end <= newest_ms - rules.keep_ms[size, slot])
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def newest_events(
-    fresh: np.ndarray, n: int, limit: int, best: np.ndarray, time: np.ndarray, hashes: np.ndarray
-) -> int:
-    """The `limit` newest events to `best`, by falling time and hash; how many there are."""
+@borrowing
+def newest_events(events: Events, scratch: Scratch, n: int, limit: int) -> int:
+    """The `limit` newest of the n fresh events to `best`, by falling time and hash; how many
+    there are."""
     count = 0
     for i in range(n - 1, -1, -1):
-        count = _insert(best, 0, count, limit, fresh[i], time, hashes)
+        count = _insert(scratch.best, count, limit, scratch.fresh[i], events)
     return count
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _insert(
-    best: np.ndarray, at: int, count: int, limit: int, e: int, time: np.ndarray, hashes: np.ndarray
-) -> int:
-    """Puts the event before those in `best[at:]` that it does not come after."""
+@borrowing
+def _insert(best: np.ndarray, count: int, limit: int, e: int, events: Events) -> int:
+    """Puts the event before those in `best` that it does not come after."""
     place = count
-    while place and not _newer(time, hashes, best[at + place - 1], e):
+    while place and not _newer(events, best[place - 1], e):
         place -= 1
     if place == limit:
         return count
     count = min(count + 1, limit)
-    for move in range(at + count - 1, at + place, -1):
+    for move in range(count - 1, place, -1):
         best[move] = best[move - 1]
-    best[at + place] = e
+    best[place] = e
     return count
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _newer(time: np.ndarray, hashes: np.ndarray, a: int, b: int) -> bool:
+@borrowing
+def _newer(events: Events, a: int, b: int) -> bool:
+    time, hashes = events.time, events.hash
     return bool(time[a] > time[b] or (time[a] == time[b] and hashes[a] > hashes[b]))
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def merged_lists(
-    old: np.ndarray, at: int, entries: int, text: int, text_bytes: int, out: np.ndarray, to: int,
-    runs: np.ndarray, fresh: np.ndarray, n: int, time: np.ndarray, hashes: np.ndarray,
-    kind: np.ndarray, listed: np.ndarray, limit: np.ndarray,
-    length: np.ndarray, text_at: np.ndarray, best: np.ndarray,
-) -> tuple[int, int, int]:  # fmt: skip
-    """Writes every list newest first, old entries (at `at`, their text at `text`) and new ones.
+    old: OldRow, events: Events, rules: Rules, scratch: Scratch, n: int, out: np.ndarray, to: int
+) -> tuple[int, int, int]:
+    """Writes every list newest first, of old entries and the n fresh events.
 
-    Where they end, how many they are, and how many `runs` tell where their text lies: 0 in
-    `old` or 1 with the events, the place, and bytes.
+    Where they end, how many they are, and how many `runs` say where their text lies.
     """
-    begin, ran, stop, text_stop = to, 0, at + ENTRY_BYTES * entries, text + text_bytes
-    for chosen in range(len(limit)):
-        count = 0
-        for i in range(n - 1, -1, -1):
-            e = fresh[i]
-            if listed[chosen, kind[e]] and length[chosen, e] >= 0:
-                count = _insert(best, 0, count, limit[chosen], e, time, hashes)
+    data, best, runs = old.data, scratch.best, scratch.runs
+    begin, ran, at, text = to, 0, entries_at(old), text_at(old)
+    stop, text_stop = at + ENTRY_BYTES * old.entries, text + old.text_bytes
+    for chosen in range(len(rules.list_keeps)):
+        limit = rules.list_keeps[chosen]
+        count = _newest_of_list(events, rules, scratch, n, chosen)
         new = kept = 0
-        while kept < limit[chosen]:
-            has_old = at < stop and old[at + 16] == chosen
-            if new < count and not (has_old and _not_after(old, at, time, hashes, best[new])):
+        while kept < limit:
+            has_old = at < stop and data[at + _LIST] == chosen
+            if new < count and not (has_old and _not_after(data, at, events, best[new])):
                 e = best[new]
-                to = _put_entry(out, to, time[e], hashes[e], chosen, kind[e], length[chosen, e])
-                ran = _run(runs, ran, 1, text_at[chosen, e], length[chosen, e])
+                to = _put_entry(out, to, events, e, chosen)
+                place, size = events.text_start[chosen, e], events.text_bytes[chosen, e]
+                ran = _run(runs, ran, 1, place, size)
                 new += 1
             elif has_old:
-                size = min(_count(short_at(old, at + 18)), text_stop - text)
+                size = min(signed(short_at(data, at + _LENGTH)), text_stop - text)
                 ran = _run(runs, ran, 0, text, size)
-                to, at = copied(out, to, old, at, ENTRY_BYTES)
+                to, at = copied(out, to, data, at, ENTRY_BYTES)
                 text += size
             else:
                 break
             kept += 1
-        while at < stop and old[at + 16] == chosen:
-            text += min(_count(short_at(old, at + 18)), text_stop - text)
+        while at < stop and data[at + _LIST] == chosen:
+            text += min(signed(short_at(data, at + _LENGTH)), text_stop - text)
             at += ENTRY_BYTES
     return to, (to - begin) // ENTRY_BYTES, ran
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _not_after(old: np.ndarray, at: int, time: np.ndarray, hashes: np.ndarray, e: int) -> bool:
+@borrowing
+def _newest_of_list(events: Events, rules: Rules, scratch: Scratch, n: int, chosen: int) -> int:
+    """The newest of the n fresh events that the list takes, to `best`; how many there are."""
+    count, limit = 0, rules.list_keeps[chosen]
+    for i in range(n - 1, -1, -1):
+        e = scratch.fresh[i]
+        if rules.list_takes[chosen, events.kind[e]] and events.text_bytes[chosen, e] >= 0:
+            count = _insert(scratch.best, count, limit, e, events)
+    return count
+
+
+@borrowing
+def _not_after(data: np.ndarray, at: int, events: Events, e: int) -> bool:
     """Whether an old part (time, then hash) stays before the event."""
-    when = np.int64(word_at(old, at))
-    return bool(when > time[e] or (when == time[e] and word_at(old, at + 8) >= hashes[e]))
+    when = signed(word_at(data, at))
+    later = when > events.time[e]
+    return bool(later or (when == events.time[e] and word_at(data, at + 8) >= events.hash[e]))
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _run(runs: np.ndarray, ran: int, source: int, place: int, size: int) -> int:
-    """One more span of text, joined to the last one where it follows it; how many there are."""
+    """One more piece of text, joined to the last one where it follows it; how many there are."""
     if ran and runs[ran - 1, 0] == source and runs[ran - 1, 1] + runs[ran - 1, 2] == place:
         runs[ran - 1, 2] += size
         return ran
@@ -206,34 +259,33 @@ def _run(runs: np.ndarray, ran: int, source: int, place: int, size: int) -> int:
     return ran + 1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def merged_recent(
-    old: np.ndarray, at: int, recents: int, best: np.ndarray, n: int, limit: int,
-    time: np.ndarray, hashes: np.ndarray, out: np.ndarray, to: int,
-) -> tuple[int, int]:  # fmt: skip
-    """Writes the newest `limit` of old ids and events; where they end and how many they are."""
+    old: OldRow, events: Events, scratch: Scratch, n: int, limit: int, out: np.ndarray, to: int
+) -> tuple[int, int]:
+    """Writes the newest `limit` of old ids and the n events in `best`; where they end and how
+    many they are."""
+    data, best, at = old.data, scratch.best, recent_at(old)
     new = kept = taken = 0
     while new < n and kept < limit:
-        if taken < recents and _not_after(old, at, time, hashes, best[new]):
-            to, at = copied(out, to, old, at, _RECENT_BYTES)
+        if taken < old.recent and _not_after(data, at, events, best[new]):
+            to, at = copied(out, to, data, at, RECENT_BYTES)
             taken += 1
         else:
-            put_word(out, to, np.uint64(time[best[new]]))
-            put_word(out, to + 8, hashes[best[new]])
-            to, new = to + _RECENT_BYTES, new + 1
+            put_word(out, to, np.uint64(events.time[best[new]]))
+            put_word(out, to + 8, events.hash[best[new]])
+            to, new = to + RECENT_BYTES, new + 1
         kept += 1
-    rest = min(limit - kept, recents - taken)
-    to, _ = copied(out, to, old, at, _RECENT_BYTES * rest)
+    rest = min(limit - kept, old.recent - taken)
+    to, _ = copied(out, to, data, at, RECENT_BYTES * rest)
     return to, kept + rest
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _put_entry(
-    out: np.ndarray, to: int, time: int, event: Any, chosen: int, kind: int, length: int
-) -> int:
-    put_word(out, to, np.uint64(time))
-    put_word(out, to + 8, event)
-    out[to + 16], out[to + 17] = chosen, kind
+@borrowing
+def _put_entry(out: np.ndarray, to: int, events: Events, e: int, chosen: int) -> int:
+    put_word(out, to, np.uint64(events.time[e]))
+    put_word(out, to + 8, events.hash[e])
+    out[to + _LIST], out[to + _KIND] = chosen, events.kind[e]
     for place in range(4):
-        out[to + 18 + place] = length >> 8 * place & 0xFF
+        out[to + _LENGTH + place] = events.text_bytes[chosen, e] >> 8 * place & 0xFF
     return to + ENTRY_BYTES

@@ -1,20 +1,24 @@
-"""Rows' bytes moved many at a time, compiled: hashed, found, gathered, packed for the wire.
+"""Rows' bytes moved many at a time, compiled: hashed, found, copied, packed for the wire.
 
-Knows spans of bytes, XXH64 and RESP. Does not know what a row's parts mean. All inputs are
-read-only arrays (`features.rows.byte_slices.given`), so that each function is compiled for one
-type. Importing takes a second, so readers do not; `python -m features.kernels.fold` fills the cache.
+Knows slices of bytes, XXH64 and RESP. Does not know what a row's parts mean. Importing takes a
+second, so readers do not.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit  # type: ignore[import-untyped]
 
-from streams.kernels.raw import copy_bytes
-
-_compiled: Any = njit(cache=True, nogil=True)
+from streams.kernels.arrays import (
+    Int64s,
+    MutableInt64s,
+    MutableUint8s,
+    MutableUint64s,
+    Uint8s,
+)
+from streams.kernels.compile import borrowing, compile_now, compiled
+from streams.kernels.raw import copy_bytes, signed
 
 _P1, _P2 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
 _P3, _P4 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63)
@@ -22,7 +26,7 @@ _P5 = np.uint64(0x27D4EB2F165667C5)
 _WORD = np.uint64(64)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def copied(
     out: np.ndarray, at: int, source: np.ndarray, start: int, length: int
 ) -> tuple[int, int]:
@@ -31,8 +35,8 @@ def copied(
     return at + length, start + length
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def xxh64(data: np.ndarray, start: int, stop: int) -> Any:
+@borrowing
+def xxh64(data: np.ndarray, start: int, stop: int) -> np.uint64:
     """XXH64 with seed 0 of `data[start:stop]`."""
     size = stop - start
     words = data[start : start + size // 8 * 8].view(np.uint64)
@@ -44,8 +48,8 @@ def xxh64(data: np.ndarray, start: int, stop: int) -> Any:
             c, d = _mixed(c, words[at + 2]), _mixed(d, words[at + 3])
             at += 4
         digest = _turned(a, 1) + _turned(b, 7) + _turned(c, 12) + _turned(d, 18)
-        for lane in (a, b, c, d):
-            digest = (digest ^ _mixed(np.uint64(0), lane)) * _P1 + _P4
+        for part in (a, b, c, d):
+            digest = (digest ^ _mixed(np.uint64(0), part)) * _P1 + _P4
     else:
         digest = _P5
     digest += np.uint64(size)
@@ -67,22 +71,45 @@ def xxh64(data: np.ndarray, start: int, stop: int) -> Any:
     return digest ^ digest >> np.uint64(32)
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _mixed(lane: Any, word: Any) -> Any:
-    return _turned(lane + word * _P2, 31) * _P1
+@borrowing
+def _mixed(part: np.uint64, word: np.uint64) -> np.uint64:
+    return _turned(part + word * _P2, 31) * _P1
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _turned(word: Any, bits: int) -> Any:
+@borrowing
+def _turned(word: np.uint64, bits: int) -> np.uint64:
     left = np.uint64(bits)
     return word << left | word >> (_WORD - left)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+class _Slices(NamedTuple):
+    """N slices of bytes: slice r is `data[offsets[r]:offsets[r + 1]]`."""
+
+    data: Uint8s
+    offsets: Int64s  # [N + 1]
+
+
+class KeyFormat(NamedTuple):
+    """What stands before and behind the id in each key."""
+
+    head: Uint8s
+    tail: Uint8s
+
+
+class RowFields(NamedTuple):
+    """The fixed words of a command that sets a row, as RESP."""
+
+    command: Uint8s  # with the count of words, up to the key
+    row_field: Uint8s
+    time_field: Uint8s
+    value_tag: int  # of the Protobuf field that holds a row's bytes
+
+
+@compiled
 def gathered(
-    data: np.ndarray, start: np.ndarray, length: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8, int64 [N + 1]): spans from anywhere in `data`, one after another, and offsets."""
+    data: Uint8s, start: MutableInt64s, length: MutableInt64s
+) -> tuple[MutableUint8s, MutableInt64s]:
+    """(uint8, int64 [N + 1]): slices from anywhere in `data`, one after another, and offsets."""
     offsets = np.zeros(len(start) + 1, np.int64)
     for r in range(len(start)):
         offsets[r + 1] = offsets[r] + length[r]
@@ -92,37 +119,39 @@ def gathered(
     return out, offsets
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def scatter(data: np.ndarray, offsets: np.ndarray, out: np.ndarray, start: np.ndarray) -> None:
-    """Writes each span of `data` to its place in `out`."""
+@borrowing
+def scatter(data: Uint8s, offsets: MutableInt64s, out: MutableUint8s, start: MutableInt64s) -> None:
+    """Writes each slice of `data` to its place in `out`."""
     for r in range(len(start)):
         size = offsets[r + 1] - offsets[r]
         copied(out, start[r], data, offsets[r], size)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def move(
-    data: np.ndarray, start: np.ndarray, length: np.ndarray, out: np.ndarray, to: np.ndarray
+    data: Uint8s, start: MutableInt64s, length: MutableInt64s, out: MutableUint8s, to: MutableInt64s
 ) -> None:
-    """Writes the spans of `data` at `start` to their places `to` in `out`."""
+    """Writes the slices of `data` at `start` to their places `to` in `out`."""
     for r in range(len(start)):
         copied(out, to[r], data, start[r], length[r])
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def hashes(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """uint64 [N]: XXH64 of each span."""
+@compiled
+def hashes(data: Uint8s, offsets: Int64s) -> MutableUint64s:
+    """uint64 [N]: XXH64 of each slice."""
     found = np.empty(len(offsets) - 1, np.uint64)
     for r in range(len(found)):
         found[r] = xxh64(data, offsets[r], offsets[r + 1])
     return found
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def found_slots(table: np.ndarray, keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+@compiled
+def found_slots(
+    table: MutableInt64s, keys: MutableUint64s, wanted: MutableUint64s
+) -> MutableInt64s:
     """int64 [N]: the slot of each wanted key in a table of open addressing; 0 where none is.
 
-    `table` (int64, a power of two long, partly zeros) holds slots, `keys` (uint64) by slot.
+    `table` (a power of two long, partly zeros) holds slots, `keys` by slot.
     """
     slots = np.empty(len(wanted), np.int64)
     for r in range(len(wanted)):
@@ -130,96 +159,93 @@ def found_slots(table: np.ndarray, keys: np.ndarray, wanted: np.ndarray) -> np.n
     return slots
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def enter(table: np.ndarray, keys: np.ndarray, first: int) -> None:
+@borrowing
+def enter(table: MutableInt64s, keys: MutableUint64s, first: int) -> None:
     """Puts the slots from `first` on into the table."""
     for slot in range(first, len(keys)):
         table[_place(table, keys, keys[slot])] = slot
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _place(table: np.ndarray, keys: np.ndarray, key: np.uint64) -> Any:
-    place = np.int64(key & np.uint64(len(table) - 1))
+@borrowing
+def _place(table: np.ndarray, keys: np.ndarray, key: np.uint64) -> int:
+    place = signed(key & np.uint64(len(table) - 1))
     while table[place] and keys[table[place]] != key:
         place = (place + 1) & (len(table) - 1)
     return place
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def packed_keys(
-    data: np.ndarray, offsets: np.ndarray, head: np.ndarray, tail: np.ndarray
-) -> np.ndarray:
-    """uint8: RESP bulk strings, each `head`, the span's size (4 bytes), the span, `tail`."""
-    rows = len(offsets) - 1
+@compiled
+def packed_keys(data: Uint8s, offsets: Int64s, head: Uint8s, tail: Uint8s) -> MutableUint8s:
+    """uint8: RESP bulk strings, each `head`, the id's size (4 bytes), the id, `tail`. Id r is
+    `data[offsets[r]:offsets[r + 1]]`."""
+    ids, key, rows = _Slices(data, offsets), KeyFormat(head, tail), len(offsets) - 1
     out = np.empty(offsets[rows] - offsets[0] + rows * (len(head) + len(tail) + 40), np.uint8)
     at = 0
     for r in range(rows):
-        at = _key(out, at, data, offsets[r], offsets[r + 1] - offsets[r], head, tail)
+        at = _key(out, at, ids, r, key)
     return out[:at]
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _key(
-    out: np.ndarray, at: int, data: np.ndarray, start: int, size: int,
-    head: np.ndarray, tail: np.ndarray,
-) -> int:  # fmt: skip
-    at = _decimal(out, at, len(head) + 4 + size + len(tail))
-    at, _ = copied(out, at, head, 0, len(head))
+@borrowing
+def _key(out: np.ndarray, at: int, ids: _Slices, r: int, key: KeyFormat) -> int:
+    start = ids.offsets[r]
+    size = ids.offsets[r + 1] - start
+    at = _decimal(out, at, len(key.head) + 4 + size + len(key.tail))
+    at, _ = copied(out, at, key.head, 0, len(key.head))
     for place in range(4):
         out[at + place] = size >> 8 * place & 0xFF
-    at, _ = copied(out, at + 4, data, start, size)
-    at, _ = copied(out, at, tail, 0, len(tail))
-    end: int = _line_end(out, at)
-    return end
+    at, _ = copied(out, at + 4, ids.data, start, size)
+    at, _ = copied(out, at, key.tail, 0, len(key.tail))
+    return _line_end(out, at)
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def packed_values(data: np.ndarray, offsets: np.ndarray, tag: int) -> np.ndarray:
-    """uint8: each span as a RESP bulk string of a Protobuf field: `tag`, its size, its bytes."""
-    rows = len(offsets) - 1
-    out = np.empty(offsets[rows] - offsets[0] + rows * 40, np.uint8)
+@compiled
+def packed_values(data: Uint8s, offsets: Int64s, tag: int) -> MutableUint8s:
+    """uint8: each slice as a RESP bulk string of a Protobuf field: `tag`, its size, its bytes."""
+    rows, count = _Slices(data, offsets), len(offsets) - 1
+    out = np.empty(offsets[count] - offsets[0] + count * 40, np.uint8)
     at = 0
-    for r in range(rows):
-        at = _value(out, at, data, offsets[r], offsets[r + 1] - offsets[r], tag)
+    for r in range(count):
+        at = _value(out, at, rows, r, tag)
     return out[:at]
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _value(out: np.ndarray, at: int, data: np.ndarray, start: int, size: int, tag: int) -> int:
+@borrowing
+def _value(out: np.ndarray, at: int, rows: _Slices, r: int, tag: int) -> int:
+    start = rows.offsets[r]
+    size = rows.offsets[r + 1] - start
     at = _decimal(out, at, 1 + _varint_bytes(np.uint64(size)) + size)
     out[at] = tag
     at = _varint(out, at + 1, np.uint64(size))
-    at, _ = copied(out, at, data, start, size)
-    end: int = _line_end(out, at)
-    return end
+    at, _ = copied(out, at, rows.data, start, size)
+    return _line_end(out, at)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@compiled
 def packed_sets(
-    ids: np.ndarray, id_offsets: np.ndarray, head: np.ndarray, tail: np.ndarray,
-    rows: np.ndarray, row_offsets: np.ndarray, tag: int, time_ms: np.ndarray,
-    command: np.ndarray, row_field: np.ndarray, time_field: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """uint8: per row `command`, its key as of `packed_keys`, `row_field`, its value as of
-    `packed_values`, `time_field` and its time as a Protobuf Timestamp."""
-    n = len(row_offsets) - 1
-    words = len(head) + len(tail) + len(command) + len(row_field) + len(time_field)
+    ids: Uint8s, id_offsets: Int64s, key: KeyFormat,
+    rows: Uint8s, row_offsets: Int64s, time_ms: Int64s, fields: RowFields,
+) -> MutableUint8s:  # fmt: skip
+    """uint8: per row the command, its key as of `packed_keys`, the row's field, its value as of
+    `packed_values`, the time's field and its time as a Protobuf Timestamp."""
+    names, values, n = _Slices(ids, id_offsets), _Slices(rows, row_offsets), len(row_offsets) - 1
+    command, row_field, time_field, tag = fields
+    words = len(key.head) + len(key.tail) + len(command) + len(row_field) + len(time_field)
     long = id_offsets[n] - id_offsets[0] + row_offsets[n] - row_offsets[0]
     out, at = np.empty(long + n * (words + 150), np.uint8), 0
     for r in range(n):
         at, _ = copied(out, at, command, 0, len(command))
-        at = _key(out, at, ids, id_offsets[r], id_offsets[r + 1] - id_offsets[r], head, tail)
+        at = _key(out, at, names, r, key)
         at, _ = copied(out, at, row_field, 0, len(row_field))
-        size = row_offsets[r + 1] - row_offsets[r]
-        at = _value(out, at, rows, row_offsets[r], size, tag)
+        at = _value(out, at, values, r, tag)
         at, _ = copied(out, at, time_field, 0, len(time_field))
         at = _time(out, at, time_ms[r])
     return out[:at]
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _time(out: np.ndarray, at: int, time_ms: int) -> Any:
-    """`features.online.feast_keys.timestamp` as a bulk string."""
+@borrowing
+def _time(out: np.ndarray, at: int, time_ms: int) -> int:
+    """`features.online.feast_keys.encode_timestamp` as a bulk string."""
     seconds, nanos = np.uint64(time_ms // 1000), np.uint64(time_ms % 1000 * 1_000_000)
     size = 0
     for part in (seconds, nanos):
@@ -234,7 +260,7 @@ def _time(out: np.ndarray, at: int, time_ms: int) -> Any:
     return _line_end(out, at)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _varint(out: np.ndarray, at: int, number: np.uint64) -> int:
     while number > np.uint64(0x7F):
         out[at] = number & np.uint64(0x7F) | np.uint64(0x80)
@@ -244,13 +270,13 @@ def _varint(out: np.ndarray, at: int, number: np.uint64) -> int:
     return at + 1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _line_end(out: np.ndarray, at: int) -> int:
     out[at], out[at + 1] = 13, 10
     return at + 2
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _decimal(out: np.ndarray, at: int, number: int) -> int:
     """Writes `$`, the digits and the line's end; the place behind them."""
     digits, rest = 1, number // 10
@@ -264,10 +290,14 @@ def _decimal(out: np.ndarray, at: int, number: int) -> int:
     return at + digits + 3
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _varint_bytes(number: np.uint64) -> int:
     size = 1
     while number > np.uint64(0x7F):
         number >>= np.uint64(7)
         size += 1
     return size
+
+
+compile_now(gathered, scatter, move, hashes, found_slots, enter)
+compile_now(packed_keys, packed_values, packed_sets)

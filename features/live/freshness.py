@@ -1,7 +1,7 @@
-"""How far the stored rows lie behind the events: counted at the streaming writes themselves.
+"""Freshness: how far the stored rows lag behind the events, measured at live folds.
 
-Knows what a fold notes beside the rows. Does not know brokers: what no fold has seen
-yet is the consumer's lag, not freshness.
+Knows the times that a fold records beside the rows. Does not know brokers: events that no fold
+has seen yet are consumer lag.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from features.store import EntityName, FeatureStore, StoreDown
 
 
 @runtime_checkable
-class Notebook(Protocol):
-    """A store that keeps small facts beside its rows."""
+class MetadataStore(Protocol):
+    """A store that keeps small values beside its rows."""
 
-    def note(self, name: str, value: bytes | None) -> None: ...
+    def put_metadata(self, name: str, value: bytes | None) -> None: ...
 
-    def noted(self, name: str) -> bytes | None: ...
+    def get_metadata(self, name: str) -> bytes | None: ...
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """One entity's last streaming write. Times are of the stack clock, in ms."""
+    """One entity's last live fold. Times are of the stack clock, in ms."""
 
     entity: EntityName
     ingested_at_ms: int  # admission of the newest event in the last batch
@@ -38,19 +38,19 @@ class Freshness:
         return max(0, self.folded_at_ms - self.ingested_at_ms)
 
 
-def note_fold(
+def record_fold(
     store: FeatureStore, entity: EntityName, ingested_at_ms: int, folded_at_ms: int
 ) -> None:
-    """Keeps the last write's times. The rows are written: a failure here loses no event."""
-    if not isinstance(store, Notebook):
+    """Stores the last fold's times. The rows are written by then: a failure loses no event."""
+    if not isinstance(store, MetadataStore):
         return
     try:
-        store.note(f"fresh:{entity}", orjson.dumps([ingested_at_ms, folded_at_ms]))
+        store.put_metadata(f"fresh:{entity}", orjson.dumps([ingested_at_ms, folded_at_ms]))
     except StoreDown:
         return
 
 
-def freshness(store: Notebook) -> list[Freshness]:
-    """One entry per entity that was ever folded live."""
-    found = ((entity, store.noted(f"fresh:{entity}")) for entity in DEFINITIONS)
+def read_freshness(store: MetadataStore) -> list[Freshness]:
+    """One entry per entity that was ever folded live. Raises `StoreDown`."""
+    found = ((entity, store.get_metadata(f"fresh:{entity}")) for entity in DEFINITIONS)
     return [Freshness(entity, *orjson.loads(raw)) for entity, raw in found if raw is not None]

@@ -1,17 +1,17 @@
-"""Rows rebuilt from the event log by the same kernel: chunked, resumable, exact beside live folds.
+"""Backfill: rows rebuilt from the event log by the same fold, in chunks, resumable.
 
-Knows the log, chunks and the cut between what it counts and what live folds count. Does
-not know Faust. Memory: one chunk of events and the rows that it touches.
+Knows the log, chunks and the cutoff between what it counts and what live folds count. Does not
+know Faust. Memory: one chunk of events and the rows that it touches.
 
-A backfill begins a new generation with a `Cut` at what the log holds now. It folds the
-log up to the cut; live folds, started again under the new generation from their topics'
-start, count what lies beyond it. So a row ends the same whoever of the two comes first,
-and nothing is missed or counted twice.
+A backfill starts a rebuild whose `RebuildCutoff` is the log's current end, and folds the log up
+to it. Live folds restart under the new rebuild id, from their topics' start, and count what is
+after the cutoff. A row therefore ends the same in whichever order the two reach it, and no
+event is missed or counted twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,60 +20,68 @@ import polars as pl
 import pyarrow as pa
 
 from features.definitions import DEFINITIONS
-from features.online.rebuild_cutoff import Cut
+from features.online.rebuild_cutoff import RebuildCutoff
 from features.online.redis_store import FeastFeatureStore
 from features.store import EntityName
 from streams.bus.contract import Stamp
 from streams.event_log import EventLog
+from streams.progress import ProgressCallback
 
-CHUNK_ROWS = 400_000  # fewer, and a row is read and written again more often than it has events
-_NOTE = "backfill"
-_WHOLE = "whole"  # of which epochs; kept beside the rows: an emptied store has lost it too
+CHUNK_ROWS = 400_000  # with fewer, rows are rewritten more often than they have events
+# Metadata fields, stored beside the rows: an emptied store has lost them too.
+_PLAN = "backfill"
+_FILLED_FROM = "whole"  # the topic ids that a complete store was filled from
 
-Progress = Callable[[float, str], None]
-"""Called with the share done in [0, 1] and what is being done."""
 
-Place = tuple[str, int, int]
-"""(epoch, partition, offset) of a batch in the log."""
+LogPosition = tuple[str, int, int]
+"""(topic id, partition, offset) of a batch in the log."""
 
 
 @dataclass(frozen=True)
-class Live:
-    """The topics that live folds read now: partitions, and the epoch of each entity's topic."""
+class LiveTopics:
+    """The topics that live folds read: partition count, and the id of each entity's topic."""
 
     partitions: int
-    epochs: Mapping[EntityName, str] = field(default_factory=dict)
+    topic_ids: Mapping[EntityName, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class BackfillReport:
-    generation: int
-    events: int  # folded by this call; a resumed one folds the rest
+    """What one call of `backfill` did."""
+
+    rebuild_id: int
+    events: int  # folded by this call; a resumed call folds the rest
     rows: int  # rows written, over all entities and chunks
-    swept: int  # rows of the old generation that no event of the log supports
+    swept: int  # rows of the old rebuild id that no event of the log supports
     resumed: bool
 
 
 @dataclass
-class _Plan:
-    """What a backfill has undertaken, kept beside the rows until it is done."""
+class _BackfillPlan:
+    """The state of an unfinished backfill, stored beside the rows."""
 
-    generation: int
-    bounds: dict[tuple[str, int], int]  # (epoch, partition) -> last offset to fold
-    total: int
+    rebuild_id: int
+    bounds: dict[tuple[str, int], int]  # (topic id, partition) -> last offset to fold
+    total: int  # events
     done: int = 0  # chunks
     done_events: int = 0
-    last: Place | None = None  # end of the chunk last done
-    end: Place | None = None  # end of the chunk begun, so that it is made the same again
+    last: LogPosition | None = None  # end of the last finished chunk
+    end: LogPosition | None = None  # end of the started chunk, so that a resume repeats it exactly
 
     def to_json(self) -> bytes:
-        bounds = [[epoch, partition, last] for (epoch, partition), last in self.bounds.items()]
-        return orjson.dumps(self.__dict__ | {"bounds": bounds})
+        bounds = [
+            [topic_id, partition, last] for (topic_id, partition), last in self.bounds.items()
+        ]
+        body = self.__dict__ | {"bounds": bounds}
+        return orjson.dumps({"generation": body.pop("rebuild_id"), **body})
 
     @classmethod
-    def from_json(cls, raw: bytes) -> _Plan:
+    def from_json(cls, raw: bytes) -> _BackfillPlan:
         body = orjson.loads(raw)
-        body["bounds"] = {(epoch, partition): last for epoch, partition, last in body["bounds"]}
+        body["rebuild_id"] = body.pop("generation")
+        body["bounds"] = {
+            (topic_id, partition): last for topic_id, partition, last in body["bounds"]
+        }
         for name in ("last", "end"):
             body[name] = None if body[name] is None else tuple(body[name])
         return cls(**body)
@@ -83,94 +91,98 @@ def backfill(
     log_dir: Path,
     store: FeastFeatureStore,
     *,
-    live: Live | None = None,
-    progress: Progress = lambda _share, _what: None,
+    live: LiveTopics | None = None,
+    progress: ProgressCallback = lambda _share, _what: None,
     chunk_rows: int = CHUNK_ROWS,
     resume: bool = True,
 ) -> BackfillReport:
-    """Rebuilds every entity's rows from the log; goes on where an unfinished one stopped.
+    """Rebuilds every entity's rows from the log; resumes an unfinished backfill.
 
-    Folding processes notice the new generation, end, and must be started again (the
-    stack's supervisor does). `live` names the topics that they read; None when there
-    is no broker, or a new one whose topics hold nothing of the log.
+    Folding processes detect the new rebuild id, exit, and must be restarted (the stack's
+    supervisor does that).
+
+    Args:
+        live: the topics that live folds read; None when there is no broker, or when its topics
+            hold nothing of the log.
+        chunk_rows: events in memory at once.
 
     Raises:
-        StoreDown: the store went away; call again to go on.
-        GenerationChanged: the store was emptied or another rebuild began meanwhile.
+        StoreDown: the store does not answer; call again to resume.
+        RebuildIdChanged: the store was emptied or another rebuild started meanwhile.
     """
     log = EventLog(log_dir)
-    plan, resumed = _unfinished(store) if resume else None, True
+    plan, resumed = _unfinished_plan(store) if resume else None, True
     if plan is None:
-        plan, resumed = _begin(log, store, live), False
+        plan, resumed = _start_plan(log, store, live), False
     events = rows = 0
     for chunk, end in _chunks(log, plan, chunk_rows):
         plan.end = end
-        store.note(_NOTE, plan.to_json())
+        store.put_metadata(_PLAN, plan.to_json())
         rows += _fold_chunk(store, chunk, plan)
         events += chunk.num_rows
         plan.done, plan.last, plan.end = plan.done + 1, end, None
         plan.done_events += chunk.num_rows
-        store.note(_NOTE, plan.to_json())
+        store.put_metadata(_PLAN, plan.to_json())
         progress(min(1.0, plan.done_events / max(1, plan.total)), f"{plan.done_events:,} events")
     swept = sum(store.sweep(entity) for entity in DEFINITIONS)
-    store.note(_NOTE, None)
+    store.put_metadata(_PLAN, None)
     progress(1.0, f"{plan.done_events:,} events")
-    return BackfillReport(plan.generation, events, rows, swept, resumed)
+    return BackfillReport(plan.rebuild_id, events, rows, swept, resumed)
 
 
-def ensure_whole(
-    log_dir: Path, store: FeastFeatureStore, live: Live, *, progress: Progress
+def ensure_rebuilt(
+    log_dir: Path, store: FeastFeatureStore, live: LiveTopics, *, progress: ProgressCallback
 ) -> BackfillReport | None:
-    """Rebuilds a store that is new, was emptied or was left half rebuilt; None for a whole one.
+    """Rebuilds a store that is new, was emptied or was left half rebuilt; else returns None.
 
-    Whole is a store for the topics that it was filled from: when they are made anew, what
-    the old ones held and no fold had seen is in the log alone. For the process that folds,
-    before it begins: the store is a cache of the log.
+    A store is complete only for the topics that it was filled from: once they are recreated,
+    events that no fold had seen are in the log alone. A folding process calls this before it
+    folds.
     """
-    epochs = orjson.dumps(dict(sorted(live.epochs.items())))
-    if store.noted(_WHOLE) == epochs:
+    topic_ids = orjson.dumps(dict(sorted(live.topic_ids.items())))
+    if store.get_metadata(_FILLED_FROM) == topic_ids:
         return None
     report = backfill(log_dir, store, live=live, progress=progress)
-    store.note(_WHOLE, epochs)
+    store.put_metadata(_FILLED_FROM, topic_ids)
     return report
 
 
-def _unfinished(store: FeastFeatureStore) -> _Plan | None:
-    """The plan that an earlier call left, if the store is still of its generation."""
-    raw = store.noted(_NOTE)
+def _unfinished_plan(store: FeastFeatureStore) -> _BackfillPlan | None:
+    """The plan that an earlier call left, if the store still has its rebuild id."""
+    raw = store.get_metadata(_PLAN)
     if raw is None:
         return None
-    plan = _Plan.from_json(raw)
-    if store.stored_generation() != plan.generation or not store.follows_declarations():
+    plan = _BackfillPlan.from_json(raw)
+    if store.stored_rebuild_id() != plan.rebuild_id or not store.matches_definitions():
         return None
-    store.generation()
+    store.rebuild_id()
     return plan
 
 
-def _begin(log: EventLog, store: FeastFeatureStore, live: Live | None) -> _Plan:
-    extent = _extent(log)
+def _start_plan(log: EventLog, store: FeastFeatureStore, live: LiveTopics | None) -> _BackfillPlan:
+    ends = _log_ends(log)
     bounds = {
-        (epoch, partition): last
-        for epoch, partition, last in extent.group_by("epoch", "partition")
+        (topic_id, partition): last
+        for topic_id, partition, last in ends.group_by("topic_id", "partition")
         .agg(pl.col("offset").max())
-        .sort("epoch", "partition")
+        .sort("topic_id", "partition")
         .iter_rows()
     }
-    cut = Cut() if live is None else _cut(extent, live)
-    generation = store.begin_generation(cut)
-    plan = _Plan(generation, bounds, int(extent["events"].sum()))
-    store.note(_NOTE, plan.to_json())
+    cutoff = RebuildCutoff() if live is None else _cutoff(ends, live)
+    rebuild_id = store.begin_rebuild(cutoff)
+    plan = _BackfillPlan(rebuild_id, bounds, int(ends["events"].sum()))
+    store.put_metadata(_PLAN, plan.to_json())
     return plan
 
 
-def _extent(log: EventLog) -> pl.DataFrame:
-    """Per (epoch, partition, source partition): last offsets and how many events.
+def _log_ends(log: EventLog) -> pl.DataFrame:
+    """Per (topic id, partition, source partition): last offsets and event count.
 
-    Taken batch by batch in offset order, so the bounds and the cut speak of one moment.
+    One pass in offset order, so that the bounds and the cutoff describe the same moment.
     """
-    parts = [_batch_extent(d.stamp, d.table) for d in log.deliveries()]
+    parts = [_batch_ends(d.stamp, d.table) for d in log.deliveries()]
     empty = {
-        "epoch": pl.String,
+        "topic_id": pl.String,
         "partition": pl.Int64,
         "source_partition": pl.Int32,
         "offset": pl.Int64,
@@ -178,16 +190,16 @@ def _extent(log: EventLog) -> pl.DataFrame:
         "events": pl.UInt32,
     }
     frame = pl.concat([pl.DataFrame(schema=empty), *parts])
-    keys = ["epoch", "partition", "source_partition"]
+    keys = ["topic_id", "partition", "source_partition"]
     return frame.group_by(keys).agg(pl.col("offset", "source_offset").max(), pl.col("events").sum())
 
 
-def _batch_extent(stamp: Stamp, table: pa.Table) -> pl.DataFrame:
+def _batch_ends(stamp: Stamp, table: pa.Table) -> pl.DataFrame:
     frame = pl.DataFrame(table.select(["source_partition", "source_offset"]))
     return frame.group_by("source_partition").agg(
         pl.col("source_offset").max(), events=pl.len()
     ).select(
-        epoch=pl.lit(stamp.epoch),
+        topic_id=pl.lit(stamp.topic_id),
         partition=pl.lit(stamp.partition, pl.Int64),
         source_partition="source_partition",
         offset=pl.lit(stamp.offset, pl.Int64),
@@ -196,40 +208,42 @@ def _batch_extent(stamp: Stamp, table: pa.Table) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def _cut(extent: pl.DataFrame, live: Live) -> Cut:
-    """The cut at the log's part of the epoch that the broker is in now."""
-    now = extent.filter(pl.col("epoch") == live.epochs.get("user", ""))
-    columns = now.select("partition", "source_partition", "source_offset").iter_rows()
+def _cutoff(ends: pl.DataFrame, live: LiveTopics) -> RebuildCutoff:
+    """The cutoff at the log's end of the topic that live folds read."""
+    current = ends.filter(pl.col("topic_id") == live.topic_ids.get("user", ""))
+    columns = current.select("partition", "source_partition", "source_offset").iter_rows()
     offsets = {(partition, source): offset for partition, source, offset in columns}
-    return Cut(live.partitions, live.epochs, offsets)
+    return RebuildCutoff(live.partitions, live.topic_ids, offsets)
 
 
-def _chunks(log: EventLog, plan: _Plan, rows: int) -> Iterator[tuple[pa.Table, Place]]:
-    """The rest of the plan in chunks, each with the place of its last batch."""
+def _chunks(
+    log: EventLog, plan: _BackfillPlan, rows: int
+) -> Iterator[tuple[pa.Table, LogPosition]]:
+    """The rest of the plan in chunks, each with the position of its last batch."""
     tables: list[pa.Table] = []
-    held, place = 0, None
-    for stamp, table in _batches(log, plan):
-        place = (stamp.epoch, stamp.partition, stamp.offset)
+    held, position = 0, None
+    for stamp, table in _remaining_batches(log, plan):
+        position = (stamp.topic_id, stamp.partition, stamp.offset)
         tables.append(table)
         held += table.num_rows
-        if (held >= rows and plan.end is None) or place == plan.end:
-            yield pa.concat_tables(tables), place
-            tables, held, place = [], 0, None
-    if place is not None:
-        yield pa.concat_tables(tables), place
+        if (held >= rows and plan.end is None) or position == plan.end:
+            yield pa.concat_tables(tables), position
+            tables, held, position = [], 0, None
+    if position is not None:
+        yield pa.concat_tables(tables), position
 
 
-def _batches(log: EventLog, plan: _Plan) -> Iterator[tuple[Stamp, pa.Table]]:
-    """The log's batches after the last chunk done and within the plan's bounds, in order."""
+def _remaining_batches(log: EventLog, plan: _BackfillPlan) -> Iterator[tuple[Stamp, pa.Table]]:
+    """The log's batches after the last finished chunk and within the plan's bounds, in order."""
     for delivery in log.deliveries():
         stamp = delivery.stamp
-        place = (stamp.epoch, stamp.partition, stamp.offset)
-        if plan.last is not None and place <= plan.last:
+        position = (stamp.topic_id, stamp.partition, stamp.offset)
+        if plan.last is not None and position <= plan.last:
             continue
-        if stamp.offset <= plan.bounds.get((stamp.epoch, stamp.partition), -1):
+        if stamp.offset <= plan.bounds.get((stamp.topic_id, stamp.partition), -1):
             yield stamp, delivery.table
 
 
-def _fold_chunk(store: FeastFeatureStore, chunk: pa.Table, plan: _Plan) -> int:
-    stamp = Stamp(f"backfill {plan.generation}", 0, plan.done)
+def _fold_chunk(store: FeastFeatureStore, chunk: pa.Table, plan: _BackfillPlan) -> int:
+    stamp = Stamp(f"backfill {plan.rebuild_id}", 0, plan.done)
     return sum(store.fold(entity, chunk, stamp) for entity in DEFINITIONS)

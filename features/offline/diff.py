@@ -1,11 +1,11 @@
-"""Online rows beside rows rebuilt from the log: each difference, by entity, id and column.
+"""Online rows compared with rows rebuilt from the log: each difference by entity, id, column.
 
-Knows two stores that can be read. Does not mend anything: `features.offline.backfill` does.
+Knows two stores that can be read. Does not repair anything: `features.offline.backfill` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,14 @@ from features.memory_store import MemoryFeatureStore
 from features.online.redis_store import FeastFeatureStore
 from features.store import EntityName, FeatureFrame, FeatureStore
 from streams.event_log import EventLog
+from streams.progress import ProgressCallback
 
 READ_ROWS = 1_000
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that is not what the log says."""
+    """One value that differs from the log's."""
 
     entity: EntityName
     entity_id: str
@@ -32,9 +31,9 @@ class Difference:
 
 
 def rebuild_in_memory(
-    log: EventLog, progress: Progress = lambda _share, _what: None
+    log: EventLog, progress: ProgressCallback = lambda _share, _what: None
 ) -> MemoryFeatureStore:
-    """The whole log folded in this process. Memory: every row (about 2 kB each)."""
+    """Folds the whole log in this process. Memory: every row, about 2 kB each."""
     store, total = MemoryFeatureStore(), sum(1 for _ in log.deliveries())
     for done, delivery in enumerate(log.deliveries(), start=1):
         for entity in DEFINITIONS:
@@ -43,24 +42,26 @@ def rebuild_in_memory(
     return store
 
 
-def diff(
+def diff_against_log(
     log_dir: Path,
     store: FeastFeatureStore,
     now_ms: int,
-    progress: Progress = lambda _share, _what: None,
+    progress: ProgressCallback = lambda _share, _what: None,
 ) -> Iterator[Difference]:
-    """Every difference between the online rows and the log, as both read at `now_ms`.
+    """Every difference between the online rows and the log, both read at `now_ms`.
 
-    Live folds go on meanwhile: for a verdict, let the consumers catch up first.
+    Live folds continue meanwhile: let the consumers catch up first. Raises `StoreDown`.
     """
     rebuilt = rebuild_in_memory(EventLog(log_dir), progress)
     for entity in DEFINITIONS:
         ids = sorted({*rebuilt.ids(entity), *store.ids(entity)})
         for start in range(0, len(ids), READ_ROWS):
-            yield from compare(entity, ids[start : start + READ_ROWS], store, rebuilt, now_ms)
+            yield from compare_stores(
+                entity, ids[start : start + READ_ROWS], store, rebuilt, now_ms
+            )
 
 
-def compare(
+def compare_stores(
     entity: EntityName,
     ids: Sequence[str],
     online: FeatureStore,

@@ -1,8 +1,8 @@
-"""Rows from logs that outgrow one machine: the same kernel, mapped over the log by Spark.
+"""Rows from logs that outgrow one machine: Spark runs the same fold over buckets of entities.
 
-Knows how the log's files become buckets of whole entities. Does not know windows, tiles
-or stores: each bucket is one call of `features.rows.aggregate`, so its rows are the local ones byte
-for byte. Needs pyspark (deploy/spark/spark.lock) and Java 17 or newer; nothing else
+Knows how the log's files become buckets of whole entities. Does not know windows, tiles or
+stores: each bucket is one call of `features.rows.aggregate`, so its rows equal the local ones
+byte for byte. Needs pyspark (deploy/spark/spark.lock) and Java 17 or newer; nothing else
 imports this module. Memory: one bucket's events in each Python worker.
 """
 
@@ -19,8 +19,8 @@ import polars as pl
 import pyarrow as pa
 
 from features.definitions import DEFINITIONS
-from features.rows.aggregate import PLACED, fold, group
-from features.rows.byte_slices import Spans
+from features.rows.aggregate import BASE_EVENT_COLUMNS, fold_events, group_by_entity
+from features.rows.byte_slices import ByteSlices
 from features.store import EntityName
 from streams.bus.contract import Stamp
 from streams.contract.schema import EVENT_SCHEMA, conform
@@ -28,14 +28,14 @@ from streams.contract.schema import EVENT_SCHEMA, conform
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession  # type: ignore[import-not-found]
 
-POSITION = ("epoch", "partition", "offset", "row")  # where the log holds an event
-ROWS = pa.schema([pa.field("id", pa.string()), pa.field("row", pa.binary())])
+POSITION_COLUMNS = ("epoch", "partition", "offset", "row")  # of an event in the log; stored names
+ROW_SCHEMA = pa.schema([pa.field("id", pa.string()), pa.field("row", pa.binary())])
 BUCKETS = 64
 _BUCKET = "entity_bucket"
 
 
-def local(cores: int = 2) -> SparkSession:
-    """A session in this machine's cores, for tests and small clusters of one."""
+def local_session(cores: int = 2) -> SparkSession:
+    """A session on this machine's cores, for tests and logs of moderate size."""
     from pyspark.sql import SparkSession
 
     # Python workers must find this interpreter and these packages.
@@ -56,66 +56,70 @@ def local(cores: int = 2) -> SparkSession:
 
 
 def read_log(spark: SparkSession, log_dir: Path | str) -> DataFrame:
-    """The log's Parquet files as they lie, whichever folders hold them.
+    """The log's Parquet files, in any folders below `log_dir`.
 
-    Gather the log first (`EventLog.gather`): batches that are not Parquet yet are not read.
+    Flush the log first (`EventLog.flush`): batches that are not Parquet yet are not read.
     """
     reader = spark.read.option("recursiveFileLookup", "true").option("mergeSchema", "true")
     return reader.option("pathGlobFilter", "*.parquet").parquet(str(log_dir))
 
 
-def rebuilt(
+def rebuild_rows(
     log: DataFrame,
     entity: EntityName,
     stamp: Stamp,
     *,
-    generation: int = 0,
+    rebuild_id: int = 0,
     buckets: int = BUCKETS,
 ) -> DataFrame:
-    """`ROWS`: each entity's stored bytes after the whole log, as one fold under `stamp` gives.
+    """`ROW_SCHEMA`: each entity's row after one fold of the whole log under `stamp`.
 
     Args:
-        log: `EVENT_SCHEMA`'s columns and `POSITION`'s. An event that overlapping files hold
-            twice is the same by its position and counts once.
-        stamp: what the rows carry; a rebuild's is `Stamp(f"backfill {generation}", 0, 0)`.
-        buckets: entities are spread over so many by the hash of their id; give more where
-            a bucket's events would not fit a worker.
+        log: the columns of `EVENT_SCHEMA` and `POSITION_COLUMNS`. An event that overlapping
+            files hold twice has the same position and counts once.
+        stamp: stored in the rows; a backfill's is `Stamp(f"backfill {rebuild_id}", 0, 0)`.
+        buckets: how many buckets entities are hashed into; raise it until a bucket's events fit
+            a worker.
     """
     from pyspark.sql import functions as F
 
     definition = DEFINITIONS[entity]
-    columns = dict.fromkeys((*PLACED, "duplicate", *definition.event_columns, *POSITION))
+    columns = dict.fromkeys(
+        (*BASE_EVENT_COLUMNS, "duplicate", *definition.event_columns, *POSITION_COLUMNS)
+    )
     known = log.where(F.col(definition.id_column).isNotNull()).select(*columns)
     bucket = F.pmod(F.xxhash64(definition.id_column), F.lit(buckets)).alias(_BUCKET)
-    whole = _bucket_fold(entity, stamp, generation)
-    return known.groupBy(bucket).applyInArrow(whole, "id string, row binary")
+    fold_bucket = _bucket_fold(entity, stamp, rebuild_id)
+    return known.groupBy(bucket).applyInArrow(fold_bucket, "id string, row binary")
 
 
 def _bucket_fold(
-    entity: EntityName, stamp: Stamp, generation: int
+    entity: EntityName, stamp: Stamp, rebuild_id: int
 ) -> Callable[[pa.Table], pa.Table]:
-    def whole(events: pa.Table) -> pa.Table:
-        return folded(entity, events, stamp, generation)
+    def fold_bucket(events: pa.Table) -> pa.Table:
+        return fold_table(entity, events, stamp, rebuild_id)
 
-    return whole
+    return fold_bucket
 
 
-def folded(entity: EntityName, events: pa.Table, stamp: Stamp, generation: int = 0) -> pa.Table:
-    """`ROWS` of these events, folded in the log's order.
+def fold_table(entity: EntityName, events: pa.Table, stamp: Stamp, rebuild_id: int = 0) -> pa.Table:
+    """`ROW_SCHEMA` of these events, folded in the log's order.
 
-    events: `POSITION` and at least those columns of `EVENT_SCHEMA` that the fold reads.
+    events: `POSITION_COLUMNS`, and of `EVENT_SCHEMA` at least the columns that the fold reads.
     """
     definition = DEFINITIONS[entity]
-    brought = pa.schema([field for field in EVENT_SCHEMA if field.name in events.column_names])
-    batch = group(definition, conform(_in_log_order(events), brought))
-    empty = Spans.of([None] * len(batch.names))
-    done = fold(definition, empty, batch, stamp, generation)
-    ids = batch.names.take(pa.array(done.changed))
-    return pa.table([ids.cast(pa.string()), pa.array(done.rows.to_list(), pa.binary())], ROWS)
+    present = pa.schema([field for field in EVENT_SCHEMA if field.name in events.column_names])
+    batch = group_by_entity(definition, conform(_in_log_order(events), present))
+    empty = ByteSlices.from_list([None] * len(batch.names))
+    folded = fold_events(definition, empty, batch, stamp, rebuild_id)
+    ids = batch.names.take(pa.array(folded.changed))
+    return pa.table(
+        [ids.cast(pa.string()), pa.array(folded.rows.to_list(), pa.binary())], ROW_SCHEMA
+    )
 
 
 def _in_log_order(events: pa.Table) -> pa.Table:
-    """By position, each position once: a shuffle brings rows in any order."""
-    frame: Any = pl.from_arrow(events.select(list(POSITION)))
-    first = frame.with_row_index("at").unique(POSITION, keep="first").sort(POSITION)
+    """Sorted by position, each position once; Spark's shuffle keeps no order."""
+    frame: Any = pl.from_arrow(events.select(list(POSITION_COLUMNS)))
+    first = frame.with_row_index("at").unique(POSITION_COLUMNS, keep="first").sort(POSITION_COLUMNS)
     return events.take(pa.array(first["at"].to_numpy().astype(np.int64)))

@@ -1,1 +1,1 @@
-"""The online store: Feast's Redis format, written by compare-and-set."""
+"""The online store: Feast's Redis format, written by lease or compare-and-set."""

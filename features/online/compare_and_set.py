@@ -1,9 +1,8 @@
-"""Writes of many rows: the scripts that compare and set, calls packed for them, and the plain
-commands of an owner.
+"""Packed writes of many rows: compare-and-set scripts, and plain commands under a lease.
 
-Knows the scripts' arguments and Feast's fields. Does not know connections nor what a row
-means. A call is packed by hand because a client library's packing costs more than the
-fold itself; what is short goes packed into one argument, because the server pays for each.
+Knows the scripts' arguments and Feast's fields. Does not know connections or what a row
+means. Calls are packed here because a client library's packing costs more than the fold
+itself. Short values share one argument because the server pays for each argument.
 """
 
 from __future__ import annotations
@@ -13,33 +12,34 @@ from collections.abc import Iterator
 import numpy as np
 
 from features.kernels.layout import DIGEST_BYTES
-from features.online.connection import Call, bulk
-from features.online.feast_keys import BYTES_TAG, TIMESTAMP_BYTES, RowFormat, timestamps
-from features.rows.byte_slices import Spans, given, readable_bytes
+from features.online.connection import ScriptCall, bulk_string
+from features.online.feast_keys import BYTES_TAG, TIMESTAMP_BYTES, RowFormat, encode_timestamps
+from features.rows.byte_slices import ByteSlices, readonly_bytes, readonly_view
 
-SET_ROWS, SET_BYTES = 256, 1 << 20  # at once: what is queued should stay in the server's caches
+SET_ROWS, SET_BYTES = 256, 1 << 20  # per transaction: its queue should fit the server's caches
 
-# One row's share of the packed argument: the digest that must be stored (zeros for none),
-# the length of the time, and the time in Feast's bytes.
+# One row's part of the shared argument: the digest that must be stored (zeros for none), the
+# length of the time, and the time in Feast's bytes.
 _CONDITION = np.dtype([("digest", "<u8"), ("length", "u1"), ("time", "u1", TIMESTAMP_BYTES)])
 
-# KEYS: the project's facts, the owner's key, then one row each. ARGV: generation, row field,
-# time field, each row's `_CONDITION` in one string, the caller's token, then each row's new
-# value. Replies with 1 if the caller is the owner, else 0, and the rows that lost. Whoever
-# is not the owner ends the owner's claim: it writes what the owner has not seen.
-SWAP = f"""
+# KEYS: the project's metadata, the lease, then one row each. ARGV: rebuild id, row field, time
+# field, each row's `_CONDITION` in one string, the caller's lease token, then each row's new
+# value. Replies with 1 if the caller holds the lease, else 0, and the places of the rows that
+# lost; with -1 under another rebuild id. A caller without the lease deletes it, because it
+# writes what the holder has not seen.
+COMPARE_AND_SET_SCRIPT = f"""
 local call, sub, byte = redis.call, string.sub, string.byte
 local field, time, conditions = ARGV[2], ARGV[3], ARGV[4]
 if call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return {{-1}} end
-local owner = call('GET', KEYS[2])
-local owns = owner == ARGV[5]
-if owner and not owns then call('UNLINK', KEYS[2]) end
+local holder = call('GET', KEYS[2])
+local owns = holder == ARGV[5]
+if holder and not owns then call('UNLINK', KEYS[2]) end
 local reply, none = {{owns and 1 or 0}}, string.rep('\0', {DIGEST_BYTES})
 local at = 0
 for i = 3, #KEYS do
   local now = call('HGET', KEYS[i], field)
-  local wanted = sub(conditions, at + 1, at + {DIGEST_BYTES})
-  if (now and sub(now, -{DIGEST_BYTES}) or none) == wanted then
+  local expected = sub(conditions, at + 1, at + {DIGEST_BYTES})
+  if (now and sub(now, -{DIGEST_BYTES}) or none) == expected then
     local length = byte(conditions, at + {DIGEST_BYTES + 1})
     local stamp = sub(conditions, at + {DIGEST_BYTES + 2}, at + {DIGEST_BYTES + 1} + length)
     call('HSET', KEYS[i], field, ARGV[i + 3], time, stamp)
@@ -51,9 +51,9 @@ end
 return reply
 """
 
-# KEYS: the owner's key, then rows. ARGV: row field, then per row the digest that must still
-# be stored.
-DROP = f"""
+# KEYS: the lease, then rows. ARGV: row field, then each row's expected digest. Replies with
+# the number of rows deleted.
+DELETE_IF_UNCHANGED_SCRIPT = f"""
 local dropped = 0
 for i = 2, #KEYS do
   local now = redis.call('HGET', KEYS[i], ARGV[1])
@@ -66,50 +66,61 @@ return dropped
 """
 
 
-class Swap:
-    """Packs calls of `SWAP` for one entity's rows under one generation and the caller's token
-    (empty for a caller that owns nothing)."""
+class CompareAndSet:
+    """Packs calls of `COMPARE_AND_SET_SCRIPT` for one entity's rows under one rebuild id.
 
-    def __init__(self, layout: RowFormat, meta: bytes, generation: int, token: bytes = b"") -> None:
-        self._layout, self._keys = layout, bulk(meta) + bulk(layout.owner_key)
-        fields = (b"%d" % generation, layout.row_field, layout.time_field)
-        self._fixed, self._token = b"".join(map(bulk, fields)), bulk(token)
+    `token`: the caller's lease; empty for a caller without one.
+    """
+
+    def __init__(
+        self, layout: RowFormat, metadata_key: bytes, rebuild_id: int, token: bytes = b""
+    ) -> None:
+        self._layout = layout
+        self._keys = bulk_string(metadata_key) + bulk_string(layout.lease_key)
+        fields = (b"%d" % rebuild_id, layout.row_field, layout.time_field)
+        self._fixed, self._token = b"".join(map(bulk_string, fields)), bulk_string(token)
 
     def calls(
         self,
-        ids: Spans,
-        before: np.ndarray,
-        rows: Spans,
+        ids: ByteSlices,
+        expected_digest: np.ndarray,
+        rows: ByteSlices,
         times: np.ndarray,
         size: int,
-    ) -> Iterator[Call]:
-        """Writes `rows` with event times (int64 [N], ms) where the stored rows still have the
-        digests `before` (uint64 [N], 0: none); `size` rows by each call."""
+    ) -> Iterator[ScriptCall]:
+        """Calls of `size` rows each that write every row whose stored digest is the expected one.
+
+        Args:
+            expected_digest: uint64 [N]; 0: no row is stored.
+            times: event times, int64 [N], ms.
+        """
         from features.kernels.packing import packed_values
 
-        conditions, data = _conditions(before, times), readable_bytes(rows.data)
+        conditions = _conditions(expected_digest, times)
+        data = readonly_bytes(rows.data)
         for start in range(0, len(ids), size):
             part = slice(start, min(start + size, len(ids)))
             bounds = slice(start, part.stop + 1)
-            values = packed_values(data, given(rows.offsets[bounds]), BYTES_TAG)
-            keys = self._layout.packed_keys(Spans(ids.data, ids.offsets[bounds]))
-            condition, n = bulk(conditions[part].tobytes()), part.stop - start
+            values = packed_values(data, readonly_view(rows.offsets[bounds]), BYTES_TAG)
+            keys = self._layout.packed_keys(ByteSlices(ids.data, ids.offsets[bounds]))
+            condition, n = bulk_string(conditions[part].tobytes()), part.stop - start
             first = b"".join((self._keys, keys, self._fixed, condition, self._token))
-            yield Call(n + 2, 7 + 2 * n, first, memoryview(values))
+            yield ScriptCall(n + 2, 7 + 2 * n, first, values.data)
 
 
-def plain_sets(
-    layout: RowFormat, ids: Spans, rows: Spans, times: np.ndarray
+def unconditional_sets(
+    layout: RowFormat, ids: ByteSlices, rows: ByteSlices, times: np.ndarray
 ) -> Iterator[tuple[int, memoryview]]:
-    """Commands that write `rows` with event times (int64 [N], ms), so many rows each, in order."""
+    """(row count, packed commands) that write `rows` in order, with event times (int64 [N], ms)."""
     n = len(ids)
     step = max(1, min(SET_ROWS, SET_BYTES * n // max(1, len(rows.data))))
     for a in range(0, n, step):
         b = min(a + step, n)
-        yield b - a, layout.packed_sets(ids.part(a, b), rows.part(a, b), times[a:b])
+        yield b - a, layout.packed_sets(ids.slice(a, b), rows.slice(a, b), times[a:b])
 
 
-def _conditions(before: np.ndarray, times: np.ndarray) -> np.ndarray:
-    found = np.empty(len(before), _CONDITION)
-    found["digest"], (found["time"], found["length"]) = before, timestamps(times)
+def _conditions(expected_digest: np.ndarray, times: np.ndarray) -> np.ndarray:
+    found = np.empty(len(expected_digest), _CONDITION)
+    found["digest"] = expected_digest
+    found["time"], found["length"] = encode_timestamps(times)
     return found

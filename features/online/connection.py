@@ -1,4 +1,4 @@
-"""A connection to the online store whose every failure is a `StoreDown` that says the fix.
+"""Connections to the online store; every failure is a `StoreDown` that names the fix.
 
 Knows redis-py and Lua scripts. Does not know rows.
 """
@@ -19,14 +19,14 @@ from redis.retry import Retry
 
 from features.store import StoreDown
 
-RECEIVE_BYTES = 1 << 16  # the memory of longer pieces is mapped anew for each: thrice the CPU
-PIECES_AT_ONCE = 256  # systems take 1024 at most
+RECEIVE_BYTES = 1 << 16  # larger buffers are mapped anew for each call: three times the CPU
+PIECES_PER_SEND = 256  # systems accept 1024 at most
 
 
 class Connection:
-    """One Redis or Valkey database. Safe for threads; reconnects by itself.
+    """One Redis or Valkey database. Safe for threads; reconnects on its own.
 
-    `timeout_s` bounds connecting and each answer.
+    `timeout_s` bounds connecting and each reply.
     """
 
     def __init__(self, address: str, db: int, timeout_s: float) -> None:
@@ -38,17 +38,17 @@ class Connection:
             db=db,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
-            # One immediate second try: a pooled connection may have died while idle.
+            # One immediate retry: a pooled connection may have died while idle.
             retry=Retry(NoBackoff(), 1),
         )
 
     @contextmanager
-    def failures(self) -> Iterator[None]:
+    def errors_as_store_down(self) -> Iterator[None]:
         """Turns what redis-py raises into `StoreDown`."""
         try:
             yield
         except (redis.exceptions.ResponseError, redis.exceptions.DataError):
-            raise  # the store answered: a defect of ours, not an absence
+            raise  # the store answered: a bug here, not an outage
         except (redis.exceptions.RedisError, OSError) as error:
             raise StoreDown(
                 f"the online store at {self.address} (db {self.db}) does not answer: {error}. "
@@ -56,20 +56,20 @@ class Connection:
             ) from error
 
     def exchange(self, packed: Sequence[bytes | memoryview], replies: int) -> list[Any]:
-        """Sends packed commands, then reads their replies; a second time on a dead connection.
+        """Sends packed commands and reads so many replies; retries once on a dead connection.
 
-        Each piece has `timeout_s` to be taken, and each part of an answer to come. Reads
-        past redis-py, whose own way costs three microseconds a reply. An error that the
-        server answers is raised when all replies are read, the first of them.
+        `timeout_s` bounds each send and each receive. Replies are parsed without redis-py,
+        which costs 3 µs a reply. Of the errors among the replies, the first is raised once all
+        replies are read.
         """
-        with self.failures():
+        with self.errors_as_store_down():
             try:
                 found = self._exchange(packed, replies)
             except redis.exceptions.ConnectionError:
-                found = self._exchange(packed, replies)  # the pooled connection had died
+                found = self._exchange(packed, replies)  # the pooled connection was dead
             wrong = next((r for r in found if isinstance(r, Exception)), None)
             if wrong is not None:
-                raise _named(wrong)
+                raise _redis_error(wrong)
         return found
 
     def _exchange(self, packed: Sequence[bytes | memoryview], replies: int) -> list[Any]:
@@ -89,28 +89,30 @@ class Connection:
 
     def ping(self) -> bool:
         try:
-            with self.failures():
+            with self.errors_as_store_down():
                 return bool(self.client.ping())
         except StoreDown:
             return False
 
 
 class DedicatedConnection:
-    """One connection kept open, so that what the server remembers of it (`WATCH`) holds from
-    one exchange to the next. It never connects again by itself. Not safe for threads."""
+    """One connection kept open, so that the server's state for it (`WATCH`) lasts from one
+    exchange to the next. Never reconnects. Not safe for threads."""
 
     def __init__(self, pool: Any) -> None:
         self._pool, self._connection = pool, pool.get_connection()
 
     def exchange(
-        self, packed: Sequence[bytes | memoryview], known: bytes, replies: int
+        self, packed: Sequence[bytes | memoryview], expected: bytes, replies: int
     ) -> list[Any] | None:
-        """The replies behind the `known` ones, with which the answer begins where all goes well.
-        None: the connection broke before the end. That, and every error, closes it."""
+        """The `replies` that follow the `expected` bytes, with which a good answer starts.
+
+        None: the connection broke before the end. That and every error close the connection.
+        """
         sock = self._connection._sock
         try:
             _send(sock, packed)
-            return _replies_behind(sock, known, replies)
+            return _replies_after(sock, expected, replies)
         except redis.exceptions.ConnectionError:
             self._close()
             return None
@@ -123,22 +125,22 @@ class DedicatedConnection:
         self._pool.release(self._connection)
 
 
-class Call(NamedTuple):
-    """A script's keys and arguments, packed: each a RESP bulk string (`bulk`)."""
+class ScriptCall(NamedTuple):
+    """A script's keys and arguments, packed: each a RESP bulk string (`bulk_string`)."""
 
     keys: int
     words: int  # keys and arguments together
-    first: bytes  # some of them
-    rest: memoryview  # the others, which are long: they are sent as they lie
+    first: bytes  # the short ones
+    rest: memoryview  # the long ones, sent without a copy
 
     def pieces(self, sha: str) -> tuple[bytes, memoryview]:
         """The whole command."""
-        words = map(bulk, (b"EVALSHA", sha.encode(), b"%d" % self.keys))
+        words = map(bulk_string, (b"EVALSHA", sha.encode(), b"%d" % self.keys))
         return b"".join((b"*%d\r\n" % (self.words + 3), *words, self.first)), self.rest
 
 
 class Script:
-    """A Lua script by its hash, sent whole when the server has forgotten it."""
+    """A Lua script called by its hash; loaded again when the server has lost it."""
 
     def __init__(self, connection: Connection, source: str) -> None:
         self._connection, self._source = connection, source
@@ -146,48 +148,51 @@ class Script:
 
     def __call__(self, keys: Sequence[bytes], arguments: Sequence[bytes | int]) -> Any:
         client = self._connection.client
-        with self._connection.failures():
+        with self._connection.errors_as_store_down():
             try:
                 return client.evalsha(self._digest(), len(keys), *keys, *arguments)
             except redis.exceptions.NoScriptError:
                 return client.eval(self._source, len(keys), *keys, *arguments)
 
-    def many(self, calls: Sequence[Call]) -> list[Any]:
-        """The calls one after another without waiting in between; a reply for each."""
+    def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """The calls in one pipeline; a reply for each.
+
+        The script must tolerate a call that runs twice.
+        """
         for _ in range(2):
             sha = self._digest()
             packed = [piece for call in calls for piece in call.pieces(sha)]
             try:
                 return self._connection.exchange(packed, len(calls))
             except redis.exceptions.NoScriptError:
-                self._sha = ""  # forgotten; the script must bear a call that runs a second time
-        raise StoreDown(f"the online store at {self._connection.address} keeps no scripts")
+                self._sha = ""  # the server lost the script
+        raise StoreDown(f"the online store at {self._connection.address} does not keep scripts")
 
     def _digest(self) -> str:
         if not self._sha:
-            with self._connection.failures():
+            with self._connection.errors_as_store_down():
                 self._sha = self._connection.client.script_load(self._source)
         return self._sha
 
 
-def hget(key: bytes, field: bytes) -> bytes:
-    """An HGET, packed."""
-    return b"*3\r\n$4\r\nHGET\r\n%b%b" % (bulk(key), bulk(field))
+def pack_hget(key: bytes, field: bytes) -> bytes:
+    """A packed HGET."""
+    return b"*3\r\n$4\r\nHGET\r\n%b%b" % (bulk_string(key), bulk_string(field))
 
 
-def bulk(word: bytes) -> bytes:
+def bulk_string(word: bytes) -> bytes:
     """A RESP bulk string."""
     return b"$%d\r\n%b\r\n" % (len(word), word)
 
 
 def _send(sock: Any, pieces: Sequence[bytes | memoryview]) -> None:
-    """Sends all pieces as they lie, in few calls of the system."""
+    """Sends all pieces without copying them, in few system calls."""
     left = deque(memoryview(piece) for piece in pieces if len(piece))
     while left:
         try:
-            sent = sock.sendmsg(list(islice(left, PIECES_AT_ONCE)))
+            sent = sock.sendmsg(list(islice(left, PIECES_PER_SEND)))
         except TimeoutError as error:
-            raise redis.exceptions.TimeoutError("not taken in time") from error
+            raise redis.exceptions.TimeoutError("send timed out") from error
         except OSError as error:
             raise redis.exceptions.ConnectionError("the connection was closed") from error
         while left and sent >= len(left[0]):
@@ -196,46 +201,50 @@ def _send(sock: Any, pieces: Sequence[bytes | memoryview]) -> None:
             left[0] = left[0][sent:]
 
 
-_MORE = object()  # what the reader gives while a reply is not whole
+_INCOMPLETE = object()  # hiredis returns it while a reply is not complete
 
 
-def _replies(sock: Any, count: int, begun: bytes = b"") -> list[Any]:
-    """`begun`: what was received of them already."""
-    reader = hiredis.Reader(notEnoughData=_MORE)
+def _replies(sock: Any, count: int, received: bytes = b"") -> list[Any]:
+    """The next `count` replies, of which `received` has been read from the socket."""
+    reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
     found: list[Any] = []
-    reader.feed(begun)
+    reader.feed(received)
     while True:
-        while len(found) < count and (reply := reader.gets()) is not _MORE:
+        while len(found) < count and (reply := reader.gets()) is not _INCOMPLETE:
             found.append(reply)
         if len(found) == count:
             return found
-        reader.feed(_received(sock))
+        reader.feed(_receive(sock))
 
 
-def _replies_behind(sock: Any, known: bytes, count: int) -> list[Any]:
-    """Any error among the replies is raised, the first of them. To wake for each piece of the known
-    replies, and to parse them, costs more than to send what they answer."""
-    # No reply is shorter than a nil, nor an error than the known reply that it stands for.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(known) + count * len(b"$-1\r\n"))
-    data = _received(sock)
+def _replies_after(sock: Any, expected: bytes, count: int) -> list[Any]:
+    """The `count` replies after the expected bytes; the first error among all replies is raised.
+
+    One wake-up for all of them: to wake for each piece of the expected replies, and to parse
+    them, costs more than to send the commands.
+    """
+    # No reply is shorter than a nil, no error shorter than the expected reply in its place.
+    wanted = len(expected) + count * len(b"$-1\r\n")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+    data = _receive(sock)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-    while len(data) < len(known):
-        data += _received(sock)
-    right = data.startswith(known)
-    begun, more = (data[len(known) :], 0) if right else (data, known.count(b"\r\n"))
-    replies = _replies(sock, more + count, begun)
+    while len(data) < len(expected):
+        data += _receive(sock)
+    matches = data.startswith(expected)
+    rest, more = (data[len(expected) :], 0) if matches else (data, expected.count(b"\r\n"))
+    replies = _replies(sock, more + count, rest)
     each = [*replies, *(r for reply in replies if isinstance(reply, list) for r in set(reply))]
     wrong = next((reply for reply in each if isinstance(reply, Exception)), None)
-    if wrong is not None or not right:
-        raise _named(wrong or ValueError("the server answers what it was not asked"))
+    if wrong is not None or not matches:
+        raise _redis_error(wrong or ValueError("the server sent an unexpected reply"))
     return replies
 
 
-def _received(sock: Any) -> bytes:
+def _receive(sock: Any) -> bytes:
     try:
         data: bytes = sock.recv(RECEIVE_BYTES)
     except TimeoutError as error:
-        raise redis.exceptions.TimeoutError("no answer in time") from error
+        raise redis.exceptions.TimeoutError("receive timed out") from error
     except OSError as error:
         raise redis.exceptions.ConnectionError("the connection was closed") from error
     if not data:
@@ -243,7 +252,7 @@ def _received(sock: Any) -> bytes:
     return data
 
 
-def _named(error: Exception) -> Exception:
+def _redis_error(error: Exception) -> Exception:
     """The server's error as redis-py's exception."""
     if str(error).startswith("NOSCRIPT"):
         return redis.exceptions.NoScriptError(str(error))

@@ -1,8 +1,8 @@
-"""Feast's own bytes for our rows: Redis keys, hash fields, values and timestamps.
+"""Rows in Feast's own bytes: Redis keys, hash fields, values and timestamps.
 
-Knows Feast 0.67's Redis layout (entity key serialisation 3) well enough to write it
-without importing Feast, whose import takes seconds; a test holds every byte against
-Feast's own writer. Does not know connections.
+Knows Feast 0.67's Redis layout (entity key serialisation 3) and writes it without importing
+Feast, which takes seconds; a test compares every byte with Feast's own writer. Does not know
+connections.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ import mmh3
 import numpy as np
 
 from features.definitions import EntityDefinition
-from features.online.connection import bulk, hget
-from features.rows.byte_slices import Spans, given, readable_bytes
+from features.online.connection import bulk_string, pack_hget
+from features.rows.byte_slices import ByteSlices, readonly_bytes, readonly_view
 
 ROW_FEATURE = "row"  # the one Bytes feature of each view
-READS_KEPT = 65_536  # per entity, about 210 bytes each
+CACHED_READS = 65_536  # read commands per entity, about 210 bytes each
 _STRING = 2  # ValueType.STRING
-GENERATION = b"generation"  # the fact that tells which life of the rows this is
+REBUILD_ID_FIELD = b"generation"  # of the metadata hash; the stored spelling
 BYTES_TAG = 0x0A  # ValueProto.bytes_val: field 1, length-delimited
 
 
-def facts_key(project: str) -> bytes:
-    """The key of what is known of a project's rows as a whole."""
+def metadata_key(project: str) -> bytes:
+    """The hash of a project's metadata: rebuild id, fingerprints, cutoff, progress."""
     return f"tidemill:{project}".encode()
 
 
-def owner_key(project: str, view: str) -> bytes:
-    """The key that tells who owns a view's rows. No other project's facts lie there: they
-    begin otherwise, and no view has a colon in its name."""
+def lease_key(project: str, view: str) -> bytes:
+    """The key of the lease on a view's rows; its value is the holder's token.
+
+    It collides with no other key: metadata keys start otherwise, and no view name has a colon.
+    """
     return f"tidemill owner of {view}:{project}".encode()
 
 
@@ -49,42 +51,46 @@ class RowFormat:
         self._head += struct.pack("<I", _STRING)
         self._project = project.encode()
         self.view = view_name(definition)
-        self.owner_key = owner_key(project, self.view)
+        self.lease_key = lease_key(project, self.view)
         self.row_field = struct.pack("<I", mmh3.hash(f"{self.view}:{ROW_FEATURE}", signed=False))
         self.time_field = f"_ts:{self.view}".encode()
         self._key_ends = _bytes(self._head), _bytes(self._project)
-        words = (b"*6\r\n" + bulk(b"HSET"), bulk(self.row_field), bulk(self.time_field))
-        self._set_words = tuple(map(_bytes, words))
-        self.packed_read = lru_cache(maxsize=READS_KEPT)(self._packed_read)
+        self._set_words = (
+            _bytes(b"*6\r\n" + bulk_string(b"HSET")),
+            _bytes(bulk_string(self.row_field)),
+            _bytes(bulk_string(self.time_field)),
+        )
+        self.packed_read = lru_cache(maxsize=CACHED_READS)(self._packed_read)
 
     def key(self, entity_id: str) -> bytes:
+        """The Redis key of one row."""
         raw = entity_id.encode()
         return b"".join((self._head, struct.pack("<I", len(raw)), raw, self._project))
 
     def _packed_read(self, entity_id: str) -> bytes:
         """The command that reads the row's value."""
-        return hget(self.key(entity_id), self.row_field)
+        return pack_hget(self.key(entity_id), self.row_field)
 
-    def packed_keys(self, ids: Spans) -> bytes:
-        """The keys of many ids as RESP bulk strings, one after another."""
+    def packed_keys(self, ids: ByteSlices) -> bytes:
+        """The keys of many ids as concatenated RESP bulk strings."""
         from features.kernels.packing import packed_keys
 
-        packed = packed_keys(readable_bytes(ids.data), given(ids.offsets), *self._key_ends)
+        packed = packed_keys(readonly_bytes(ids.data), readonly_view(ids.offsets), *self._key_ends)
         return bytes(packed)
 
-    def packed_sets(self, ids: Spans, rows: Spans, times: np.ndarray) -> memoryview:
-        """A command per row that sets it and its event time (int64 [N], ms)."""
-        from features.kernels.packing import packed_sets
+    def packed_sets(self, ids: ByteSlices, rows: ByteSlices, times: np.ndarray) -> memoryview:
+        """One packed HSET per row, of the row and its event time (`times`: int64 [N], ms)."""
+        from features.kernels.packing import KeyFormat, RowFields, packed_sets
 
         found = packed_sets(
-            *(readable_bytes(ids.data), given(ids.offsets), *self._key_ends),
-            *(readable_bytes(rows.data), given(rows.offsets), BYTES_TAG),
-            *(given(times), *self._set_words),
+            *(readonly_bytes(ids.data), readonly_view(ids.offsets), KeyFormat(*self._key_ends)),
+            *(readonly_bytes(rows.data), readonly_view(rows.offsets), readonly_view(times)),
+            RowFields(*self._set_words, BYTES_TAG),
         )
-        return memoryview(found)
+        return found.data
 
     def pattern(self) -> bytes:
-        """A SCAN pattern that every key of this entity matches (others may: see `entity_id`)."""
+        """A SCAN pattern that every key of this entity matches; `entity_id` rejects others."""
         return _literal(self._head) + b"*" + _literal(self._project)
 
     def entity_id(self, key: bytes) -> str | None:
@@ -105,7 +111,7 @@ def _literal(raw: bytes) -> bytes:
     return b"".join(b"\\" + bytes([c]) if bytes([c]) in b"*?[]\\^-" else bytes([c]) for c in raw)
 
 
-def unwrap(value: bytes | None) -> bytes | None:
+def unwrap_bytes(value: bytes | None) -> bytes | None:
     """The bytes inside a serialised ValueProto; None when it holds no bytes."""
     if not value or value[0] != BYTES_TAG:
         return None
@@ -115,22 +121,22 @@ def unwrap(value: bytes | None) -> bytes | None:
     return value[start + 1 :]
 
 
-def timestamp(time_ms: int) -> bytes:
-    """A serialised google.protobuf.Timestamp."""
+def encode_timestamp(time_ms: int) -> bytes:
+    """`time_ms` as a serialised google.protobuf.Timestamp."""
     seconds, rest = divmod(time_ms, 1000)
     return _seconds(seconds) + _nanos(rest)
 
 
-TIMESTAMP_BYTES = 17  # of the longest: seconds in 11, nanoseconds in 6
+TIMESTAMP_BYTES = 17  # at most: seconds in 11, nanoseconds in 6
 _SECONDS = (1 << 28, (1 << 35) - 1)  # 1978 to 3058: their varints have 5 bytes
 
 
-def timestamps(times_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`timestamp` of each: uint8 [N, TIMESTAMP_BYTES] filled with zeros, and their lengths."""
+def encode_timestamps(times_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`encode_timestamp` of each: uint8 [N, TIMESTAMP_BYTES], zero-padded; lengths, uint8 [N]."""
     found = np.zeros((len(times_ms), TIMESTAMP_BYTES), np.uint8)
     seconds, rest = np.divmod(times_ms, 1000)
     if not ((seconds >= _SECONDS[0]) & (seconds <= _SECONDS[1])).all():
-        whole = [timestamp(time_ms) for time_ms in times_ms.tolist()]
+        whole = [encode_timestamp(time_ms) for time_ms in times_ms.tolist()]
         for place, raw in enumerate(whole):
             found[place, : len(raw)] = list(raw)
         return found, np.array(list(map(len, whole)), np.uint8)
@@ -144,7 +150,7 @@ def timestamps(times_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def _all_nanos() -> tuple[np.ndarray, np.ndarray]:
-    """The nanoseconds of every millisecond: uint8 [1000, 6], and their lengths."""
+    """The nanoseconds field of every millisecond: uint8 [1000, 6], and uint8 [1000] lengths."""
     each = [_nanos(rest) for rest in range(1000)]
     padded = b"".join(raw.ljust(6, b"\0") for raw in each)
     lengths = np.array(list(map(len, each)), np.uint8)

@@ -1,8 +1,9 @@
-"""Who owns an entity's rows: the claims that one process has laid, and the ids of a batch.
+"""Leases of entities: a process that holds one writes that entity's rows without comparing.
 
-Knows the keys that hold claims and the cache's turns. Does not know rows nor scripts: every
-writer that is not the owner ends the claim in the step in which it writes (`features.online.compare_and_set`,
-`features.feast.online_store`), and so does another claim.
+Knows the lease keys and the row cache's sequence numbers. Does not know rows or scripts. Every
+other writer deletes the lease key in the step in which it writes
+(`features.online.compare_and_set`, `features.feast.online_store`), and so does the next
+process that acquires the lease (docs/adr/0012, docs/adr/0015).
 """
 
 from __future__ import annotations
@@ -11,79 +12,57 @@ import secrets
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-
 from features.online.connection import Connection
-from features.online.feast_keys import GENERATION
-from features.online.optimistic_transaction import Watch
+from features.online.feast_keys import REBUILD_ID_FIELD
+from features.online.optimistic_transaction import OptimisticTransaction
 from features.online.row_cache import RowCache
-from features.rows.byte_slices import Spans, given, readable_bytes
 from features.store import EntityName
 
 TOKEN_BYTES = 8
 
 
-class Claim(NamedTuple):
+class Lease(NamedTuple):
     token: bytes
-    since: int  # the cache's turn: rows put earlier may have been written by others
+    since: int  # cache sequence: rows put earlier may have been overwritten by others
 
 
-class Claims:
-    """This process's claims that it believes to stand; the store alone knows. One thread at a
-    time for an entity."""
+class Leases:
+    """The leases that this process believes it holds; the store decides. One thread at a time
+    for an entity."""
 
-    def __init__(self, connection: Connection, meta: bytes, cache: RowCache) -> None:
-        self._connection, self._meta, self._cache = connection, meta, cache
-        self._held: dict[EntityName, Claim] = {}
-        self._watches: dict[EntityName, Watch] = {}
+    def __init__(self, connection: Connection, metadata_key: bytes, cache: RowCache) -> None:
+        self._connection, self._metadata_key, self._cache = connection, metadata_key, cache
+        self._held: dict[EntityName, Lease] = {}
+        self._transactions: dict[EntityName, OptimisticTransaction] = {}
 
-    def lay(self, entity: EntityName, key: bytes, generation: int) -> None:
-        """Makes this process the owner, if it keeps rows and is not the owner yet."""
+    def acquire(self, entity: EntityName, key: bytes, rebuild_id: int) -> None:
+        """Takes the entity's lease, if this process caches rows and does not hold it yet."""
         if not self._cache.limit or entity in self._held:
             return
         token = secrets.token_bytes(TOKEN_BYTES)
-        if entity not in self._watches:
-            fact = (self._meta, GENERATION)
-            self._watches[entity] = Watch(self._connection, key, fact)
-        if self._watches[entity].begin(token, b"%d" % generation):
-            self._held[entity] = Claim(token, self._cache.turn(entity))
+        if entity not in self._transactions:
+            guard = (self._metadata_key, REBUILD_ID_FIELD)
+            self._transactions[entity] = OptimisticTransaction(self._connection, key, guard)
+        if self._transactions[entity].begin(token, b"%d" % rebuild_id):
+            self._held[entity] = Lease(token, self._cache.next_sequence(entity))
 
-    def held(self, entity: EntityName) -> Claim | None:
+    def held(self, entity: EntityName) -> Lease | None:
         return self._held.get(entity)
 
     def write(self, entity: EntityName, sets: Iterable[tuple[int, memoryview]]) -> int:
-        """How many of the rows, from the first on, are written: all unless the claim is lost.
-        `sets`: some rows each, and their commands."""
+        """Executes `sets` (row count, packed commands) in order until the lease is lost.
+
+        Returns how many rows, from the first on, are written.
+        """
         written = 0
         for rows, commands in sets:
-            if entity not in self._held or not self._watches[entity].write(rows, commands):
-                self.lose(entity)
+            if entity not in self._held or not self._transactions[entity].execute(rows, commands):
+                self.invalidate(entity)
                 break
             written += rows
-            if not self._watches[entity].stands:
-                self.lose(entity)
+            if not self._transactions[entity].valid:
+                self.invalidate(entity)
         return written
 
-    def lose(self, entity: EntityName) -> None:
+    def invalidate(self, entity: EntityName) -> None:
         self._held.pop(entity, None)
-
-
-class Ids(NamedTuple):
-    """A batch's ids."""
-
-    ids: Spans
-    keys: np.ndarray  # uint64 [N]: where the row cache looks for them
-    checks: np.ndarray  # uint64 [N]: what it knows them by; Python's hash, keyed anew each process
-
-    @classmethod
-    def of(cls, names: pa.StringArray) -> Ids:
-        from features.kernels.packing import hashes
-
-        ids = Spans.of_array(names)
-        keys = np.asarray(hashes(readable_bytes(ids.data), given(ids.offsets)))
-        checks = np.fromiter(map(hash, names.to_pylist()), np.int64, len(names))
-        return cls(ids, keys, checks.view(np.uint64))
-
-    def text(self, places: np.ndarray) -> list[str]:
-        return [raw.decode() for raw in self.ids.take(places).to_list()]

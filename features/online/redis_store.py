@@ -1,74 +1,43 @@
-"""The online store: one hash per entity row in Feast's format, folded by compare-and-set.
+"""The online store: one hash per entity row in Feast's format, in Redis or Valkey.
 
-Knows Redis commands, generations and conflicts. Does not import Feast: plain Feast
-clients read the same keys through `features.feast.online_store`. One database serves one
-project.
-
-A generation is one life of the stored rows. It is drawn anew when the store is found
-empty and when a rebuild begins, it is written into every row, and no fold may write
-under another than the one that it started with: so a flushed, failed-over or rebuilt
-store is noticed at the next batch (`GenerationChanged`), never silently half filled.
-
-A process that keeps rows owns those of an entity while its claim stands in the store; any
-other writer breaks the claim in the step in which it writes. What the owner has read or
-written under its claim needs no comparing (docs/adr/0012, docs/adr/0015).
+Knows the store contract and which part serves it: `RowReader` reads, `RowWriter` writes,
+`RebuildState` guards the rebuild id. Does not know Redis commands, and does not import Feast:
+plain Feast clients read the same keys through `features.feast.online_store`. One database
+serves one project.
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from features.definitions import DEFINITIONS
-from features.kernels.layout import (
-    FOREVER_MS,
-    VERSION,
-    decode,
-    digests,
-    erased_until,
-    tombstone,
-)
-from features.online.compare_and_set import DROP, SWAP, Swap, plain_sets
-from features.online.connection import Connection, Script, hget
-from features.online.feast_keys import GENERATION, RowFormat, facts_key, unwrap
-from features.online.lease import Claims, Ids
-from features.online.rebuild_cutoff import Cut
-from features.online.row_cache import RowCache
-from features.rows.aggregate import Fold, Folded, Stored, apart, group
-from features.rows.byte_slices import Spans
-from features.rows.finalize import finish_blobs
-from features.store import (
-    DefinitionChanged,
-    EntityName,
-    FeatureFrame,
-    GenerationChanged,
-    StoreDown,
-)
+from features.online.compare_and_set import CompareAndSet
+from features.online.connection import Connection
+from features.online.rebuild import RebuildState
+from features.online.rebuild_cutoff import RebuildCutoff
+from features.online.row_cache import EntityIds, RowCache
+from features.online.row_reader import RowReader, batched
+from features.online.row_writer import ATTEMPTS, RowWriter
+from features.rows.aggregate import group_by_entity, split_by_partition
+from features.rows.byte_slices import ByteSlices
+from features.rows.decode import FOREVER_MS, decode, digests, erased_until, tombstone
+from features.rows.finalize import finalize_rows
+from features.store import EntityName, FeatureFrame, StoreDown
 from streams.bus.contract import Stamp
 
-ATTEMPTS = 32  # a conflict means that another writer moved on; it cannot lose 32 times alone
-SCRIPT_ROWS = 128  # rows per script call: more than the server's caches hold cost it more
-READ_ROWS = 1024  # rows asked for at once
-BYTES_AT_ONCE = 4 << 20  # of rows folded together: bounds memory, whatever the batch
-ROWS_AT_ONCE = range(512, 8_192)  # fewer cost more than they save, more leave the caches
-FIRST_GUESS_BYTES = 4_096  # of a row, before any was folded
-CALLS_AT_ONCE = 32  # calls packed and sent before their replies are read: bounds memory
+_SCAN_ROWS = 128  # rows looked at or deleted together
 _NO_TIME = np.zeros(1, np.int64)
-T = TypeVar("T")
 
 
 class FeastFeatureStore:
     """`features.store.FeatureStore` on Redis or Valkey, in Feast's key and field format.
 
-    `cached_rows`: how many rows a folding process keeps, to save reading them again; a
-    reader needs none. Every method raises `StoreDown` when the store does not answer.
+    `cached_rows`: how many rows a folding process keeps, so that the next batch need not read
+    them; readers need none. Every method raises `StoreDown` if the store does not answer.
     """
 
     def __init__(
@@ -82,316 +51,118 @@ class FeastFeatureStore:
     ) -> None:
         self.project = project
         self.connection = Connection(address, db, timeout_s)
-        self._formats = {name: RowFormat(d, project) for name, d in DEFINITIONS.items()}
-        self._meta = facts_key(project)
-        self._swap_script = Script(self.connection, SWAP)
-        self._drop_script = Script(self.connection, DROP)
+        self._reader = RowReader(self.connection, project)
         self._cache = RowCache(cached_rows)
-        self._claims = Claims(self.connection, self._meta, self._cache)
-        self._folding = {name: threading.Lock() for name in DEFINITIONS}
-        self._row_bytes = dict.fromkeys(DEFINITIONS, float(FIRST_GUESS_BYTES))
-        self._generation = 0
-        self._cut = Cut()
+        self._rebuild = RebuildState(self._reader, self._cache)
+        self.writer = RowWriter(self._reader, self._rebuild, self._cache)
 
     # ---- the contract
 
     def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
-        generation = self.generation()
-        batch = group(DEFINITIONS[entity], events)
-        if len(parts := apart(events, batch)) > 1:
+        self._rebuild.rebuild_id()  # loads the cutoff
+        batch = group_by_entity(DEFINITIONS[entity], events)
+        if len(parts := split_by_partition(events, batch)) > 1:
             return sum(self.fold(entity, part, stamp) for part in parts)
-        batch = self._cut.beyond(entity, batch, stamp)
-        work, ids = Fold(DEFINITIONS[entity], batch, stamp, generation), Ids.of(batch.names)
-        n, step = len(ids.keys), self._rows_at_once(entity)
-        with self._folding[entity]:
-            self._claims.lay(entity, self._formats[entity].owner_key, generation)
-            rows = (np.arange(a, min(a + step, n)) for a in range(0, n, step))
-            return sum(self._fold_part(entity, work, ids, places) for places in rows)
-
-    def _rows_at_once(self, entity: EntityName) -> int:
-        rows = int(BYTES_AT_ONCE / self._row_bytes[entity])
-        return min(max(rows, ROWS_AT_ONCE.start), ROWS_AT_ONCE.stop)
-
-    def _fold_part(self, entity: EntityName, work: Fold, ids: Ids, places: np.ndarray) -> int:
-        written = 0
-        for _ in range(ATTEMPTS):
-            stored, sure = self._stored(entity, ids, places)
-            folded = work.rows(places, stored)
-            if folded.foreign:
-                raise DefinitionChanged(
-                    f"stored {entity} rows follow other declarations than this code; run "
-                    "`tidemill features backfill --rebuild`"
-                )
-            lost = self._swap(entity, ids, folded, sure[np.searchsorted(places, folded.changed)])
-            written += len(folded.changed) - len(lost)
-            if not len(lost):
-                return written
-            places = lost
-        raise StoreDown(f"{len(places)} {entity} rows lost every compare-and-set; fold again")
+        batch = self._rebuild.cutoff.exclude_rebuilt(entity, batch, stamp)
+        return self.writer.fold(entity, batch, stamp)
 
     def read(self, entity: EntityName, ids: Sequence[str], now_ms: int) -> FeatureFrame:
-        blobs, _ = self._fetch(entity, ids)
-        return finish_blobs(DEFINITIONS[entity], ids, blobs, now_ms)
+        return finalize_rows(DEFINITIONS[entity], ids, self.stored_rows(entity, ids), now_ms)
 
     def erase(self, user_id: str, at_ms: int | None = None) -> None:
         until = FOREVER_MS if at_ms is None else at_ms
-        self.generation()
+        self._rebuild.rebuild_id()
         for _ in range(ATTEMPTS):
-            blobs, generation = self._fetch("user", [user_id])
-            if generation is None:
-                raise self._changed(None)
-            if erased_until(blobs[0]) >= until:
+            (stored,), rebuild_id = self._reader.read("user", [user_id])
+            if rebuild_id is None:
+                raise self._rebuild.changed(None)
+            if erased_until(stored) >= until:
                 return
-            blob = tombstone(until, generation, DEFINITIONS["user"].fingerprint)
-            name, before = Ids.of(pa.array([user_id])), digests(Spans.of(blobs)).view(np.uint64)
-            swap = Swap(self._formats["user"], self._meta, generation)
-            lost, _ = self._swap_rows(swap, name.ids, before[:, 0], Spans.of([blob]), _NO_TIME)
-            if not lost:
-                self._cache.drop("user", name.keys)
+            # The id in the store counts: a process from before a rebuild must still erase.
+            row = tombstone(until, rebuild_id, DEFINITIONS["user"].fingerprint)
+            if self._replace_user(user_id, stored, row, rebuild_id):
                 return
         raise StoreDown(f"user {user_id!r} is being folded without pause; erase again")
 
     def healthy(self) -> bool:
         return self.connection.ping()
 
+    def _replace_user(
+        self, user_id: str, stored: bytes | None, row: bytes, rebuild_id: int
+    ) -> bool:
+        """Whether the user's row was still `stored` and is now `row`."""
+        ids = EntityIds.of(pa.array([user_id]))
+        expected = digests(ByteSlices.from_list([stored])).view(np.uint64)[:, 0]
+        packer = CompareAndSet(self._reader.formats["user"], self._reader.metadata_key, rebuild_id)
+        rows = ByteSlices.from_list([row])
+        lost, _ = self.writer.compare_and_set(packer, ids.ids, expected, rows, _NO_TIME)
+        if not lost:
+            self._cache.drop("user", ids.keys)
+        return not lost
+
     # ---- rows as bytes
 
-    def blobs(self, entity: EntityName, ids: Sequence[str]) -> list[bytes | None]:
-        """Stored rows as they lie, in the order of `ids`."""
-        return self._fetch(entity, ids)[0]
+    def stored_rows(self, entity: EntityName, ids: Sequence[str]) -> list[bytes | None]:
+        """Rows as they are stored, in the order of `ids`; None where there is none."""
+        return self._reader.read(entity, ids)[0]
 
     def ids(self, entity: EntityName) -> Iterator[str]:
-        """Every id that has a row, tombstones included, in no order; some may come twice."""
-        layout = self._formats[entity]
-        with self.connection.failures():
-            for key in self.connection.client.scan_iter(layout.pattern(), count=1000):
-                entity_id = layout.entity_id(key)
-                if entity_id is not None:
-                    yield entity_id
-
-    # ---- generations
-
-    def generation(self) -> int:
-        """The generation that this process folds under; draws one if the store has none.
-
-        Raises `DefinitionChanged` when the stored rows follow other declarations.
-        """
-        if self._generation:
-            return self._generation
-        with self.connection.failures():
-            client = self.connection.client
-            client.hsetnx(self._meta, "generation", _new_generation())
-            client.hsetnx(self._meta, "fingerprints", _fingerprints())
-            stored, fingerprints, cut = client.hmget(
-                self._meta, ["generation", "fingerprints", "cut"]
-            )
-        if fingerprints != _fingerprints():
-            raise DefinitionChanged(
-                "the stored rows follow other feature declarations than this code; run "
-                "`tidemill features backfill --rebuild` to fold the log by these"
-            )
-        self._cut = Cut.from_json(cut)
-        self._generation = int(stored)
-        return self._generation
-
-    def stored_generation(self) -> int | None:
-        """The generation in the store now; None for an empty (or flushed) one."""
-        with self.connection.failures():
-            stored = self.connection.client.hget(self._meta, "generation")
-        return None if stored is None else int(stored)
-
-    def await_change(self, stop: threading.Event, every_s: float = 1.0) -> None:
-        """Returns at `stop`; an emptied store must be noticed also while nothing is folded.
-
-        Raises `GenerationChanged` when the store is not of this process's generation any more.
-        """
-        while not stop.wait(every_s):
-            with suppress(StoreDown):
-                if (stored := self.stored_generation()) != self.generation():
-                    raise self._changed(stored)
-
-    def follows_declarations(self) -> bool:
-        """Whether the stored rows were folded by the declarations of this code."""
-        with self.connection.failures():
-            stored = self.connection.client.hget(self._meta, "fingerprints")
-        return bool(stored == _fingerprints())
-
-    def begin_generation(self, cut: Cut) -> int:
-        """Starts a rebuild: from now on only folds of the new generation may write.
-
-        Rows of the old one stay readable until they are replaced or swept.
-        """
-        generation = int(_new_generation())
-        fields = {"fingerprints": _fingerprints(), "cut": cut.to_json(), "generation": generation}
-        with self.connection.failures(), self.connection.client.pipeline(transaction=True) as pipe:
-            pipe.hset(self._meta, mapping=fields).unlink(*self._owner_keys()).execute()
-        self._cache.clear()
-        self._generation, self._cut = generation, cut
-        return generation
-
-    def note(self, name: str, value: bytes | None) -> None:
-        """Keeps (or with None forgets) a small fact beside the generation."""
-        with self.connection.failures():
-            client = self.connection.client
-            if value is None:
-                client.hdel(self._meta, name)
-            else:
-                client.hset(self._meta, name, value)
-
-    def noted(self, name: str) -> bytes | None:
-        with self.connection.failures():
-            value: bytes | None = self.connection.client.hget(self._meta, name)
-        return value
+        """Every id that has a row, tombstones included, unordered; some may come twice."""
+        return self._reader.ids(entity)
 
     def sweep(self, entity: EntityName) -> int:
-        """Deletes rows that no rebuild has brought into this generation; erasures stay.
+        """Deletes rows that the last rebuild has not replaced, except erasures.
 
-        A row that a live fold brings into it meanwhile stays too.
+        Returns how many. A row that a live fold replaces meanwhile stays.
         """
-        swept, layout = 0, self._formats[entity]
-        for ids in _chunks(self.ids(entity), SCRIPT_ROWS):
-            blobs = self.blobs(entity, ids)
-            head = decode(blobs).head
-            old = (head["generation"] != self.generation()) & (head["erased_ms"] == 0)
-            found = [p for p in np.flatnonzero(old).tolist() if blobs[p] is not None]
+        swept = 0
+        for ids in batched(self.ids(entity), _SCAN_ROWS):
+            rows = self.stored_rows(entity, ids)
+            head = decode(rows).head
+            stale = (head["rebuild_id"] != self.rebuild_id()) & (head["erased_ms"] == 0)
+            found = [p for p in np.flatnonzero(stale).tolist() if rows[p] is not None]
             if found:
-                keys = [layout.key(ids[p]) for p in found]
-                stored = [d.tobytes() for d in digests(Spans.of([blobs[p] for p in found]))]
-                keys.insert(0, layout.owner_key)
-                swept += self._drop_script(keys, [layout.row_field, *stored])
+                part = [ids[p] for p in found], [rows[p] for p in found]
+                swept += self.writer.delete_unchanged(entity, *part)
         return swept
 
     def tear_down(self) -> int:
-        """Deletes this project's rows and facts, and nothing of any other project."""
+        """Deletes this project's rows and metadata, of no other project; returns the row count."""
         deleted = 0
-        for entity, layout in self._formats.items():
-            for ids in _chunks(self.ids(entity), SCRIPT_ROWS):
-                with self.connection.failures():
+        for entity, layout in self._reader.formats.items():
+            for ids in batched(self.ids(entity), _SCAN_ROWS):
+                with self.connection.errors_as_store_down():
                     deleted += self.connection.client.unlink(*map(layout.key, ids))
-        with self.connection.failures():
-            self.connection.client.unlink(self._meta, *self._owner_keys())
-        self._cache.clear()
-        self._generation = 0
+        self._rebuild.delete()
         return deleted
 
-    def _owner_keys(self) -> list[bytes]:
-        return [layout.owner_key for layout in self._formats.values()]
+    # ---- rebuilds (see `RebuildState`)
 
-    # ---- one batch
+    def rebuild_id(self) -> int:
+        """The id that this process folds under. Raises `DefinitionChanged` when the stored rows
+        follow other declarations."""
+        return self._rebuild.rebuild_id()
 
-    def _stored(
-        self, entity: EntityName, ids: Ids, places: np.ndarray
-    ) -> tuple[Stored, np.ndarray]:
-        """These rows, kept or else read; and which were so under the claim that stands (bool)."""
-        cached, start, size, turn = self._cache.find(entity, ids.keys[places], ids.checks[places])
-        claim = self._claims.held(entity)
-        sure = turn >= claim.since if claim else np.zeros(len(places), bool)
-        missing = np.flatnonzero(size == 0)
-        read: list[bytes | None] = []
-        for chunk in _chunks(missing.tolist(), READ_ROWS):
-            blobs, stored = self._fetch(entity, ids.text(places[chunk]))
-            if stored != self._generation:
-                raise self._changed(stored)
-            read += blobs
-        found = Spans.of(read)
-        start[missing], size[missing] = len(cached) + found.offsets[:-1], found.lengths
-        sure[missing] = claim is not None
-        return Stored(cached, found.data, start, size), sure
+    def stored_rebuild_id(self) -> int | None:
+        """The id in the store now; None for an empty (or flushed) store."""
+        return self._rebuild.stored_rebuild_id()
 
-    def _fetch(
-        self, entity: EntityName, ids: Sequence[str]
-    ) -> tuple[list[bytes | None], int | None]:
-        reads = map(self._formats[entity].packed_read, ids)
-        packed = b"".join((hget(self._meta, GENERATION), *reads))
-        generation, *values = self.connection.exchange([packed], 1 + len(ids))
-        return [unwrap(v) for v in values], None if generation is None else int(generation)
+    def watch_rebuild_id(self, stop: threading.Event, every_s: float = 1.0) -> None:
+        """Returns at `stop`. Raises `RebuildIdChanged` when the store was emptied or rebuilt,
+        which must be detected even while nothing is folded."""
+        self._rebuild.watch(stop, every_s)
 
-    def _swap(self, entity: EntityName, ids: Ids, folded: Folded, sure: np.ndarray) -> np.ndarray:
-        """Writes the changed rows that are still those read, as is `sure` (bool [changed]) while
-        the claim stands; the others' places."""
-        changed, rows = folded.changed, folded.rows
-        if not len(changed):
-            return changed
-        self._row_bytes[entity] = len(rows.data) / len(rows)
-        keys, checks, names = ids.keys[changed], ids.checks[changed], ids.ids
-        if len(changed) < len(names):
-            names = names.take(changed)
-        try:
-            lost = self._write(entity, names, folded, sure)
-        except BaseException:
-            self._claims.lose(entity)  # nobody knows which of the rows were written
-            raise
-        self._cache.put(entity, keys, checks, rows)
-        self._cache.drop(entity, keys[lost])
-        return changed[lost]
+    def matches_definitions(self) -> bool:
+        """Whether the stored rows were folded by the declarations of this code."""
+        return self._rebuild.matches_definitions()
 
-    def _write(self, entity: EntityName, ids: Spans, folded: Folded, sure: np.ndarray) -> list[int]:
-        """The rows' places, ascending, that lost against another writer."""
-        layout, rows, times = self._formats[entity], folded.rows, folded.last_event_ms
-        mine = np.flatnonzero(sure)
-        n = self._claims.write(entity, plain_sets(layout, *_picked(mine, ids, rows, times)))
-        if n == len(ids):
-            return []
-        rest = np.delete(np.arange(len(ids)), mine[:n])
-        claim = self._claims.held(entity)
-        swap = Swap(layout, self._meta, self._generation, claim.token if claim else b"")
-        names, rows, times = _picked(rest, ids, rows, times)
-        lost, owned = self._swap_rows(swap, names, folded.before[rest], rows, times)
-        if not owned:
-            self._claims.lose(entity)
-        places: list[int] = rest[lost].tolist()
-        return places
+    def begin_rebuild(self, cutoff: RebuildCutoff) -> int:
+        """Starts a rebuild and returns its id: only folds under it may write from now on."""
+        return self._rebuild.begin(cutoff)
 
-    def _swap_rows(
-        self, swap: Swap, ids: Spans, before: np.ndarray, rows: Spans, times: np.ndarray
-    ) -> tuple[list[int], bool]:
-        """Compare-and-set of each row; the places of those that lost, ascending, and whether
-        the claim that `swap` names stands."""
-        lost: list[int] = []
-        start, owned = 0, True
-        for calls in _chunks(swap.calls(ids, before, rows, times, SCRIPT_ROWS), CALLS_AT_ONCE):
-            replies = self._swap_script.many(calls)
-            if [-1] in replies:
-                raise self._changed(self.stored_generation())
-            for owns, *places in replies:
-                owned = owned and bool(owns)
-                lost += [start + row for row in places]
-                start += SCRIPT_ROWS
-        return lost, owned
+    def put_metadata(self, name: str, value: bytes | None) -> None:
+        """Stores a small value beside the rebuild id; None deletes it."""
+        self._rebuild.put_metadata(name, value)
 
-    def _changed(self, stored: int | None) -> GenerationChanged:
-        self._cache.clear()
-        what = "was emptied" if stored is None else "is being rebuilt"
-        return GenerationChanged(
-            f"the online store at {self.connection.address} {what} while this process folded "
-            f"generation {self._generation:08x}: start the fold again, from the topics' start"
-        )
-
-
-def _picked(
-    places: np.ndarray, ids: Spans, rows: Spans, times: np.ndarray
-) -> tuple[Spans, Spans, np.ndarray]:
-    if len(places) == len(ids):
-        return ids, rows, times
-    return ids.take(places), rows.take(places), times[places]
-
-
-def _new_generation() -> str:
-    return str(secrets.randbits(31) + 1)
-
-
-def _fingerprints() -> bytes:
-    """What stored rows follow: every declaration, and the layout of a row's bytes."""
-    declared = {name: d.fingerprint for name, d in sorted(DEFINITIONS.items())}
-    return orjson.dumps(declared | {"row": VERSION})
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    chunk: list[T] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+    def get_metadata(self, name: str) -> bytes | None:
+        return self._rebuild.get_metadata(name)

@@ -1,1 +1,1 @@
-"""Stored rows in columns: events aggregated into rows, rows finalized into values."""
+"""Stored rows: events folded into them, values finalized from them."""

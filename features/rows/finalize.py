@@ -1,8 +1,8 @@
-"""Finishes values when they are read: stored rows and the reader's `now` in, named columns out.
+"""Finalization at read time: stored rows and the reader's `now` in, named columns out.
 
-Knows windows and columns. Does not know stores. The online reader, the Feast on-demand
-view and the point-in-time join all call `finish_blobs`, so a value has one meaning; what
-it is of a row's bytes, `features.kernels.finalize` says.
+Knows windows and columns. Does not know stores, or how values are read from a row's bytes
+(`features.kernels.finalize`). The online reader, Feast's on-demand views and the point-in-time
+replay all call `finalize_rows`, so a value means the same everywhere.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from features.definitions import TILE_SIZES_MS, EntityDefinition
-from features.kernels.finalize import counted, listed
-from features.rows.byte_slices import Spans
+from features.kernels.finalize import Windows, counted, listed
+from features.rows.byte_slices import ByteSlices
 from features.store import FeatureFrame
 from streams.contract.events import KINDS
 
@@ -25,30 +25,30 @@ _TILE_MS = np.array(TILE_SIZES_MS, np.int64)
 _KIND_NAMES = np.array(KINDS, dtype=object)
 
 
-def finish_blobs(
+def finalize_rows(
     definition: EntityDefinition,
     ids: Sequence[str],
     blobs: Sequence[bytes | None],
     now_ms: int | np.ndarray,
 ) -> FeatureFrame:
-    """Finished features of stored rows at `now_ms`, one for all rows or int64 [N] for each its
-    own. None, foreign bytes and bytes that are no whole row read as absent."""
-    rows, now = Spans.of(blobs), np.empty(len(blobs), np.int64)
+    """Features of N stored rows at `now_ms`: one time for all rows, or int64 [N].
+
+    None, rows of other declarations and bytes that are no whole row read as absent.
+    """
+    rows, now = ByteSlices.from_list(blobs), np.empty(len(blobs), np.int64)
     now[:] = now_ms
     stored = rows.data, rows.offsets, now, definition.fingerprint
     tables, names = definition.window_tables, definition.count_columns
-    status, last, counts = counted(
-        *(*stored, definition.ttl_ms, _TILE_MS),
-        *(tables.first, tables.span_ms, tables.column, len(names)),
-    )
+    shape = (tables.first, tables.span_ms, tables.column, len(names))
+    status, last, counts = counted(*stored, Windows(_TILE_MS, *shape, definition.ttl_ms))
     columns = dict(zip(names, counts, strict=True))
     if definition.lists:
-        with uncollected():
-            columns |= _lists(definition, *listed(*stored, len(definition.lists)))
+        with gc_disabled():
+            columns |= _list_columns(definition, *listed(*stored, len(definition.lists)))
     return FeatureFrame(definition.name, tuple(ids), status, last, columns)
 
 
-def _lists(
+def _list_columns(
     definition: EntityDefinition,
     ends: np.ndarray,
     kinds: np.ndarray,
@@ -56,13 +56,13 @@ def _lists(
     starts: np.ndarray,
     texts: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The last-n columns, those of texts first, of what `features.kernels.finalize.listed` gives."""
+    """The last-n columns, text columns first, from what `features.kernels.finalize` returns."""
     columns: dict[str, np.ndarray] = {}
     timed: dict[str, np.ndarray] = {}
     raw = texts.tobytes()
-    plain = raw.count(0) == len(kinds)  # no text holds a zero itself
+    plain = raw.count(0) == len(kinds)  # no text contains a NUL
     for feature, end in zip(definition.lists, ends, strict=True):
-        columns[feature.column] = _texts(raw, starts, end, plain)
+        columns[feature.column] = _split_texts(raw, starts, end, plain)
         part = slice(end[0], end[-1])
         if feature.kind_column is not None:
             columns[feature.kind_column] = _ragged(_KIND_NAMES[kinds[part]].tolist(), end)
@@ -71,34 +71,34 @@ def _lists(
     return columns | timed
 
 
-def _texts(raw: bytes, starts: np.ndarray, ends: np.ndarray, plain: bool) -> np.ndarray:
-    """object [N]: each row's texts, cut at the zeros where only those lie between texts."""
+def _split_texts(raw: bytes, starts: np.ndarray, ends: np.ndarray, plain: bool) -> np.ndarray:
+    """object [N]: each row's texts; split at NUL if no text contains one (`plain`)."""
     if not plain:
-        cut = pairwise(starts[ends[0] : ends[-1] + 1].tolist())
-        return _ragged([raw[a : b - 1].decode() for a, b in cut], ends)
+        bounds = pairwise(starts[ends[0] : ends[-1] + 1].tolist())
+        return _ragged([raw[a : b - 1].decode() for a, b in bounds], ends)
     rows = pairwise(starts[ends].tolist())
     cells = [raw[a : b - 1].decode().split("\0") if a < b else [] for a, b in rows]
-    return _objects(cells, len(cells))
+    return _object_array(cells, len(cells))
 
 
 def _ragged(values: list[Any], ends: np.ndarray) -> np.ndarray:
-    """object [N]: the values between one end and the next, as a list of its own each."""
+    """object [N]: the values between each end and the next, as lists."""
     bounds = (ends - ends[0]).tolist()
-    return _objects(map(values.__getitem__, map(slice, bounds, bounds[1:])), len(ends) - 1)
+    return _object_array(map(values.__getitem__, map(slice, bounds, bounds[1:])), len(ends) - 1)
 
 
-def _objects(cells: Iterable[list[Any]], n: int) -> np.ndarray:
+def _object_array(cells: Iterable[list[Any]], n: int) -> np.ndarray:
     return np.fromiter(cells, object, n)
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """No garbage collection meanwhile: it would walk every list made so far, again and again,
-    and lists of texts and integers hold no cycles."""
-    was = gc.isenabled()
+def gc_disabled() -> Iterator[None]:
+    """Disables garbage collection: while many lists are built it would walk all of them again
+    and again, and lists of texts and integers hold no cycles."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if enabled:
             gc.enable()

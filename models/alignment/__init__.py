@@ -1,1 +1,1 @@
-"""Alignment: (policy, feedback) -> a better policy, and the gate it must pass."""
+"""Alignment: (policy, feedback) -> a better policy, and the gate that it must pass."""

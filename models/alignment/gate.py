@@ -1,12 +1,12 @@
 """The gate between a challenger and the live release.
 
-Knows scores of incumbent and challenger on slates that neither was aligned on, later in
-time. Does not know how the challenger came to be. It lets one through when the feedback
-is ranked no worse forward in time, and the off-policy estimate does not say that it
-earns less; where there is too little to tell, it refuses and says what is missing.
+Knows scores of incumbent and challenger on later slates that neither was aligned on. Does not
+know how the challenger was trained. A challenger passes when it ranks later feedback no worse
+and no off-policy estimate shows a loss; with too little data the gate refuses and names what
+is missing.
 
-The slates were ordered by the incumbent, and what stands higher is looked at more, so
-GAUC leans to the incumbent: the gate errs to refusing.
+The incumbent ordered the slates, and higher slots are looked at more, so GAUC favours the
+incumbent: the gate errs towards refusal.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from models.alignment.off_policy import (
     slate_decisions,
     snips,
 )
-from models.ranking.ple.data import Examples
+from models.ranking.ple.data import RankerExamples
 from models.recipe import Evaluation
 from models.training.evaluation import PerUser, auc_per_user, compare
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What a challenger must show. Differences are challenger - incumbent."""
+class GateThresholds:
+    """What a challenger must meet. Differences are challenger - incumbent."""
 
     min_users: int = 20
     min_slates: int = 60
-    gauc_margin: float = 0.02  # how far the interval may reach below 0
+    gauc_margin: float = 0.02  # how far below 0 the interval may reach
     value_margin: float = 0.10  # the same for the off-policy value, as a share of it
-    min_effective: float = 100.0  # choices, after weighting
+    min_effective: float = 100.0  # effective choices after weighting
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether the challenger may go live, with every reason and figure."""
+class GateResult:
+    """Whether the challenger may go live, with all reasons and figures."""
 
     promoted: bool
     reasons: tuple[str, ...]
@@ -56,19 +56,19 @@ class Verdict:
         return asdict(self)
 
 
-def judge(
-    examples: Examples,
+def evaluate_challenger(
+    examples: RankerExamples,
     incumbent: np.ndarray,
     challenger: np.ndarray,
-    rules: Rules,
+    thresholds: GateThresholds,
     *,
     seed: int,
     logged: np.ndarray | None = None,
-) -> Verdict:
-    """Compares two rankers' served scores [G, C] on slates with feedback.
+) -> GateResult:
+    """Compares two rankers' served scores, float [G, C], on slates with feedback.
 
-    logged: the scores that the slates were drawn by, where these are not the incumbent's
-    own: a slate ranked by weights that were drawn is a choice given those weights.
+    logged: the scores that ranked the slates, where these are not the incumbent's own: a slate
+    ranked by drawn weights is a choice given those weights.
     """
     gauc = compare(
         "GAUC of feedback",
@@ -77,31 +77,33 @@ def judge(
         slate_auc(examples, incumbent),
         seed=seed,
     )
-    decisions = decisions_of(examples, incumbent if logged is None else logged, challenger)
+    decisions = policy_decisions(examples, incumbent if logged is None else logged, challenger)
     estimates = snips(decisions, seed=seed), doubly_robust(decisions, seed=seed)
     reasons = [
-        *_enough(examples, gauc, estimates[0], rules),
-        *_not_worse(gauc, estimates, rules),
+        *_enough(examples, gauc, estimates[0], thresholds),
+        *_not_worse(gauc, estimates, thresholds),
     ]
     passed = (
         f"GAUC {gauc.value:.4f} against {gauc.baseline_value:.4f} "
         f"(difference {_interval(gauc.difference)}) on {len(examples)} later slates"
     )
-    return Verdict(not reasons, tuple(reasons) or (passed,), gauc, *estimates, len(examples))
+    return GateResult(not reasons, tuple(reasons) or (passed,), gauc, *estimates, len(examples))
 
 
-def slate_auc(examples: Examples, scores: np.ndarray) -> PerUser:
+def slate_auc(examples: RankerExamples, scores: np.ndarray) -> PerUser:
     """Each user's AUC over the slates' real candidates; scores [G, C]."""
     group, place = np.nonzero(examples.real)
     users = examples.users[group].astype(str)
     return auc_per_user(users, scores[group, place], examples.acted[group, place])
 
 
-def decisions_of(examples: Examples, scores: np.ndarray, challenger: np.ndarray) -> Decisions:
+def policy_decisions(
+    examples: RankerExamples, scores: np.ndarray, challenger: np.ndarray
+) -> Decisions:
     """The slates as choices under both policies; reward: any action.
 
-    scores: what the slates were drawn by. The reward model is these scores, scaled to the
-    slates' mean reward.
+    scores: float [G, C], what ranked the slates; also the reward model, scaled to the slates'
+    mean reward. challenger: float [G, C].
     """
     logged, target = np.log(scores + 1e-6), np.log(challenger + 1e-6)
     real, slot = examples.real, examples.slot
@@ -121,30 +123,34 @@ def decisions_of(examples: Examples, scores: np.ndarray, challenger: np.ndarray)
     )
 
 
-def _enough(examples: Examples, gauc: Evaluation, estimate: Estimate, rules: Rules) -> list[str]:
+def _enough(
+    examples: RankerExamples, gauc: Evaluation, estimate: Estimate, thresholds: GateThresholds
+) -> list[str]:
     short = []
-    if gauc.n < rules.min_users:
-        short.append(f"{gauc.n} users with both outcomes, {rules.min_users} needed")
-    if len(examples) < rules.min_slates:
-        short.append(f"{len(examples)} later slates, {rules.min_slates} needed")
-    if estimate.effective_n < rules.min_effective:
+    if gauc.n < thresholds.min_users:
+        short.append(f"{gauc.n} users with both outcomes, {thresholds.min_users} needed")
+    if len(examples) < thresholds.min_slates:
+        short.append(f"{len(examples)} later slates, {thresholds.min_slates} needed")
+    if estimate.effective_n < thresholds.min_effective:
         short.append(
             f"off-policy weights leave {estimate.effective_n:.0f} effective choices, "
-            f"{rules.min_effective:.0f} needed: the challenger leaves the logged support"
+            f"{thresholds.min_effective:.0f} needed: the challenger leaves the logged support"
         )
     return short
 
 
-def _not_worse(gauc: Evaluation, estimates: tuple[Estimate, Estimate], rules: Rules) -> list[str]:
+def _not_worse(
+    gauc: Evaluation, estimates: tuple[Estimate, Estimate], thresholds: GateThresholds
+) -> list[str]:
     worse = []
     mean, low, _ = gauc.difference
-    if mean < 0 or low < -rules.gauc_margin:
+    if mean < 0 or low < -thresholds.gauc_margin:
         worse.append(
             f"GAUC of later feedback {gauc.value:.4f} against the incumbent's "
             f"{gauc.baseline_value:.4f}: difference {_interval(gauc.difference)}"
         )
     for each in estimates:
-        if each.difference[1] < -rules.value_margin * each.logged_value:
+        if each.difference[1] < -thresholds.value_margin * each.logged_value:
             worse.append(
                 f"{each.method} cannot rule out a loss: {_interval(each.difference)} "
                 f"on {each.logged_value:.4f} actions a choice"

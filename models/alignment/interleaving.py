@@ -1,10 +1,10 @@
-"""Team-draft interleaving: two rankers share one slate, and clicks tell whose is better.
+"""Team-draft interleaving: two rankers share one slate, and clicks show which is better.
 
-Knows rankings as sequences of ids and clicks as sets of ids. Does not know rankers or
-users. Far more sensitive than an A/B test, since each user compares both at once
-(Radlinski, Kurup, Joachims 2008, doi.org/10.1145/1458082.1458092): the rankers pick in
-turns, who picks first in a round is drawn by lot, and each click counts for the ranker
-whose pick it was. Equal rankings get equal credit on average, wherever users look.
+Knows rankings as sequences of ids and clicks as sets of ids. Does not know rankers or users.
+Far more sensitive than an A/B test, since each user compares both at once (Radlinski, Kurup,
+Joachims 2008, doi.org/10.1145/1458082.1458092): the rankers pick in turns, a coin decides who
+picks first in a round, and a click counts for the ranker that picked the item. Equal rankings
+get equal credit on average, whatever the position bias.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Item = TypeVar("Item", bound=Hashable)
 
 @dataclass(frozen=True)
 class Draft(Generic[Item]):
-    """One interleaved slate: items in order and whose pick each one is."""
+    """One interleaved slate: items in order, and the team that picked each."""
 
     items: tuple[Item, ...]
     teams: tuple[Team, ...]
@@ -31,7 +31,7 @@ class Draft(Generic[Item]):
 
 @dataclass(frozen=True)
 class Preference:
-    """Whom users prefer. `difference`: share of slates won by b less by a, 95 % interval.
+    """`difference`: share of slates won by b minus share won by a, with its 95 % interval.
 
     In [-1, 1]; 0 is no preference. `slates` counts all, `decided` those not tied.
     """
@@ -46,7 +46,7 @@ class Preference:
 
     @property
     def winner(self) -> Team | None:
-        """The preferred ranker, or None where the interval holds 0."""
+        """The preferred ranker; None where the interval contains 0."""
         _, low, high = self.difference
         return "b" if low > 0 else "a" if high < 0 else None
 
@@ -54,8 +54,7 @@ class Preference:
 def team_draft(a: Sequence[Item], b: Sequence[Item], k: int, *, seed: int) -> Draft[Item]:
     """The first `k` items of both rankings, drafted in turns; the same seed, the same slate.
 
-    A ranker's pick is its best item that is not in the slate yet; one that has run out
-    leaves its turns to the other.
+    A ranker picks its best item that is not in the slate yet. One without items left passes.
     """
     rng = np.random.default_rng(seed)
     left: dict[Team, list[Item]] = {"a": list(reversed(a)), "b": list(reversed(b))}
@@ -76,7 +75,8 @@ def _pick(team: Team, left: list[Item], picks: dict[Item, Team], k: int) -> None
 
 
 def credit(draft: Draft[Item], clicked: Set[Item]) -> int:
-    """Clicks on b's picks less clicks on a's. A click on what was not shown is ignored."""
+    """Clicks on b's picks minus clicks on a's. A click on an item that is not in the draft is
+    ignored."""
     return sum(
         (1 if team == "b" else -1)
         for item, team in zip(draft.items, draft.teams, strict=True)
@@ -85,7 +85,7 @@ def credit(draft: Draft[Item], clicked: Set[Item]) -> int:
 
 
 def preference(users: Sequence[Hashable], credits: Sequence[int], *, seed: int = 0) -> Preference:
-    """From one credit a slate; intervals resample users, whose slates are not independent."""
+    """From one credit per slate; intervals resample users, whose slates are not independent."""
     signs = np.sign(np.asarray(credits, dtype=float))
     codes = np.unique([str(user) for user in users], return_inverse=True)[1]
     count = np.bincount(codes).astype(float)

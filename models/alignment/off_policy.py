@@ -1,18 +1,17 @@
-"""What another policy would have earned, told from logs: IPS, SNIPS and DR with intervals.
+"""Off-policy value of another policy from logs: IPS, SNIPS and DR with intervals.
 
 Knows rewards, propensities and users as arrays. Does not know rankers, except in
 `slate_decisions`, which reads a slate as a row of choices. Intervals resample users.
 
-A pool of candidates is not logged, only its slate is. So each slot is read as a choice
-among the items that the slate shows from there down: inside the logged support, at one
-and the same slot, so position cannot tell for either policy. The figure is the value of
-re-ordering shown slates; what a policy would bring in anew it cannot tell, and says so
-by its name.
+Pools of candidates are not logged, only slates. So each slot is read as a choice among the
+items from there down: inside the logged support and at one slot, so position favours neither
+policy. The figure is the value of re-ordering shown slates; the value of items that a policy
+would newly bring in is not estimated.
 
-A slate that was ranked by fusion weights that were drawn is a choice given those weights:
-`logged` is the probability under the scores that they made, the target's its own. The draw
-knows nothing of the outcome, so the ratios stay unbiased given it, and need no integral
-over all weights. The logging policy's own value is that of what was served, draws included.
+A slate that was ranked by drawn fusion weights is a choice given those weights: `logged` is
+the probability under their scores, `target` the other policy's own. The draw is independent of
+the outcome, so the ratios stay unbiased given it and need no integral over all weights. The
+logging policy's own value is that of the served slates, draws included.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ MAX_RATIO = 20.0
 class Decisions:
     """N logged choices. users [N]; the rest float64 [N].
 
-    reward; logged, target: the choice's probability under either policy;
-    expected: a model's reward of the logged choice; expected_target: the same model's
-    mean reward under the target policy.
+    logged, target: the choice's probability under either policy; expected: a reward model's
+    value of the logged choice; expected_target: its mean under the target policy.
     """
 
     users: np.ndarray
@@ -53,7 +51,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A policy's value, and its difference to the logging policy, with 95 % intervals."""
+    """A policy's value and its difference from the logging policy's, with 95 % intervals."""
 
     method: str
     value: float
@@ -64,26 +62,27 @@ class Estimate:
 
 
 def effective_sample_size(ratio: np.ndarray) -> float:
-    """(sum w)^2 / sum w^2: how many unweighted choices these are worth."""
+    """(sum w)^2 / sum w^2, the equivalent number of unweighted choices; ratio: float [N]."""
     square = float((ratio**2).sum())
     return float(ratio.sum()) ** 2 / square if square else 0.0
 
 
 def ips(decisions: Decisions, *, seed: int = 0) -> Estimate:
-    """Inverse propensity: unbiased up to the clip, noisy."""
+    """Inverse propensity scoring: unbiased up to the clip, high variance."""
     return _estimate("IPS", decisions, decisions.ratio * decisions.reward, seed)
 
 
 def snips(decisions: Decisions, *, seed: int = 0) -> Estimate:
-    """Self-normalised inverse propensity: the weights are scaled to mean 1."""
+    """Self-normalised inverse propensity scoring: weights scaled to mean 1."""
     ratio = decisions.ratio / max(float(decisions.ratio.mean()), 1e-9)
     value = float((ratio * decisions.reward).mean()) if len(decisions) else 0.0
-    # Linear in each choice, so the interval knows that the scale was estimated too.
+    # Linearised, so that the interval includes the error of the estimated scale.
     return _estimate("SNIPS", decisions, ratio * (decisions.reward - value) + value, seed)
 
 
 def doubly_robust(decisions: Decisions, *, seed: int = 0) -> Estimate:
-    """The reward model's value under the target, corrected by weighted residuals."""
+    """The reward model's value under the target, corrected by weighted residuals
+    (arXiv 1103.4601)."""
     residual = decisions.ratio * (decisions.reward - decisions.expected)
     return _estimate("DR", decisions, decisions.expected_target + residual, seed)
 
@@ -96,7 +95,7 @@ def estimate_of(
     effective_n: float,
     seed: int,
 ) -> Estimate:
-    """The mean of `earned` with its interval, and beside the logged reward; all [N]."""
+    """The mean of `earned` and its difference from `reward`, with intervals; all [N]."""
     names, codes = np.unique(users, return_inverse=True)
     count = np.bincount(codes, minlength=len(names)).astype(float)
 
@@ -120,11 +119,11 @@ def _estimate(method: str, decisions: Decisions, earned: np.ndarray, seed: int) 
 
 
 def fitted_sharpness(scores: np.ndarray, slot: np.ndarray, real: np.ndarray) -> float:
-    """The sharpness k at which a softmax of k * score best explains the slates' orders.
+    """The k at which a softmax of k * score best explains the slates' orders.
 
-    scores: log-preferences [G, C]; slot: int [G, C]; real: bool [G, C]. A served slate is
-    drawn slot by slot (Plackett-Luce), with a temperature relative to a pool that is not
-    logged; its sharpness on the slate's own items is fitted instead.
+    scores: log-preferences [G, C]; slot: int [G, C]; real: bool [G, C]. A served slate is drawn
+    slot by slot (Plackett-Luce) with a temperature relative to a pool that is not logged; its
+    sharpness on the slate's own items is fitted instead.
     """
     grid = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
     likelihood = [_choice_log_probability(k * scores, slot, real)[0].sum() for k in grid]
@@ -140,10 +139,10 @@ def slate_decisions(
     target_scores: np.ndarray,
     expected: np.ndarray,
 ) -> Decisions:
-    """Each slot but a slate's last as one choice among the items from there down.
+    """Each slot except a slate's last as one choice among the items from there down.
 
-    users [G]; the rest [G, C]: reward, slot, real (not padding), the policies'
-    log-preferences and a model's expected reward of each candidate.
+    users [G]; the rest [G, C]: reward, slot, real (not padding), the policies' log-preferences
+    and a model's expected reward of each candidate.
     """
     logged, group, place = _choice_log_probability(logged_scores, slot, real)
     target, _, _ = _choice_log_probability(target_scores, slot, real)
@@ -172,7 +171,7 @@ def _choice_log_probability(
 
 
 def _below(slot: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """bool [G, C, C]: is the last axis' item at or below this one's slot?"""
+    """bool [G, C, C]: whether the last axis' item is at or below this item's slot."""
     return np.asarray((slot[:, None, :] >= slot[:, :, None]) & real[:, None, :] & real[:, :, None])
 
 

@@ -1,13 +1,14 @@
 """Preference optimisation of the ranker's served score against a frozen reference.
 
-Papers: DPO (arXiv 2305.18290) and its form for one chosen and many rejected items,
-S-DPO (arXiv 2406.09215). The policy's log-preference for a candidate is the logarithm
-of the served score, fused with the user's own weights; the partition function cancels
-within a slate. Only P(action) moves here: the weights learn by `models.ranking.grade.served_fusion`. Knows tensors, preferences and seeds. Does not know logs or gates.
+Knows tensors, preference pairs and seeds. Does not know logs or gates. Papers: DPO
+(arXiv 2305.18290) and S-DPO (arXiv 2406.09215), its form for one chosen and many rejected
+items. A policy's log-preference is the logarithm of the served score, fused with the user's own
+weights; the partition function cancels within a slate. Only P(action) is trained here, the
+weights by `models.ranking.grade.served_fusion`.
 
-Kept: the frozen reference, beta, the listwise form. Added: the tasks' cross-entropy on
-the same slates, so that P(action) stays one. Scaled down: a few passes over thousands
-of slates.
+Kept: the frozen reference, beta, the listwise form. Added: the tasks' cross-entropy on the same
+slates, so that P(action) stays a probability. Scaled down: a few passes over thousands of
+slates.
 """
 
 from __future__ import annotations
@@ -19,43 +20,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from models.alignment.pairs import Preferences
+from models.alignment.pairs import PreferencePairs
 from models.ranking.ple.network import Ranker
-from models.ranking.ple.tensors import Batch
-from models.ranking.ple.train import chunks_of, log_score, loss_of, repeatable
-from models.recipe import Progress
+from models.ranking.ple.tensors import RankerBatch
+from models.ranking.ple.train import log_score, ranker_loss, seeded_torch, split_rows
+from streams.progress import ProgressCallback
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """Settings of one update. `beta`: how dear it is to leave the reference."""
+class AlignmentConfig:
+    """Settings of one update. `beta`: strength of the pull to the reference."""
 
     epochs: int = 4
     lists: int = 256
     rate: float = 3e-4
     beta: float = 2.0
-    anchor: float = 0.3  # weight of the tasks' own losses
+    anchor: float = 0.3  # weight of the tasks' cross-entropy
     threads: int = 1
 
 
-def align(
+def align_ranker(
     reference: Ranker,
-    batch: Batch,
-    wanted: Preferences,
-    settings: Alignment,
+    batch: RankerBatch,
+    wanted: PreferencePairs,
+    settings: AlignmentConfig,
     *,
     seed: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Ranker:
-    """A new ranker that prefers what was acted on; the reference is not touched."""
+    """A new ranker that prefers the chosen candidates; the reference is not changed."""
     challenger = deepcopy(reference)
-    with repeatable(seed, settings.threads) as generator:
+    with seeded_torch(seed, settings.threads) as generator:
         frozen = reference_scores(reference, batch)
-        learns = [parameter for _, parameter in challenger.predicting()]
-        optimiser = torch.optim.AdamW(learns, settings.rate, weight_decay=0.0)
+        trained = [parameter for _, parameter in challenger.prediction_parameters()]
+        optimiser = torch.optim.AdamW(trained, settings.rate, weight_decay=0.0)
         for epoch in range(settings.epochs):
             order = torch.randperm(len(wanted), generator=generator)
-            for rows in chunks_of(order, settings.lists):
+            for rows in split_rows(order, settings.lists):
                 loss = _step_loss(challenger, batch, wanted, rows, frozen, settings)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -65,10 +66,10 @@ def align(
     return challenger.eval()
 
 
-def reference_scores(reference: Ranker, batch: Batch) -> Tensor:
+def reference_scores(reference: Ranker, batch: RankerBatch) -> Tensor:
     """The frozen log-preferences of every candidate; float32 [G, C]."""
     with torch.no_grad():
-        chunks = chunks_of(torch.arange(len(batch)), 512)
+        chunks = split_rows(torch.arange(len(batch)), 512)
         return torch.cat([log_score(reference(*batch.take(c).inputs())[2]) for c in chunks])
 
 
@@ -84,11 +85,11 @@ def listwise_dpo(margin: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
 
 def _step_loss(
     policy: Ranker,
-    batch: Batch,
-    wanted: Preferences,
+    batch: RankerBatch,
+    wanted: PreferencePairs,
     rows: Tensor,
     frozen: Tensor,
-    settings: Alignment,
+    settings: AlignmentConfig,
 ) -> Tensor:
     picked = rows.numpy()
     group = torch.from_numpy(wanted.group[picked])
@@ -98,4 +99,4 @@ def _step_loss(
     chosen = torch.from_numpy(wanted.chosen[picked])
     rejected = torch.from_numpy(wanted.rejected[picked])
     each = listwise_dpo(margin, chosen, rejected) * torch.from_numpy(wanted.weight[picked])
-    return each.mean() + settings.anchor * loss_of(policy, part, listwise=0.0)
+    return each.mean() + settings.anchor * ranker_loss(policy, part, listwise=0.0)

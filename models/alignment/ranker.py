@@ -1,10 +1,10 @@
-"""The ranker's challenger: taught by earlier slates, judged on later ones.
+"""The ranker's challenger: trained on earlier slates, gated on later ones.
 
-Both halves go on from the incumbent: P(action) by preference (`preference`), with the
-weights held; then the fusion policy by groups (`models.ranking.grade.served_fusion`), with P(action)
-held, near the policy that served. One gate judges what comes of both.
+Both halves continue from the incumbent: P(action) by preference (`preference`), with the
+weights held; then the fusion policy (`models.ranking.grade.served_fusion`), with P(action) held
+and near the served policy. One gate decides on both.
 
-Knows how a ranker's bundle becomes another. Does not know releases' order or servers
+Knows how a ranker's bundle becomes another. Does not know releases or servers
 (`models.training.update`).
 """
 
@@ -16,17 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-from models.alignment.gate import Rules, Verdict, judge
-from models.alignment.pairs import preferences
-from models.alignment.preference import Alignment, align
-from models.ranking.grade.served_fusion import FusionTraining, learn_fusion
-from models.ranking.ple.data import Examples, impression_examples
+from models.alignment.gate import GateResult, GateThresholds, evaluate_challenger
+from models.alignment.pairs import preference_pairs
+from models.alignment.preference import AlignmentConfig, align_ranker
+from models.ranking.grade.config import FusionTraining
+from models.ranking.grade.served_fusion import learn_fusion
+from models.ranking.ple.data import RankerExamples, impression_examples
 from models.ranking.ple.export import read_network, write_bundle
-from models.ranking.ple.recipe import canary, scores_of
-from models.ranking.ple.tensors import batch_of
-from models.ranking.ple.train import awaken
-from models.recipe import NotEnoughData, Progress, TrainingLog
-from models.release.bundle import write_canary
+from models.ranking.ple.recipe import canary_request, served_scores
+from models.ranking.ple.runtime import RankerRuntime
+from models.ranking.ple.tensors import build_batch
+from models.ranking.ple.train import init_unfrozen_features
+from models.recipe import NotEnoughData, TrainingLog
+from models.release.canary import write_canary
+from streams.progress import ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -37,31 +40,37 @@ class RankerUpdate:
     train_share: float = 0.7  # the earlier part in time
     min_slates: int = 100
     min_preferences: int = 50
-    alignment: Alignment = field(default_factory=Alignment)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     fusion: FusionTraining = field(default_factory=FusionTraining)
-    rules: Rules = field(default_factory=Rules)
+    rules: GateThresholds = field(default_factory=GateThresholds)
 
     def challenge(
-        self, incumbent: Path, log: TrainingLog, bundle: Path, *, seed: int, progress: Progress
-    ) -> Verdict:
-        """Aligns the incumbent on `log.feedback` (since the watermark), writes the challenger.
+        self,
+        incumbent: Path,
+        log: TrainingLog,
+        bundle: Path,
+        *,
+        seed: int,
+        progress: ProgressCallback,
+    ) -> GateResult:
+        """Aligns the incumbent on `log.feedback` (since the watermark) and writes the challenger.
 
         Raises `NotEnoughData` with what is missing.
         """
-        progress(0.0, "gathering slates with matured feedback")
+        progress(0.0, "reading slates with matured feedback")
         earlier, later = self._split(impression_examples(log, count=self.slates))
-        wanted = preferences(earlier)
+        wanted = preference_pairs(earlier)
         if len(wanted) < self.min_preferences:
             raise NotEnoughData(
                 f"{len(wanted)} preferences in {len(earlier)} slates, {self.min_preferences} "
-                "needed: something must be acted on below something passed over"
+                "needed: an action on a candidate below one that was passed over"
             )
         network, vocabulary = read_network(incumbent)
         progress(0.1, f"features of {len(earlier) + len(later)} slates")
-        batch, judged = (batch_of(log, part, vocabulary) for part in (earlier, later))
+        batch, later_batch = (build_batch(log, part, vocabulary) for part in (earlier, later))
         policy = deepcopy(network)
-        awaken(policy, [batch])
-        aligned = align(
+        init_unfrozen_features(policy, [batch])
+        aligned = align_ranker(
             policy,
             batch,
             wanted,
@@ -69,33 +78,33 @@ class RankerUpdate:
             seed=seed,
             progress=lambda share, what: progress(0.4 + 0.4 * share, what),
         )
-        progress(0.82, "the fusion policy")
+        progress(0.82, "training the fusion policy")
         learn_fusion(aligned, batch, earlier, self.fusion, seed=seed)
-        progress(0.85, "judging forward in time and off-policy")
-        verdict = judge(
+        progress(0.85, "evaluating on later slates and off-policy")
+        verdict = evaluate_challenger(
             later,
-            scores_of(network, judged),
-            scores_of(aligned, judged),
+            served_scores(network, later_batch),
+            served_scores(aligned, later_batch),
             self.rules,
             seed=seed,
-            logged=scores_of(network, judged, drawn=later.weights),
+            logged=served_scores(network, later_batch, drawn=later.weights),
         )
         write_bundle(aligned, vocabulary, bundle)
-        write_canary(bundle, canary())
-        progress(1.0, "judged")
+        write_canary(bundle, canary_request(), RankerRuntime)
+        progress(1.0, "gated")
         return verdict
 
-    def _split(self, slates: Examples) -> tuple[Examples, Examples]:
-        """Earlier and later slates; a moment belongs to one side only."""
+    def _split(self, slates: RankerExamples) -> tuple[RankerExamples, RankerExamples]:
+        """Earlier and later slates, split by time of serving."""
         if len(slates) < self.min_slates:
             raise NotEnoughData(
                 f"{len(slates)} slates with matured feedback since the last update, "
                 f"{self.min_slates} needed"
             )
-        cut = int(np.quantile(slates.time_ms, self.train_share))
-        return slates.before(cut), slates.since(cut)
+        split_ms = int(np.quantile(slates.time_ms, self.train_share))
+        return slates.before(split_ms), slates.since(split_ms)
 
 
-def update() -> RankerUpdate:
-    """The ranker's update as `models.training.update` names it."""
+def ranker_update() -> RankerUpdate:
+    """The update that `models.training.update` names."""
     return RankerUpdate()

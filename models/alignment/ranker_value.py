@@ -1,10 +1,10 @@
-"""What a ranker that is not live would have earned on the slates that the live one served.
+"""Off-policy value of a ranker that is not live, on the slates that the live one served.
 
-Knows bundles, the log and which releases served with the live version. Does not know
-releases' life (`models.training.update`) nor the estimators' insides (`models.alignment.off_policy`).
+Knows bundles, the log and which releases served the live version. Does not know updates
+(`models.training.update`) or the estimators (`models.alignment.off_policy`).
 
-Only slates after the moment the other ranker was sealed count, unless told otherwise:
-what a model has learned from cannot judge it.
+By default only slates after the other ranker was sealed count: a model must not be evaluated on
+its training data.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from models.alignment.gate import decisions_of
+from models.alignment.gate import policy_decisions
 from models.alignment.off_policy import Estimate, doubly_robust, ips, snips
 from models.ranking.ple.data import impression_examples
 from models.ranking.ple.export import read_network
-from models.ranking.ple.recipe import scores_of
-from models.ranking.ple.tensors import batch_of
-from models.recipe import NotEnoughData, Progress, TrainingLog
-from models.release.bundle import Bundle, ReleaseError, ReleaseStore
+from models.ranking.ple.recipe import served_scores
+from models.ranking.ple.tensors import build_batch
+from models.recipe import NotEnoughData, TrainingLog
+from models.release.bundle import Bundle, ReleaseError
+from models.release.store import ReleaseStore
+from streams.progress import ProgressCallback
 
 MIN_SLATES = 60
 SLATES = 8_000
@@ -44,17 +46,17 @@ def off_policy_value(
     version: int | None = None,
     every_slate: bool = False,
     seed: int = 0,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> RankerValue:
-    """The ranker `version` (the newest that is not live when None) beside the live one.
+    """The value of ranker `version` (None: the newest that is not live) beside the live one's.
 
     Raises:
         ReleaseError: nothing is live, or there is no other ranker.
         NotEnoughData: too few slates were served since the other one was sealed.
     """
-    live, other = _pair(store, version)
+    live, other = _live_and_other(store, version)
     served = replace(log, feedback=_served_by(store, live.version, log.feedback))
-    progress(0.1, "gathering slates with matured feedback")
+    progress(0.1, "reading slates with matured feedback")
     slates = impression_examples(served, count=SLATES)
     if not every_slate:
         slates = slates.since(other.created_ms)
@@ -65,15 +67,15 @@ def off_policy_value(
         progress(0.3 + 0.3 * place, f"scoring {len(slates)} slates with version {bundle.version}")
         network, vocabulary = read_network(bundle.path)
         drawn = slates.weights if bundle is live else None
-        scores.append(scores_of(network, batch_of(served, slates, vocabulary), drawn=drawn))
-    decisions = decisions_of(slates, scores[0], scores[1])
+        scores.append(served_scores(network, build_batch(served, slates, vocabulary), drawn=drawn))
+    decisions = policy_decisions(slates, scores[0], scores[1])
     progress(0.9, "resampling users")
     estimates = tuple(each(decisions, seed=seed) for each in (ips, snips, doubly_robust))
-    progress(1.0, "told")
+    progress(1.0, "estimated")
     return RankerValue(other.version, live.version, len(slates), estimates)
 
 
-def _pair(store: ReleaseStore, version: int | None) -> tuple[Bundle, Bundle]:
+def _live_and_other(store: ReleaseStore, version: int | None) -> tuple[Bundle, Bundle]:
     current = store.current()
     if current is None or "ranker" not in current.models:
         raise ReleaseError("no ranker is live: `tidemill models promote`")
@@ -90,14 +92,16 @@ def _pair(store: ReleaseStore, version: int | None) -> tuple[Bundle, Bundle]:
 
 
 def _served_by(store: ReleaseStore, version: int, feedback: pl.DataFrame) -> pl.DataFrame:
-    """The logging policy must be one policy: rows of releases with this ranker."""
+    """Feedback of releases with this ranker: the logging policy must be one policy."""
     same = [m.release_id for m in store.manifests() if m.models.get("ranker") == version]
     return feedback.filter(pl.col("release").is_in(same))
 
 
 def _too_few(found: int, live: Bundle, other: Bundle, every_slate: bool) -> str:
     since = "" if every_slate else f" since ranker {other.version} was sealed"
-    advice = "serve more" if every_slate else "wait, or pass --every-slate and mind the optimism"
+    advice = (
+        "serve more" if every_slate else "wait, or pass --every-slate for an optimistic estimate"
+    )
     return (
         f"{found} slates of ranker {live.version} have matured{since}, {MIN_SLATES} needed: "
         f"{advice}"

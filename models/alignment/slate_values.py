@@ -1,21 +1,21 @@
-"""What another policy's slates would have earned, from logged slates: four estimators.
+"""Off-policy value of another policy's slates, from logged slates: four estimators.
 
-Knows per-slot rewards and the probabilities of what each slot shows, under the logging
-policy and the target. Does not know items, rankers or how a slate was drawn. Each
-estimator trades variance for an assumption, and its docstring says which:
+Knows per-slot rewards and the probability of each slot's item under the logging policy and the
+target. Does not know items, rankers or how a slate was drawn. Each estimator trades variance
+for an assumption:
 
-- `slate_ips`: none; the product of K ratios, hopeless for long slates.
-- `cascade`: a slot's reward depends on itself and the slots above. Probabilities are
-  given the slots above, as serving logs them (RIPS, arXiv:2007.12986).
-- `item_position`: a slot's reward depends on its own item only. The policies draw each
-  slot by itself, given the user (arXiv:1804.10488).
-- `pseudoinverse`: the slate's reward is a sum over (item, slot), seen only as a total.
-  Policies as before; then the pseudoinverse has the closed form 1 + sum(ratio - 1)
-  (arXiv:1605.04812).
+- `slate_ips`: none; the product of K ratios, useless for long slates.
+- `cascade`: a slot's reward depends on itself and the slots above. Probabilities are given the
+  slots above, as serving logs them (RIPS, arXiv 2007.12986).
+- `item_position`: a slot's reward depends on its own item only. The policies draw each slot
+  independently, given the user (arXiv 1804.10488).
+- `pseudoinverse`: the slate's reward is a sum over (item, slot) of which only the total is
+  observed. Policies as for `item_position`; the pseudoinverse then has the closed form
+  1 + sum(ratio - 1) (arXiv 1605.04812).
 
-A figure is told only inside the logged support: what the log never shows has no reward
-in it, so a target that goes there is refused with the share of its mass that does.
-Intervals resample users, whose slates are not independent.
+Estimates exist only inside the logged support: items that are never logged have no reward, so a
+target that shows them is refused, with the share of its mass outside. Intervals resample users,
+whose slates are not independent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_OUTSIDE = 0.01
 
 
 class OutsideSupport(ValueError):
-    """The target policy shows what the log never shows; no estimate can be given."""
+    """The target policy shows items that the log never shows; no estimate exists."""
 
 
 @dataclass(frozen=True)
@@ -67,32 +67,33 @@ class LoggedSlates:
 
 
 def slate_ips(slates: LoggedSlates, *, normalised: bool = False, seed: int = 0) -> Estimate:
-    """The whole slate's ratio on its whole reward; assumes nothing of the reward."""
+    """The slate's total reward weighted by the whole slate's ratio; assumes nothing."""
     weight = slates.ratio.prod(1)
     return _weighted("slate IPS", slates, weight[:, None], normalised, seed)
 
 
 def cascade(slates: LoggedSlates, *, normalised: bool = False, seed: int = 0) -> Estimate:
-    """Each slot's reward weighted by the ratios down to it (RIPS): no look ahead."""
+    """Each slot's reward weighted by the product of ratios down to it (RIPS)."""
     return _weighted("cascade", slates, np.cumprod(slates.ratio, 1), normalised, seed)
 
 
 def item_position(slates: LoggedSlates, *, normalised: bool = False, seed: int = 0) -> Estimate:
-    """Each slot's reward weighted by its own ratio: the slots do not see each other."""
+    """Each slot's reward weighted by its own ratio; slots are independent."""
     return _weighted("item-position", slates, slates.ratio, normalised, seed)
 
 
 def pseudoinverse(slates: LoggedSlates, *, normalised: bool = False, seed: int = 0) -> Estimate:
-    """The slate's total, weighted by 1 + sum(ratio - 1); may be negative for a slate."""
+    """The slate's total weighted by 1 + sum(ratio - 1), which may be negative."""
     weight = 1 + (slates.ratio - 1).sum(1)
     return _weighted("pseudoinverse", slates, weight[:, None], normalised, seed)
 
 
 def outside_support(logged: np.ndarray, target: np.ndarray, *, floor: float = 1e-9) -> float:
-    """The mean share of the target's mass on what the log cannot show.
+    """The mean share of the target's mass on candidates that are never logged.
 
-    logged, target: probabilities over all candidates, float [.., C]. Raises
-    `OutsideSupport` where it is more than `MAX_OUTSIDE`.
+    logged, target: probabilities over all candidates, float [.., C].
+
+    Raises `OutsideSupport` above `MAX_OUTSIDE`.
     """
     share = float(np.where(logged <= floor, target, 0.0).sum(-1).mean())
     if share > MAX_OUTSIDE:
@@ -113,7 +114,7 @@ def _weighted(
         scale = weight / np.maximum(weight.mean(0), 1e-12)
         part = reward if weight.shape[1] > 1 else reward.sum(1, keepdims=True)
         mean = (scale * part).mean(0)
-        # Linear in each slate, so the interval knows that the scale was estimated too.
+        # Linearised, so that the interval includes the error of the estimated scale.
         earned = (scale * (part - mean) + mean).sum(1)
     name = f"{method}, self-normalised" if normalised else method
     smallest = min(effective_sample_size(column) for column in weight.T)

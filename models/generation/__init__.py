@@ -1,5 +1,5 @@
-"""Generation: context -> queries. What is typed under a video, written word by word.
+"""Generation: context -> queries. The query recommender, which writes queries word by word.
 
-Knows the query recommender (`onebar`). Does not know requests or Triton.
-Importing this package imports no torch.
+README.md is its model card. Does not know requests or Triton. Importing this package imports no
+torch.
 """

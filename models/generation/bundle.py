@@ -1,6 +1,6 @@
-"""What a query bundle holds beside its two graphs, and how it is written and read.
+"""Files of a query bundle beside its two graphs: texts and tables.
 
-Knows file names. Numpy and json only. Does not know the network or how it was trained.
+Knows file names. Numpy and json only. Does not know the network or its training.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.generation.words import QuerySet, Vocabulary
-from models.layers.decode import Tables
+from models.generation.words import QuerySet, WordVocabulary
+from models.layers.decode import DecodeTables
 from models.layers.trie import Trie
 
 READER, WRITER = "reader.onnx", "writer.onnx"
@@ -22,26 +22,27 @@ _TABLES, _TEXTS = "tables.npz", "texts.json"
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Every name the model knows.
+    """Every text and id of the model.
 
-    video_number: videos with an embedding of their own, numbered from 1.
-    anchors: video -> numbers of the legal queries clicked under it, repeats kept.
+    item_number: items with an embedding of their own, numbered from 1; genres_of: of every item;
+    anchors: item -> numbers of the legal queries clicked under it, with repeats.
     """
 
     queries: QuerySet
-    vocabulary: Vocabulary
-    video_number: Mapping[str, int]
+    vocabulary: WordVocabulary
+    item_number: Mapping[str, int]
     genres_of: Mapping[str, Sequence[str]]
     anchors: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-def write(folder: Path, lexicon: Lexicon, tables: Tables) -> None:
+def write_query_bundle(folder: Path, lexicon: Lexicon, tables: DecodeTables) -> None:
+    """Writes texts.json and tables.npz."""
     texts = {
         "queries": lexicon.queries.texts,
         "vocabulary": lexicon.vocabulary.texts,
-        "video_number": lexicon.video_number,
-        "genres_of": {video: list(genres) for video, genres in lexicon.genres_of.items()},
-        "anchors": {video: list(map(int, ids)) for video, ids in lexicon.anchors.items()},
+        "video_number": lexicon.item_number,
+        "genres_of": {item_id: list(genres) for item_id, genres in lexicon.genres_of.items()},
+        "anchors": {item_id: list(map(int, ids)) for item_id, ids in lexicon.anchors.items()},
     }
     (folder / _TEXTS).write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
     trie = tables.trie
@@ -56,14 +57,15 @@ def write(folder: Path, lexicon: Lexicon, tables: Tables) -> None:
     )
 
 
-def read(folder: Path) -> tuple[Lexicon, Tables]:
+def read_query_bundle(folder: Path) -> tuple[Lexicon, DecodeTables]:
+    """Reads what `write_query_bundle` wrote."""
     texts = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
     with np.load(folder / _TABLES) as stored:
         trie = Trie(stored["word"], stored["parent"], stored["start"], stored["leaf"])
-        tables = Tables(trie, stored["embedding"], stored["crowd"])
+        tables = DecodeTables(trie, stored["embedding"], stored["crowd"])
     lexicon = Lexicon(
         QuerySet(tuple(texts["queries"])),
-        Vocabulary(tuple(texts["vocabulary"])),
+        WordVocabulary(tuple(texts["vocabulary"])),
         texts["video_number"],
         texts["genres_of"],
         texts["anchors"],

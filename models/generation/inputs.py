@@ -1,12 +1,12 @@
-"""The query recommender's tensors: the signature, and how features become it.
+"""The query recommender's tensors: its signature, and the assembly of a request.
 
-Knows feature columns and names. Numpy only: the runtime reads the signature from here
-inside Triton's stub, and serving assembles requests with it. Does not know the model.
+Knows feature columns and tensor names. Numpy only: Triton's stub reads the signature, and
+serving assembles requests. Does not know the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
 
 SIGNATURE = Signature(
     inputs=(
-        TensorSpec("user_history", "BYTES", (-1,)),  # engaged videos, newest first
+        TensorSpec("user_history", "BYTES", (-1,)),  # engaged items, newest first
         TensorSpec("user_query", "BYTES", (-1,)),  # queries the user clicked, newest first
         TensorSpec("video_id", "BYTES", (1,)),
         TensorSpec("title", "BYTES", (1,)),
         TensorSpec("genres", "BYTES", (-1,)),
-        TensorSpec("video_query", "BYTES", (-1,)),  # clicked under the video, newest first
-        TensorSpec("blocked", "BYTES", (-1,)),  # queries that may not come out
+        TensorSpec("video_query", "BYTES", (-1,)),  # clicked under the item, newest first
+        TensorSpec("blocked", "BYTES", (-1,)),  # excluded queries
         TensorSpec("k", "INT64", (1,)),
     ),
     outputs=(
         TensorSpec("query", "BYTES", (-1,)),  # K distinct legal queries, best first
         TensorSpec("score", "FP32", (-1,)),  # log-probability among the legal queries
-        TensorSpec("anchor", "INT64", (-1,)),  # 1: behaviour ties the query to this video
+        TensorSpec("anchor", "INT64", (-1,)),  # 1: the query was clicked under this item
     ),
 )
 
 MAX_K = 100
 
 
-def assemble(
+def assemble_request(
     user: FeatureFrame,
-    video: FeatureFrame,
+    item_features: FeatureFrame,
     item: CatalogueItem,
     k: int,
     now_ms: int,
     *,
     blocked: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """One request: row 0 of `user` and of `video`, and the catalogue's word on the video.
+    """One request from row 0 of `user` and of `item_features`, and the catalogue item.
 
-    `blocked` are queries taken down since the model was released. The features are
-    already finished at `now_ms`; the model itself has no notion of time. A list that
-    is empty travels as one empty string, which the runtime ignores.
+    blocked: queries taken down since the release. The features are those at `now_ms`; the model
+    itself does not depend on time. An empty list is sent as one empty string, which the runtime
+    ignores.
     """
     del now_ms
     return {
@@ -60,7 +60,22 @@ def assemble(
         "video_id": byte_list([item.video_id]),
         "title": byte_list([item.title]),
         "genres": byte_list(item.genres),
-        "video_query": byte_list(video.columns["clicked_query"][0]),
+        "video_query": byte_list(item_features.columns["clicked_query"][0]),
         "blocked": byte_list(blocked),
         "k": np.array([k], dtype=np.int64),
+    }
+
+
+def canary_request(genres_of: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """A request about the model's first item, of a user who engaged with it."""
+    item_id = min(genres_of, default="")
+    return {
+        "user_history": byte_list([item_id]),
+        "user_query": byte_list([]),
+        "video_id": byte_list([item_id]),
+        "title": byte_list([]),
+        "genres": byte_list(genres_of.get(item_id, ())),
+        "video_query": byte_list([]),
+        "blocked": byte_list([]),
+        "k": np.array([2], dtype=np.int64),
     }

@@ -1,43 +1,34 @@
 """The query recommender's network: 2 + 2 transformer layers and a gate per pointer.
 
-Knows tensors. Does not know texts, tries or how it is trained (`onebar`). Shape suffixes
-as in `models.layers.transformer`; P prompt length, V words, J pointers.
+Knows tensors. Does not know texts, tries or training. Shape suffixes as in
+`models.layers.transformer`; P prompt length, V words, J pointers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from models.generation.pointers import POINTERS
-from models.generation.prompt import BUDGET, SEGMENTS, Prompt, stack
+from models.generation.config import GeneratorSize
+from models.generation.prompt import BUDGET, SEGMENTS, Prompt, stack_prompts
 from models.generation.words import MAX_WORDS, PAD
-from models.layers.decode import Written
+from models.layers.decode import DecoderState
+from models.layers.pointers import POINTERS
 from models.layers.transformer import DecoderLayer, EncoderLayer, causal_bias
 
 
-@dataclass(frozen=True)
-class Size:
-    words: int
-    videos: int  # with an embedding of their own
-    width: int = 64
-    heads: int = 4
-    layers: int = 2
-
-
 class OneBarNetwork(nn.Module):
-    """Reads a prompt once, then writes a query word by word."""
+    """Encodes a prompt once, then writes a query word by word."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: GeneratorSize) -> None:
         super().__init__()
         self.size = size
         self.word = _embedding(size.words, size.width)
-        self.video = _embedding(size.videos + 1, size.width)
+        self.item = _embedding(size.items + 1, size.width)
         self.segment = _embedding(SEGMENTS, size.width)
         self.place = _embedding(max(BUDGET.values()), size.width)
         self.step = _embedding(MAX_WORDS + 1, size.width)
@@ -53,13 +44,16 @@ class OneBarNetwork(nn.Module):
         nn.init.constant_(self.gates.bias, -0.5)  # softplus: pointers start at about 0.47 each
 
     def read(
-        self, word_BP: Tensor, segment_BP: Tensor, place_BP: Tensor, video_B: Tensor
+        self, word_BP: Tensor, segment_BP: Tensor, place_BP: Tensor, item_B: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values [L, B, H, P, K] of the prompt for the decoder's cross attention,
-        and the mask's bias [B, 1, 1, P]."""
+        """Encodes a prompt.
+
+        int64 [B, P] each and item_B int64 [B] -> keys and values float32 [L, B, H, P, K] for the
+        decoder's cross-attention, and the mask's bias [B, 1, 1, P].
+        """
         first = segment_BP == 0
         x_BPD = self.word(word_BP) + self.segment(segment_BP) + self.place(place_BP)
-        x_BPD = x_BPD + first.unsqueeze(-1) * self.video(video_B).unsqueeze(1)
+        x_BPD = x_BPD + first.unsqueeze(-1) * self.item(item_B).unsqueeze(1)
         hidden = (word_BP == PAD) & ~first
         bias = hidden.to(x_BPD.dtype)[:, None, None, :] * -1e9
         for layer in self.encoder:
@@ -75,7 +69,7 @@ class OneBarNetwork(nn.Module):
         past: tuple[Tensor, Tensor] | None,
         causal: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hidden [B, T, D], gates [B, T, J], and all keys and values [L, B, H, T', K]."""
+        """Hidden [B, T, D], gates [B, T, J], and all keys and values [L, B, H, T', K]; float32."""
         x_BTD = self.word(word_BT) + self.step(step_T)
         keys, values = [], []
         for n, layer in enumerate(self.decoder):
@@ -87,8 +81,8 @@ class OneBarNetwork(nn.Module):
         gates = softplus(self.gates(hidden_BTD))
         return hidden_BTD, gates, torch.stack(keys), torch.stack(values)
 
-    def teach(self, prompt: Sequence[Tensor], word_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden and gates at every position of known queries, in one pass."""
+    def teacher_forced(self, prompt: Sequence[Tensor], word_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden and gates at every position of known queries int64 [B, T], in one pass."""
         length = word_BT.shape[1]
         steps = torch.arange(length)
         hidden, gates, _, _ = self.write(
@@ -104,20 +98,20 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
 
 
 class TorchNetwork:
-    """The training-side network behind `decode.Network`: the reference of the exported one."""
+    """The torch network as a `recommend.QueryNetwork`: the reference for the exported one."""
 
     def __init__(self, network: OneBarNetwork) -> None:
         self._network = network.eval()
 
     @torch.no_grad()
     def read(self, prompt: Prompt) -> tuple[np.ndarray, ...]:
-        tensors = map(torch.from_numpy, stack([prompt]))
+        tensors = map(torch.from_numpy, stack_prompts([prompt]))
         return tuple(kept.numpy() for kept in self._network.read(*tensors))
 
     @torch.no_grad()
     def write(
-        self, kept: tuple[np.ndarray, ...], word: np.ndarray, step: int, past: Written | None
-    ) -> Written:
+        self, kept: tuple[np.ndarray, ...], word: np.ndarray, step: int, past: DecoderState | None
+    ) -> DecoderState:
         keys, values, bias = (torch.from_numpy(array) for array in kept)
         before = None
         if past is not None:
@@ -130,7 +124,7 @@ class TorchNetwork:
             None,
         )
         hidden, gates, k, v = (output.numpy() for output in outputs)
-        return Written(hidden[:, 0], gates[:, 0], k, v)
+        return DecoderState(hidden[:, 0], gates[:, 0], k, v)
 
 
 class _Reader(nn.Module):
@@ -139,9 +133,9 @@ class _Reader(nn.Module):
         self.network = network
 
     def forward(
-        self, word_BP: Tensor, segment_BP: Tensor, place_BP: Tensor, video_B: Tensor
+        self, word_BP: Tensor, segment_BP: Tensor, place_BP: Tensor, item_B: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.network.read(word_BP, segment_BP, place_BP, video_B)
+        return self.network.read(word_BP, segment_BP, place_BP, item_B)
 
 
 class _Writer(nn.Module):
@@ -167,8 +161,8 @@ class _Writer(nn.Module):
         return hidden[:, 0], gates[:, 0], keys, values
 
 
-def export(network: OneBarNetwork, reader_path: str, writer_path: str) -> None:
-    """Writes the prompt's pass and one word's pass as two ONNX graphs."""
+def export_onnx(network: OneBarNetwork, reader_path: str, writer_path: str) -> None:
+    """Writes two ONNX graphs: the prompt's pass and one word's pass."""
     size, beams, past_words = network.size, 3, 2
     head = size.width // size.heads
     network = network.eval()

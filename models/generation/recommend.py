@@ -1,58 +1,77 @@
-"""One request's way through the query recommender, whatever runs the network.
+"""One request of the query recommender: prompt, pointers, beam search.
 
-Knows contexts, pointers and the beam. Numpy only; in process and in Triton alike. Does
-not know tensors' names (`runtime`) nor torch.
+Knows contexts, pointers and the beam. Numpy only. Does not know tensor names (`runtime`) or
+whether torch or ONNX Runtime runs the network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from models.generation.bundle import Lexicon
-from models.generation.pointers import counts
-from models.generation.prompt import ANCHOR_HISTORY, USER_QUERY_HISTORY, Context, encode
-from models.layers.decode import Network, Tables, beam_search
+from models.generation.prompt import (
+    ANCHOR_HISTORY,
+    USER_QUERY_HISTORY,
+    Prompt,
+    QueryContext,
+    encode_prompt,
+)
+from models.generation.words import BEGIN
+from models.layers.decode import DecoderNetwork, DecodeTables, beam_search
+from models.layers.pointers import query_counts
 
-WIDTH = 24  # the least beam; a larger k widens it
+MIN_BEAMS = 24  # a larger k takes 2 * k
+
+
+class QueryNetwork(DecoderNetwork, Protocol):
+    """The exported or the torch network."""
+
+    def read(self, prompt: Prompt) -> tuple[np.ndarray, ...]:
+        """The prompt's keys, values and mask, computed once per request."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
+    """One recommended query."""
+
     query: str
     score: float  # log-probability among the legal queries
-    anchor: bool  # behaviour ties it to the video
+    anchor: bool  # whether it was clicked under the item
 
 
-def recommend(
-    network: Network,
+def recommend_queries(
+    network: QueryNetwork,
     lexicon: Lexicon,
-    tables: Tables,
-    context: Context,
+    tables: DecodeTables,
+    context: QueryContext,
     *,
     k: int,
     blocked: Sequence[str] = (),
 ) -> list[Suggestion]:
     """Up to k distinct legal queries, best first; fewer where fewer are legal."""
-    pointed = pointer_counts(context, lexicon, lexicon.anchors.get(context.video_id, ()))
+    pointed = pointer_counts(context, lexicon, lexicon.anchors.get(context.item_id, ()))
+    prompt = encode_prompt(context, lexicon.vocabulary, lexicon.item_number, lexicon.genres_of)
     found = beam_search(
         network,
         tables,
-        encode(context, lexicon.vocabulary, lexicon.video_number, lexicon.genres_of),
+        network.read(prompt),
         pointed,
+        begin=BEGIN,
         k=k,
-        width=max(WIDTH, 2 * k),
+        width=max(MIN_BEAMS, 2 * k),
         blocked=np.array(sorted(set(lexicon.queries.found(blocked))), dtype=np.int64),
     )
     texts = lexicon.queries.texts
-    tied = pointed[:2].sum(axis=0) > 0
-    return [Suggestion(texts[query], score, bool(tied[query])) for query, score in found]
+    anchored = pointed[:2].sum(axis=0) > 0
+    return [Suggestion(texts[query], score, bool(anchored[query])) for query, score in found]
 
 
-def pointer_counts(context: Context, lexicon: Lexicon, anchors: Sequence[int]) -> np.ndarray:
+def pointer_counts(context: QueryContext, lexicon: Lexicon, anchors: Sequence[int]) -> np.ndarray:
     """float32 [3, Q]: counts of the pointers live, anchors and user."""
-    live = lexicon.queries.found(context.video_query[:ANCHOR_HISTORY])
+    live = lexicon.queries.found(context.item_query[:ANCHOR_HISTORY])
     own = lexicon.queries.found(context.user_query[:USER_QUERY_HISTORY])
-    return counts([live, anchors, own], len(lexicon.queries))
+    return query_counts([live, anchors, own], len(lexicon.queries))

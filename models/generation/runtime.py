@@ -1,9 +1,8 @@
 """The served query recommender: one call per request, ONNX Runtime inside.
 
-Knows tensors' names and the bundle's files. Imports neither torch, pyarrow, polars nor
-Feast: it runs in Triton's stub. ONNX Runtime reads a prompt and writes a word about three
-times as fast as torch does on one core (0.15 and 0.20 ms against 0.50 and 0.63 ms for 20
-beams), so it is what stands behind the beam.
+Knows tensor names and the bundle's files. Imports neither torch, pyarrow, polars nor Feast: it
+runs in Triton's stub. On one core ONNX Runtime encodes a prompt and writes a word about three
+times as fast as torch (0.15 and 0.20 ms against 0.50 and 0.63 ms for 20 beams).
 """
 
 from __future__ import annotations
@@ -14,40 +13,40 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from models.generation.bundle import READER, WRITER, read
+from models.generation.bundle import READER, WRITER, read_query_bundle
 from models.generation.inputs import MAX_K, SIGNATURE
-from models.generation.prompt import Context, Prompt, stack
-from models.generation.recommend import recommend
-from models.layers.decode import Written
+from models.generation.prompt import Prompt, QueryContext, stack_prompts
+from models.generation.recommend import recommend_queries
+from models.layers.decode import DecoderState
 from models.signature import BadInput, Signature, byte_list, text_list
 
 
 class OnnxNetwork:
-    """The exported network behind `decode.Network`."""
+    """The exported network, a `recommend.QueryNetwork`."""
 
     def __init__(self, folder: Path) -> None:
         self._reader = _session(folder / READER)
         self._writer = _session(folder / WRITER)
         layers, _, heads, _, head = self._writer.get_inputs()[-1].shape
-        self._nothing = np.zeros((layers, 1, heads, 0, head), dtype=np.float32)
+        self._no_past = np.zeros((layers, 1, heads, 0, head), dtype=np.float32)
 
     def read(self, prompt: Prompt) -> tuple[np.ndarray, ...]:
         names = ("word", "segment", "place", "video")
-        return tuple(self._reader.run(None, dict(zip(names, stack([prompt]), strict=True))))
+        return tuple(self._reader.run(None, dict(zip(names, stack_prompts([prompt]), strict=True))))
 
     def write(
-        self, kept: tuple[np.ndarray, ...], word: np.ndarray, step: int, past: Written | None
-    ) -> Written:
+        self, kept: tuple[np.ndarray, ...], word: np.ndarray, step: int, past: DecoderState | None
+    ) -> DecoderState:
         feed = {
             "word": word,
             "step": np.array([step], dtype=np.int64),
             "prompt_keys": kept[0],
             "prompt_values": kept[1],
             "prompt_bias": kept[2],
-            "past_keys": self._nothing if past is None else past.keys,
-            "past_values": self._nothing if past is None else past.values,
+            "past_keys": self._no_past if past is None else past.keys,
+            "past_values": self._no_past if past is None else past.values,
         }
-        return Written(*self._writer.run(None, feed))
+        return DecoderState(*self._writer.run(None, feed))
 
 
 class QueriesRuntime:
@@ -56,20 +55,21 @@ class QueriesRuntime:
     signature: Signature = SIGNATURE
 
     def __init__(self, bundle: Path) -> None:
-        self._lexicon, self._tables = read(bundle)
+        self._lexicon, self._tables = read_query_bundle(bundle)
         self._network = OnnxNetwork(bundle)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """min(k, legal queries) queries, best first; a k above MAX_K is answered as MAX_K.
+        """min(k, legal queries) queries, best first; a k above MAX_K counts as MAX_K.
 
-        An unknown video, user or empty history is a cold start, not an error.
-        Raises BadInput for a missing tensor, a wrong shape or k < 1.
+        An unknown item, user or empty history is a cold start, not an error.
+
+        Raises `BadInput` for a missing tensor, a wrong shape or k < 1.
         """
         self.signature.check_inputs(inputs)
         k = int(inputs["k"][0])
         if k < 1:
             raise BadInput(f"input 'k' is {k}, expected 1..{MAX_K}")
-        found = recommend(
+        found = recommend_queries(
             self._network,
             self._lexicon,
             self._tables,
@@ -84,20 +84,20 @@ class QueriesRuntime:
         }
 
 
-def context_of(inputs: Mapping[str, np.ndarray]) -> Context:
-    """The request's tensors as texts; empty ones left out, bad UTF-8 replaced."""
-    return Context(
-        video_id="".join(text_list(inputs["video_id"])),
+def context_of(inputs: Mapping[str, np.ndarray]) -> QueryContext:
+    """The request's tensors as texts, without empty ones; invalid UTF-8 is replaced."""
+    return QueryContext(
+        item_id="".join(text_list(inputs["video_id"])),
         title="".join(text_list(inputs["title"])),
         genres=text_list(inputs["genres"]),
         user_history=text_list(inputs["user_history"]),
         user_query=text_list(inputs["user_query"]),
-        video_query=text_list(inputs["video_query"]),
+        item_query=text_list(inputs["video_query"]),
     )
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # small tensors: more threads only wait for each other
+    options.intra_op_num_threads = 1  # small tensors: more threads are slower
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

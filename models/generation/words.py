@@ -1,6 +1,6 @@
-"""Words and queries: how a text is split, which queries are legal, which number a word has.
+"""Words and queries: splitting of texts, legal queries, numbers of words.
 
-Knows texts. Does not know events' columns (`legal` reads counts), the model or torch.
+Knows texts. Does not know events' columns, the network or torch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ MAX_WORDS = 8  # of a legal query
 
 
 @lru_cache(maxsize=1 << 16)
-def words(text: str) -> tuple[str, ...]:
+def split_words(text: str) -> tuple[str, ...]:
     """Lower-case words without the punctuation around them: "Toy Story (1995)" has three."""
     bare = (word.strip(string.punctuation) for word in text.lower().split())
     return tuple(word for word in bare if word)
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class WordVocabulary:
     """Words by number. Numbers below 4 are padding, unknown, begin and end."""
 
     texts: tuple[str, ...]
@@ -34,7 +34,8 @@ class Vocabulary:
         object.__setattr__(self, "_number", {text: n for n, text in enumerate(self.texts)})
 
     @classmethod
-    def of(cls, sequences: Iterable[Sequence[str]]) -> Vocabulary:
+    def of(cls, sequences: Iterable[Sequence[str]]) -> WordVocabulary:
+        """The vocabulary of all words of the sequences."""
         known = sorted({word for sequence in sequences for word in sequence})
         return cls((*_SPECIAL, *known))
 
@@ -42,6 +43,7 @@ class Vocabulary:
         return len(self.texts)
 
     def numbers(self, sequence: Sequence[str]) -> list[int]:
+        """Each word's number; UNKNOWN for a word that is not in the vocabulary."""
         return [self._number.get(word, UNKNOWN) for word in sequence]
 
 
@@ -49,46 +51,46 @@ class Vocabulary:
 class QuerySet:
     """Q legal queries. Two spellings with the same words are one query.
 
-    `texts` are what is shown, in the spelling that most people used.
+    `texts` are shown as they are, in the spelling that most users typed.
     """
 
     texts: tuple[str, ...]
     _index: dict[tuple[str, ...], int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        index = {words(text): n for n, text in enumerate(self.texts)}
+        index = {split_words(text): n for n, text in enumerate(self.texts)}
         object.__setattr__(self, "_index", index)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def find(self, text: str) -> int | None:
-        """The query's number, or None when it is not legal."""
-        return self._index.get(words(text))
+        """The query's number; None when it is not legal."""
+        return self._index.get(split_words(text))
 
     def found(self, texts: Iterable[str]) -> list[int]:
-        """Numbers of those texts that are legal, in order, repeats kept."""
+        """Numbers of the legal ones among the texts, in order, with repeats."""
         numbers = (self.find(text) for text in texts)
         return [number for number in numbers if number is not None]
 
 
-def legal(
+def legal_queries(
     askers: Iterable[tuple[str, str]], *, min_users: int, taken_down: Iterable[str] = ()
 ) -> QuerySet:
-    """Queries that at least `min_users` distinct people used, and nobody took down.
+    """Queries that at least `min_users` distinct users typed and that were not taken down.
 
-    askers: (user_id, query) pairs. The threshold keeps one person's private words from
-    being shown to others. A query without a word or of more than MAX_WORDS is not legal.
+    askers: (user_id, query) pairs. The threshold keeps one user's private words from being shown
+    to others. A query without a word, or of more than MAX_WORDS, is not legal.
     """
     users: dict[tuple[str, ...], set[str]] = {}
     spelling: dict[tuple[str, ...], Counter[str]] = {}
     for user_id, query in askers:
-        key = words(query)
+        key = split_words(query)
         if 0 < len(key) <= MAX_WORDS and query.isprintable():
             users.setdefault(key, set()).add(user_id)
             spelling.setdefault(key, Counter())[" ".join(query.split())] += 1
-    gone = {words(query) for query in taken_down}
-    kept = [key for key, seen in users.items() if len(seen) >= min_users and key not in gone]
+    removed = {split_words(query) for query in taken_down}
+    kept = [key for key, seen in users.items() if len(seen) >= min_users and key not in removed]
     return QuerySet(tuple(sorted(min(_most_used(spelling[key])) for key in kept)))
 
 

@@ -1,4 +1,4 @@
-"""Layers that several systems share: transformer blocks with kept keys, tries, transitions.
+"""Layers that several models share: experts, transformer blocks, tries, decoding, transitions.
 
-Knows tensors. Does not know any one system. Importing this package imports no torch.
+Knows tensors. Does not know any one model. Importing this package imports no torch.
 """

@@ -1,7 +1,7 @@
-"""Transformer layers whose keys and values can be kept: a prompt is read once per request.
+"""Transformer layers with reusable keys and values: a prompt is encoded once per request.
 
-Knows tensors. Does not know words, tries or any one system. Pre-norm, GELU, no dropout
-in the served form. Shape suffixes: B batch, T target, S source, D width, H heads, K D/H.
+Knows tensors. Does not know words, tries or any one model. Pre-norm, GELU, no dropout. Shape
+suffixes: B batch, T target, S source, D width, H heads, K D/H.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention with its keys and values computed apart from its queries."""
+    """Multi-head attention whose keys and values are computed separately from its queries."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -23,12 +23,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, S, K] of the source."""
         return self._split(self.key(x_BSD)), self._split(self.value(x_BSD))
 
     def forward(
         self, x_BTD: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        """`bias` is added to the scores: 0 where a source may be seen, very low elsewhere.
+        """float32 [B, T, D]. `bias` is added to the scores: 0 for visible sources, else -1e9.
 
         Keys of batch 1 serve every row of a larger batch (a beam under one prompt).
         """
@@ -65,7 +66,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self attention over what was written, cross attention over the prompt."""
+    """Self-attention over the written words, cross-attention over the prompt."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class DecoderLayer(nn.Module):
         prompt_bias: Tensor,
         causal: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The layer's output and its keys and values, those of `past` included."""
+        """The layer's output [B, T, D] and its keys and values, including those of `past`."""
         normed = self.norm(x_BTD)
         keys, values = self.attention.keys_values(normed)
         if past is not None:
@@ -94,5 +95,5 @@ class DecoderLayer(nn.Module):
 
 
 def causal_bias(length: int) -> Tensor:
-    """[T, T]: 0 where a target may look, -1e9 ahead of it."""
+    """float32 [T, T]: 0 up to the target, -1e9 after it."""
     return torch.full((length, length), -1e9).triu(1)

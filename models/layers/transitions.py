@@ -1,9 +1,9 @@
-"""What follows what: item transitions counted (F1) and learned in closed form (ridge).
+"""Item-to-item transitions: counted (F1) and learned in closed form (ridge).
 
-Knows sequences of item numbers, oldest first. Numpy only. Does not know users or time.
-F1 is the untrained floor of sequence models here: window 5, weight 1/distance, 0.3 for the
-reverse direction, square-root degree normalisation. The ridge form is SLIST's idea (linear
-session-aware item models, arXiv 2103.16104): from a decayed history to what came next.
+Knows sequences of item numbers, oldest first. Numpy only. Does not know users or time. F1 is the
+untrained baseline of the sequence models: window 5, weight 1/distance, 0.3 for the reverse
+direction, square-root degree normalisation. The ridge form follows SLIST (linear session-aware
+item models, arXiv 2103.16104): from a decayed history to the next items.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def transitions(sequences: Sequence[np.ndarray], items: int) -> np.ndarray:
 def ridge(past: np.ndarray, future: np.ndarray, penalty: float) -> np.ndarray:
     """float32 [N, N]: argmin |past W - future|^2 + penalty |W|^2, zero diagonal.
 
-    past, future: float32 [C, N], decayed histories and what came after each.
+    past, future: float32 [C, N], decayed histories and the items after each.
     """
     gram = past.T @ past
     gram[np.diag_indices_from(gram)] += penalty
@@ -44,7 +44,7 @@ def ridge(past: np.ndarray, future: np.ndarray, penalty: float) -> np.ndarray:
 
 
 def decayed(history: np.ndarray, decay: float, items: int) -> np.ndarray:
-    """float32 [N]: decay^age per item of a history that runs newest first; newest counts."""
+    """float32 [N]: decay^age of each item's newest occurrence; `history` runs newest first."""
     weights = np.zeros(items, dtype=np.float32)
     np.maximum.at(weights, history, decay ** np.arange(len(history), dtype=np.float32))
     return weights

@@ -1,7 +1,7 @@
-"""A trie of legal word sequences: what may follow a prefix, and nothing else.
+"""A trie of word sequences: which words may follow a prefix.
 
-Knows word ids and which sequence ends where. Does not know texts, scores or torch.
-Nodes are numbered breadth first, so that the children of a node are one range.
+Knows word ids and where sequences end. Does not know texts, scores or torch. Nodes are numbered
+breadth first, so the children of a node are one range.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class Trie:
         return len(self.word)
 
     def children(self, node: int) -> range:
+        """The children's nodes."""
         return range(int(self.start[node]), int(self.start[node + 1]))
 
     def child(self, node: int, word: int) -> int | None:
-        """The node that `word` leads to, or None where no legal sequence goes on so."""
+        """The node that `word` leads to; None where no sequence continues with it."""
         first, last = int(self.start[node]), int(self.start[node + 1])
         at = first + int(np.searchsorted(self.word[first:last], word))
         return at if at < last and self.word[at] == word else None
@@ -57,11 +58,11 @@ class Trie:
         return found
 
     def mass(self, weight: np.ndarray) -> np.ndarray:
-        """Sums weights [..., Q] of sequences over every node's subtree: [..., N]."""
+        """Sums weights float32 [..., Q] of sequences over every node's subtree: [..., N]."""
         total = np.zeros((*weight.shape[:-1], len(self)), dtype=np.float32)
         total[..., self.leaves()] = weight
         for level in reversed(self._levels()):
-            # Children lie together and in their parents' order, so one reduceat sums them.
+            # Children are contiguous and in their parents' order, so one reduceat sums them.
             nodes = np.arange(level.start, level.stop)
             parents, firsts = np.unique(self.parent[nodes], return_index=True)
             total[..., parents] += np.add.reduceat(total[..., nodes], firsts, axis=-1)

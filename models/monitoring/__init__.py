@@ -1,1 +1,1 @@
-"""Monitoring of served models: what was served, and its skew from training."""
+"""Monitoring of served models: the log of served features, and training-serving skew."""

@@ -1,8 +1,8 @@
-"""What the ranker saw of each slate, kept as it was served: the log that skew is judged by.
+"""The served features of each slate, logged for the measurement of skew.
 
-Knows one Parquet row a slate and how files are kept. Does not know requests
-(`serving.monitoring.served_features` hands slates in) nor how skew is judged
-(`models.monitoring.skew`). Bounded: the newest `keep_files` files stay.
+Knows one Parquet row per slate and the files' retention: the newest `keep_files` stay. Does not
+know requests (`serving.monitoring.served_features` passes slates in) or how skew is measured
+(`models.monitoring.skew`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from models.ranking.ple.inputs import USER_FEATURES, VIDEO_FEATURES
+from models.ranking.ple.features import ITEM_FEATURES, USER_FEATURES
 
-LAYOUT = hashlib.sha256("|".join((*USER_FEATURES, "", *VIDEO_FEATURES)).encode()).hexdigest()[:8]
-"""Names the columns' order: a slate that another assembly made cannot be compared."""
+LAYOUT = hashlib.sha256("|".join((*USER_FEATURES, "", *ITEM_FEATURES)).encode()).hexdigest()[:8]
+"""A digest of the columns' order; slates of another order cannot be compared."""
 
 _FLOATS = pl.List(pl.Float32)
 _COLUMNS: dict[str, pl.DataType] = {
@@ -42,11 +42,11 @@ SCHEMA = pl.Schema(_COLUMNS)
 
 @dataclass(frozen=True)
 class ServedSlate:
-    """One slate as the ranker saw it.
+    """One slate with the ranker's input features.
 
-    user_x [Fu]; history int64 [H], hashes; video_id: the K videos by slot; video_x
-    float32 [K * Fv], row by row. stale: some features were the last that could be read.
-    weights: float32 [T], as they ranked the slate; log_density: None unless they were drawn.
+    user_x: float32 [Fu]; history: int64 [H], hashes; video_id: the K items by slot; video_x:
+    float32 [K * Fi], row by row. stale: some features were last good values. weights: float32
+    [T] that ranked the slate; log_density: None unless they were drawn.
     """
 
     request_id: str
@@ -63,13 +63,13 @@ class ServedSlate:
 
 
 class ServedLog:
-    """A folder of Parquet files, each whole from its first moment. One writer."""
+    """A folder of Parquet files, each written atomically. One writer."""
 
     def __init__(self, folder: Path, *, keep_files: int = 200) -> None:
         self.folder, self._keep = folder, keep_files
 
     def append(self, slates: Sequence[ServedSlate]) -> None:
-        """One file of these slates; the oldest files beyond the limit go."""
+        """Writes these slates as one file and removes the oldest files beyond the limit."""
         rows = [{**asdict(slate), "layout": LAYOUT} for slate in slates]
         columns = {name: [row[name] for row in rows] for name in SCHEMA}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class ServedLog:
     def read(self, count: int | None = None) -> pl.DataFrame:
         """`SCHEMA`, the newest `count` slates (all when None), oldest first."""
         parts = [pl.read_parquet(path) for path in self._files()]
-        # Files of before a column have nulls there.
+        # Files older than a column have nulls there.
         rows = pl.concat([pl.DataFrame(schema=SCHEMA), *parts], how="diagonal").select(
             SCHEMA.names()
         )

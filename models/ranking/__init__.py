@@ -1,1 +1,1 @@
-"""Ranking: (user, candidates) -> P(action) per task, then the user's own fusion."""
+"""Ranking: (user, candidates) -> P(action) per task, fused with the user's own weights."""

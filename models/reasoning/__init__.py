@@ -1,4 +1,4 @@
-"""Reasoning: history -> trajectory. What may bring a silent user back, and why in that order.
+"""Reasoning: history -> trajectory. The dormant-user reasoner; README.md is its model card.
 
-Knows the dormant-user reasoner (`rolegen`). Does not know requests or Triton.
+Does not know requests or Triton.
 """

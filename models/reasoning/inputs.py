@@ -1,7 +1,7 @@
-"""The dormant-user reasoner's tensors: the signature, and how features become it.
+"""The dormant-user reasoner's tensors: its signature, and the assembly of a request.
 
-Knows feature columns and names. Numpy only: the runtime reads the signature from here
-inside Triton's stub, and serving assembles requests with it. Does not know the model.
+Knows feature columns and tensor names. Numpy only: Triton's stub reads the signature, and
+serving assembles requests. Does not know the reasoner.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ ROLES: tuple[str, ...] = ("trigger", "bridge", "comparison", "converter", "noise
 
 SIGNATURE = Signature(
     inputs=(
-        TensorSpec("history", "BYTES", (-1,)),  # engaged videos, newest first
-        TensorSpec("history_kind", "BYTES", (-1,)),  # what the user did with each
+        TensorSpec("history", "BYTES", (-1,)),  # engaged items, newest first
+        TensorSpec("history_kind", "BYTES", (-1,)),  # the user's action on each
         TensorSpec("history_time_ms", "INT64", (-1,)),
         TensorSpec("now_ms", "INT64", (1,)),
-        TensorSpec("unavailable", "BYTES", (-1,)),  # videos that may not come out
+        TensorSpec("unavailable", "BYTES", (-1,)),  # excluded items
         TensorSpec("k", "INT64", (1,)),
     ),
     outputs=(
@@ -32,7 +32,7 @@ SIGNATURE = Signature(
         TensorSpec("role", "BYTES", (-1,)),  # one of ROLES per step
         TensorSpec("p_convert", "FP32", (-1,)),  # P(the user converts on it), calibrated
         TensorSpec("goal", "BYTES", (1,)),  # the item that the trajectory leads to
-        TensorSpec("counterfactual_goal", "BYTES", (-1,)),  # goals not taken, best first
+        TensorSpec("counterfactual_goal", "BYTES", (-1,)),  # other goals, best first
         TensorSpec("counterfactual_p", "FP32", (-1,)),  # P(convert) of each of those
     ),
 )
@@ -40,17 +40,17 @@ SIGNATURE = Signature(
 MAX_K = 100
 
 
-def assemble(
+def assemble_request(
     user: FeatureFrame,
     k: int,
     now_ms: int,
     *,
     unavailable: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """One request: row 0 of `user` at `now_ms`, the moment that ends the silent gap.
+    """One request from row 0 of `user` at `now_ms`, the end of the silent gap.
 
-    `unavailable` are videos taken down since the model was released. A history that is
-    empty travels as one empty id of kind "" at time 0, which the runtime ignores.
+    unavailable: items taken down since the release. An empty history is sent as one empty id of
+    kind "" at time 0, which the runtime ignores.
     """
     times = [int(time_ms) for time_ms in user.columns["engaged_time_ms"][0]] or [0]
     return {
@@ -60,4 +60,18 @@ def assemble(
         "now_ms": np.array([now_ms], dtype=np.int64),
         "unavailable": byte_list(unavailable),
         "k": np.array([k], dtype=np.int64),
+    }
+
+
+def canary_request(item_ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """A request of a user who played the model's first items and was silent for 30 days."""
+    played = list(item_ids[:3])
+    hour_ms = 3_600_000
+    return {
+        "history": byte_list(played),
+        "history_kind": byte_list(["play"] * len(played)),
+        "history_time_ms": np.arange(max(len(played), 1), dtype=np.int64)[::-1] * hour_ms,
+        "now_ms": np.array([30 * 24 * hour_ms], dtype=np.int64),
+        "unavailable": byte_list([]),
+        "k": np.array([3], dtype=np.int64),
     }

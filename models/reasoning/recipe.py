@@ -1,28 +1,7 @@
-"""RoleGen, small: what may bring a silent user back, as a path of items with roles to a goal.
+"""Recipe of the dormant-user reasoner: fitting, evaluation and its bundle.
 
-Model card
-----------
-Paper: RoleGen, reactivation of dormant users, arXiv 2602.13134. From its abstract: users
-who engage but convert little; a reasoner names each item's functional role in context and
-rebuilds how intent evolved; counterfactual inference proposes several ways to conversion,
-against collapse onto one interest; candidates condition a generative backbone; a loop of
-reasoning, execution, feedback and reflection.
-Kept: five roles (trigger, bridge, comparison, converter, noise) inferred in context,
-planning backwards from several hypothetical goals, the goals not taken given beside the
-one that was, P(convert) per item.
-Scaled down: the role reasoner is a hidden Markov model fitted by EM over session position,
-kind of action, gap and novelty, not a language model; the backbone is a blend of counted
-transitions (F1), a ridge regression from history to what came next, and popularity, with
-weights fitted on the training span's last fifth; P(convert) is a logistic regression, then
-Platt-scaled on held-out engagements. No reflection: a later update has the feedback.
-Roles are latent: nothing in real logs says that they are right, only that they fit better
-than chance orders; against planted roles they are judged in the simulated world.
-Fails where: a user of unknown videos gets popular items; more than `max_items` videos are
-cut to the most engaged ones.
-Judged by Recall@10 of the next session's new videos, on sessions after the split by users
-with a history, against the last session again. **That floor is weak**: MovieLens users
-rate a film once, so the last session's videos hardly ever return. `evaluate_all` puts
-popularity and F1 beside it, which are the floors to look at.
+The model card is README.md. Knows the cases and their baselines. Does not know how the reasoner is
+fitted.
 """
 
 from __future__ import annotations
@@ -33,22 +12,28 @@ from pathlib import Path
 import numpy as np
 
 from models.layers.transitions import decayed
-from models.reasoning.data import Config, before, read_histories, split_time
+from models.reasoning.config import ReactivationConfig
+from models.reasoning.data import read_histories
+from models.reasoning.inputs import canary_request
 from models.reasoning.reasoner import F1_DECAY, HISTORY, Reasoner
-from models.reasoning.sessions import Steps
-from models.reasoning.train import fit
-from models.recipe import Evaluation, NotEnoughData, Progress, TrainingLog
+from models.reasoning.runtime import ReactivationRuntime
+from models.reasoning.sessions import KINDS, EngagementSteps
+from models.reasoning.train import fit_reasoner
+from models.recipe import Evaluation, NotEnoughData, TrainingLog
+from models.release.canary import write_canary
+from models.training.datasets import log_until, split_time_ms
 from models.training.evaluation import compare, mean_per_user, recall_at_k
+from streams.progress import ProgressCallback
 
 DEPTH = 10
 
 
 @dataclass(frozen=True)
-class Case:
-    """One session after the split: what was known before it, and its new videos."""
+class EvaluationCase:
+    """One session after the split: the steps before it, and its new items."""
 
     user_id: str
-    done: Steps
+    past: EngagementSteps
     now_ms: int
     wanted: frozenset[int]
 
@@ -58,24 +43,31 @@ class ReactivationRecipe:
 
     name = "reactivation"
 
-    def __init__(self, config: Config | None = None) -> None:
-        self.config = config or Config()
+    def __init__(self, config: ReactivationConfig | None = None) -> None:
+        self.config = config or ReactivationConfig()
 
-    def train(self, log: TrainingLog, bundle: Path, *, seed: int, progress: Progress) -> None:
-        """Fits on `log` and writes the bundle. Raises `NotEnoughData`. Nothing is random."""
+    def train(
+        self, log: TrainingLog, bundle: Path, *, seed: int, progress: ProgressCallback
+    ) -> None:
+        """Fits on `log` and writes the bundle. Raises `NotEnoughData`. Does not depend on seed."""
         del seed
-        fit(log, self.config, progress).write(bundle)
+        reasoner = fit_reasoner(log, self.config, progress)
+        reasoner.write(bundle)
+        write_canary(bundle, canary_request(reasoner.item_ids), ReactivationRuntime)
 
-    def evaluate(self, log: TrainingLog, *, seed: int, progress: Progress) -> Evaluation:
-        """Recall@10 against the last session again; see the card for why that is weak."""
+    def evaluate(self, log: TrainingLog, *, seed: int, progress: ProgressCallback) -> Evaluation:
+        """Recall@10 against the last session's items, a weak baseline; see the model card."""
         return self.evaluate_all(log, seed=seed, progress=progress)["the last session again"]
 
     def evaluate_all(
-        self, log: TrainingLog, *, seed: int, progress: Progress
+        self, log: TrainingLog, *, seed: int, progress: ProgressCallback
     ) -> dict[str, Evaluation]:
-        """The same trajectories against every floor, over the same users."""
-        split_ms = split_time(log)
-        reasoner = fit(before(log, split_ms), self.config, progress)
+        """The same trajectories against every baseline, over the same users.
+
+        Raises `NotEnoughData` where no user with a history has a later session.
+        """
+        split_ms = split_time_ms(log, kinds=KINDS)
+        reasoner = fit_reasoner(log_until(log, split_ms), self.config, progress)
         cases = _cases(log, reasoner, split_ms)
         if not cases:
             raise NotEnoughData(
@@ -83,18 +75,19 @@ class ReactivationRecipe:
                 "gather events over a longer time"
             )
         rng = np.random.default_rng(seed)
-        if len(cases) > self.config.max_judged:
-            picked = rng.choice(len(cases), self.config.max_judged, replace=False)
+        if len(cases) > self.config.max_evaluated:
+            picked = rng.choice(len(cases), self.config.max_evaluated, replace=False)
             cases = [cases[n] for n in picked]
-        return _judge(reasoner, cases, seed)
+        return _compare_with_baselines(reasoner, cases, seed)
 
 
 def recipe() -> ReactivationRecipe:
+    """The recipe that `models.registry` names."""
     return ReactivationRecipe()
 
 
-def _cases(log: TrainingLog, reasoner: Reasoner, split_ms: int) -> list[Case]:
-    """Sessions that begin after the split, by users who were there before."""
+def _cases(log: TrainingLog, reasoner: Reasoner, split_ms: int) -> list[EvaluationCase]:
+    """Sessions that begin after the split, of users with earlier sessions."""
     cases = []
     for user_id, whole in read_histories(log, reasoner.number).items():
         for session in np.unique(whole.session[whole.time_ms >= split_ms]):
@@ -103,23 +96,28 @@ def _cases(log: TrainingLog, reasoner: Reasoner, split_ms: int) -> list[Case]:
             start_ms = int(whole.time_ms[now].min())
             new = frozenset(whole.item[now].tolist()) - set(whole.item[earlier].tolist())
             if len(earlier) and start_ms >= split_ms and new:
-                cases.append(Case(user_id, pick(whole, earlier), start_ms, new))
+                cases.append(EvaluationCase(user_id, select_steps(whole, earlier), start_ms, new))
     return cases
 
 
-def pick(whole: Steps, rows: np.ndarray) -> Steps:
-    return Steps(whole.item[rows], whole.kind[rows], whole.time_ms[rows], whole.session[rows])
+def select_steps(whole: EngagementSteps, rows: np.ndarray) -> EngagementSteps:
+    """The steps of these rows."""
+    return EngagementSteps(
+        whole.item[rows], whole.kind[rows], whole.time_ms[rows], whole.session[rows]
+    )
 
 
-def _judge(reasoner: Reasoner, cases: list[Case], seed: int) -> dict[str, Evaluation]:
+def _compare_with_baselines(
+    reasoner: Reasoner, cases: list[EvaluationCase], seed: int
+) -> dict[str, Evaluation]:
     wanted: list[set[object]] = [set(case.wanted) for case in cases]
     users = np.array([case.user_id for case in cases])
-    plans = [reasoner.plan(case.done, DEPTH, case.now_ms) for case in cases]
+    plans = [reasoner.plan(case.past, DEPTH, case.now_ms) for case in cases]
     ours: list[list[int]] = [plan.items if plan else [] for plan in plans]
-    floors = {
-        "the last session again": [_last_session(case.done) for case in cases],
-        "popularity": [_top(reasoner, reasoner.popular, case.done) for case in cases],
-        "F1 transitions": [_top(reasoner, _f1(reasoner, case.done), case.done) for case in cases],
+    baselines = {
+        "the last session again": [_last_session(case.past) for case in cases],
+        "popularity": [_top(reasoner, reasoner.popular, case.past) for case in cases],
+        "F1 transitions": [_top(reasoner, _f1(reasoner, case.past), case.past) for case in cases],
     }
     value = mean_per_user(users, recall_at_k(ours, wanted, DEPTH))
     return {
@@ -130,23 +128,23 @@ def _judge(reasoner: Reasoner, cases: list[Case], seed: int) -> dict[str, Evalua
             mean_per_user(users, recall_at_k(ranked, wanted, DEPTH)),
             seed=seed,
         )
-        for name, ranked in floors.items()
+        for name, ranked in baselines.items()
     }
 
 
-def _last_session(done: Steps) -> list[int]:
-    again: list[int] = done.item[done.session == done.session[-1]][::-1].tolist()
+def _last_session(past: EngagementSteps) -> list[int]:
+    again: list[int] = past.item[past.session == past.session[-1]][::-1].tolist()
     return again
 
 
-def _f1(reasoner: Reasoner, done: Steps) -> np.ndarray:
-    scores: np.ndarray = decayed(done.item[::-1], F1_DECAY, len(reasoner.number)) @ reasoner.f1
+def _f1(reasoner: Reasoner, past: EngagementSteps) -> np.ndarray:
+    scores: np.ndarray = decayed(past.item[::-1], F1_DECAY, len(reasoner.number)) @ reasoner.f1
     return scores
 
 
-def _top(reasoner: Reasoner, scores: np.ndarray, done: Steps) -> list[int]:
-    """The best DEPTH items that may come out: the same masks as the reasoner's."""
+def _top(reasoner: Reasoner, scores: np.ndarray, past: EngagementSteps) -> list[int]:
+    """The best DEPTH items under the reasoner's exclusions."""
     closed = ~reasoner.available
-    closed[done.item] = True
+    closed[past.item] = True
     ranked: list[int] = np.argsort(-np.where(closed, -np.inf, scores), kind="stable").tolist()
     return ranked[:DEPTH]

@@ -1,10 +1,10 @@
-"""What part an item plays in a session: a hidden Markov model over five roles.
+"""The role of an item in a session: a hidden Markov model over five roles.
 
-Knows observations as small integers. Numpy only. Does not know items or users.
-Fitted by EM; each channel (position, kind, gap, novelty) is emitted independently given
-the role. Roles carry names because the fit starts from, and is held near, a stated prior
-(`_LEANING`): a trigger opens, a converter ends in a strong action, a comparison stays
-close to what was just seen, a bridge leads on, noise is brief and far off.
+Knows observations as small integers. Numpy only. Does not know items or users. Fitted by EM;
+each channel (position, kind, gap, novelty) is emitted independently given the role. Roles have
+names because the fit starts from, and is held near, a stated prior (`_PRIOR_COUNTS`): a trigger
+opens, a converter ends in a strong action, a comparison stays close to the previous items, a
+bridge leads on, noise is brief and far off.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from models.reasoning.inputs import ROLES
 from models.reasoning.sessions import CHANNELS, SIZES, UNSEEN
 
-_LEANING: dict[str, dict[str, tuple[float, ...]]] = {
+_PRIOR_COUNTS: dict[str, dict[str, tuple[float, ...]]] = {
     "trigger": {"position": (20, 2, 1, 1, 1), "gap": (1, 1, 1, 8, 8, 8)},
     "bridge": {"position": (1, 4, 4, 3, 2), "kind": (2, 6, 3, 1, 1, 1, 1), "novelty": (2, 4, 4, 2)},
     "comparison": {
@@ -39,7 +39,7 @@ class RoleModel:
     emit: tuple[np.ndarray, ...]
 
     def emission(self, seen: np.ndarray) -> np.ndarray:
-        """log P(observation | role) [..., R] of int64 [..., 4]; UNSEEN channels say nothing."""
+        """log P(observation | role) [..., R] of int64 [..., 4]; UNSEEN channels contribute 0."""
         total = np.zeros((*seen.shape[:-1], len(self.start)))
         for channel, table in enumerate(self.emit):
             value = seen[..., channel]
@@ -48,8 +48,10 @@ class RoleModel:
         return total
 
     def decode(self, seen: np.ndarray, last: str | None = None) -> list[str]:
-        """The likeliest roles (Viterbi) of one session's observations, int64 [T, 4]; with
-        `last`, the likeliest among those that end in that role."""
+        """The most likely roles (Viterbi) of one session's observations, int64 [T, 4].
+
+        last: the final role, where it is given.
+        """
         if not len(seen):
             return []
         emission, move = self.emission(seen), np.log(self.move)
@@ -64,36 +66,38 @@ class RoleModel:
         return [ROLES[role] for role in reversed(path)]
 
 
-def prior() -> RoleModel:
-    """Where EM starts, and what its pseudo-counts lean to."""
+def prior_role_model() -> RoleModel:
+    """EM's start and the source of its pseudo-counts."""
     roles = len(ROLES)
     start = np.array([12.0, 1, 1, 1, 1])
     move = np.ones((roles, roles)) + np.eye(roles)
-    move[0, 1:3] += 2.0  # what opened a session is followed up or compared
-    move[1:3, 3] += 1.0  # and that may end in a conversion
-    move[:, 0] = 0.2  # a session is opened once
+    move[0, 1:3] += 2.0  # a trigger is followed by a bridge or a comparison
+    move[1:3, 3] += 1.0  # which may lead to a conversion
+    move[:, 0] = 0.2  # a session has one trigger
     emit = tuple(
-        np.array([_LEANING[role].get(channel, (1.0,) * SIZES[channel]) for role in ROLES])
+        np.array([_PRIOR_COUNTS[role].get(channel, (1.0,) * SIZES[channel]) for role in ROLES])
         for channel in CHANNELS
     )
-    return RoleModel(_rows(start), _rows(move), tuple(_rows(table) for table in emit))
+    return RoleModel(
+        _normalised(start), _normalised(move), tuple(_normalised(table) for table in emit)
+    )
 
 
-def fit(
+def fit_roles(
     sessions: Sequence[np.ndarray], *, rounds: int = 15, strength: float = 0.5
 ) -> tuple[RoleModel, list[float]]:
     """EM over sessions, int64 [T, 4] each, and the log-likelihood before every round.
 
-    `strength` is the prior's weight as a share of all steps: it keeps the names in place.
+    strength: the prior's weight as a share of all steps; it keeps each role's meaning.
     """
     seen, mask = _padded(sessions)
-    base = prior()
+    base = prior_role_model()
     model, history = base, []
     weight = strength * max(float(mask.sum()), 1.0)
     for _ in range(rounds):
-        post, pairs, log_likelihood = _expect(model, seen, mask)
+        posterior, pairs, log_likelihood = _expect(model, seen, mask)
         history.append(log_likelihood)
-        model = _maximise(base, seen, mask, post, pairs, weight)
+        model = _maximise(base, seen, mask, posterior, pairs, weight)
     return model, history
 
 
@@ -127,34 +131,34 @@ def _expect(
         live = mask[:, t + 1, None]
         pairs += model.move * ((forward[:, t] * live).T @ (later * live))
         backward[:, t] = np.where(live, later @ model.move.T, 1.0)
-    post = forward * backward
-    post = np.where(mask[..., None], post / post.sum(axis=-1, keepdims=True), 0.0)
+    posterior = forward * backward
+    posterior = np.where(mask[..., None], posterior / posterior.sum(axis=-1, keepdims=True), 0.0)
     known = float((np.log(scale) + top[..., 0])[mask].sum())
-    return post, pairs, known
+    return posterior, pairs, known
 
 
 def _maximise(
     base: RoleModel,
     seen: np.ndarray,
     mask: np.ndarray,
-    post: np.ndarray,
+    posterior: np.ndarray,
     pairs: np.ndarray,
     weight: float,
 ) -> RoleModel:
     emit = []
     for channel, table in enumerate(base.emit):
-        value, share = seen[..., channel][mask], post[mask]
+        value, share = seen[..., channel][mask], posterior[mask]
         counts = np.stack(
             [np.bincount(value, share[:, r], table.shape[1]) for r in range(len(table))]
         )
-        emit.append(_rows(counts + weight * table))
+        emit.append(_normalised(counts + weight * table))
     return RoleModel(
-        _rows(post[:, 0].sum(axis=0) + weight * base.start),
-        _rows(pairs + weight * base.move),
+        _normalised(posterior[:, 0].sum(axis=0) + weight * base.start),
+        _normalised(pairs + weight * base.move),
         tuple(emit),
     )
 
 
-def _rows(table: np.ndarray) -> np.ndarray:
+def _normalised(table: np.ndarray) -> np.ndarray:
     shares: np.ndarray = table / table.sum(axis=-1, keepdims=True)
     return shares

@@ -1,7 +1,7 @@
 """The served dormant-user reasoner: one call per request, numpy inside.
 
-Knows tensors' names. Imports neither torch, pyarrow, polars nor Feast: it runs in
-Triton's stub. Does not know how the bundle was fitted.
+Knows tensor names. Imports neither torch, pyarrow, polars nor Feast: it runs in Triton's stub.
+Does not know how the bundle was fitted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from models.reasoning.inputs import MAX_K, SIGNATURE
-from models.reasoning.reasoner import Plan, Reasoner
+from models.reasoning.reasoner import Reasoner, Trajectory
 from models.signature import BadInput, Signature, byte_list, text_list
 
 
@@ -25,32 +25,35 @@ class ReactivationRuntime:
         self._reasoner = Reasoner.read(bundle)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Up to k steps, fewer where fewer items are left; a k above MAX_K is answered as MAX_K.
+        """A whole path of at most k steps that ends at its goal; a k above MAX_K counts as MAX_K.
 
-        An empty history or one of unknown videos is a cold start, not an error.
-        Raises BadInput for a missing tensor, a wrong shape, history tensors of different
-        lengths, k < 1, or when every item is unavailable.
+        An empty history or one of unknown items is a cold start, not an error.
+
+        Raises `BadInput` for a missing tensor, a wrong shape, history tensors of different
+        lengths, k < 1, or when every item is excluded.
         """
         self.signature.check_inputs(inputs)
         k, now_ms = int(inputs["k"][0]), int(inputs["now_ms"][0])
         if k < 1:
             raise BadInput(f"input 'k' is {k}, expected 1..{MAX_K}")
-        ids, kinds = _texts(inputs["history"]), _texts(inputs["history_kind"])
+        ids, kinds = _all_texts(inputs["history"]), _all_texts(inputs["history_kind"])
         times = inputs["history_time_ms"].tolist()
         if not len(ids) == len(kinds) == len(times):
             raise BadInput(
                 "inputs 'history', 'history_kind' and 'history_time_ms' differ in length"
             )
         known = self._reasoner.number
-        gone = [known[v] for v in text_list(inputs["unavailable"]) if v in known]
-        done = self._reasoner.history(ids, kinds, times)
-        plan = self._reasoner.plan(done, min(k, MAX_K), now_ms, gone)
+        excluded = [
+            known[item_id] for item_id in text_list(inputs["unavailable"]) if item_id in known
+        ]
+        past = self._reasoner.history(ids, kinds, times)
+        plan = self._reasoner.plan(past, min(k, MAX_K), now_ms, excluded)
         if plan is None:
-            raise BadInput("input 'unavailable' and the history leave no item of the model's")
+            raise BadInput("input 'unavailable' and the history exclude every item of the model")
         return self._tensors(plan)
 
-    def _tensors(self, plan: Plan) -> dict[str, np.ndarray]:
-        names = self._reasoner.video_ids
+    def _tensors(self, plan: Trajectory) -> dict[str, np.ndarray]:
+        names = self._reasoner.item_ids
         return {
             "video_id": byte_list([names[item] for item in plan.items]),
             "role": byte_list(plan.roles),
@@ -61,6 +64,6 @@ class ReactivationRuntime:
         }
 
 
-def _texts(tensor: np.ndarray) -> list[str]:
-    """All texts, the empty ones too: the history's three lists run in step."""
+def _all_texts(tensor: np.ndarray) -> list[str]:
+    """All texts, including empty ones: the history's three lists are parallel."""
     return [r.decode("utf-8", "replace") if isinstance(r, bytes) else str(r) for r in tensor]

@@ -1,7 +1,7 @@
-"""Engagement as steps: one per video and session, with what can be observed of it.
+"""Engagement as steps: one per item and session, with its observations.
 
-Knows kinds, gaps and novelty. Numpy only: training and serving observe alike. Does not
-know roles. A step is the strongest thing a user did with one video in one session.
+Knows kinds, gaps and novelty. Numpy only: training and serving observe alike. Does not know
+roles. A step is a user's strongest action on one item in one session.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Weakest first: a step keeps the strongest. What else a user does is no engagement.
+from streams.contract.clock import DAY_MS, HOUR_MS
+
+# Weakest first: a step keeps the strongest. Other kinds are no engagement.
 KINDS: tuple[str, ...] = ("play", "long_view", "like", "share", "follow", "cart", "order")
-SESSION_GAP_MS = 3_600_000
+SESSION_GAP_MS = HOUR_MS
 _POSITION_EDGES = (1, 2, 4, 8)
-_GAP_EDGES_MS = (60_000, 600_000, 3_600_000, 86_400_000, 7 * 86_400_000)
+_GAP_EDGES_MS = (60_000, 600_000, HOUR_MS, DAY_MS, 7 * DAY_MS)
 _NOVELTY_EDGES = (0.25, 0.5, 0.75)
 SIZES: dict[str, int] = {"position": 5, "kind": len(KINDS), "gap": 6, "novelty": 4}
 CHANNELS = tuple(SIZES)
-UNSEEN = -1  # an observation that is not known, such as the kind of a step to come
+UNSEEN = -1  # an unknown observation, such as the kind of a future step
 
 
 @dataclass(frozen=True)
-class Steps:
+class EngagementSteps:
     """One user's steps, oldest first. item, kind, session: int64 [S]; time_ms: int64 [S]."""
 
     item: np.ndarray
@@ -35,8 +37,10 @@ class Steps:
         return len(self.item)
 
 
-def steps(items: Sequence[int], kinds: Sequence[int], times_ms: Sequence[int]) -> Steps:
-    """Folds actions, oldest first, into steps. `kinds` index KINDS."""
+def fold_steps(
+    items: Sequence[int], kinds: Sequence[int], times_ms: Sequence[int]
+) -> EngagementSteps:
+    """Folds actions, oldest first, into steps. `kinds` are indices of KINDS."""
     rows: list[list[int]] = []
     place: dict[int, int] = {}
     session, last_ms = 0, times_ms[0] if len(times_ms) else 0
@@ -50,10 +54,10 @@ def steps(items: Sequence[int], kinds: Sequence[int], times_ms: Sequence[int]) -
             place[item] = len(rows)
             rows.append([item, kind, time_ms, session])
     columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    return Steps(*columns)
+    return EngagementSteps(*columns)
 
 
-def observe(done: Steps, genres: np.ndarray) -> np.ndarray:
+def observe_steps(done: EngagementSteps, genres: np.ndarray) -> np.ndarray:
     """int64 [S, 4] in CHANNELS' order. genres: float32 [N, G], unit rows or zero."""
     if not len(done):
         return np.zeros((0, len(CHANNELS)), dtype=np.int64)
@@ -66,15 +70,17 @@ def observe(done: Steps, genres: np.ndarray) -> np.ndarray:
 
 
 def gap_bucket(gap_ms: np.ndarray) -> np.ndarray:
+    """int64: the bucket of each gap before a step, in 0..5."""
     return np.searchsorted(_GAP_EDGES_MS, gap_ms, side="right")
 
 
 def position_bucket(position: int) -> int:
+    """The bucket of a step's position in its session, in 0..4."""
     return int(np.searchsorted(_POSITION_EDGES, position, side="right"))
 
 
 def novelty(item: np.ndarray, genres: np.ndarray) -> np.ndarray:
-    """float [S]: 1 - cosine of an item's genres and the mean of those before it; 1 at first."""
+    """float [S]: 1 - cosine of an item's genres and the sum of those before it; first 1."""
     own = genres[item]
     before = np.cumsum(own, axis=0) - own
     norm = np.linalg.norm(before, axis=1)
@@ -83,6 +89,6 @@ def novelty(item: np.ndarray, genres: np.ndarray) -> np.ndarray:
 
 
 def novelty_bucket(item: int, seen: np.ndarray, genres: np.ndarray) -> int:
-    """The bucket of an item that would come after `seen`."""
+    """The bucket of an item that would follow `seen`."""
     value = novelty(np.r_[seen, item], genres)[-1]
     return int(np.searchsorted(_NOVELTY_EDGES, value, side="right"))

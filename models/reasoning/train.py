@@ -1,7 +1,7 @@
-"""How the reasoner is fitted: transitions, ridge, blend, roles and P(convert).
+"""Fitting of the reasoner: transitions, ridge, blend, roles and P(convert).
 
-Knows the training log and numpy. Nothing here is random. Does not know how the result is
-judged (`rolegen`) or served (`runtime`).
+Knows the training log. Nothing is random. Does not know how the result is evaluated (`recipe`)
+or served (`runtime`).
 """
 
 from __future__ import annotations
@@ -14,27 +14,35 @@ import polars as pl
 
 from models.layers.transitions import decayed, ridge, transitions
 from models.reasoning import roles
-from models.reasoning.data import Config, read_histories, split_time
+from models.reasoning.config import ReactivationConfig
+from models.reasoning.data import read_histories
 from models.reasoning.reasoner import CONVERT, HISTORY, RIDGE_DECAY, Reasoner
-from models.reasoning.sessions import KINDS, Steps, observe
-from models.recipe import NotEnoughData, Progress, TrainingLog
+from models.reasoning.sessions import KINDS, EngagementSteps, observe_steps
+from models.recipe import NotEnoughData, TrainingLog
+from models.training.datasets import split_time_ms
+from streams.contract.clock import DAY_MS
+from streams.progress import ProgressCallback
 
 _STRONG = ("order",)
 _WEAKER = ("like", "share", "follow", "cart", "order")
-_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One place in a user's history: the steps before it, and the next one's rows after."""
+class TrainingSplit:
+    """One split of a user's history: the steps before it, and the next ones after it."""
 
-    done: Steps
-    after: Steps
+    past: EngagementSteps
+    future: EngagementSteps
 
 
-def fit(log: TrainingLog, config: Config, progress: Progress) -> Reasoner:
-    """Fits on the first four fifths what the blend and P(convert) are then fitted on top
-    of, and ends with tables of the whole log. Raises `NotEnoughData`."""
+def fit_reasoner(
+    log: TrainingLog, config: ReactivationConfig, progress: ProgressCallback
+) -> Reasoner:
+    """Fits a reasoner on a log.
+
+    Tables of the first four fifths serve to fit the blend and P(convert) on the last fifth; the
+    result has the tables of the whole log. Raises `NotEnoughData`.
+    """
     progress(0.0, "reading histories")
     base = _items(log, config)
     histories = list(read_histories(log, base.number).values())
@@ -43,25 +51,25 @@ def fit(log: TrainingLog, config: Config, progress: Progress) -> Reasoner:
             f"{sum(map(len, histories))} engagements, {config.min_steps} are needed: gather "
             "more play, like or order events"
         )
-    split_ms = split_time(log)
+    split_ms = split_time_ms(log, kinds=KINDS)
     progress(0.1, "transitions of the first four fifths")
     early = _tables(base, [_until(h, split_ms) for h in histories], config)
     progress(0.35, "weights of the blend")
-    cuts = _cuts(histories, split_ms, config)
-    early = replace(early, blend=_fit_blend(early, cuts))
+    splits = _splits(histories, split_ms, config)
+    early = replace(early, blend=_fit_blend(early, splits))
     progress(0.5, "probability of conversion")
-    early = replace(early, convert=_fit_convert(early, cuts))
+    early = replace(early, convert=_fit_convert(early, splits))
     progress(0.65, "transitions of the whole log")
     whole = _tables(base, histories, config)
     progress(0.85, "roles")
     sessions = _sessions(histories, base.genres)
-    model, _ = roles.fit(sessions)
+    model, _ = roles.fit_roles(sessions)
     progress(1.0, "fitted")
     return replace(whole, blend=early.blend, convert=early.convert, roles=model)
 
 
-def _items(log: TrainingLog, config: Config) -> Reasoner:
-    """An empty reasoner over the most engaged videos of the catalogue."""
+def _items(log: TrainingLog, config: ReactivationConfig) -> Reasoner:
+    """An empty reasoner over the most engaged items of the catalogue."""
     engaged = log.events.filter(pl.col("kind").is_in(KINDS))
     counts = engaged.group_by("video_id").len()
     items = (
@@ -74,7 +82,7 @@ def _items(log: TrainingLog, config: Config) -> Reasoner:
     n = len(items)
     zero, square = np.zeros(n, dtype=np.float32), np.zeros((0, 0), dtype=np.float32)
     return Reasoner(
-        video_ids=tuple(items["video_id"].to_list()),
+        item_ids=tuple(items["video_id"].to_list()),
         available=items["available"].fill_null(True).to_numpy().astype(bool),
         f1=square,
         ridge=square,
@@ -85,7 +93,7 @@ def _items(log: TrainingLog, config: Config) -> Reasoner:
         blend=np.array([1.0, 0.5, 0.5, 0.5]),
         convert=np.zeros(len(CONVERT)),
         convert_kinds=tuple(KINDS.index(kind) for kind in strong),
-        roles=roles.prior(),
+        roles=roles.prior_role_model(),
     )
 
 
@@ -99,13 +107,15 @@ def _genres(lists: Sequence[Sequence[str] | None]) -> np.ndarray:
     return found
 
 
-def _tables(base: Reasoner, histories: Sequence[Steps], config: Config) -> Reasoner:
-    n = len(base.video_ids)
+def _tables(
+    base: Reasoner, histories: Sequence[EngagementSteps], config: ReactivationConfig
+) -> Reasoner:
+    n = len(base.item_ids)
     past, future = _pairs(histories, n, config)
     item = np.concatenate([h.item for h in histories])
     kind = np.concatenate([h.kind for h in histories])
     time_ms = np.concatenate([h.time_ms for h in histories])
-    age = (int(time_ms.max()) - time_ms) / _DAY_MS if len(time_ms) else time_ms
+    age = (int(time_ms.max()) - time_ms) / DAY_MS if len(time_ms) else time_ms
     seen = np.bincount(item, minlength=n)
     converted = np.bincount(item, np.isin(kind, base.convert_kinds), minlength=n)
     share = float(converted.sum() + 1) / float(seen.sum() + 2)
@@ -126,55 +136,60 @@ def _log_counts(counts: np.ndarray) -> np.ndarray:
     return found
 
 
-def _pairs(histories: Sequence[Steps], n: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Decayed pasts and what came next, at up to `cuts` even places of every history."""
+def _pairs(
+    histories: Sequence[EngagementSteps], n: int, config: ReactivationConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decayed pasts and next items, float32 [C, N] each, at up to `splits` even places of every
+    history."""
     past, future = [], []
     for history in histories:
-        places = np.linspace(1, len(history) - 1, config.cuts).astype(int)
+        places = np.linspace(1, len(history) - 1, config.splits).astype(int)
         for at in np.unique(places[places > 0]):
             newest = history.item[max(0, at - HISTORY) : at][::-1]
             past.append(decayed(newest, RIDGE_DECAY, n))
-            then = np.zeros(n, dtype=np.float32)
-            then[history.item[at : at + config.horizon]] = 1.0
-            future.append(then)
+            following = np.zeros(n, dtype=np.float32)
+            following[history.item[at : at + config.horizon]] = 1.0
+            future.append(following)
     if not past:
         raise NotEnoughData("no user engaged twice: gather more events per user")
     return np.stack(past), np.stack(future)
 
 
-def _until(history: Steps, until_ms: int) -> Steps:
+def _until(history: EngagementSteps, until_ms: int) -> EngagementSteps:
     return _rows(history, np.flatnonzero(history.time_ms < until_ms))
 
 
-def _rows(history: Steps, rows: np.ndarray) -> Steps:
-    return Steps(
+def _rows(history: EngagementSteps, rows: np.ndarray) -> EngagementSteps:
+    return EngagementSteps(
         history.item[rows], history.kind[rows], history.time_ms[rows], history.session[rows]
     )
 
 
-def _cuts(histories: Sequence[Steps], split_ms: int, config: Config) -> list[Cut]:
-    """Places after the split, where the early tables are judged by what they never saw."""
-    cuts = []
+def _splits(
+    histories: Sequence[EngagementSteps], split_ms: int, config: ReactivationConfig
+) -> list[TrainingSplit]:
+    """Splits after `split_ms`, on data that the early tables were not fitted on."""
+    splits = []
     for history in histories:
         late = np.flatnonzero(history.time_ms >= split_ms)
         late = late[late > 0]
-        for at in late[:: config.horizon][: config.cuts]:
-            before = np.arange(max(0, at - HISTORY), at)
-            after = np.arange(at, min(at + config.horizon, len(history)))
-            cuts.append(Cut(_rows(history, before), _rows(history, after)))
-    return cuts[:1500]
+        for at in late[:: config.horizon][: config.splits]:
+            past = np.arange(max(0, at - HISTORY), at)
+            future = np.arange(at, min(at + config.horizon, len(history)))
+            splits.append(TrainingSplit(_rows(history, past), _rows(history, future)))
+    return splits[:1500]
 
 
-def _fit_blend(early: Reasoner, cuts: Sequence[Cut], rounds: int = 60) -> np.ndarray:
-    """Listwise softmax over all items, by gradient steps on four weights."""
-    if len(cuts) < 20:
+def _fit_blend(early: Reasoner, splits: Sequence[TrainingSplit], rounds: int = 60) -> np.ndarray:
+    """Four weights of the signals: listwise softmax over all items, by gradient steps."""
+    if len(splits) < 20:
         return early.blend
-    stack = np.stack([early.signals(cut.done) for cut in cuts]).astype(np.float32)
-    wanted = np.zeros((len(cuts), len(early.video_ids)), dtype=np.float32)
+    stack = np.stack([early.signals(split.past) for split in splits]).astype(np.float32)
+    wanted = np.zeros((len(splits), len(early.item_ids)), dtype=np.float32)
     open_ = np.ones_like(wanted, dtype=bool)
-    for row, cut in enumerate(cuts):
-        open_[row, cut.done.item] = False
-        wanted[row, cut.after.item] = 1.0
+    for row, split in enumerate(splits):
+        open_[row, split.past.item] = False
+        wanted[row, split.future.item] = 1.0
     wanted *= open_
     rows = wanted.sum(axis=1) > 0
     stack, wanted, open_ = stack[rows], wanted[rows], open_[rows]
@@ -189,9 +204,9 @@ def _fit_blend(early: Reasoner, cuts: Sequence[Cut], rounds: int = 60) -> np.nda
     return weights
 
 
-def _fit_convert(early: Reasoner, cuts: Sequence[Cut]) -> np.ndarray:
-    """Logistic regression on two thirds of the cuts, Platt-scaled on the last third."""
-    features, label = _engagements(early, cuts)
+def _fit_convert(early: Reasoner, splits: Sequence[TrainingSplit]) -> np.ndarray:
+    """Logistic regression on two thirds of the splits, Platt-scaled on the last third."""
+    features, label = _engagements(early, splits)
     if len(label) < 100 or label.sum() < 5 or (1 - label).sum() < 5:
         share = (label.sum() + 1) / (len(label) + 2)
         return np.array([np.log(share / (1 - share)), 0, 0, 0, 0, 0], dtype=np.float64)
@@ -205,19 +220,19 @@ def _fit_convert(early: Reasoner, cuts: Sequence[Cut]) -> np.ndarray:
     return found
 
 
-def _engagements(early: Reasoner, cuts: Sequence[Cut]) -> tuple[np.ndarray, np.ndarray]:
-    """[E, 6] and [E]: what was engaged with after each cut, and whether it converted."""
+def _engagements(early: Reasoner, splits: Sequence[TrainingSplit]) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [E, 6] and [E]: features of the engagements after each split, and conversions."""
     features, labels = [np.zeros((0, len(CONVERT)))], [np.zeros(0)]
-    for cut in cuts:
-        now_ms = int(cut.after.time_ms[0])
-        relevance = early.relevance(cut.done)
-        features.append(early.convert_features(cut.done, cut.after.item, now_ms, relevance))
-        labels.append(np.isin(cut.after.kind, early.convert_kinds).astype(np.float64))
+    for split in splits:
+        now_ms = int(split.future.time_ms[0])
+        relevance = early.relevance(split.past)
+        features.append(early.convert_features(split.past, split.future.item, now_ms, relevance))
+        labels.append(np.isin(split.future.kind, early.convert_kinds).astype(np.float64))
     return np.concatenate(features), np.concatenate(labels)
 
 
 def _logistic(features: np.ndarray, label: np.ndarray, penalty: float) -> np.ndarray:
-    """Newton's method; the penalty spares the first weight, the bias."""
+    """Newton's method; the first weight, the bias, is not penalised."""
     weights = np.zeros(features.shape[1])
     shrink = np.full(features.shape[1], penalty)
     shrink[0] = 1e-6
@@ -230,12 +245,12 @@ def _logistic(features: np.ndarray, label: np.ndarray, penalty: float) -> np.nda
 
 
 def _sessions(
-    histories: Sequence[Steps], genres: np.ndarray, longest: int = 30
+    histories: Sequence[EngagementSteps], genres: np.ndarray, longest: int = 30
 ) -> list[np.ndarray]:
-    """Observations per session, long ones cut to their first `longest` steps."""
+    """Observations per session, each up to its first `longest` steps."""
     found = []
     for history in histories:
-        seen = observe(history, genres)
+        seen = observe_steps(history, genres)
         starts = np.flatnonzero(np.r_[True, np.diff(history.session) > 0][: len(history)])
         for start, end in zip(starts, [*starts[1:], len(history)], strict=True):
             found.append(seen[start : min(end, start + longest)])

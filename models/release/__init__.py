@@ -1,1 +1,1 @@
-"""Releases: bundles on disk, promotion, Triton's repository, models in process."""
+"""Releases: bundles on disk, promotion, Triton's model repository, models in process."""

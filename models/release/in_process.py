@@ -1,8 +1,8 @@
-"""Models without a server: the same repository folder, the same Runtime classes, no Triton.
+"""Models in this process: the same repository folder and Runtime classes as Triton's.
 
 Knows runtimes and versions. Does not know Triton or releases. `deploy` injects it where
-Triton has no wheel (macOS, ARM); it ships as the fake for users' own tests. A call runs
-in the caller's thread, so `timeout_s` cannot interrupt it.
+Triton has no wheel (macOS, ARM), and users' own tests may use it as a fake. A call runs in
+the caller's thread, so `timeout_s` cannot interrupt it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from models.client import ModelUnavailable
 from models.recipe import Runtime
-from models.registry import load, misfit
-from models.release.bundle import ReleaseError, read_bundle
+from models.registry import import_attribute
+from models.release.bundle import ReleaseError, read_bundle, signature_mismatch
 from models.release.triton_repository import ModelRepository
 
 
@@ -34,11 +34,11 @@ class InProcessClient:
         inputs: Mapping[str, np.ndarray],
         *,
         version: int | None = None,
-        timeout_s: float = 1.0,  # noqa: ARG002 - the contract's; see the module's docstring
+        timeout_s: float = 1.0,  # noqa: ARG002 - part of the contract; see the module docstring
         headers: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> dict[str, np.ndarray]:
         if version not in (None, *self._runtimes.get(model, {})) and version in self._unread(model):
-            self.load(model)  # another process promoted it: there is no server to be told
+            self.load(model)  # promoted by another process; there is no server to notify
         loaded = self._runtimes.get(model, {})
         wanted = max(loaded, default=None) if version is None else version
         runtime = loaded.get(wanted) if wanted is not None else None
@@ -50,15 +50,18 @@ class InProcessClient:
         return tuple(sorted(self._runtimes.get(model, {})))
 
     def load(self, model: str) -> None:
-        """Loads new version folders, forgets removed ones; a broken one leaves all as it was."""
+        """Loads new version folders and drops removed ones; one that fails changes nothing.
+
+        Raises `ModelUnavailable` when a version does not load.
+        """
         with self._lock:
-            have = self._runtimes.get(model, {})
-            found = self._repository.versions(model)
-            try:
-                loaded = {v: have.get(v) or self._runtime(model, v) for v in found}
-            except Exception as error:
-                raise ModelUnavailable(f"{model} does not load: {error}") from error
+            loaded = self._read(model, self._runtimes.get(model, {}))
             self._runtimes = self._runtimes | {model: loaded}
+
+    def reload(self, model: str) -> None:
+        """Reads every version folder again; the loaded versions answer until all are read."""
+        with self._lock:
+            self._runtimes = self._runtimes | {model: self._read(model, {})}
 
     def load_all(self) -> None:
         """Loads every model of the repository."""
@@ -68,12 +71,19 @@ class InProcessClient:
     def healthy(self) -> bool:
         return True
 
+    def _read(self, model: str, have: Mapping[int, Runtime]) -> dict[int, Runtime]:
+        try:
+            found = self._repository.versions(model)
+            return {v: have.get(v) or self._runtime(model, v) for v in found}
+        except Exception as error:
+            raise ModelUnavailable(f"{model} does not load: {error}") from error
+
     def _unread(self, model: str) -> set[int]:
         return set(self._repository.versions(model)) - set(self._runtimes.get(model, {}))
 
     def _runtime(self, model: str, version: int) -> Runtime:
         bundle = read_bundle(self._repository.bundle_folder(model, version))
-        if why := misfit(bundle):
+        if why := signature_mismatch(bundle):
             raise ReleaseError(why)
-        kind: type[Runtime] = load(bundle.runtime)
+        kind: type[Runtime] = import_attribute(bundle.runtime)
         return kind(bundle.path)

@@ -1,8 +1,8 @@
-"""How a release goes live: version folders, load, self-test, then the switch. And back.
+"""Promotion and rollback: version folders, load, self-test, then the switch.
 
 Knows the order of steps that keeps every request answered: nothing is unloaded before
 the new release answers, and two releases stay loaded. Does not know how bundles are
-trained or judged (`models.training.update`), nor which server answers (`models.client`).
+trained or gated (`models.training.update`), nor which server answers (`models.client`).
 """
 
 from __future__ import annotations
@@ -11,39 +11,29 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-
-import numpy as np
+from dataclasses import asdict, replace
 
 from models.client import ModelClient, ModelUnavailable
-from models.recipe import Progress, Runtime
-from models.registry import load, misfit
-from models.release.bundle import (
-    Bundle,
-    Manifest,
-    Quarantine,
-    ReleaseError,
-    ReleaseStore,
-    read_canary,
-)
+from models.recipe import Runtime
+from models.registry import import_attribute
+from models.release.bundle import Bundle, ReleaseError, signature_mismatch
+from models.release.canary import read_canary, wrong_answer
+from models.release.store import Manifest, Quarantine, ReleaseStore
 from models.release.triton_repository import ModelRepository
 from streams.bus.contract import Outgoing
 from streams.contract.topics import MODELS_PUBLISHED
+from streams.progress import ProgressCallback, no_progress
 
 Announce = Callable[[Manifest], None]
-"""Tells the world of a release that went live (topic `models.published`)."""
+"""Publishes a release that went live (topic `models.published`)."""
 
 _LOG = logging.getLogger(__name__)
-CANARY_TOLERANCE = 1e-4
 _LOAD_TIMEOUT_S = 60.0
-
-
-def quiet(_share: float, _what: str) -> None:
-    """A `Progress` for callers that show none."""
+_SELF_TEST_S = 10.0  # a model's first answer is slower than the next ones
 
 
 class Promoter:
-    """Puts releases live on one server, from one store."""
+    """Makes releases of one store live on one server."""
 
     def __init__(
         self,
@@ -57,11 +47,14 @@ class Promoter:
         self._client = client
         self._announce = announce
 
-    def promote(self, manifest: Manifest, *, now_ms: int, progress: Progress = quiet) -> None:
+    def promote(
+        self, manifest: Manifest, *, now_ms: int, progress: ProgressCallback = no_progress
+    ) -> None:
         """Loads the release beside the live one, tests it, and makes it live.
 
-        Raises `ReleaseError` when it does not load or answers otherwise than its bundle
-        does in process; the live release then goes on and the new folders are gone.
+        Raises:
+            ReleaseError: it does not load, or its answer differs from its bundle's in
+                process. The live release keeps serving, and the new folders are removed.
         """
         try:
             self._bring_up(manifest, progress)
@@ -74,9 +67,9 @@ class Promoter:
         progress(1.0, f"{manifest.release_id} is live")
 
     def rollback(self, *, now_ms: int, reason: str) -> Manifest:
-        """Goes back to the release before; what the other served since is quarantined.
+        """Makes the parent release live again and quarantines what the bad one served.
 
-        Raises `ReleaseError` when there is none before.
+        Raises `ReleaseError` when there is no parent.
         """
         bad = self._store.current()
         if bad is None or bad.parent is None:
@@ -88,30 +81,43 @@ class Promoter:
         return target
 
     def restore(self) -> None:
-        """Makes the repository hold the live release and the one before, as after a start.
+        """Makes the repository hold the live release and the previous one; called at start.
 
-        Versions of another signature are left out and said: all versions of a model share
-        one configuration, so one that does not fit would keep the others from loading.
+        Versions of another signature are left out with a warning: all versions of a model
+        share one configuration, so one that does not fit would keep the others from loading.
         """
+        self._repository.refresh_backends()
         for manifest in self._kept():
             for bundle in self._bundles(manifest):
-                if why := misfit(bundle):
+                if why := signature_mismatch(bundle):
                     _LOG.warning("%s is not served: %s", manifest.release_id, why)
-                    fit = set(self._repository.versions(bundle.model)) - {bundle.version}
-                    self._repository.keep_only(bundle.model, fit)
+                    others = set(self._repository.versions(bundle.model)) - {bundle.version}
+                    self._repository.keep_only(bundle.model, others)
                 else:
                     self._repository.add(bundle)
 
-    def _bring_up(self, manifest: Manifest, progress: Progress) -> None:
+    def _bring_up(self, manifest: Manifest, progress: ProgressCallback) -> None:
         bundles = self._bundles(manifest)
-        if unfit := next(filter(None, map(misfit, bundles)), ""):
-            raise ReleaseError(unfit)
+        if mismatch := next(filter(None, map(signature_mismatch, bundles)), ""):
+            raise ReleaseError(mismatch)
         for done, bundle in enumerate(bundles):
             progress(done / len(bundles), f"loading {bundle.model} version {bundle.version}")
             if self._repository.add(bundle) or not self._is_loaded(bundle):
-                self._client.load(bundle.model)
-            self._await_version(bundle)
-            self._self_test(bundle)
+                self._load(bundle)
+                self._self_test(bundle)
+                continue
+            try:
+                self._self_test(bundle)
+            except (ModelUnavailable, ReleaseError) as error:
+                # Triton lists a version as ready although its process died since.
+                _LOG.warning("loading a version again that does not answer: %s", error)
+                self._repository.mark_changed(bundle)
+                self._load(bundle)
+                self._self_test(bundle)
+
+    def _load(self, bundle: Bundle) -> None:
+        self._client.load(bundle.model)
+        self._await_version(bundle)
 
     def _is_loaded(self, bundle: Bundle) -> bool:
         return bundle.version in self._client.versions(bundle.model)
@@ -120,23 +126,27 @@ class Promoter:
         deadline = time.monotonic() + _LOAD_TIMEOUT_S
         while not self._is_loaded(bundle):
             if time.monotonic() > deadline:
-                raise ModelUnavailable(f"{bundle.model} version {bundle.version} never got ready")
+                raise ModelUnavailable(
+                    f"{bundle.model} version {bundle.version} was not ready in {_LOAD_TIMEOUT_S} s"
+                )
             time.sleep(0.05)
 
     def _self_test(self, bundle: Bundle) -> None:
-        """One real request: the server must answer as the bundle does in process."""
-        inputs = read_canary(bundle.path)
-        if inputs is None:
+        """Sends the canary: the server must answer as the bundle does. Raises `ReleaseError`."""
+        canary = read_canary(bundle.path, bundle.runtime)
+        if canary is None:
             return
-        runtime: type[Runtime] = load(bundle.runtime)
-        expected = runtime(bundle.path).infer(inputs)
-        served = self._client.infer(bundle.model, inputs, version=bundle.version, timeout_s=10.0)
-        for name, tensor in expected.items():
-            if not _same(tensor, served[name]):
-                raise ReleaseError(f"{bundle.model} answers its canary with another {name!r}")
+        if canary.answer is None:
+            runtime: type[Runtime] = import_attribute(bundle.runtime)
+            canary = replace(canary, answer=runtime(bundle.path).infer(canary.request))
+        served = self._client.infer(
+            bundle.model, canary.request, version=bundle.version, timeout_s=_SELF_TEST_S
+        )
+        if why := wrong_answer(bundle.model, canary, served):
+            raise ReleaseError(f"{bundle.model} version {bundle.version} {why}")
 
     def _prune(self) -> None:
-        """Unloads what neither the live release nor the one before needs."""
+        """Unloads what neither the live release nor the previous one needs."""
         needed: dict[str, set[int]] = {}
         for manifest in self._kept():
             for model, version in manifest.models.items():
@@ -162,11 +172,3 @@ def successor(store: ReleaseStore, changed: Mapping[str, int]) -> dict[str, int]
     """The live release's models with `changed` ones replaced."""
     current = store.current()
     return {**(current.models if current else {}), **changed}
-
-
-def _same(expected: np.ndarray, served: np.ndarray) -> bool:
-    if expected.shape != served.shape:
-        return False
-    if expected.dtype.kind == "f":
-        return bool(np.allclose(expected, served, atol=CANARY_TOLERANCE, equal_nan=True))
-    return bool(np.array_equal(expected, served))

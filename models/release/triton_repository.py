@@ -1,8 +1,8 @@
-"""Triton's model repository, generated: bundles in, version folders out. Never committed.
+"""Triton's model repository, generated from bundles.
 
 Knows config.pbtxt and the folder layout that Triton and `models.release.in_process` both read:
-<model>/config.pbtxt and <model>/<version>/{model.py, bundle/}. Does not know which
-release is live (`models.release.bundle`) nor talks to a server (`models.release.promotion`).
+<model>/config.pbtxt and <model>/<version>/{model.py, bundle/}. Does not know which release is
+live (`models.release.store`) or how to talk to a server (`models.release.promotion`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
@@ -26,13 +26,13 @@ _ROOT = Path(models.release.triton_backend.__file__).parents[3]
 
 
 class ModelRepository:
-    """The folder that a Triton serves. What lies in it is what shall be loaded."""
+    """The folder that Triton serves. Triton loads every version folder in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def add(self, bundle: Bundle) -> bool:
-        """Writes a bundle's version folder, whole or not at all; False when it is there."""
+        """Writes a bundle's version folder atomically; False when the version exists already."""
         return self._add(
             bundle.model, bundle.version, bundle.signature, lambda to: _copy(bundle.path, to)
         )
@@ -41,28 +41,44 @@ class ModelRepository:
         """Writes the self-test model `echo`."""
         self._add(ECHO, 1, ECHO_SIGNATURE, _write_echo)
 
+    def refresh_backends(self) -> None:
+        """Replaces every model.py that is not this code's: older ones import moved modules."""
+        current = _BACKEND.read_bytes()
+        for path in self.folder.glob("*/*/model.py"):
+            if path.read_bytes() != current:
+                partial = path.with_name(".model.py")
+                partial.write_bytes(current)
+                os.replace(partial, path)
+
     def versions(self, model: str) -> tuple[int, ...]:
+        """Version folders, ascending."""
         folder = self.folder / model
         found = folder.iterdir() if folder.is_dir() else iter(())
         return tuple(sorted(int(path.name) for path in found if path.name.isdigit()))
 
     def keep_only(self, model: str, versions: Collection[int]) -> bool:
-        """Removes other version folders; the next load unloads them. Did anything go?"""
+        """Removes other version folders, which the next load unloads; True if there were any."""
         stale = [v for v in self.versions(model) if v not in versions]
         for version in stale:
             self._remove(self.folder / model / str(version))
         return bool(stale)
 
+    def mark_changed(self, bundle: Bundle) -> None:
+        """Makes the next load start the version's process again; other versions are kept."""
+        os.utime(self.folder / bundle.model / str(bundle.version) / "model.py")
+
     def bundle_folder(self, model: str, version: int) -> Path:
         return self.folder / model / str(version) / "bundle"
 
-    def _add(self, model: str, version: int, signature: Signature, fill: object) -> bool:
+    def _add(
+        self, model: str, version: int, signature: Signature, fill: Callable[[Path], None]
+    ) -> bool:
         target = self.folder / model / str(version)
         if target.exists():
             return False
         partial = self._aside()
         partial.mkdir(parents=True)
-        fill(partial / "bundle")  # type: ignore[operator]
+        fill(partial / "bundle")
         shutil.copyfile(_BACKEND, partial / "model.py")
         target.parent.mkdir(parents=True, exist_ok=True)
         _write_config(target.parent / "config.pbtxt", config_text(model, signature))
@@ -70,7 +86,7 @@ class ModelRepository:
         return True
 
     def _remove(self, folder: Path) -> None:
-        # Renamed first: a server that looks meanwhile sees a whole version or none.
+        # Renamed first: a server that scans the folder meanwhile sees a whole version or none.
         aside = self._aside()
         aside.parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder, aside)
@@ -83,8 +99,8 @@ class ModelRepository:
 def config_text(model: str, signature: Signature, root: Path = _ROOT) -> str:
     """A model's config.pbtxt. Every version folder that exists is loaded.
 
-    There is no batch dimension: requests differ in their number of candidates, and
-    one request's refusal stays its own.
+    There is no batch dimension: requests differ in their number of candidates, and an
+    invalid request must not fail others. `root`: the folder of the `models` package.
     """
     return "\n".join(
         [
@@ -108,7 +124,7 @@ def _tensor_text(side: str, spec: TensorSpec) -> str:
 
 
 def _write_config(path: Path, text: str) -> None:
-    """Left alone when it says the same, since a changed file makes Triton reload all versions."""
+    """An equal file stays untouched, since a new one makes Triton reload all versions."""
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
     partial = path.with_name(f".{path.name}")

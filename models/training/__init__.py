@@ -1,1 +1,1 @@
-"""Training: data up to one moment, evaluation, calibration, builds and updates."""
+"""Training: point-in-time data, evaluation, calibration, builds and updates."""

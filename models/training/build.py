@@ -1,32 +1,33 @@
-"""From a log to a sealed bundle: what `tidemill models train` and the demo call.
+"""From a log to a sealed bundle: the work of `tidemill models train` and the demo.
 
-Knows recipes by name and the release store. Does not know any one model, nor servers.
+Knows recipes by name and the release store. Does not know any one model or server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from models.recipe import Evaluation, Progress, TrainingLog
-from models.registry import CATALOG
-from models.release.bundle import Bundle, ReleaseError, ReleaseStore, drop_staging
-from models.release.promotion import quiet
+from models.recipe import Evaluation, TrainingLog
+from models.registry import REGISTRY
+from models.release.bundle import Bundle, ReleaseError, drop_staging
+from models.release.store import ReleaseStore
+from streams.progress import ProgressCallback, no_progress
 
 
-def train(
+def train_model(
     name: str,
     log: TrainingLog,
     store: ReleaseStore,
     *,
     now_ms: int,
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: ProgressCallback = no_progress,
 ) -> Bundle:
-    """Trains one model on `log` and seals its next version. It is not live yet.
+    """Trains one model on `log` and seals its next version, which is not live yet.
 
-    Raises `NotEnoughData` with what is missing; nothing is left behind then.
+    Raises `NotEnoughData` with what is missing; the staging folder is removed then.
     """
-    entry = CATALOG[name]
+    entry = REGISTRY[name]
     runtime = entry.load_runtime()
     staging = store.staging(name)
     try:
@@ -44,19 +45,19 @@ def train(
     )
 
 
-def evaluate(
-    name: str, log: TrainingLog, *, seed: int = 0, progress: Progress = quiet
+def evaluate_model(
+    name: str, log: TrainingLog, *, seed: int = 0, progress: ProgressCallback = no_progress
 ) -> Evaluation:
-    """Trains anew on the log's first 80 % in time and judges on the rest."""
-    return CATALOG[name].load_recipe().evaluate(log, seed=seed, progress=progress)
+    """Trains on the first 80 % of the log's time and evaluates on the rest."""
+    return REGISTRY[name].load_recipe().evaluate(log, seed=seed, progress=progress)
 
 
-def newest(store: ReleaseStore, names: Iterable[str]) -> dict[str, int]:
+def newest_versions(store: ReleaseStore, names: Iterable[str]) -> dict[str, int]:
     """The newest sealed version of each model that has one.
 
     Raises `ReleaseError` when none has.
     """
     found = {name: versions[-1] for name in names if (versions := store.versions(name))}
     if not found:
-        raise ReleaseError("nothing is trained yet: `tidemill models train`")
+        raise ReleaseError("no model is trained yet: `tidemill models train`")
     return found

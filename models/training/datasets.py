@@ -1,7 +1,7 @@
-"""What recipes read: the log, the catalogue and matured feedback up to one moment.
+"""Training data: the log, the catalogue and matured feedback up to one moment.
 
-Knows where the folders' readers are and how to cut a log in time. Does not know any
-one model. Nothing newer than `until_ms`, by event time and by arrival, gets through.
+Knows the readers of the folders and the one rule for splitting a log in time. Does not know any
+one model. Data newer than `until_ms`, by event time or by arrival, is never included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import polars as pl
 from features.offline.point_in_time.join import features_as_of
 from features.store import EntityName, FeatureFrame
 from models.recipe import NotEnoughData, TrainingLog
-from models.release.bundle import Quarantine
+from models.release.store import Quarantine
 from streams.catalogue import CatalogueLog
 from streams.contract.events import CatalogueItem
 from streams.event_log import EventLog
@@ -24,7 +24,7 @@ from streams.feedback.store import read_matured
 
 
 def load_training_log(log_dir: Path, feedback_dir: Path, until_ms: int) -> TrainingLog:
-    """Everything known at `until_ms`: admitted events, the catalogue, matured feedback."""
+    """Data as of `until_ms`: admitted events, the catalogue, matured feedback."""
     events = EventLog(log_dir).read(until_ms=until_ms)
     return TrainingLog(
         events=events.filter(pl.col("ingested_at_ms") < until_ms),
@@ -35,7 +35,11 @@ def load_training_log(log_dir: Path, feedback_dir: Path, until_ms: int) -> Train
 
 
 def log_until(log: TrainingLog, until_ms: int) -> TrainingLog:
-    """The same log as it stood at `until_ms`; the catalogue keeps what was created by then."""
+    """The log as of `until_ms`.
+
+    Keeps events that had happened and arrived, items that had been created, and feedback that
+    had matured.
+    """
     return replace(
         log,
         events=log.events.filter(
@@ -47,19 +51,23 @@ def log_until(log: TrainingLog, until_ms: int) -> TrainingLog:
     )
 
 
-def split_time_ms(log: TrainingLog, share: float = 0.8) -> int:
-    """The event time before which `share` of the log's events lie.
+def split_time_ms(
+    log: TrainingLog, share: float = 0.8, *, kinds: Sequence[str] | None = None
+) -> int:
+    """The event time before which `share` of the log's events lie, of `kinds` where given.
 
-    Raises `NotEnoughData` on an empty log.
+    Raises `NotEnoughData` where there is no such event.
     """
-    if log.events.is_empty():
-        raise NotEnoughData("the log holds no events: replay or produce some first")
-    times = log.events["event_time_ms"].sort()
+    events = log.events if kinds is None else log.events.filter(pl.col("kind").is_in(kinds))
+    if events.is_empty():
+        what = "" if kinds is None else f"{', '.join(kinds)} "
+        raise NotEnoughData(f"the log holds no {what}events: replay or produce some first")
+    times = events["event_time_ms"].sort()
     return int(times[min(int(len(times) * share), len(times) - 1)])
 
 
 def without_quarantine(log: TrainingLog, quarantined: Sequence[Quarantine]) -> TrainingLog:
-    """The log without feedback that a rolled-back release gathered."""
+    """The log without the feedback of rolled-back releases."""
     feedback = log.feedback
     for entry in quarantined:
         inside = pl.col("served_at_ms").is_between(
@@ -72,11 +80,14 @@ def without_quarantine(log: TrainingLog, quarantined: Sequence[Quarantine]) -> T
 def features_at(
     log: TrainingLog, entity: EntityName, ids: Sequence[str], times_ms: np.ndarray
 ) -> FeatureFrame:
-    """The entity's features as an online reader had them at each time; N rows in order."""
+    """The entity's features as an online reader saw them at each time; N rows in order.
+
+    times_ms: int64 [N].
+    """
     labels = pl.DataFrame({f"{entity}_id": list(ids), "time_ms": times_ms})
     frame = features_as_of(log.events, labels, entity)
     if frame.ids != tuple(ids):
-        raise AssertionError("a point-in-time join must keep every label in its place")
+        raise AssertionError("a point-in-time join must keep the labels' order")
     return frame
 
 

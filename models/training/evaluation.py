@@ -1,7 +1,7 @@
-"""How a ranking is judged: GAUC, MRR, recall@k, and paired intervals over users.
+"""Ranking metrics: GAUC, MRR, recall@k, and paired bootstrap intervals over users.
 
-Knows scores, labels and users as arrays. Does not know models, data sets or seeds
-other than the bootstrap's. Ties share their rank, so a constant score gets 0.5.
+Knows scores, labels and users as arrays. Does not know models or data sets. Ties share
+their average rank, so a constant score has an AUC of 0.5.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models.recipe import Evaluation
 
 @dataclass(frozen=True)
 class PerUser:
-    """One value per user that could be judged, users ascending.
+    """One value per user for whom the metric is defined, users ascending.
 
     users: the users' labels [U]; value: float64 [U]; weight: float64 [U].
     """
@@ -27,7 +27,7 @@ class PerUser:
 
     @property
     def mean(self) -> float:
-        """Weighted mean; NaN where no user could be judged."""
+        """Weighted mean; NaN without users."""
         return float(np.average(self.value, weights=self.weight)) if len(self.value) else np.nan
 
 
@@ -50,9 +50,9 @@ def average_ranks(groups: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def auc_per_user(users: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> PerUser:
-    """AUC of each user who has both a positive and a negative, weighted by positives.
+    """AUC of each user with both a positive and a negative, weighted by positives.
 
-    users: any dtype [N]; scores: float [N], a NaN ranks below everything; labels: bool [N].
+    users: any dtype [N]; scores: float [N], NaN ranks below everything; labels: bool [N].
     """
     names, codes = np.unique(users, return_inverse=True)
     finite = np.where(np.isnan(scores), -np.inf, scores)
@@ -62,9 +62,9 @@ def auc_per_user(users: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> P
     n_pos = np.bincount(codes, weights=positive, minlength=count)
     n_neg = np.bincount(codes, weights=~positive, minlength=count)
     rank_sum = np.bincount(codes, weights=ranks * positive, minlength=count)
-    judged = (n_pos > 0) & (n_neg > 0)
-    wins = rank_sum[judged] - n_pos[judged] * (n_pos[judged] + 1) / 2
-    return PerUser(names[judged], wins / (n_pos[judged] * n_neg[judged]), n_pos[judged])
+    both = (n_pos > 0) & (n_neg > 0)
+    wins = rank_sum[both] - n_pos[both] * (n_pos[both] + 1) / 2
+    return PerUser(names[both], wins / (n_pos[both] * n_neg[both]), n_pos[both])
 
 
 def gauc(users: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> float:
@@ -78,7 +78,7 @@ def reciprocal_rank(ranked: Sequence[object], target: object) -> float:
 
 
 def mrr(rankings: Sequence[Sequence[object]], targets: Sequence[object]) -> np.ndarray:
-    """Reciprocal rank of each case; float64 [N]. Average it, or compare it in pairs."""
+    """Reciprocal rank of each case; float64 [N]."""
     return np.array([reciprocal_rank(r, t) for r, t in zip(rankings, targets, strict=True)])
 
 
@@ -87,7 +87,7 @@ def recall_at_k(
 ) -> np.ndarray:
     """|top k that are relevant| / min(k, |relevant|) of each case; float64 [N].
 
-    A case with nothing relevant is an error of the caller's: `ValueError`.
+    Raises `ValueError` for a case without a relevant item.
     """
     if any(not wanted for wanted in relevant):
         raise ValueError("recall needs at least one relevant item per case; drop empty cases")
@@ -110,7 +110,7 @@ def paired_bootstrap(
     """(mean, low, high) of the weighted mean difference, resampling users.
 
     difference: float [U], one paired difference a user; weight: float [U] or None.
-    With fewer than two users the interval is (-inf, inf): nothing can be told.
+    With fewer than two users the interval is (-inf, inf).
     """
     weights = np.ones(len(difference)) if weight is None else weight
     if len(difference) == 0:
@@ -132,12 +132,12 @@ def paired_bootstrap(
 def compare(
     metric: str, value: PerUser, baseline: str, baseline_value: PerUser, *, seed: int = 0
 ) -> Evaluation:
-    """A model beside its baseline over the same users.
+    """A model and its baseline over the same users.
 
-    Raises `ValueError` when the two were judged on different users.
+    Raises `ValueError` when the two have different users.
     """
     if not np.array_equal(value.users, baseline_value.users):
-        raise ValueError("model and baseline must be judged on the same users")
+        raise ValueError("model and baseline must be evaluated on the same users")
     difference = value.value - baseline_value.value
     return Evaluation(
         metric=metric,

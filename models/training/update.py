@@ -1,12 +1,11 @@
 """One preference update: feedback since the watermark -> challenger -> gate -> release.
 
-Knows the order of steps and what is written down of them. Does not know how a model is
-aligned or judged (`CHALLENGES` names that per model), nor which server answers.
+Knows the order of steps and their records. Does not know how a model is aligned or gated
+(`CHALLENGES` names that per model), nor which server answers.
 
-The watermark is the moment up to which feedback had matured at the last update; it
-moves on whether the challenger was let through or not, so the same feedback never
-decides twice. A refused challenger is kept as a bundle and as a release that never
-went live, with its reasons.
+The watermark is the time up to which feedback had matured at the last update. It advances
+whether or not the challenger passed, so the same feedback never decides twice. A refused
+challenger is kept as a bundle and as a release that never went live, with its reasons.
 """
 
 from __future__ import annotations
@@ -18,15 +17,17 @@ from typing import Any, Protocol, cast
 
 import polars as pl
 
-from models.recipe import NotEnoughData, Progress, TrainingLog
-from models.registry import CATALOG, load, misfit
-from models.release.bundle import Bundle, Manifest, ReleaseError, ReleaseStore, drop_staging
-from models.release.promotion import Promoter, quiet, successor
+from models.recipe import NotEnoughData, TrainingLog
+from models.registry import REGISTRY, import_attribute
+from models.release.bundle import Bundle, ReleaseError, drop_staging, signature_mismatch
+from models.release.promotion import Promoter, successor
+from models.release.store import Manifest, ReleaseStore
 from models.training.datasets import without_quarantine
+from streams.progress import ProgressCallback, no_progress
 
 
-class Verdict(Protocol):
-    """What a gate says."""
+class ChallengeResult(Protocol):
+    """A gate's decision."""
 
     @property
     def promoted(self) -> bool: ...
@@ -38,20 +39,29 @@ class Verdict(Protocol):
 
 
 class Challenge(Protocol):
-    """How one model makes and judges a challenger."""
+    """How one model trains and gates a challenger."""
 
     def challenge(
-        self, incumbent: Path, log: TrainingLog, bundle: Path, *, seed: int, progress: Progress
-    ) -> Verdict:
-        """Writes a complete bundle into `bundle`; raises `NotEnoughData`."""
+        self,
+        incumbent: Path,
+        log: TrainingLog,
+        bundle: Path,
+        *,
+        seed: int,
+        progress: ProgressCallback,
+    ) -> ChallengeResult:
+        """Writes a complete bundle into `bundle` and returns the gate's decision.
+
+        Raises `NotEnoughData` with what is missing.
+        """
 
 
-CHALLENGES: dict[str, str] = {"ranker": "models.alignment.ranker:update"}
+CHALLENGES: dict[str, str] = {"ranker": "models.alignment.ranker:ranker_update"}
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What an update came to. `release` is live only when `promoted`."""
+class UpdateOutcome:
+    """The result of an update. `release` is live only when `promoted`."""
 
     model: str
     promoted: bool
@@ -62,7 +72,7 @@ class Outcome:
     slates_since_ms: int
 
 
-def update(
+def update_model(
     model: str,
     log: TrainingLog,
     store: ReleaseStore,
@@ -70,15 +80,16 @@ def update(
     *,
     now_ms: int,
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: ProgressCallback = no_progress,
     challenge: Challenge | None = None,
-) -> Outcome:
+) -> UpdateOutcome:
     """Runs one update of `model`; `log` reaches until `now_ms`.
 
     Raises:
-        NotEnoughData: too little feedback has matured since the last update; it waits.
-        ReleaseError: nothing is live yet, what is live has another signature, or the new
-            release would not start.
+        NotEnoughData: too little feedback has matured since the last update; the watermark
+            stays.
+        ReleaseError: nothing is live yet, the live bundle has another signature, or the new
+            release does not load.
     """
     live = _live(store, model)
     since = watermark_ms(store, model)
@@ -99,7 +110,7 @@ def update(
         promoter.promote(release, now_ms=now_ms, progress=progress)
     word = "promoted" if verdict.promoted else "refused"
     progress(1.0, f"{word}: {verdict.reasons[0]}")
-    return Outcome(
+    return UpdateOutcome(
         model, verdict.promoted, verdict.reasons, live.version, sealed.version, release, since
     )
 
@@ -110,7 +121,7 @@ def watermark_ms(store: ReleaseStore, model: str) -> int:
 
 
 def _seal(
-    store: ReleaseStore, live: Bundle, staging: Path, verdict: Verdict, now_ms: int
+    store: ReleaseStore, live: Bundle, staging: Path, verdict: ChallengeResult, now_ms: int
 ) -> Bundle:
     return store.seal(
         live.model,
@@ -130,8 +141,8 @@ def _live(store: ReleaseStore, model: str) -> Bundle:
             "`tidemill models promote`"
         )
     bundle = store.bundle(model, current.models[model])
-    if why := misfit(bundle):
-        raise ReleaseError(f"there is nothing to go on from: {why}")
+    if why := signature_mismatch(bundle):
+        raise ReleaseError(f"the live bundle cannot be updated: {why}")
     return bundle
 
 
@@ -142,6 +153,6 @@ def _since(log: TrainingLog, since_ms: int) -> TrainingLog:
 def _challenge_of(model: str) -> Challenge:
     if model not in CHALLENGES:
         known = ", ".join(sorted(CHALLENGES))
-        what = "has no preference update yet" if model in CATALOG else "is not a model"
+        what = "has no preference update yet" if model in REGISTRY else "is not a model"
         raise NotEnoughData(f"{model} {what}; these have one: {known}")
-    return cast(Challenge, load(CHALLENGES[model])())
+    return cast(Challenge, import_attribute(CHALLENGES[model])())

@@ -1,1 +1,1 @@
-"""Clients of other parts: Triton, the bus for writes, and their circuit breakers."""
+"""Clients of Triton and of the bus, and the circuit breakers in front of them."""

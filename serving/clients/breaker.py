@@ -1,8 +1,8 @@
-"""Breakers: a part that does not answer is left alone for a moment.
+"""Circuit breakers: calls to a failing service are rejected at once for a moment.
 
-Knows failures and time. Does not know what a part does. Without one, every request
-would wait out the deadline of a hanging store; with one, a single request a second
-tries it again, so recovery needs nobody's hand.
+Knows failures and time. Does not know what a service does. Without a breaker every
+request would wait out the deadline of a hanging store; with one, a single call per
+`retry_after_s` tries it again, so recovery is automatic.
 """
 
 from __future__ import annotations
@@ -20,26 +20,31 @@ from streams.bus.contract import Stamp
 
 
 class Breaker:
-    """Opens for `rest_s` after `failures` failures in a row; then one call may try. Thread safe."""
+    """Opens after `failures` consecutive failures; then admits one call per `retry_after_s`.
+
+    Thread safe.
+    """
 
     def __init__(
         self,
         failures: int = 2,
-        rest_s: float = 1.0,
+        retry_after_s: float = 1.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._failures, self._rest_s, self._monotonic = failures, rest_s, monotonic
+        self._failures, self._retry_after_s = failures, retry_after_s
+        self._monotonic = monotonic
         self._lock = threading.Lock()
         self._count = 0
-        self._closed_until_s = 0.0
+        self._open_until_s = 0.0
 
     def allows(self) -> bool:
         with self._lock:
             if self._count < self._failures:
                 return True
-            if self._monotonic() < self._closed_until_s:
+            if self._monotonic() < self._open_until_s:
                 return False
-            self._closed_until_s = self._monotonic() + self._rest_s  # this caller tries
+            # This caller makes the trial call; the others wait for its result.
+            self._open_until_s = self._monotonic() + self._retry_after_s
             return True
 
     def succeeded(self) -> None:
@@ -49,11 +54,11 @@ class Breaker:
     def failed(self) -> None:
         with self._lock:
             self._count += 1
-            self._closed_until_s = self._monotonic() + self._rest_s
+            self._open_until_s = self._monotonic() + self._retry_after_s
 
 
 class GuardedStore:
-    """A feature store whose reads stop asking while it is down. Writes pass unguarded."""
+    """A feature store with a breaker in front of its reads. Writes are not guarded."""
 
     def __init__(self, store: FeatureStore, breaker: Breaker | None = None) -> None:
         self._store, self._breaker = store, breaker or Breaker()
@@ -63,7 +68,7 @@ class GuardedStore:
 
     def read(self, entity: EntityName, ids: Sequence[str], now_ms: int) -> FeatureFrame:
         if not self._breaker.allows():
-            raise StoreDown("the feature store did not answer lately; it is tried again shortly")
+            raise StoreDown("the feature store failed recently; it is tried again within 1 s")
         try:
             frame = self._store.read(entity, ids, now_ms)
         except StoreDown:
@@ -98,7 +103,7 @@ class GuardedModels:
     ) -> dict[str, np.ndarray]:
         breaker = self._breaker(model)
         if not breaker.allows():
-            raise ModelUnavailable(f"{model} did not answer lately; it is tried again shortly")
+            raise ModelUnavailable(f"{model} failed recently; it is tried again within 1 s")
         try:
             out = self._models.infer(
                 model, inputs, version=version, timeout_s=timeout_s, headers=headers
@@ -116,11 +121,15 @@ class GuardedModels:
         self._models.load(model)
         self._breaker(model).succeeded()
 
+    def reload(self, model: str) -> None:
+        self._models.reload(model)
+        self._breaker(model).succeeded()
+
     def healthy(self) -> bool:
         return self._models.healthy()
 
     def reset(self) -> None:
-        """A new release went live: whatever failed before deserves a try now."""
+        """Closes every breaker, because a new release may work where the last one failed."""
         with self._lock:
             self._breakers.clear()
 

@@ -1,11 +1,12 @@
 """The model client on Triton Inference Server, over gRPC.
 
 Knows tensors, versions, deadlines and trace headers. Does not know what any model
-means. Implements `models.client.ModelClient`; thread safe, one channel for all.
+means. Implements `models.client.ModelClient` on one channel.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from models.client import ModelUnavailable
+from models.client import ModelProcessDied, ModelUnavailable
 from models.signature import BadInput
 
-# A dead server is found out by the request's own deadline; a returned one by a quick retry.
+# Reconnect quickly once the server is back; until then each request's own deadline applies.
 _CHANNEL = [
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.max_receive_message_length", 64 << 20),
@@ -29,7 +30,7 @@ _LOAD_S = 120.0
 
 
 class TritonClient:
-    """`address` is host:port of Triton's gRPC endpoint."""
+    """`address` is host:port of Triton's gRPC endpoint. Thread safe."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -53,7 +54,7 @@ class TritonClient:
                 headers=dict(headers or {}),
             )
         except InferenceServerException as error:
-            raise _translated(model, version, error) from error
+            raise _as_model_error(model, version, error) from error
         names = [output.name for output in result.get_response().outputs]
         return {name: result.as_numpy(name) for name in names}
 
@@ -61,11 +62,15 @@ class TritonClient:
         return self.loaded().get(model, ())
 
     def loaded(self) -> dict[str, tuple[int, ...]]:
-        """Every model's ready versions, ascending. Raises `ModelUnavailable` when down."""
+        """Every model's ready versions, ascending.
+
+        Raises:
+            ModelUnavailable: the server does not answer.
+        """
         try:
             index = self._client.get_model_repository_index(client_timeout=_CONTROL_S)
         except InferenceServerException as error:
-            raise _translated("the repository", None, error) from error
+            raise _as_model_error("the repository", None, error) from error
         found: dict[str, list[int]] = {}
         for entry in index.models:
             if entry.state == "READY" and entry.version:
@@ -73,13 +78,19 @@ class TritonClient:
         return {name: tuple(sorted(versions)) for name, versions in found.items()}
 
     def load(self, model: str) -> None:
-        """Never unloads first: the running versions answer until the new one is ready."""
+        """Loads without unloading first: old versions serve until the new one is ready."""
         try:
             self._client.load_model(model, client_timeout=_LOAD_S)
         except InferenceServerException as error:
             raise ModelUnavailable(
-                f"Triton could not load {model}: {error.message()}; the versions loaded before stay"
+                f"Triton could not load {model}: {error.message()}; the versions already loaded stay"
             ) from error
+
+    def reload(self, model: str) -> None:
+        """Unloads first: a load of unchanged files does nothing, even if the process is dead."""
+        with contextlib.suppress(InferenceServerException):  # it may not be loaded
+            self._client.unload_model(model, client_timeout=_CONTROL_S)
+        self.load(model)
 
     def healthy(self) -> bool:
         try:
@@ -96,13 +107,13 @@ def _input(name: str, tensor: np.ndarray) -> Any:
         tensor = tensor.astype(object)
     dtype = np_to_triton_dtype(tensor.dtype)
     if dtype is None:
-        raise BadInput(f"input {name!r} has dtype {tensor.dtype}, which Triton does not take")
-    made = grpcclient.InferInput(name, list(tensor.shape), dtype)
-    made.set_data_from_numpy(np.ascontiguousarray(tensor))
-    return made
+        raise BadInput(f"input {name!r} has dtype {tensor.dtype}, which Triton does not support")
+    tensor_input = grpcclient.InferInput(name, list(tensor.shape), dtype)
+    tensor_input.set_data_from_numpy(np.ascontiguousarray(tensor))
+    return tensor_input
 
 
-def _translated(model: str, version: int | None, error: InferenceServerException) -> Exception:
+def _as_model_error(model: str, version: int | None, error: InferenceServerException) -> Exception:
     status, text = str(error.status() or ""), str(error.message() or error)
     pinned = model if version is None else f"{model} version {version}"
     if status == "StatusCode.INVALID_ARGUMENT":
@@ -111,4 +122,7 @@ def _translated(model: str, version: int | None, error: InferenceServerException
         return ModelUnavailable(f"{pinned} did not answer in time")
     if status == "StatusCode.UNAVAILABLE":
         return ModelUnavailable("Triton cannot be reached")
-    return ModelUnavailable(f"{pinned}: {text.splitlines()[0][:200] if text else status}")
+    reason = f"{pinned}: {text.splitlines()[0][:200] if text else status}"
+    if text.startswith("Stub process"):  # Triton waits 1 s for a sign of life
+        return ModelProcessDied(reason)
+    return ModelUnavailable(reason)

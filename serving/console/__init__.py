@@ -1,1 +1,1 @@
-"""The console page, and what it is told live."""
+"""The console page, and the live messages that it receives."""

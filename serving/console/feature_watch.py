@@ -1,7 +1,7 @@
-"""Watches the rows of the users that some page looks at, and says what changed.
+"""Watches the feature rows of the users that open pages show, and publishes changes.
 
-Knows the feature store and differences of rows. Does not know pages. Looks often for a
-few seconds after an event of the user, seldom otherwise.
+Knows the feature store and row differences. Does not know pages. Reads every 0.04 s for a
+few seconds after an event of a watched user, every second otherwise.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from typing import Any
 import numpy as np
 
 from features.store import FeatureFrame, FeatureStore, StoreDown
-from serving.console.live import Live, Message
+from serving.console.hub import EventHub, LiveMessage
 from streams.contract.clock import Clock
 
 _LOG = logging.getLogger(__name__)
-_QUICK_S, _SLOW_S, _ALERT_S = 0.04, 1.0, 8.0
+_FAST_EVERY_S, _SLOW_EVERY_S, _FAST_FOR_S = 0.04, 1.0, 8.0
 _LIST_SHOWN = 8
 
 
 class FeatureWatch:
     """Publishes `feature` messages: {user_id, at_ms, changed: {name: [before, after]}}."""
 
-    def __init__(self, store: FeatureStore, clock: Clock, live: Live) -> None:
-        self._store, self._clock, self._live = store, clock, live
-        self._alert_until_s = 0.0
+    def __init__(self, store: FeatureStore, clock: Clock, hub: EventHub) -> None:
+        self._store, self._clock, self._hub = store, clock, hub
+        self._fast_until_s = 0.0
         self._last: dict[str, dict[str, Any]] = {}
-        self._poke = threading.Event()
+        self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def poke(self, user_id: str) -> None:
-        """The user did something: look closely for a while."""
-        if user_id in self._live.watched():
-            self._alert_until_s = time.monotonic() + _ALERT_S
-            self._poke.set()
+    def notify(self, user_id: str) -> None:
+        """An event of the user arrived: read fast for a few seconds if they are watched."""
+        if user_id in self._hub.watched_users():
+            self._fast_until_s = time.monotonic() + _FAST_FOR_S
+            self._wake.set()
 
     def check(self) -> None:
         """Reads every watched user once and publishes what changed."""
-        watched = self._live.watched()
+        watched = self._hub.watched_users()
         for gone in self._last.keys() - watched:
             del self._last[gone]
         for user_id in watched:
@@ -52,37 +52,37 @@ class FeatureWatch:
             changed = {} if before is None else _changes(before, row)
             if changed:
                 data = {"user_id": user_id, "at_ms": now_ms, "changed": changed}
-                self._live.publish(Message("feature", data, user_id))
+                self._hub.publish(LiveMessage("feature", data, user_id))
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._keep, name="feature-watch", daemon=True)
+        self._thread = threading.Thread(target=self._watch_loop, name="feature-watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
-        self._poke.set()
+        self._wake.set()
         if self._thread is not None:
             self._thread.join(5.0)
 
-    def _keep(self) -> None:
+    def _watch_loop(self) -> None:
         while not self._stop.is_set():
             try:
                 self.check()
             except StoreDown:
-                self._stop.wait(_SLOW_S)
+                self._stop.wait(_SLOW_EVERY_S)
             except Exception:
-                _LOG.exception("a watched row could not be compared")
-                self._stop.wait(_SLOW_S)
-            alert = time.monotonic() < self._alert_until_s
-            self._poke.wait(_QUICK_S if alert else _SLOW_S)
-            if not alert:
-                self._poke.clear()
+                _LOG.exception("comparing a watched row failed")
+                self._stop.wait(_SLOW_EVERY_S)
+            fast = time.monotonic() < self._fast_until_s
+            self._wake.wait(_FAST_EVERY_S if fast else _SLOW_EVERY_S)
+            if not fast:
+                self._wake.clear()
             elif not self._stop.is_set():
-                self._stop.wait(_QUICK_S)
+                self._stop.wait(_FAST_EVERY_S)
 
 
 def plain_row(frame: FeatureFrame, row: int = 0) -> dict[str, Any]:
-    """One row as plain values, lists whole."""
+    """One row as plain values, lists in full."""
     return {name: _plain(values[row]) for name, values in frame.columns.items()}
 
 
@@ -94,11 +94,11 @@ def _plain(value: Any) -> Any:
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
     return {
-        name: [_cut(before.get(name)), _cut(value)]
+        name: [_truncated(before.get(name)), _truncated(value)]
         for name, value in after.items()
         if before.get(name) != value
     }
 
 
-def _cut(value: Any) -> Any:
+def _truncated(value: Any) -> Any:
     return value[:_LIST_SHOWN] if isinstance(value, list) else value

@@ -1,8 +1,7 @@
-"""What happens now: the bus tailed for the page, the catalogue and the release switch.
+"""Reads the bus for the gateway: catalogue, activity, dead letters and published releases.
 
-Knows topics and who is listening. Does not know HTTP (`serving.http.api.stream` turns
-messages into server-sent events). Threads read the bus; listeners have bounded mailboxes that drop
-their oldest message, so a slow page never holds up the mill.
+Knows topics and what each record changes. Does not know HTTP (`serving.http.api.stream`)
+nor who subscribes (`serving.console.hub`).
 """
 
 from __future__ import annotations
@@ -11,59 +10,40 @@ import logging
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
+from serving.console.hub import EventHub, LiveMessage
 from serving.monitoring.metrics import Metrics
 from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
-from streams.bus.contract import Bus, BusError, Consumer, Record
-from streams.catalogue import parse
+from streams.bus.consume import tail
+from streams.bus.contract import Bus, BusError, Consumer
+from streams.bus.polled import Record
+from streams.catalogue import parse_catalogue_event
+from streams.codec.batches import read_batch
+from streams.codec.decode import Rejection
+from streams.codec.inputs import RejectedRecord, log_rejected, no_limit
 from streams.contract.events import KINDS
-from streams.contract.schema import from_ipc
 from streams.contract.topics import BEHAVIOUR_DEAD, CATALOGUE, EVENTS_BY_USER, MODELS_PUBLISHED
-from streams.ingest.dead_letters import LETTER_HEADER
+from streams.ingest.dead_letters import DEAD_LETTER_HEADER
 
 _LOG = logging.getLogger(__name__)
-_EVENTS_PER_BATCH = 12  # of the crowd's events, shown to everybody; a user's own all go
+_OTHERS_PER_BATCH = 12  # events of unwatched users shown per batch; watched users' are all shown
 _RETRY_S = 1.0
-_EPOCH_EVERY_S = 2.0
+_CLOCK_SKEW_MS = 5_000
+_VALUE_SHOWN = 300  # bytes of a dead letter
 _SHOWN_FIELDS: tuple[str, ...] = (
     *("event_id", "user_id", "kind", "video_id", "query", "event_time_ms"),
     *("ingested_at_ms", "surface", "origin", "late", "duplicate"),
 )
 
 
-@dataclass(frozen=True)
-class Message:
-    """One thing that happened. `user_id` None: for everybody."""
-
-    kind: str  # event, dead, feature, release, update, stats
-    data: dict[str, Any]
-    user_id: str | None = None
-
-
-@dataclass(eq=False)
-class Mailbox:
-    """One listener's messages, oldest dropped first when full."""
-
-    user_id: str | None
-    wake: Callable[[], object]
-    messages: deque[Message] = field(default_factory=lambda: deque(maxlen=500))
-
-    def put(self, message: Message) -> None:
-        self.messages.append(message)
-        self.wake()
-
-
-class Live:
-    """Reads the bus on two threads and passes on what it reads."""
+class LiveReader:
+    """Reads the bus on two threads: one for the catalogue, one for everything else."""
 
     def __init__(
         self,
@@ -71,39 +51,27 @@ class Live:
         catalogue: LiveCatalogue,
         activity: Activity,
         metrics: Metrics,
+        hub: EventHub,
         on_release: Callable[[], None] = lambda: None,
         on_user_event: Callable[[str], None] = lambda _: None,
+        latest_ms: Callable[[], int] = no_limit,
     ) -> None:
+        """`latest_ms`: see `streams.catalogue.parse_catalogue_event`."""
         self._bus, self._catalogue, self._activity = bus, catalogue, activity
-        self._metrics, self._on_release = metrics, on_release
-        self._on_user_event = on_user_event
-        self._mailboxes: set[Mailbox] = set()
+        self._metrics, self._hub = metrics, hub
+        self._on_release, self._on_user_event = on_release, on_user_event
+        self._latest_ms = latest_ms
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._started_ms = time.time_ns() // 1_000_000
         self.totals = {"events": 0, "late": 0, "duplicates": 0, "dead": 0}
 
-    def subscribe(self, mailbox: Mailbox) -> None:
-        self._mailboxes.add(mailbox)
-
-    def unsubscribe(self, mailbox: Mailbox) -> None:
-        self._mailboxes.discard(mailbox)
-
-    def watched(self) -> set[str]:
-        """Users whom some page looks at."""
-        return {m.user_id for m in list(self._mailboxes) if m.user_id is not None}
-
-    def publish(self, message: Message) -> None:
-        for mailbox in list(self._mailboxes):
-            if message.user_id in (None, mailbox.user_id):
-                mailbox.put(message)
-
     def start(self) -> None:
-        for name, topics, take in (
-            ("live-catalogue", [CATALOGUE], self._take_catalogue),
-            ("live-events", [EVENTS_BY_USER, BEHAVIOUR_DEAD, MODELS_PUBLISHED], self._take),
+        for name, topics, apply in (
+            ("live-catalogue", [CATALOGUE], self._apply_catalogue),
+            ("live-events", [EVENTS_BY_USER, BEHAVIOUR_DEAD, MODELS_PUBLISHED], self._apply),
         ):
-            thread = threading.Thread(target=self._tail, args=(topics, take), name=name)
+            thread = threading.Thread(target=self._tail, args=(topics, apply), name=name)
             thread.daemon = True
             thread.start()
             self._threads.append(thread)
@@ -113,79 +81,66 @@ class Live:
         for thread in self._threads:
             thread.join(5.0)
 
-    def _tail(self, topics: Sequence[str], take: Callable[[Sequence[Record]], None]) -> None:
-        """Reads the topics from their start, again after every failure, until stopped."""
+    def _tail(self, topics: Sequence[str], apply: Callable[[Sequence[Record]], None]) -> None:
+        """Reads the topics from their start until stopped; reconnects after a failure."""
         known: dict[str, str] = {}
         while not self._stop.is_set():
             consumer: Consumer | None = None
             try:
-                epochs = self._epochs(topics)
+                topic_ids = self._bus.topic_ids(topics)
                 consumer = self._bus.consumer(topics, f"gateway-{uuid.uuid4().hex}")
-                if EVENTS_BY_USER in topics and epochs == known:
-                    self._begin_again()
-                known = epochs
-                self._read(consumer, take, epochs)
+                if EVENTS_BY_USER in topics and topic_ids == known:
+                    self._reset_totals()
+                known = topic_ids
+                tail(self._bus, consumer, topic_ids, _log_failures(apply), self._stop)
             except BusError as error:
-                _LOG.warning("reading %s is interrupted: %s", ", ".join(topics), error)
+                _LOG.warning("reading %s was interrupted: %s", ", ".join(topics), error)
                 self._stop.wait(_RETRY_S)
             finally:
                 if consumer is not None:
                     consumer.close()
 
-    def _epochs(self, topics: Iterable[str]) -> dict[str, str]:
-        return self._bus.epochs(list(topics))
+    def _reset_totals(self) -> None:
+        """Drops the counts, because the same topics are read from their start again.
 
-    def _begin_again(self) -> None:
-        """The same topics are read from their start, so what was counted of them is dropped.
-
-        Topics that were made anew hold none of it: then what was counted stays.
+        Not called after a topic was recreated: its earlier events cannot be read again.
         """
         self._activity.reset()
         self.totals = dict.fromkeys(self.totals, 0)
 
-    def _read(
-        self, consumer: Consumer, take: Callable[[Sequence[Record]], None], epochs: dict[str, str]
-    ) -> None:
-        """Returns when stopped, or when a topic was made anew: its offsets start again."""
-        asked = time.monotonic()
-        while not self._stop.is_set():
-            records = consumer.poll(1_000, 0.1)
-            if records:
-                try:
-                    take(records)
-                except Exception:
-                    _LOG.exception("a batch of live messages was left out")
-            if time.monotonic() - asked > _EPOCH_EVERY_S:
-                asked = time.monotonic()
-                with suppress(BusError):  # down: the consumer goes on by itself
-                    if self._epochs(epochs.keys()) != epochs:
-                        return
-
-    def _take_catalogue(self, records: Sequence[Record]) -> None:
+    def _apply_catalogue(self, records: Sequence[Record]) -> None:
+        latest_ms = self._latest_ms()
         for record in records:
-            event = parse(record)
-            if event is not None:
+            event = parse_catalogue_event(record, latest_ms)
+            if isinstance(event, Rejection):
+                log_rejected([RejectedRecord(record, *event)])
+            else:
                 self._catalogue.apply(event)
 
-    def _take(self, records: Sequence[Record]) -> None:
+    def _apply(self, records: Sequence[Record]) -> None:
         tables = []
         for record in records:
             if record.topic == EVENTS_BY_USER:
-                tables.append((record, from_ipc(record.value or b"")))
+                if (table := read_batch(record)) is not None:
+                    tables.append((record, table))
             elif record.topic == BEHAVIOUR_DEAD:
-                self._dead(record)
+                self._apply_dead_letter(record)
             else:
-                self._released(record)
+                self._apply_release(record)
         if tables:
-            self._events(tables)
+            self._apply_events(tables)
 
-    def _events(self, tables: list[tuple[Record, pa.Table]]) -> None:
+    def _apply_events(self, tables: list[tuple[Record, pa.Table]]) -> None:
         table = pa.concat_tables([table for _, table in tables])
         self._activity.fold(table)
         self._count(table)
-        fresh = [t for record, t in tables if record.timestamp_ms >= self._started_ms - 5_000]
-        if fresh and self._mailboxes:
-            self._show(pa.concat_tables(fresh))
+        recent = [table for record, table in tables if self._is_recent(record)]
+        if recent and self._hub.has_subscribers():
+            self._publish_events(pa.concat_tables(recent))
+
+    def _is_recent(self, record: Record) -> bool:
+        """False for records that were written before this process started."""
+        return record.timestamp_ms >= self._started_ms - _CLOCK_SKEW_MS
 
     def _count(self, table: pa.Table) -> None:
         self.totals["events"] += table.num_rows
@@ -193,33 +148,47 @@ class Live:
         self.totals["duplicates"] += int(sum(table["duplicate"].to_pylist()))
         self._metrics.events_seen.inc(table.num_rows)
 
-    def _show(self, table: pa.Table) -> None:
-        watched = self.watched()
+    def _publish_events(self, table: pa.Table) -> None:
+        watched = self._hub.watched_users()
         others = 0
         for row in table.select(list(_SHOWN_FIELDS)).to_pylist():
             row["kind"] = KINDS[row["kind"]]
             own = row["user_id"] in watched
             if own:
                 self._on_user_event(row["user_id"])
-            if own or others < _EVENTS_PER_BATCH:
+            if own or others < _OTHERS_PER_BATCH:
                 others += not own
-                self.publish(Message("event", row))
+                self._hub.publish(LiveMessage("event", row))
 
-    def _dead(self, record: Record) -> None:
-        why = _json(record.header(LETTER_HEADER))
+    def _apply_dead_letter(self, record: Record) -> None:
+        why = _json_object(record.header(DEAD_LETTER_HEADER))
         self.totals["dead"] += 1
         self._metrics.dead_seen.labels(str(why.get("cause", "unknown"))).inc()
-        if record.timestamp_ms >= self._started_ms - 5_000:
-            began = (record.value or b"")[:300].decode("utf-8", "replace")
-            self.publish(Message("dead", why | {"value": began}))
+        if self._is_recent(record):
+            value = (record.value or b"")[:_VALUE_SHOWN].decode("utf-8", "replace")
+            self._hub.publish(LiveMessage("dead", why | {"value": value}))
 
-    def _released(self, record: Record) -> None:
+    def _apply_release(self, record: Record) -> None:
         self._on_release()
-        if record.timestamp_ms >= self._started_ms - 5_000:
-            self.publish(Message("update", _json(record.value)))
+        if self._is_recent(record):
+            self._hub.publish(LiveMessage("update", _json_object(record.value)))
 
 
-def _json(value: bytes | None) -> dict[str, Any]:
+def _log_failures(
+    apply: Callable[[Sequence[Record]], None],
+) -> Callable[[Sequence[Record]], None]:
+    """`apply`, except that records on which it fails are skipped and the failure is logged."""
+
+    def apply_or_log(records: Sequence[Record]) -> None:
+        try:
+            apply(records)
+        except Exception:
+            _LOG.exception("a batch of live messages was skipped")
+
+    return apply_or_log
+
+
+def _json_object(value: bytes | None) -> dict[str, Any]:
     try:
         found = orjson.loads(value or b"{}")
     except orjson.JSONDecodeError:

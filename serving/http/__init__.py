@@ -1,1 +1,1 @@
-"""The HTTP entry point: the application, its routes, keys and limits."""
+"""The HTTP API: the application, its routes, API keys and limits."""

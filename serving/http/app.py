@@ -1,7 +1,7 @@
-"""The HTTP gateway: routes, limits, errors that name the field, and the page.
+"""The HTTP gateway: routes, limits, validation errors and the page.
 
-Knows FastAPI. Does not know how an answer is made (`serving.pipeline.surfaces`), nor which
-broker, store or model server there is: they come as `Dependencies`.
+Knows FastAPI. Does not know how a reply is made (`serving.surfaces`) nor which
+broker, store or model server is used: they come as `GatewayDependencies`.
 """
 
 from __future__ import annotations
@@ -9,25 +9,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.gateway import Dependencies, Gateway
+from serving.gateway import Gateway, GatewayDependencies
+from serving.http import blocked_queries
 from serving.http.api import catalogue, events, operations, recommend, stream, users
-from serving.http.api.json import json_reply
-
-__all__ = ["Dependencies", "create_app"]
+from serving.http.api.json import json_reply, problem_entry
+from serving.http.auth import Keys
+from serving.http.body import RequestBody
+from serving.http.head import HeadAsGet
+from serving.http.paths import DecodedOnce
 
 PAGE = Path(__file__).parents[1] / "console" / "page"
 MAX_BODY_BYTES = 4 << 20
-_ABOUT = """An open streaming recommendation platform: behaviour in, features folded, models
-asked, answers explained. Simulated and replayed behaviour is labelled as such."""
+_ABOUT = """An open streaming recommendation platform: it ingests behaviour, folds features,
+serves models and explains every reply. Simulated and replayed behaviour is labelled."""
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -36,8 +38,8 @@ _PAGE_HEADERS = {
 }
 
 
-def create_app(deps: Dependencies) -> FastAPI:
-    """The gateway as an ASGI app. Its parts start and stop with the app's lifespan."""
+def create_app(deps: GatewayDependencies) -> FastAPI:
+    """The gateway as an ASGI app. Its services start and stop with the app's lifespan."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,10 +50,20 @@ def create_app(deps: Dependencies) -> FastAPI:
         await run_in_threadpool(gateway.stop)
 
     app = FastAPI(title="tidemill", version="0.1.0", description=_ABOUT, lifespan=lifespan)
-    for routes in (recommend, events, catalogue, users, operations, stream):
+    app.state.keys = Keys(deps.config.api_keys, deps.config.host)
+    for routes in (recommend, blocked_queries, events, catalogue, users, operations, stream):
         app.include_router(routes.router)
-    app.add_exception_handler(RequestValidationError, _name_the_field)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_exception_handler(RequestValidationError, _validation_reply)
+    app.add_middleware(RequestBody, max_bytes=MAX_BODY_BYTES)
+    if deps.config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(deps.config.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(DecodedOnce)
     _add_page(app)
     return app
 
@@ -64,51 +76,8 @@ def _add_page(app: FastAPI) -> None:
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
 
-def _name_the_field(request: Request, error: Exception) -> Response:
+def _validation_reply(request: Request, error: Exception) -> Response:
     """422 with one entry per problem: the field's path, and the index in a list of events."""
     del request
     assert isinstance(error, RequestValidationError)
-    return json_reply({"detail": [_problem(problem) for problem in error.errors()]}, 422)
-
-
-def _problem(problem: dict[str, Any]) -> dict[str, Any]:
-    place = list(problem["loc"])
-    path = place[1:] if place and place[0] in ("body", "query", "path") else place
-    index = path[0] if path and isinstance(path[0], int) else None
-    field = ".".join(str(part) for part in (path[1:] if index is not None else path)) or "body"
-    told = {"field": field, "loc": place, "msg": problem["msg"], "type": problem["type"]}
-    return told if index is None else {"index": index, **told}
-
-
-class BodyLimit:
-    """Refuses a body above `max_bytes` with 413, whether or not its length was announced."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        if self._announced(scope) > self._max_bytes:
-            refusal = json_reply({"detail": self._words()}, 413, {"Connection": "close"})
-            await refusal(scope, receive, send)
-            return
-        read = 0
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._max_bytes:
-                raise HTTPException(413, self._words())
-            return message
-
-        await self._app(scope, counted, send)
-
-    def _announced(self, scope: Scope) -> int:
-        text = dict(scope["headers"]).get(b"content-length", b"0")
-        return int(text) if text.isdigit() else 0
-
-    def _words(self) -> str:
-        return f"the body is larger than {self._max_bytes >> 20} MiB: send it in parts"
+    return json_reply({"detail": [problem_entry(problem) for problem in error.errors()]}, 422)

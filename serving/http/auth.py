@@ -1,6 +1,6 @@
-"""Who may call what: API keys with scopes, demanded as soon as it matters.
+"""API keys with scopes; required once keys are configured or the host is not loopback.
 
-Knows keys, scopes and whether the listener is on loopback. Does not know routes; each
+Knows keys, scopes and whether the listener is on loopback. Does not know routes: each
 route names the scope that it needs.
 """
 
@@ -17,15 +17,19 @@ Scope = Literal["events", "recommend", "admin"]
 
 
 class Keys:
-    """The configured keys. With none, and on loopback, everything is open."""
+    """The configured keys. Without keys, and on loopback, every call is permitted."""
 
     def __init__(self, scopes_of: Mapping[str, Sequence[str]], host: str) -> None:
         self._scopes_of = {key.encode(): frozenset(scopes) for key, scopes in scopes_of.items()}
-        self.demanded = bool(scopes_of) or not on_loopback(host)
+        self.required = bool(scopes_of) or not on_loopback(host)
 
     def permit(self, presented: str | None, scope: Scope) -> None:
-        """Returns when the call may go on; raises 401 or 403 with what to do otherwise."""
-        if not self.demanded:
+        """Returns if the call is permitted.
+
+        Raises:
+            HTTPException: 401 for a missing or unknown key, 403 for a key without the scope.
+        """
+        if not self.required:
             return
         if not presented:
             raise HTTPException(
@@ -35,21 +39,21 @@ class Keys:
                 {"WWW-Authenticate": "Bearer"},
             )
         found: frozenset[str] | None = None
-        # Every key is compared, each in constant time: timing tells nothing.
+        # Every key is compared, each in constant time, so timing reveals nothing.
         for key, scopes in self._scopes_of.items():
             if hmac.compare_digest(key, presented.encode()):
                 found = scopes
         if found is None:
-            raise HTTPException(401, "this API key is not known", {"WWW-Authenticate": "Bearer"})
+            raise HTTPException(401, "unknown API key", {"WWW-Authenticate": "Bearer"})
         if scope not in found:
             raise HTTPException(403, f"this API key lacks the scope {scope!r}")
 
 
 def needs(scope: Scope) -> Callable[[Request], None]:
-    """A route dependency that demands `scope`."""
+    """A route dependency that requires `scope`."""
 
     def check(request: Request) -> None:
-        keys: Keys = request.app.state.gateway.keys
+        keys: Keys = request.app.state.keys
         keys.permit(presented_key(request), scope)
 
     return check

@@ -1,1 +1,1 @@
-"""Health, metrics, traces and the log of served features."""
+"""Health checks, metrics, canaries and the log of served features."""

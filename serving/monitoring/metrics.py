@@ -1,12 +1,14 @@
-"""What the gateway counts, for Prometheus.
+"""The gateway's Prometheus metrics.
 
-Knows names, labels and buckets. Each gateway has a registry of its own, so that two in
-one process do not meet.
+Knows names, labels and buckets. Does not know how anything is measured. Each gateway has
+its own registry, so two gateways in one process do not mix their counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -17,66 +19,66 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class Metrics:
+    """All metrics of one gateway."""
+
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "tidemill_requests", "Answers by surface.", ["surface"], registry=self.registry
+        self.requests = self._counter("tidemill_requests", "Replies by surface.", "surface")
+        self.request_seconds = self._histogram(
+            "tidemill_request_seconds", "Seconds from request to reply.", "surface"
         )
-        self.request_seconds = Histogram(
-            "tidemill_request_seconds",
-            "Time from request to answer.",
-            ["surface"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.stage_seconds = self._histogram(
+            "tidemill_stage_seconds", "Seconds of one stage.", "surface", "stage"
         )
-        self.stage_seconds = Histogram(
-            "tidemill_stage_seconds",
-            "Time of one stage.",
-            ["surface", "stage"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.fallbacks = self._counter(
+            "tidemill_fallbacks", "Stages that failed open.", "surface", "stage"
         )
-        self.fallbacks = Counter(
-            "tidemill_fallbacks",
-            "Stages that failed open.",
-            ["surface", "stage"],
-            registry=self.registry,
+        self.events_accepted = self._counter(
+            "tidemill_events_accepted", "Events that the HTTP API wrote to the bus."
         )
-        self.events_accepted = Counter(
-            "tidemill_events_accepted", "Events handed to the bus.", registry=self.registry
+        self.events_refused = self._counter(
+            "tidemill_events_refused", "Events that the HTTP API rejected."
         )
-        self.events_refused = Counter(
-            "tidemill_events_refused", "Events refused at the door.", registry=self.registry
+        self.events_seen = self._counter(
+            "tidemill_events_seen", "Admitted events read from the bus."
         )
-        self.events_seen = Counter(
-            "tidemill_events_seen", "Admitted events seen on the bus.", registry=self.registry
+        self.dead_seen = self._counter(
+            "tidemill_dead_letters_seen", "Dead-letter records read from the bus.", "cause"
         )
-        self.dead_seen = Counter(
-            "tidemill_dead_letters_seen", "Dead letters seen.", ["cause"], registry=self.registry
-        )
-        self.feature_skew = Gauge(
+        self.feature_skew = self._gauge(
             "tidemill_feature_skew",
-            "Served values that differed from the log's own in the last `features skew`.",
-            ["feature"],
-            registry=self.registry,
+            "Served values that differ from the log's, in the last `features skew`.",
+            "feature",
         )
-        self.skew_checked = Gauge(
+        self.skew_checked = self._gauge(
             "tidemill_feature_skew_checked",
             "Slates and candidates that the last `features skew` compared.",
-            ["what"],
-            registry=self.registry,
+            "what",
         )
-        self.served_kept = Gauge(
+        self.served_slates = self._gauge(
             "tidemill_served_slates",
-            "Slates whose features were logged as served, or dropped at a full queue.",
-            ["outcome"],
-            registry=self.registry,
+            "Slates whose served features were logged, or dropped because the queue was full.",
+            "outcome",
         )
-        self.part_up = Gauge(
-            "tidemill_part_up", "1 when the part answers.", ["part"], registry=self.registry
+        self.component_up = self._gauge(
+            "tidemill_component_up", "1 while the component answers.", "component"
+        )
+        self.part_up = self._gauge(
+            "tidemill_part_up",
+            "Deprecated, removed in the next release: use tidemill_component_up.",
+            "part",
         )
 
-    def answered(self, slate: Slate, seconds: float) -> None:
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(name, about, labels, registry=self.registry)
+
+    def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
+        return Gauge(name, about, labels, registry=self.registry)
+
+    def _histogram(self, name: str, about: str, *labels: str) -> Histogram:
+        return Histogram(name, about, labels, buckets=_SECONDS, registry=self.registry)
+
+    def observe_reply(self, slate: Slate, seconds: float) -> None:
         surface = slate.query.surface
         self.requests.labels(surface).inc()
         self.request_seconds.labels(surface).observe(seconds)
@@ -85,8 +87,14 @@ class Metrics:
         for fallback in slate.fallbacks:
             self.fallbacks.labels(surface, fallback.stage).inc()
 
-    def skew(self, path: Path | None) -> None:
-        """What the last skew check wrote; nothing where none ran."""
+    def set_components(self, health: Mapping[str, Mapping[str, Any]]) -> None:
+        """health: `Health.status`."""
+        for name, component in health.items():
+            for gauge in (self.component_up, self.part_up):
+                gauge.labels(name).set(component["status"] == "up")
+
+    def load_skew(self, path: Path | None) -> None:
+        """Sets the skew gauges from the last check's file; keeps them where there is none."""
         try:
             found = orjson.loads(path.read_bytes()) if path is not None else None
         except (OSError, orjson.JSONDecodeError):

@@ -1,7 +1,7 @@
-"""Logs what the ranker saw of each slate, beside the answers and never in their way.
+"""Logs the features that the ranker scored for each slate, without delaying replies.
 
-Knows slates and a bounded queue. Does not know files (`models.monitoring.served_log`). A full
-queue drops slates and counts them: an answer is never late for its log.
+Knows slates and a bounded queue. Does not know files (`models.monitoring.served_log`).
+While the queue is full, slates are dropped and counted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from models.monitoring.served_log import ServedLog, ServedSlate
 from serving.pipeline.query import Slate
 
 _LOG = logging.getLogger(__name__)
-_GATHER = 1_000  # slates a file
+_SLATES_PER_FILE = 1_000
 
 
 class ServedFeatures:
-    """Thread safe. `log` None: nothing is kept."""
+    """Writes queued slates on its own thread. `log` None: records nothing. Thread safe."""
 
     def __init__(self, log: ServedLog | None, *, every_s: float = 5.0, depth: int = 2_000) -> None:
         self.log, self._every_s = log, every_s
@@ -31,18 +31,18 @@ class ServedFeatures:
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def keep(self, slate: Slate) -> None:
-        """Hands a slate in; one that no ranker scored has nothing to keep."""
-        made = served_slate(slate) if self.log is not None else None
-        if made is None:
+    def record(self, slate: Slate) -> None:
+        """Queues a slate; ignores one that no ranker scored."""
+        served = served_slate(slate) if self.log is not None else None
+        if served is None:
             return
         try:
-            self._waiting.put_nowait(made)
+            self._waiting.put_nowait(served)
         except queue.Full:
             self.dropped += 1
 
     def erase(self, user_id: str) -> None:
-        """Removes what is kept of the user, also what still waits."""
+        """Removes the user's slates, including those still queued."""
         if self.log is None:
             return
         self.flush()
@@ -50,14 +50,14 @@ class ServedFeatures:
             self.log.erase(user_id)
 
     def flush(self) -> None:
-        """Writes everything that waits now, a file for each `_GATHER` slates."""
+        """Writes everything queued now, one file per `_SLATES_PER_FILE` slates."""
         with self._writing:
-            for _ in range(-(-self._waiting.qsize() // _GATHER)):
+            for _ in range(-(-self._waiting.qsize() // _SLATES_PER_FILE)):
                 self._write_file()
 
     def _write_file(self) -> None:
         slates: list[ServedSlate] = []
-        while len(slates) < _GATHER and not self._waiting.empty():
+        while len(slates) < _SLATES_PER_FILE and not self._waiting.empty():
             slates.append(self._waiting.get_nowait())
         if slates and self.log is not None:
             self.log.append(slates)
@@ -65,44 +65,45 @@ class ServedFeatures:
 
     def start(self) -> None:
         if self.log is not None:
-            self._thread = threading.Thread(target=self._keep_writing, name="served", daemon=True)
+            self._thread = threading.Thread(target=self._write_loop, name="served", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(5.0)
-            self._flush_or_say()
+            self._flush_or_warn()
 
-    def _keep_writing(self) -> None:
+    def _write_loop(self) -> None:
         last = time.monotonic()
         while not self._stop.wait(0.5):
-            if time.monotonic() - last >= self._every_s or self._waiting.qsize() >= _GATHER:
-                self._flush_or_say()
+            due = time.monotonic() - last >= self._every_s
+            if due or self._waiting.qsize() >= _SLATES_PER_FILE:
+                self._flush_or_warn()
                 last = time.monotonic()
 
-    def _flush_or_say(self) -> None:
+    def _flush_or_warn(self) -> None:
         try:
             self.flush()
         except OSError as error:
-            _LOG.warning("served features could not be written: %s", error)
+            _LOG.warning("writing served features failed: %s", error)
 
 
 def served_slate(slate: Slate) -> ServedSlate | None:
-    """The slate as the ranker saw it; None where no ranker scored it."""
-    query, seen = slate.query, slate.seen
-    if seen is None or not slate.items:
+    """The slate with the ranker's inputs; None where no ranker scored it."""
+    query, inputs = slate.query, slate.ranker_inputs
+    if inputs is None or not slate.items:
         return None
     return ServedSlate(
-        request_id=query.request_id,
+        request_id=query.slate_id,
         user_id=query.user_id,
         served_at_ms=query.now_ms,
         release=query.release.release_id,
         stale=query.stale,
-        user_x=seen["user_x"],
-        history=seen["history"],
-        video_id=tuple(candidate.video_id for candidate in slate.items),
-        video_x=np.ascontiguousarray(seen["video_x"]).ravel(),
+        user_x=inputs.user_x,
+        history=inputs.history,
+        video_id=tuple(candidate.item_id for candidate in slate.items),
+        video_x=np.ascontiguousarray(inputs.item_x).ravel(),
         weights=np.array(list(slate.weights.values()), np.float32),
         log_density=slate.log_density,
     )

@@ -1,1 +1,1 @@
-"""From request to slate: the nouns, the contract of a stage, the runner, the surfaces."""
+"""From request to slate: the nouns, the stage contracts, the runner and the reply."""

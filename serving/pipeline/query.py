@@ -1,4 +1,4 @@
-"""The nouns of an answer: Query, Candidate, Pool, Slate.
+"""The nouns of a reply: Query, Candidate, Pool, Slate.
 
 Knows what passes between the stages of a surface. Does not know the stages
 (`serving.stages`), how they are run (`serving.pipeline.runner`), HTTP (`serving.http.app`)
@@ -7,36 +7,39 @@ or Kafka (`serving.kafka_requests`).
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from features.store import FeatureFrame
+from serving.pipeline.frames import take_rows
 from streams.contract.events import CatalogueItem
 
 SurfaceName = Literal["feed", "queries", "reactivation"]
-SURFACE_NAMES: tuple[SurfaceName, ...] = ("feed", "queries", "reactivation")
+SURFACE_NAMES: tuple[SurfaceName, ...] = get_args(SurfaceName)
 
 
 @dataclass(frozen=True)
 class Release:
-    """The set of model versions that one request is answered with."""
+    """The set of model versions that answers one request."""
 
     release_id: str = "none"
     models: Mapping[str, int] = field(default_factory=dict)
 
     def version(self, model: str) -> int | None:
-        """The pinned version; None leaves the choice to the server."""
+        """The pinned version; None lets the model server choose."""
         return self.models.get(model)
 
 
 @dataclass(frozen=True)
 class Query:
-    """One request, and what query hydrators have learned of it.
+    """One request, with the fields that query hydrators have filled in.
 
-    `seed` makes exploration repeatable; `now_ms` is the stack clock's time at arrival.
+    `seed` makes exploration repeatable; `now_ms` is the clock's time at arrival. `request_id` is
+    the caller's; `slate_id` is made here, so that impressions of two slates never share an id.
     """
 
     request_id: str
@@ -45,50 +48,60 @@ class Query:
     k: int
     now_ms: int
     seed: int
-    video_id: str | None = None
-    candidates: tuple[str, ...] = ()  # rank these and nothing else
+    item_id: str | None = None  # queries: the item that is playing
+    candidates: tuple[str, ...] | None = None  # rank only these; None: the sources choose
     release: Release = Release()
     user: FeatureFrame | None = None  # one row
-    cold_user: bool = True  # the store does not know the user
-    cold_video: bool = False  # the catalogue does not know the video
-    stale: bool = False  # some features are the last ones that could be read
-    explores: bool = True  # fusion weights may be drawn; False: the policy's mean
+    cold_user: bool = True  # the store has no row of the user
+    cold_item: bool = False  # `item_id` is not in the catalogue
+    stale: bool = False  # some features are last good values, not read for this request
+    explore: bool = True  # fusion weights may be drawn; False: the policy's mean
+    slate_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def cold_start(self) -> bool:
-        return self.cold_user or self.cold_video
+        return self.cold_user or self.cold_item
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One item on its way to the slate. For `queries`, `query` is the thing recommended."""
+    """One item considered for the slate. On the surface `queries`, `query` is recommended."""
 
-    video_id: str
+    item_id: str
     source: str
     query: str | None = None
     score: float = 0.0
     p: Mapping[str, float] = field(default_factory=dict)  # task -> P(action)
     role: str | None = None  # reactivation: the item's role in the trajectory
     p_convert: float | None = None  # reactivation
-    goal: str | None = None  # reactivation: the video that the trajectory leads to
+    goal: str | None = None  # reactivation: the item that the trajectory ends at
+    other_goals: tuple[tuple[str, float], ...] = ()  # reactivation: goals not taken, P(convert)
+    anchor: bool | None = None  # queries: whether the query was clicked under the item
     propensity: float = 1.0
     explored: bool = False
     item: CatalogueItem | None = None
 
 
 @dataclass(frozen=True)
+class RankerInputs:
+    """The features a ranker scored: one user and one row of `item_x` per item."""
+
+    user_x: np.ndarray  # float32 [Fu]
+    history: np.ndarray  # int64 [H]
+    item_x: np.ndarray  # float32 [C, Fv]
+
+
+@dataclass(frozen=True)
 class Scored:
-    """A scorer's columns: one row per candidate of the pool it was given."""
+    """A scorer's columns: one row per candidate of its pool."""
 
     score: np.ndarray  # float32 [C]; NaN ranks below every finite score
     p: np.ndarray  # float32 [C, T]
     tasks: tuple[str, ...] = ()
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # float32 [T]
     rates: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # float32 [T]
-    log_density: float | None = None  # of weights that were drawn; None: they are the mean
-    user_x: np.ndarray | None = None  # what the model was given: float32 [Fu], history [H],
-    history: np.ndarray | None = None  # and of each candidate
-    video_x: np.ndarray | None = None  # float32 [C, Fv]
+    log_density: float | None = None  # of drawn weights; None: the weights are the mean
+    inputs: RankerInputs | None = None  # None: not scored by a model
 
 
 @dataclass(frozen=True)
@@ -96,39 +109,32 @@ class Pool:
     """Candidates and their columns. Row i of every column belongs to candidate i."""
 
     candidates: tuple[Candidate, ...]
-    videos: FeatureFrame | None = None
-    authors: FeatureFrame | None = None
+    item_features: FeatureFrame | None = None
+    author_features: FeatureFrame | None = None
     scored: Scored | None = None
 
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def keep(self, rows: Sequence[int]) -> Pool:
-        """The pool of these rows, in this order. Scores are dropped: filters come first."""
+    def take(self, rows: Sequence[int]) -> Pool:
+        """The pool of these rows, in this order, without scores: filters run before scorers."""
+        items, authors = self.item_features, self.author_features
         return Pool(
             candidates=tuple(self.candidates[row] for row in rows),
-            videos=None if self.videos is None else take(self.videos, rows),
-            authors=None if self.authors is None else take(self.authors, rows),
+            item_features=None if items is None else take_rows(items, rows),
+            author_features=None if authors is None else take_rows(authors, rows),
         )
 
-    def seen(self, items: Sequence[Candidate]) -> dict[str, np.ndarray] | None:
-        """user_x, history and the items' rows of video_x, in their order; None unless a
-        model scored them from features."""
-        scored = self.scored
-        if scored is None or scored.video_x is None:
+    def ranker_inputs(self, items: Sequence[Candidate]) -> RankerInputs | None:
+        """The model's inputs for `items`, in their order; None unless a model scored them."""
+        if self.scored is None or self.scored.inputs is None:
             return None
-        if scored.user_x is None or scored.history is None:
-            return None
-        row = {candidate.video_id: at for at, candidate in enumerate(self.candidates)}
-        rows = [row[item.video_id] for item in items]
-        return {
-            "user_x": scored.user_x,
-            "history": scored.history,
-            "video_x": scored.video_x[rows],
-        }
+        row = {candidate.item_id: at for at, candidate in enumerate(self.candidates)}
+        inputs = self.scored.inputs
+        return replace(inputs, item_x=inputs.item_x[[row[item.item_id] for item in items]])
 
-    def finished(self, row: int, propensity: float, explored: bool) -> Candidate:
-        """Candidate `row` with its scores written out, as it stands in a slate."""
+    def slate_item(self, row: int, propensity: float, explored: bool) -> Candidate:
+        """Candidate `row` with its score, P(action) and propensity filled in."""
         candidate = replace(
             self.candidates[row], propensity=float(propensity), explored=bool(explored)
         )
@@ -140,7 +146,9 @@ class Pool:
 
 @dataclass(frozen=True)
 class Removal:
-    video_id: str
+    """A candidate that a stage removed, and why."""
+
+    item_id: str
     stage: str
     reason: str
     query: str | None = None
@@ -148,7 +156,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Fallback:
-    """A stage that failed open: what happened and, where one stepped in, what answered."""
+    """A stage that failed open: the failure, or which fallback answered in its place."""
 
     stage: str
     reason: str
@@ -156,34 +164,15 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Slate:
-    """The answer: candidates in order, and everything that explains them."""
+    """The ranked items of one reply, and what explains them."""
 
     query: Query
     items: tuple[Candidate, ...]
     weights: Mapping[str, float]  # task -> the user's fusion weight, on the simplex
-    rates: Mapping[str, float]  # task -> its population rate: a weight weighs P(action) over it
-    fallbacks: tuple[Fallback, ...]  # stages that failed open, with their reason
+    rates: Mapping[str, float]  # task -> population rate, which divides P(action) in the score
+    fallbacks: tuple[Fallback, ...]
     removals: tuple[Removal, ...]
     stage_ms: Mapping[str, float]
-    candidates_seen: int = 0  # how many the sources gave
-    seen: Mapping[str, np.ndarray] | None = None  # `Pool.seen` of the items
-    log_density: float | None = None  # of weights that were drawn; None: they are the mean
-
-
-def take(frame: FeatureFrame, rows: Sequence[int]) -> FeatureFrame:
-    """The frame's rows in the order asked for."""
-    index = np.asarray(rows, dtype=np.int64)
-    return FeatureFrame(
-        entity=frame.entity,
-        ids=tuple(frame.ids[row] for row in rows),
-        status=frame.status[index],
-        last_event_ms=frame.last_event_ms[index],
-        columns={name: values[index] for name, values in frame.columns.items()},
-    )
-
-
-def texts(frame: FeatureFrame | None, column: str, row: int = 0) -> list[str]:
-    """A last-n column of one row as a list; [] where the frame or column is missing."""
-    if frame is None or column not in frame.columns or row >= len(frame):
-        return []
-    return list(frame.columns[column][row] or [])
+    candidate_count: int = 0  # how many the sources returned
+    ranker_inputs: RankerInputs | None = None  # of `items`
+    log_density: float | None = None  # of drawn weights; None: the weights are the mean

@@ -1,26 +1,34 @@
-"""A slate as the caller reads it: plain JSON, each item with its signed impression.
+"""A slate as plain JSON, each item with its signed impression token.
 
-Knows the reply's form, the same over HTTP and Kafka. Does not know how a slate is made.
+Knows the reply's fields, the same over HTTP and Kafka. Does not know how a slate is made.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from serving.pipeline.query import Candidate, Removal, Slate
-from serving.state.catalogue import LiveCatalogue
+from streams.contract.events import CatalogueItem
 from streams.contract.impression import Impression, sign
 
-_REPEATED = "duplicate"  # offered twice is still offered: told last, and not counted as left out
-_MAX_REMOVED = 200  # a reply explains; it is not the place for a whole catalogue
+_DUPLICATE = "duplicate"  # the item is still offered: listed last and not counted as removed
+_MAX_REMOVED = 200  # bounds a reply to thousands of candidates
 
 
-def to_reply(slate: Slate, key: bytes, catalogue: LiveCatalogue) -> dict[str, Any]:
-    """The envelope of every surface. `key` signs the impressions."""
+class ItemLookup(Protocol):
+    """The part of `serving.state.catalogue.LiveCatalogue` that this module needs."""
+
+    def get(self, item_id: str, /) -> CatalogueItem | None: ...
+
+
+def to_reply(slate: Slate, key: bytes, catalogue: ItemLookup) -> dict[str, Any]:
+    """The reply of every surface. `key` signs the impression tokens."""
     query = slate.query
     reply: dict[str, Any] = {
         "request_id": query.request_id,
+        "slate_id": query.slate_id,
         "surface": query.surface,
         "user_id": query.user_id,
         "seed": query.seed,
@@ -34,32 +42,43 @@ def to_reply(slate: Slate, key: bytes, catalogue: LiveCatalogue) -> dict[str, An
         "rates": _finite(slate.rates),
         "fallbacks": [{"stage": f.stage, "reason": f.reason} for f in slate.fallbacks],
         "items": [_item(slate, slot, c, key) for slot, c in enumerate(slate.items)],
-        "removed": [
-            {"video_id": r.video_id, "stage": r.stage, "reason": r.reason}
-            | ({"query": r.query} if r.query is not None else {})
-            for r in _telling(slate.removals)[:_MAX_REMOVED]
-        ],
-        "removed_total": sum(r.stage != _REPEATED for r in slate.removals),
-        "candidates": slate.candidates_seen,
+        "removed": [_removed(r) for r in _duplicates_last(slate.removals)[:_MAX_REMOVED]],
+        "removed_total": sum(r.stage != _DUPLICATE for r in slate.removals),
+        "candidates": slate.candidate_count,
         "stage_ms": dict(slate.stage_ms),
     }
     if query.surface == "reactivation":
         reply["goal"] = _goal(slate, catalogue)
-    if query.video_id is not None:
-        reply["video_id"] = query.video_id
+        reply["other_goals"] = _other_goals(slate, catalogue)
+    if query.item_id is not None:
+        reply["video_id"] = query.item_id
+    if not slate.items:
+        reply["reason"] = _why_empty(slate)
     return reply
 
 
-def _telling(removals: tuple[Removal, ...]) -> list[Removal]:
-    """Removals that took a video from the user first, repetitions after them."""
-    return sorted(removals, key=lambda removal: removal.stage == _REPEATED)
+def _why_empty(slate: Slate) -> str:
+    if slate.query.candidates == ():
+        return "the request lists no candidates: leave `candidates` out to let the feed choose"
+    if not slate.candidate_count:
+        return "no source returned a candidate: see `fallbacks`"
+    return "every candidate was removed: see `removed`"
+
+
+def _duplicates_last(removals: Sequence[Removal]) -> list[Removal]:
+    return sorted(removals, key=lambda removal: removal.stage == _DUPLICATE)
+
+
+def _removed(removal: Removal) -> dict[str, str]:
+    fields = {"video_id": removal.item_id, "stage": removal.stage, "reason": removal.reason}
+    return fields if removal.query is None else fields | {"query": removal.query}
 
 
 def _item(slate: Slate, slot: int, candidate: Candidate, key: bytes) -> dict[str, Any]:
     about = candidate.item
     item: dict[str, Any] = {
-        "video_id": candidate.video_id,
-        "title": about.title if about else candidate.video_id,
+        "video_id": candidate.item_id,
+        "title": about.title if about else candidate.item_id,
         "genres": list(about.genres) if about else [],
         "author_id": about.author_id if about else None,
         "slot": slot,
@@ -74,6 +93,7 @@ def _item(slate: Slate, slot: int, candidate: Candidate, key: bytes) -> dict[str
         "query": candidate.query,
         "role": candidate.role,
         "p_convert": candidate.p_convert,
+        "anchor": candidate.anchor,
     }
     return item | {name: value for name, value in optional.items() if value is not None}
 
@@ -81,36 +101,49 @@ def _item(slate: Slate, slot: int, candidate: Candidate, key: bytes) -> dict[str
 def _impression(slate: Slate, slot: int, candidate: Candidate) -> Impression:
     query = slate.query
     return Impression(
-        request_id=query.request_id,
+        request_id=query.slate_id,
         surface=query.surface,
         user_id=query.user_id,
-        video_id=candidate.video_id,
+        video_id=candidate.item_id,
         query=candidate.query,
         slot=slot,
         propensity=candidate.propensity,
         explored=candidate.explored,
         release=query.release.release_id,
         served_at_ms=query.now_ms,
-        **_drawn(slate),
+        **_drawn_weights(slate),
     )
 
 
-def _drawn(slate: Slate) -> dict[str, Any]:
-    """What feedback needs to learn from weights that were drawn, in few digits: it is in
-    every item's token."""
+def _drawn_weights(slate: Slate) -> dict[str, Any]:
+    """The drawn weights and their log density, rounded because every token repeats them."""
     if slate.log_density is None:
         return {}
     weights = tuple(round(weight, 6) for weight in slate.weights.values())
     return {"weights": weights, "log_density": round(slate.log_density, 4)}
 
 
-def _goal(slate: Slate, catalogue: LiveCatalogue) -> dict[str, str] | None:
+def _goal(slate: Slate, catalogue: ItemLookup) -> dict[str, Any] | None:
+    """The trajectory's goal. `shown` is false where a stage removed it from the slate."""
     goal = next((c.goal for c in slate.items if c.goal), None)
     if goal is None:
         return None
-    item = catalogue.get(goal)
-    return {"video_id": goal, "title": item.title if item else goal}
+    shown = any(candidate.item_id == goal for candidate in slate.items)
+    return {"video_id": goal, "title": _title(goal, catalogue), "shown": shown}
 
 
-def _finite(values: Any) -> dict[str, float | None]:
+def _other_goals(slate: Slate, catalogue: ItemLookup) -> list[dict[str, Any]]:
+    """Goals that the model compared and did not take, best first."""
+    others = slate.items[0].other_goals if slate.items else ()
+    return [
+        {"video_id": goal, "title": _title(goal, catalogue), "p_convert": p} for goal, p in others
+    ]
+
+
+def _title(item_id: str, catalogue: ItemLookup) -> str:
+    item = catalogue.get(item_id)
+    return item.title if item else item_id
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: v if math.isfinite(v) else None for name, v in values.items()}

@@ -1,7 +1,7 @@
-"""What a caller may ask, as strict models: an unknown field is refused by name.
+"""The requests of every surface as strict models: unknown fields are rejected by name.
 
 Knows fields and bounds. Does not know HTTP (`serving.http.api`) nor Kafka
-(`serving.kafka_requests`): both edges take these.
+(`serving.kafka_requests`), which both take these models.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from serving.pipeline.query import SurfaceName
-from streams.contract.events import Id
+from streams.contract.bounds import Id
 from streams.contract.topics import entity_hash
 
 MAX_CANDIDATES = 5_000
@@ -23,11 +22,17 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     user_id: Id
-    seed: Seed | None = Field(None, description="Makes exploration repeatable; drawn when absent.")
-    request_id: Id = Field(default_factory=lambda: uuid.uuid4().hex)
+    seed: Seed | None = Field(
+        None, description="Makes exploration repeatable; derived from request_id when absent."
+    )
+    request_id: Id = Field(
+        default_factory=lambda: uuid.uuid4().hex,
+        description="Echoed. The same request of the same user gets the same reply for 10 "
+        "minutes, another one with this id gets 409.",
+    )
 
-    def drawn_seed(self) -> int:
-        """The caller's seed, or one that the request id fixes."""
+    def resolved_seed(self) -> int:
+        """The request's seed, else one derived from its request id."""
         return self.seed if self.seed is not None else entity_hash(self.request_id) % 2**31
 
 
@@ -40,7 +45,7 @@ class FeedRequest(_Request):
     k: Annotated[int, Field(ge=1, le=100)] = 10
     candidates: Annotated[
         list[Id] | None,
-        Field(max_length=MAX_CANDIDATES, description="Rank these videos and no others."),
+        Field(max_length=MAX_CANDIDATES, description="Rank only these items."),
     ] = None
 
 
@@ -65,14 +70,17 @@ Request = FeedRequest | QueriesRequest | ReactivationRequest
 REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="surface")])
 
 
-def video_of(request: Request) -> str | None:
+def requested_item(request: Request) -> str | None:
+    """The item that is playing; only queries are asked for under an item."""
     return request.video_id if isinstance(request, QueriesRequest) else None
 
 
-def candidates_of(request: Request) -> tuple[str, ...]:
-    given = request.candidates if isinstance(request, FeedRequest) else None
-    return tuple(given or ())
+def requested_candidates(request: Request) -> tuple[str, ...] | None:
+    """The candidates that the caller provided; None where the sources choose."""
+    provided = request.candidates if isinstance(request, FeedRequest) else None
+    return None if provided is None else tuple(provided)
 
 
-def surface_of(request: Request) -> SurfaceName:
-    return request.surface
+def states_request_id(request: Request) -> bool:
+    """Whether the request id is the caller's."""
+    return "request_id" in request.model_fields_set

@@ -1,32 +1,34 @@
-"""Runs the stages of a surface: in order, side by side, within deadlines, failing open.
+"""Runs the stages of a surface: in order, in parallel within a group, with deadlines.
 
-Knows the laws that a stage (`serving.pipeline.stage`) must keep. Does not know any one stage
-(`serving.stages`) nor which surface uses which (`serving.pipeline.surfaces`).
+Knows the laws that every stage (`serving.pipeline.stage`) must keep. Does not know any
+particular stage (`serving.stages`) nor which surface uses which (`serving.surfaces`).
 
-    query hydrators ∥ → sources ∥ → filters → pre-rank → candidate hydrators ∥ → scorers → selector
+    query hydrators ∥ → sources ∥ → filters → pre-rank → candidate hydrators ∥ → scorer → selector
 
-Filters and the pre-rank come before the hydrators, so that features are read and ranked
-only of what may still stand in the slate, however many candidates there were.
+Filters and the pre-rank run before the candidate hydrators, so features are read and
+scored only for candidates that can still reach the slate.
 
-Laws, held here rather than trusted (`tests/serving/test_stage_laws.py`):
-- a query hydrator writes only the fields that it declares;
-- a candidate hydrator may not drop, add or reorder candidates: an answer of another
-  length is thrown away and said so;
-- a lost source means fewer candidates, never a lost answer;
-- a filter gives a reason for each removal; a soft filter never leaves fewer than k;
-- a pre-rank keeps at most its limit, never fewer than k, and each cut has its place as
-  reason; one that fails keeps the first that the sources gave, and the reply says so;
-- a scorer that fails or overruns is replaced by its fallback, and the reply says so.
+Laws, enforced here (`tests/serving/test_stage_laws.py`):
+- A query hydrator writes only the fields that it declares.
+- A candidate hydrator may not drop, add or reorder candidates: a result of another length
+  is discarded and reported as a fallback.
+- A failed source means fewer candidates, never a failed reply.
+- A filter gives a reason for each removal; a soft filter never leaves fewer than k.
+- A pre-rank keeps at most its limit, never fewer than k, and gives each cut candidate's
+  rank as the reason; if it fails, the sources' order decides, reported as a fallback.
+- A scorer that fails or overruns its deadline is replaced by its fallback, which is reported.
 """
 
 from __future__ import annotations
 
 import contextvars
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 from opentelemetry import trace
@@ -34,7 +36,7 @@ from opentelemetry import trace
 from serving.pipeline.query import Candidate, Fallback, Pool, Query, Removal, Scored, Slate
 from serving.pipeline.stage import (
     CandidateHydrator,
-    Explains,
+    ExplainsRemovals,
     Filter,
     Hydration,
     Prerank,
@@ -50,7 +52,7 @@ _TRACER = trace.get_tracer("tidemill.serving")
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Longest wait per stage group, in ms. Their sum bounds an answer."""
+    """Maximum wait per stage group, in ms. Their sum bounds the time of a reply."""
 
     query_hydrators: float = 200.0
     sources: float = 400.0
@@ -59,19 +61,27 @@ class Deadlines:
 
 
 class StageFailed(RuntimeError):
-    """A stage answered something that breaks its law."""
+    """A stage returned a result that breaks its law."""
 
 
 @dataclass
-class _Run:
-    """What one request gathers on its way."""
+class _RunReport:
+    """What happened while one request ran through the stages."""
 
     fallbacks: list[Fallback] = field(default_factory=list)
     removals: list[Removal] = field(default_factory=list)
     stage_ms: dict[str, float] = field(default_factory=dict)
 
-    def failed(self, stage: str, error: BaseException) -> None:
-        self.fallbacks.append(Fallback(stage, _reason(error)))
+    def add_failure(self, stage: str, error: BaseException) -> None:
+        self.fallbacks.append(Fallback(stage, _error_text(error)))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_ms[stage] = _ms_since(started)
 
 
 @dataclass(frozen=True)
@@ -85,14 +95,14 @@ class Pipeline:
     filters: Sequence[Filter]
     scorer: Scorer
     selector: Selector
-    fallback_sources: Sequence[Source] = ()  # asked in order, only while there are no candidates
+    fallback_sources: Sequence[Source] = ()  # asked one by one while there are no candidates
     fallback_scorer: Scorer | None = None
-    prerank: Prerank | None = None  # without one every candidate is scored
+    prerank: Prerank | None = None  # None: every candidate is scored
     deadlines: Deadlines = Deadlines()
 
 
 class Runner:
-    """Runs pipelines on one pool of threads. Thread safe."""
+    """Runs pipelines on one thread pool. Thread safe."""
 
     def __init__(self, threads: int = 32) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="stage")
@@ -101,183 +111,169 @@ class Runner:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def run(self, pipeline: Pipeline, query: Query) -> Slate:
-        """The slate for `query`. Never raises for a stage's failure."""
-        run = _Run()
+        """The slate for `query`. A failed stage is reported in it and never raises."""
+        report = _RunReport()
         with _TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
-            span.set_attribute("tidemill.user_id", query.user_id)
             span.set_attribute("tidemill.release", query.release.release_id)
-            query = self._hydrate_query(pipeline, query, run)
-            candidates = self._fetch(pipeline, query, run)
-            pool = self._filter(pipeline, query, Pool(candidates), run)
+            query = self._hydrate_query(pipeline, query, report)
+            candidates = self._fetch(pipeline, query, report)
+            pool = self._filter(pipeline, query, Pool(candidates), report)
             if not len(pool) and candidates and pipeline.fallback_sources:
-                pool = self._refill(pipeline, query, run)
-            pool = self._prerank(pipeline, query, pool, run)
-            query, pool = self._hydrate(pipeline, query, pool, run)
-            pool = self._score(pipeline, query, pool, run)
-            items = self._select(pipeline, query, pool, run)
-            span.set_attribute("tidemill.fallbacks", len(run.fallbacks))
+                candidates_again = self._fetch_fallback(pipeline, query, report)
+                pool = self._filter(pipeline, query, Pool(candidates_again), report)
+            pool = self._prerank(pipeline, query, pool, report)
+            query, pool = self._hydrate(pipeline, query, pool, report)
+            pool = self._score(pipeline, query, pool, report)
+            items = self._select(pipeline, query, pool, report)
+            span.set_attribute("tidemill.fallbacks", len(report.fallbacks))
         return Slate(
             query=query,
             items=items,
             weights=_by_task(pool, "weights"),
             rates=_by_task(pool, "rates"),
-            fallbacks=tuple(run.fallbacks),
-            removals=tuple(run.removals),
-            stage_ms=run.stage_ms,
-            candidates_seen=len(candidates),
-            seen=pool.seen(items),
+            fallbacks=tuple(report.fallbacks),
+            removals=tuple(report.removals),
+            stage_ms=report.stage_ms,
+            candidate_count=len(candidates),
+            ranker_inputs=pool.ranker_inputs(items),
             log_density=None if pool.scored is None else pool.scored.log_density,
         )
 
-    def _hydrate_query(self, pipeline: Pipeline, query: Query, run: _Run) -> Query:
-        calls = [(h.name, _bind(h.hydrate, query)) for h in pipeline.query_hydrators]
-        done = self._together(calls, pipeline.deadlines.query_hydrators, run)
+    def _hydrate_query(self, pipeline: Pipeline, query: Query, report: _RunReport) -> Query:
+        calls = [(h.name, partial(h.hydrate, query)) for h in pipeline.query_hydrators]
+        done = self._run_parallel(calls, pipeline.deadlines.query_hydrators, report)
         for hydrator in pipeline.query_hydrators:
-            learned = done.get(hydrator.name)
-            if learned is not None:
-                query = replace(query, **{f: getattr(learned, f) for f in hydrator.fields})
+            hydrated = done.get(hydrator.name)
+            if hydrated is not None:
+                query = replace(query, **{f: getattr(hydrated, f) for f in hydrator.fields})
         return query
 
-    def _fetch(self, pipeline: Pipeline, query: Query, run: _Run) -> tuple[Candidate, ...]:
-        limit = pipeline.deadlines.sources
-        found = self._ask(pipeline.sources, query, limit, run)
-        if not found:
-            found = self._last_resort(pipeline, query, run)
-        return found
+    def _fetch(self, pipeline: Pipeline, query: Query, report: _RunReport) -> tuple[Candidate, ...]:
+        limit_ms = pipeline.deadlines.sources
+        found = self._fetch_from(pipeline.sources, query, limit_ms, report)
+        return found or self._fetch_fallback(pipeline, query, report)
 
-    def _last_resort(self, pipeline: Pipeline, query: Query, run: _Run) -> tuple[Candidate, ...]:
+    def _fetch_fallback(
+        self, pipeline: Pipeline, query: Query, report: _RunReport
+    ) -> tuple[Candidate, ...]:
+        """Candidates of the first fallback source that has any."""
         for source in pipeline.fallback_sources:
-            found = self._ask([source], query, pipeline.deadlines.sources, run)
+            found = self._fetch_from([source], query, pipeline.deadlines.sources, report)
             if found:
-                run.fallbacks.append(Fallback("sources", f"answered by {source.name}"))
+                report.fallbacks.append(Fallback("sources", f"answered by {source.name}"))
                 return found
         return ()
 
-    def _refill(self, pipeline: Pipeline, query: Query, run: _Run) -> Pool:
-        """Everything was filtered away: the fallback sources get their turn, once."""
-        candidates = self._last_resort(pipeline, query, run)
-        return self._filter(pipeline, query, Pool(candidates), run)
-
-    def _ask(
-        self, sources: Sequence[Source], query: Query, limit: float, run: _Run
+    def _fetch_from(
+        self, sources: Sequence[Source], query: Query, limit_ms: float, report: _RunReport
     ) -> tuple[Candidate, ...]:
-        done = self._together([(s.name, _bind(s.fetch, query)) for s in sources], limit, run)
-        return tuple(c for s in sources for c in done.get(s.name) or ())
+        calls = [(source.name, partial(source.fetch, query)) for source in sources]
+        done = self._run_parallel(calls, limit_ms, report)
+        return tuple(c for source in sources for c in done.get(source.name) or ())
 
-    def _prerank(self, pipeline: Pipeline, query: Query, pool: Pool, run: _Run) -> Pool:
+    def _filter(self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport) -> Pool:
+        for stage in pipeline.filters:
+            try:
+                with report.timed(stage.name):
+                    reasons = stage.removal_reasons(query, pool)
+                    if len(reasons) != len(pool):
+                        raise StageFailed("returned another number of candidates")
+            except Exception as error:
+                report.add_failure(stage.name, error)
+                continue
+            pool = _apply_filter(stage, query, pool, reasons, report)
+        return pool
+
+    def _prerank(self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport) -> Pool:
         stage = pipeline.prerank
         if stage is None or len(pool) <= max(stage.keep, query.k):
             return pool
-        worth = np.arange(len(pool), 0, -1)  # the sources' order, where the stage fails
+        scores = np.arange(len(pool), 0, -1)  # the sources' order, used if the stage fails
         try:
-            with _timed(stage.name, run):
-                judged = np.asarray(stage.worth(query, pool))
-                if judged.shape != worth.shape:
-                    raise StageFailed("judged another number of candidates")
-                worth = judged
+            with report.timed(stage.name):
+                found = np.asarray(stage.prerank_scores(query, pool))
+                if found.shape != scores.shape:
+                    raise StageFailed("returned another number of candidates")
+                scores = found
         except Exception as error:
-            run.failed(stage.name, error)
-        return _cut(stage, pool, worth, max(stage.keep, query.k), run)
+            report.add_failure(stage.name, error)
+        return _keep_best(stage, pool, scores, max(stage.keep, query.k), report)
 
     def _hydrate(
-        self, pipeline: Pipeline, query: Query, pool: Pool, run: _Run
+        self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport
     ) -> tuple[Query, Pool]:
         candidates = pool.candidates
         if not candidates:
             return query, pool
-        calls = [(h.name, _bind(h.hydrate, query, candidates)) for h in pipeline.hydrators]
-        done = self._together(calls, pipeline.deadlines.hydrators, run)
+        calls = [(h.name, partial(h.hydrate, query, candidates)) for h in pipeline.hydrators]
+        done = self._run_parallel(calls, pipeline.deadlines.hydrators, report)
         for name, hydration in done.items():
             if not hydration.fits(len(pool)):
-                run.failed(name, StageFailed("returned another number of candidates"))
+                report.add_failure(name, StageFailed("returned another number of candidates"))
                 continue
-            pool = _with(pool, hydration)
+            pool = _add_columns(pool, hydration)
         return replace(query, stale=query.stale or len(done) < len(calls)), pool
 
-    def _filter(self, pipeline: Pipeline, query: Query, pool: Pool, run: _Run) -> Pool:
-        for stage in pipeline.filters:
-            try:
-                with _timed(stage.name, run):
-                    reasons = stage.judge(query, pool)
-                    if len(reasons) != len(pool):
-                        raise StageFailed("judged another number of candidates")
-            except Exception as error:
-                run.failed(stage.name, error)
-                continue
-            pool = _remove(stage, query, pool, reasons, run)
-        return pool
-
-    def _score(self, pipeline: Pipeline, query: Query, pool: Pool, run: _Run) -> Pool:
+    def _score(self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport) -> Pool:
         if not len(pool):
             return pool
         for scorer in (pipeline.scorer, pipeline.fallback_scorer):
             if scorer is None:
                 continue
-            calls = [(scorer.name, _bind(_checked_score, scorer, query, pool))]
-            done = self._together(calls, pipeline.deadlines.scorer, run)
+            calls = [(scorer.name, partial(_checked_score, scorer, query, pool))]
+            done = self._run_parallel(calls, pipeline.deadlines.scorer, report)
             if scorer.name in done:
                 return replace(pool, scored=done[scorer.name])
         return pool
 
     def _select(
-        self, pipeline: Pipeline, query: Query, pool: Pool, run: _Run
+        self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport
     ) -> tuple[Candidate, ...]:
+        selector = pipeline.selector
         try:
-            with _timed(pipeline.selector.name, run):
-                items = pipeline.selector.select(query, pool)
-                if isinstance(pipeline.selector, Explains):
-                    run.removals.extend(pipeline.selector.held_back(query, pool, items))
+            with report.timed(selector.name):
+                items = selector.select(query, pool)
+                if isinstance(selector, ExplainsRemovals):
+                    report.removals.extend(selector.held_back(query, pool, items))
                 return items
         except Exception as error:
-            run.failed(pipeline.selector.name, error)
-            return tuple(pool.finished(row, 1.0, False) for row in range(min(query.k, len(pool))))
+            report.add_failure(selector.name, error)
+            return tuple(pool.slate_item(row, 1.0, False) for row in range(min(query.k, len(pool))))
 
-    def _together(
-        self, calls: Sequence[tuple[str, Callable[[], T]]], limit_ms: float, run: _Run
+    def _run_parallel(
+        self, calls: Sequence[tuple[str, Callable[[], T]]], limit_ms: float, report: _RunReport
     ) -> dict[str, T]:
-        """Runs the calls side by side; those that fail or overrun are left out and said."""
+        """Results by stage name; stages that fail or overrun are left out and reported."""
         started = time.perf_counter()
-        context = contextvars.copy_context
         futures: list[tuple[str, Future[tuple[T, float]]]] = [
-            (name, self._threads.submit(context().run, _spanned, name, call))
+            (name, self._threads.submit(contextvars.copy_context().run, _run_traced, name, call))
             for name, call in calls
         ]
         done: dict[str, T] = {}
         for name, future in futures:
-            left = limit_ms / 1e3 - (time.perf_counter() - started)
+            left_s = limit_ms / 1e3 - (time.perf_counter() - started)
             try:
-                done[name], run.stage_ms[name] = future.result(max(left, 0.0))
+                done[name], report.stage_ms[name] = future.result(max(left_s, 0.0))
             except TimeoutError:
                 future.cancel()
-                run.fallbacks.append(Fallback(name, f"no answer within {limit_ms:g} ms"))
+                report.fallbacks.append(Fallback(name, f"no answer within {limit_ms:g} ms"))
             except Exception as error:
-                run.failed(name, error)
-            if name not in run.stage_ms:
-                run.stage_ms[name] = round((time.perf_counter() - started) * 1e3, 3)
+                report.add_failure(name, error)
+            if name not in report.stage_ms:
+                report.stage_ms[name] = _ms_since(started)
         return done
 
 
-def _bind(call: Callable[..., T], *arguments: Any) -> Callable[[], T]:
-    return lambda: call(*arguments)
-
-
-def _spanned(name: str, call: Callable[[], T]) -> tuple[T, float]:
+def _run_traced(name: str, call: Callable[[], T]) -> tuple[T, float]:
+    """The call's result and its duration in ms."""
     started = time.perf_counter()
     with _TRACER.start_as_current_span(f"stage {name}"):
         value = call()
-    return value, round((time.perf_counter() - started) * 1e3, 3)
+    return value, _ms_since(started)
 
 
-class _timed:  # noqa: N801 - reads as a statement
-    def __init__(self, name: str, run: _Run) -> None:
-        self._name, self._run = name, run
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        took = (time.perf_counter() - self._started) * 1e3
-        self._run.stage_ms[self._name] = round(took, 3)
+def _ms_since(started_s: float) -> float:
+    return round((time.perf_counter() - started_s) * 1e3, 3)
 
 
 def _checked_score(scorer: Scorer, query: Query, pool: Pool) -> Scored:
@@ -289,51 +285,54 @@ def _checked_score(scorer: Scorer, query: Query, pool: Pool) -> Scored:
     return scored
 
 
-def _with(pool: Pool, hydration: Hydration) -> Pool:
-    if hydration.videos is not None:
-        pool = replace(pool, videos=hydration.videos)
-    if hydration.authors is not None:
-        pool = replace(pool, authors=hydration.authors)
-    if hydration.items is not None:
-        pairs = zip(pool.candidates, hydration.items, strict=True)
+def _add_columns(pool: Pool, hydration: Hydration) -> Pool:
+    if hydration.item_features is not None:
+        pool = replace(pool, item_features=hydration.item_features)
+    if hydration.author_features is not None:
+        pool = replace(pool, author_features=hydration.author_features)
+    if hydration.catalogue_items is not None:
+        pairs = zip(pool.candidates, hydration.catalogue_items, strict=True)
         pool = replace(pool, candidates=tuple(replace(c, item=item) for c, item in pairs))
     return pool
 
 
-def _remove(
-    stage: Filter, query: Query, pool: Pool, reasons: Sequence[str | None], run: _Run
+def _apply_filter(
+    stage: Filter, query: Query, pool: Pool, reasons: Sequence[str | None], report: _RunReport
 ) -> Pool:
     keep = [row for row, reason in enumerate(reasons) if reason is None]
     if stage.soft and len(keep) < query.k:
-        spared = [row for row, reason in enumerate(reasons) if reason is not None]
-        keep = sorted(keep + spared[: query.k - len(keep)])
+        rejected = [row for row, reason in enumerate(reasons) if reason is not None]
+        keep = sorted(keep + rejected[: query.k - len(keep)])
     if len(keep) == len(pool):
         return pool
     kept = set(keep)
     for row, reason in enumerate(reasons):
         if reason is not None and row not in kept:
             candidate = pool.candidates[row]
-            run.removals.append(Removal(candidate.video_id, stage.name, reason, candidate.query))
-    return pool.keep(keep)
+            removal = Removal(candidate.item_id, stage.name, reason, candidate.query)
+            report.removals.append(removal)
+    return pool.take(keep)
 
 
-def _cut(stage: Prerank, pool: Pool, worth: np.ndarray, keep: int, run: _Run) -> Pool:
-    """The `keep` worthiest, in the order that they came in; the others are removals."""
-    order = np.argsort(-worth, kind="stable")  # NaN sorts last
+def _keep_best(
+    stage: Prerank, pool: Pool, scores: np.ndarray, keep: int, report: _RunReport
+) -> Pool:
+    """The `keep` best candidates in their original order; the others become removals."""
+    order = np.argsort(-scores, kind="stable")  # NaN sorts last
     for place, row in enumerate(order[keep:].tolist(), keep + 1):
         cut, reason = pool.candidates[row], f"place {place} of {len(pool)}: {keep} are ranked"
-        run.removals.append(Removal(cut.video_id, stage.name, reason, cut.query))
-    return pool.keep(sorted(order[:keep].tolist()))
+        report.removals.append(Removal(cut.item_id, stage.name, reason, cut.query))
+    return pool.take(sorted(order[:keep].tolist()))
 
 
 def _by_task(pool: Pool, name: Literal["weights", "rates"]) -> dict[str, float]:
-    """Empty where the scorer says nothing of tasks, as popularity does."""
+    """{} where the scorer has no tasks, as the popularity scorer."""
     if pool.scored is None:
         return {}
     values = [float(value) for value in getattr(pool.scored, name)]
     return dict(zip(pool.scored.tasks, values, strict=True)) if values else {}
 
 
-def _reason(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

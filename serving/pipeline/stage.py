@@ -1,7 +1,7 @@
-"""What a stage is: the contract of each kind, as a surface puts them in a row.
+"""The contract of each kind of stage.
 
-Knows shapes of questions and answers. Does not know how stages are run
-(`serving.pipeline.runner`) nor any one of them (`serving.stages`).
+Knows what each kind takes and returns. Does not know how stages are run
+(`serving.pipeline.runner`) nor any particular stage (`serving.stages`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from streams.contract.events import CatalogueItem
 
 
 class QueryHydrator(Protocol):
+    """Fills in fields of the query."""
+
     @property
     def name(self) -> str: ...
 
@@ -29,6 +31,8 @@ class QueryHydrator(Protocol):
 
 
 class Source(Protocol):
+    """Returns candidates."""
+
     @property
     def name(self) -> str: ...
 
@@ -37,18 +41,20 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Hydration:
-    """Columns for the pool, one row per candidate, in the candidates' order."""
+    """Columns for the pool: one row per candidate, in the candidates' order."""
 
-    items: Sequence[CatalogueItem | None] | None = None
-    videos: FeatureFrame | None = None
-    authors: FeatureFrame | None = None
+    catalogue_items: Sequence[CatalogueItem | None] | None = None
+    item_features: FeatureFrame | None = None
+    author_features: FeatureFrame | None = None
 
     def fits(self, length: int) -> bool:
-        columns = (self.items, self.videos, self.authors)
+        columns = (self.catalogue_items, self.item_features, self.author_features)
         return all(column is None or len(column) == length for column in columns)
 
 
 class CandidateHydrator(Protocol):
+    """Looks up columns for the candidates."""
+
     @property
     def name(self) -> str: ...
 
@@ -56,32 +62,36 @@ class CandidateHydrator(Protocol):
 
 
 class Filter(Protocol):
+    """Decides which candidates are removed."""
+
     @property
     def name(self) -> str: ...
 
     @property
     def soft(self) -> bool:
-        """A soft filter gives way when too few would be left."""
+        """A soft filter keeps rejected candidates where fewer than k would be left."""
 
-    def judge(self, query: Query, pool: Pool) -> Sequence[str | None]:
-        """Per candidate the reason to remove it, or None to keep it."""
+    def removal_reasons(self, query: Query, pool: Pool) -> Sequence[str | None]:
+        """Per candidate the reason to remove it; None keeps it."""
 
 
 class Prerank(Protocol):
-    """A light score that decides which candidates the scorer sees at all."""
+    """A cheap score that limits how many candidates are hydrated and scored."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def keep(self) -> int:
-        """How many go on."""
+        """How many candidates are kept."""
 
-    def worth(self, query: Query, pool: Pool) -> np.ndarray:
-        """float [C], higher is better; NaN comes last."""
+    def prerank_scores(self, query: Query, pool: Pool) -> np.ndarray:
+        """float [C], higher is better; NaN sorts last."""
 
 
 class Scorer(Protocol):
+    """Scores every candidate of the pool."""
+
     @property
     def name(self) -> str: ...
 
@@ -89,6 +99,8 @@ class Scorer(Protocol):
 
 
 class Selector(Protocol):
+    """Chooses and orders at most k candidates."""
+
     @property
     def name(self) -> str: ...
 
@@ -96,8 +108,8 @@ class Selector(Protocol):
 
 
 @runtime_checkable
-class Explains(Protocol):
-    """A selector that says what it held back, and why."""
+class ExplainsRemovals(Protocol):
+    """A selector that reports which candidates it held back, and why."""
 
     def held_back(
         self, query: Query, pool: Pool, items: tuple[Candidate, ...]

@@ -1,5 +1,5 @@
 """The stages, one file per kind: hydrators, sources, filters, scorers, selectors.
 
-Each stage knows its own step and nothing of the others. How they are run, and the laws
-that they keep, is `serving.pipeline.runner`; which surface uses which is `serving.pipeline.surfaces`.
+Each stage knows its own step and none of the others. `serving.pipeline.runner` runs them
+and enforces their laws; `serving.surfaces` says which surface uses which.
 """

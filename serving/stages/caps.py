@@ -1,10 +1,10 @@
-"""Caps: how much of one slate may be one author's, or of one provenance.
+"""Caps: how many slots of one slate an author or a provenance may take.
 
-Knows authors, provenance and what stands in the slate already. Does not know scores or
-how a slot is drawn (`serving.stages.selectors` asks before each slot).
+Knows authors, provenance and the items chosen so far. Does not know scores or how a slot
+is drawn (`serving.stages.selectors` consults the caps before each slot).
 
 A cap is hard: a slate that cannot be filled within its caps is shorter. A candidate
-without catalogue data belongs to no author and no provenance.
+without catalogue data counts toward no author and no provenance.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Cap(Protocol):
     @property
     def name(self) -> str: ...
 
-    def closed(
+    def exclusion_reasons(
         self, chosen: Sequence[Candidate], rest: Sequence[Candidate], k: int
     ) -> Sequence[str | None]:
-        """For each of `rest` why it may not join `chosen` in a slate of k, or None."""
+        """Per candidate of `rest` the reason it may not join `chosen` in a slate of k, or None."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AuthorCap:
     at_most: int
     name: str = "author_cap"
 
-    def closed(
+    def exclusion_reasons(
         self, chosen: Sequence[Candidate], rest: Sequence[Candidate], k: int
     ) -> Sequence[str | None]:
         del k
@@ -58,32 +58,32 @@ class ProvenanceCap:
     share: float
     name: str = "provenance_cap"
 
-    def closed(
+    def exclusion_reasons(
         self, chosen: Sequence[Candidate], rest: Sequence[Candidate], k: int
     ) -> Sequence[str | None]:
         allowed = int(self.share * k + 1e-9)
-        if sum(self._is(c) for c in chosen) < allowed:
+        if sum(self._matches(c) for c in chosen) < allowed:
             return [None] * len(rest)
         reason = f"{self.provenance} already has {allowed} of {k} slots"
-        return [reason if self._is(c) else None for c in rest]
+        return [reason if self._matches(c) else None for c in rest]
 
-    def _is(self, candidate: Candidate) -> bool:
+    def _matches(self, candidate: Candidate) -> bool:
         return candidate.item is not None and candidate.item.provenance == self.provenance
 
 
 def first_reasons(
     caps: Sequence[Cap], chosen: Sequence[Candidate], rest: Sequence[Candidate], k: int
 ) -> list[tuple[str, str] | None]:
-    """Per candidate of `rest` the first cap that closes it, with its reason."""
+    """Per candidate of `rest` the first cap that excludes it and its reason, or None."""
     found: list[tuple[str, str] | None] = [None] * len(rest)
     for cap in caps:
-        for place, reason in enumerate(cap.closed(chosen, rest, k)):
-            if reason is not None and found[place] is None:
-                found[place] = (cap.name, reason)
+        for at, reason in enumerate(cap.exclusion_reasons(chosen, rest, k)):
+            if reason is not None and found[at] is None:
+                found[at] = (cap.name, reason)
     return found
 
 
 def caps_of(author_cap: int | None, provenance_caps: Mapping[Provenance, float]) -> tuple[Cap, ...]:
-    """The caps that settings ask for; none by default."""
+    """The caps that the settings configure; none by default."""
     authors: tuple[Cap, ...] = () if author_cap is None else (AuthorCap(author_cap),)
     return authors + tuple(ProvenanceCap(kind, share) for kind, share in provenance_caps.items())

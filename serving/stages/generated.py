@@ -1,13 +1,15 @@
-"""Sources that ask a model: queries under a video, and a dormant user's trajectory.
+"""Sources that ask a model: search queries for an item, and a dormant user's trajectory.
 
-Knows the model client, the models' inputs and what answers when a model does not.
-Does not know Triton nor how the models work.
+Knows the model client, the models' inputs and the fallback sources. Does not know Triton
+nor how the models work.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -15,120 +17,155 @@ from features.store import FeatureFrame, FeatureStore, StoreDown
 from models.client import ModelClient
 from models.generation import inputs as generation
 from models.reasoning import inputs as reasoning
-from serving.monitoring.trace import current_headers
-from serving.pipeline.query import Candidate, Query, texts
+from models.signature import text_list
+from serving.pipeline.frames import absent_rows, list_column
+from serving.pipeline.query import Candidate, Query
+from serving.pipeline.trace import current_headers
+from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import LiveCatalogue
-from serving.state.last_rows import Snapshot, absent, most_frequent
+from serving.state.popularity import PopularityCache, most_frequent
 
-QUERIES, REACTIVATION = "queries", "reactivation"
+QUERIES, REACTIVATION = "queries", "reactivation"  # model names
+_MAX_UNAVAILABLE = 5_000  # bounds a request's size: the newest items
+_MAX_PLANS, _PLAN_S = 4, 0.05  # with less time left, no further path is planned
 
 
 @dataclass(frozen=True)
 class GeneratedQueries:
-    """Queries that the model writes under the video, with their log-probabilities."""
+    """Queries that the model writes for the item, scored by their log-probability."""
 
     models: ModelClient
     store: FeatureStore
     catalogue: LiveCatalogue
-    snapshot: Snapshot
+    popularity: PopularityCache
+    blocked: BlockedQueries
     timeout_s: float = 0.35
     name: str = "generated"
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
-        item = self.catalogue.get(query.video_id or "")
+        item = self.catalogue.get(query.item_id or "")
         if item is None:
             return ()
-        user = query.user if query.user is not None else absent("user", [query.user_id])
-        # Twice as many as asked for, so that exploration has something to draw from.
-        video = self._video(item.video_id, query.now_ms)
-        tensors = generation.assemble(user, video, item, 2 * query.k, query.now_ms)
-        out = _ask(self.models, QUERIES, query, tensors, self.timeout_s)
-        pairs = zip(out["query"], out["score"], strict=True)
+        user = query.user if query.user is not None else absent_rows("user", [query.user_id])
+        # Twice k, so that exploration has something to draw from.
+        item_row = self._item_row(item.video_id, query.now_ms)
+        tensors = generation.assemble_request(
+            user, item_row, item, 2 * query.k, query.now_ms, blocked=self.blocked.texts()
+        )
+        out = _infer(self.models, QUERIES, query, tensors, self.timeout_s)
+        rows = zip(out["query"], out["score"], out["anchor"], strict=True)
         return [
-            Candidate(item.video_id, self.name, query=_text(text), score=float(score))
-            for text, score in pairs
+            Candidate(
+                item.video_id,
+                self.name,
+                query=_decoded(text),
+                score=float(score),
+                anchor=bool(anchor),
+            )
+            for text, score, anchor in rows
         ]
 
-    def _video(self, video_id: str, now_ms: int) -> FeatureFrame:
+    def _item_row(self, item_id: str, now_ms: int) -> FeatureFrame:
         try:
-            return self.store.read("video", [video_id], now_ms)
+            return self.store.read("video", [item_id], now_ms)
         except StoreDown:
-            return self.snapshot.now.rows_of([video_id])
+            return self.popularity.current.rows_of([item_id])
 
 
 @dataclass(frozen=True)
 class ClickedQueries:
-    """The queries clicked most often under this video; before any, those of its genres' words."""
+    """The queries clicked most often under the item."""
 
-    catalogue: LiveCatalogue
-    snapshot: Snapshot
+    popularity: PopularityCache
+    blocked: BlockedQueries
     name: str = "clicked"
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
-        clicked = self.snapshot.now.clicked.get(query.video_id or "", [])
-        return _ranked(clicked, query, self.name)
+        clicked = self.popularity.current.clicked.get(query.item_id or "", [])
+        return _in_order(clicked, query, self.name, self.blocked)
 
 
 @dataclass(frozen=True)
 class GenreWords:
-    """The words of the video's genres and title: the last word when nobody has clicked."""
+    """The words of the item's genres and title, for an item without clicked queries."""
 
     catalogue: LiveCatalogue
+    blocked: BlockedQueries
     name: str = "genre_words"
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
-        item = self.catalogue.get(query.video_id or "")
+        item = self.catalogue.get(query.item_id or "")
         if item is None:
             return ()
         genres = [genre.lower() for genre in item.genres]
         pairs = [f"{first} {second}" for first in genres for second in genres if first < second]
-        return _ranked([*genres, *pairs, item.title.lower()], query, self.name)
+        return _in_order([*genres, *pairs, item.title.lower()], query, self.name, self.blocked)
 
 
 @dataclass(frozen=True)
 class PopularQueries:
-    """The queries clicked most often anywhere, else the catalogue's most common genres."""
+    """The queries clicked most often anywhere, else the catalogue's genres."""
 
     catalogue: LiveCatalogue
-    snapshot: Snapshot
+    popularity: PopularityCache
+    blocked: BlockedQueries
     name: str = "popular_queries"
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
-        every = [text for found in self.snapshot.now.clicked.values() for text in found]
+        clicked = [text for found in self.popularity.current.clicked.values() for text in found]
         genres = [genre.lower() for genre in self.catalogue.index().genre_row]
-        return _ranked(most_frequent(every) or genres, query, self.name)
+        return _in_order(most_frequent(clicked) or genres, query, self.name, self.blocked)
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The model's path back for a dormant user: each item with its role, toward a goal."""
+    """The model's trajectory for a dormant user: a path of items with roles that ends at a goal.
+
+    Items that are taken down are excluded while the model plans. Where a path still has an item
+    that may not be shown, it is planned again without that item, so no path has a gap.
+    """
 
     models: ModelClient
-    timeout_s: float = 0.35
+    catalogue: LiveCatalogue
+    timeout_s: float = 0.35  # of all plans of one request
     name: str = "trajectory"
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
-        if query.user is None or not texts(query.user, "engaged_video_id"):
+        if query.user is None or not list_column(query.user, "engaged_video_id"):
             return ()
-        # A few more than asked for: a filter may remove what was taken down meanwhile.
-        tensors = reasoning.assemble(query.user, query.k + 4, query.now_ms)
-        out = _ask(self.models, REACTIVATION, query, tensors, self.timeout_s)
-        goal = _text(out["goal"][0])
+        unavailable = list(self.catalogue.taken_down()[-_MAX_UNAVAILABLE:])
+        deadline_s = time.monotonic() + self.timeout_s
+        for _ in range(_MAX_PLANS):
+            tensors = reasoning.assemble_request(
+                query.user, query.k, query.now_ms, unavailable=unavailable
+            )
+            left_s = deadline_s - time.monotonic()
+            out = _infer(self.models, REACTIVATION, query, tensors, left_s)
+            gone = [i for i in text_list(out["video_id"]) if not self.catalogue.available(i)]
+            if not gone or time.monotonic() + _PLAN_S > deadline_s:
+                break
+            unavailable += gone
+        return self._steps(out)
+
+    def _steps(self, out: Mapping[str, np.ndarray]) -> list[Candidate]:
+        goals = zip(text_list(out["counterfactual_goal"]), out["counterfactual_p"], strict=False)
+        others = tuple((item, float(p)) for item, p in goals if self.catalogue.available(item))
         steps = zip(out["video_id"], out["role"], out["p_convert"], strict=True)
         return [
             Candidate(
-                _text(video_id),
+                _decoded(item_id),
                 self.name,
                 score=float(p),
-                role=_text(role),
+                role=_decoded(role),
                 p_convert=float(p),
-                goal=goal,
+                goal=_decoded(out["goal"][0]),
+                other_goals=others,
             )
-            for video_id, role, p in steps
+            for item_id, role, p in steps
         ]
 
 
-def _ask(
+def _infer(
     models: ModelClient,
     model: str,
     query: Query,
@@ -141,14 +178,17 @@ def _ask(
     )
 
 
-def _ranked(values: Sequence[str], query: Query, source: str) -> list[Candidate]:
-    """Candidates whose score falls with their place, like a log-probability."""
-    chosen = [value for value in dict.fromkeys(values) if value][: 2 * query.k]
+def _in_order(
+    texts: Sequence[str], query: Query, source: str, blocked: BlockedQueries
+) -> list[Candidate]:
+    """Candidates scored -log(1 + rank), on the scale of log-probabilities."""
+    open_texts = (text for text in dict.fromkeys(texts) if text and not blocked.blocks(text))
+    chosen = list(islice(open_texts, 2 * query.k))
     return [
-        Candidate(query.video_id or "", source, query=text, score=-float(np.log1p(place)))
-        for place, text in enumerate(chosen)
+        Candidate(query.item_id or "", source, query=text, score=-float(np.log1p(rank)))
+        for rank, text in enumerate(chosen)
     ]
 
 
-def _text(value: bytes | str) -> str:
+def _decoded(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)

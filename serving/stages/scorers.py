@@ -1,6 +1,6 @@
-"""Scorers: how much each candidate is worth to this user.
+"""Scorers: the score of each candidate for this user.
 
-Knows the served ranker and what stands in for it. Does not know selection.
+Knows the served ranker and its fallback. Does not know selection.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ import numpy as np
 
 from features.store import FeatureFrame
 from models.client import ModelClient
-from models.ranking.grade.dirichlet import draw
-from models.ranking.ple.inputs import TASKS, assemble
-from serving.monitoring.trace import current_headers
-from serving.pipeline.query import Pool, Query, Scored, texts
-from serving.stages.sources import lately
+from models.ranking.grade.dirichlet import draw_weights
+from models.ranking.ple.inputs import RANKER_TASKS, assemble_request
+from serving.pipeline.frames import absent_rows, list_column
+from serving.pipeline.query import Pool, Query, RankerInputs, Scored
+from serving.pipeline.trace import current_headers
+from serving.stages.sources import recent_engagements
 from serving.state.catalogue import LiveCatalogue
-from serving.state.last_rows import Snapshot, absent
+from serving.state.popularity import PopularityCache
 
 RANKER = "ranker"
-_TASTE = 1.5  # standard deviations of popularity that a perfect match of genres is worth
+_GENRE_MATCH = 1.5  # a perfect genre match, in standard deviations of popularity
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """P(action) per task, fused with the user's own weights, from the served ranker.
+    """P(action) per task from the served ranker, fused with the user's own weights.
 
-    drawn_share: of queries that explore, those ranked by weights drawn from the user's own
-    Dirichlet instead of its mean; which ones the query's seed decides.
+    drawn_share: the share of exploring queries ranked by weights drawn from the user's
+        Dirichlet instead of its mean. The query's seed decides which.
     """
 
     models: ModelClient
     catalogue: LiveCatalogue
-    snapshot: Snapshot
+    popularity: PopularityCache
     drawn_share: float = 0.0
     timeout_s: float = 0.35
     name: str = "ranker"
@@ -47,8 +48,8 @@ class Ranker:
             timeout_s=self.timeout_s,
             headers=current_headers(),
         )
-        share = self.drawn_share if query.explores else 0.0
-        drawn = draw(out["alpha"], share, query.seed)
+        share = self.drawn_share if query.explore else 0.0
+        drawn = draw_weights(out["alpha"], share, query.seed)
         score, weights = out["score"], out["weights"]
         if drawn is not None:
             weights = drawn.weights
@@ -56,53 +57,59 @@ class Ranker:
         return Scored(
             score=score,
             p=out["p"],
-            tasks=tuple(TASKS),
+            tasks=tuple(RANKER_TASKS),
             weights=weights,
             rates=out["rates"],
             log_density=None if drawn is None else drawn.log_density,
-            **{name: tensors[name] for name in ("user_x", "history", "video_x")},
+            inputs=RankerInputs(tensors["user_x"], tensors["history"], tensors["video_x"]),
         )
 
     def _tensors(self, query: Query, pool: Pool) -> dict[str, np.ndarray]:
-        """What was read; of what was not, the last good rows, and nothing of authors."""
-        user = query.user if query.user is not None else absent("user", [query.user_id])
-        ids = [candidate.video_id for candidate in pool.candidates]
-        videos = pool.videos if pool.videos is not None else self.snapshot.now.rows_of(ids)
-        authors = pool.authors if pool.authors is not None else absent("author", [""] * len(ids))
+        """The model's inputs; last good or absent rows stand in for those that were not read."""
+        user = query.user if query.user is not None else absent_rows("user", [query.user_id])
+        ids = [candidate.item_id for candidate in pool.candidates]
+        item_rows, author_rows = pool.item_features, pool.author_features
+        if item_rows is None:
+            item_rows = self.popularity.current.rows_of(ids)
+        if author_rows is None:
+            author_rows = absent_rows("author", [""] * len(ids))
         items = [c.item for c in pool.candidates if c.item is not None]
         if len(items) < len(ids):
             raise ValueError("a candidate has no catalogue item")
-        return assemble(user, videos, authors, items, self._author_of(user), query.now_ms)
+        return assemble_request(
+            user, item_rows, author_rows, items, self._author_of(user), query.now_ms
+        )
 
     def _author_of(self, user: FeatureFrame) -> dict[str, str]:
-        """The author of each video in the user's lists, also of those taken down since."""
-        listed = {*texts(user, "engaged_video_id"), *texts(user, "shown_video_id")}
-        found = ((video_id, self.catalogue.get(video_id)) for video_id in listed)
-        return {video_id: item.author_id or "" for video_id, item in found if item is not None}
+        """The author of each item in the user's lists, including items taken down since."""
+        listed = {*list_column(user, "engaged_video_id"), *list_column(user, "shown_video_id")}
+        found = ((item_id, self.catalogue.get(item_id)) for item_id in listed)
+        return {item_id: item.author_id or "" for item_id, item in found if item is not None}
 
 
 @dataclass(frozen=True)
-class PopularTaste:
-    """The last good popularity, and how near a video's genres lie to what the user liked lately."""
+class PopularityGenre:
+    """Popularity plus the genre similarity to the user's recent engagements."""
 
     catalogue: LiveCatalogue
-    snapshot: Snapshot
+    popularity: PopularityCache
     name: str = "popularity"
 
     def score(self, query: Query, pool: Pool) -> Scored:
-        ids = [candidate.video_id for candidate in pool.candidates]
-        score = standardised(self.snapshot.now.of(ids))
-        history = lately(query, self.catalogue)
+        ids = [candidate.item_id for candidate in pool.candidates]
+        score = standardised(self.popularity.current.scores_of(ids))
+        history = recent_engagements(query, self.catalogue)
         if history:
             index = self.catalogue.index()
-            likeness = np.append(index.likeness(index.vector(history)), np.float32(0))
-            score = score + _TASTE * likeness[[index.row.get(video_id, -1) for video_id in ids]]
+            similarity = np.append(index.similarity(index.vector(history)), np.float32(0))
+            rows = [index.row.get(item_id, -1) for item_id in ids]
+            score = score + _GENRE_MATCH * similarity[rows]
         return Scored(score=score.astype(np.float32), p=np.zeros((len(pool), 0), np.float32))
 
 
 @dataclass(frozen=True)
-class AsGiven:
-    """The source's own score."""
+class SourceScore:
+    """The score that the source gave."""
 
     name: str = "as_given"
 

@@ -1,1 +1,1 @@
-"""What the gateway keeps up to date: catalogue, activity, releases, last good rows."""
+"""State that the gateway keeps current: catalogue, activity, popularity, releases, last rows."""

@@ -1,8 +1,8 @@
-"""Who was active when, and which videos the same people engage with.
+"""When each user was last active, and which items the same users engage with.
 
-A small fold over `events.by_user`, kept in memory and rebuilt from the topic at every
-start: a cache of the log, never a truth. Knows users, times and pairs of videos. Does
-not know where events come from (`serving.console.live` feeds it) nor what a request is.
+Knows users, times and pairs of items. Does not know where events come from
+(`serving.console.live` feeds it) nor requests. Kept in memory and rebuilt from
+`events.by_user` at every start.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ import pyarrow.compute as pc
 
 from streams.contract.events import KIND_CODE
 
-_TASTE = pa.array(
+_PAIRED_KINDS = pa.array(
     [KIND_CODE[k] for k in ("long_view", "like", "follow", "cart", "order")], pa.uint8()
 )
-_DONE = pa.array(
+_ENGAGED_KINDS = pa.array(
     [KIND_CODE[k] for k in ("play", "long_view", "like", "share", "follow", "cart", "order")],
     pa.uint8(),
 )
-_DONE_KEPT = 2_000  # videos a user is known to have engaged with; the store's row keeps 50
-_WINDOW = 8  # a user's last engagements that a new one is paired with
+_ENGAGED_KEPT = 2_000  # engaged items kept per user; the store's row keeps 50
+_WINDOW = 8  # each engagement is paired with this many earlier ones of the user
 
 
 @dataclass(frozen=True)
 class ActiveUser:
+    """One user's event count and newest event."""
+
     user_id: str
     events: int
     last_event_ms: int
@@ -38,72 +40,75 @@ class ActiveUser:
 
 
 @dataclass
-class _Seen:
+class _UserActivity:
     events: int
     last_event_ms: int
     origin: str
 
 
 class Activity:
-    """Thread safe. Bounded: a video keeps at most `width` neighbours, users at most `users`."""
+    """Bounded: `users` users, and `width` neighbours per item. Thread safe."""
 
     def __init__(self, users: int = 200_000, width: int = 100) -> None:
-        self._users: dict[str, _Seen] = {}
+        self._users: dict[str, _UserActivity] = {}
         self._recent: dict[str, deque[str]] = {}
-        self._done: dict[str, dict[str, int]] = {}
+        self._engaged: dict[str, dict[str, int]] = {}
         self._pairs: dict[str, dict[str, float]] = {}
         self._limit, self._width = users, width
         self._lock = threading.Lock()
 
     def fold(self, events: pa.Table) -> None:
-        """Counts a batch of `EVENT_SCHEMA`; rows marked duplicate are left out."""
+        """Adds a batch of `EVENT_SCHEMA`, ignoring rows marked duplicate."""
         events = events.filter(pc.invert(events["duplicate"]))
         columns = events.select(["user_id", "event_time_ms", "origin"]).to_pydict()
         with self._lock:
             for user_id, at_ms, origin in zip(*columns.values(), strict=True):
                 self._count(user_id, at_ms, origin)
-            self._finish(events.filter(pc.is_in(events["kind"], value_set=_DONE)))
-            liked = events.filter(pc.is_in(events["kind"], value_set=_TASTE))
-            pairs = zip(liked["user_id"].to_pylist(), liked["video_id"].to_pylist(), strict=True)
-            for user_id, video_id in pairs:
-                self._pair(user_id, video_id)
+            self._add_engaged(events.filter(pc.is_in(events["kind"], value_set=_ENGAGED_KINDS)))
+            paired = events.filter(pc.is_in(events["kind"], value_set=_PAIRED_KINDS))
+            rows = zip(paired["user_id"].to_pylist(), paired["video_id"].to_pylist(), strict=True)
+            for user_id, item_id in rows:
+                self._pair(user_id, item_id)
 
     def engaged(self, user_id: str) -> dict[str, int]:
-        """Video -> when the user first played, liked, shared, followed, carted or ordered it (ms)."""
+        """Item -> event time (ms) of the user's first play, like, share, follow, cart or order."""
         with self._lock:
-            return dict(self._done.get(user_id, {}))
+            return dict(self._engaged.get(user_id, {}))
 
-    def neighbours(self, video_id: str, limit: int = 20) -> list[tuple[str, float]]:
-        """Videos engaged with by the same people, with a cosine-like weight, best first."""
+    def neighbours(self, item_id: str, limit: int = 20) -> list[tuple[str, float]]:
+        """Items engaged with by the same users, with a cosine-like weight, best first."""
         with self._lock:
-            beside = dict(self._pairs.get(video_id, {}))
-            sizes = {other: sum(self._pairs.get(other, {}).values()) for other in beside}
-        own = sum(beside.values())
-        worth = [(n / (own * max(sizes[v], 1.0)) ** 0.5, v) for v, n in beside.items()]
-        return [(v, w) for w, v in heapq.nlargest(limit, worth)]
+            pairs = dict(self._pairs.get(item_id, {}))
+            totals = {other: sum(self._pairs.get(other, {}).values()) for other in pairs}
+        own = sum(pairs.values())
+        weighted = [
+            (weight / (own * max(totals[other], 1.0)) ** 0.5, other)
+            for other, weight in pairs.items()
+        ]
+        return [(other, weight) for weight, other in heapq.nlargest(limit, weighted)]
 
     def latest(self, limit: int) -> list[ActiveUser]:
-        """The users whose newest event is youngest."""
+        """The users with the newest events."""
         return self._ordered(limit, heapq.nlargest)
 
     def dormant(self, limit: int, *, at_least: int = 10) -> list[ActiveUser]:
-        """Users with a history whose newest event is oldest."""
+        """Users with `at_least` events, longest inactive first."""
         return self._ordered(limit, heapq.nsmallest, at_least)
 
     def reset(self) -> None:
-        """Before the topic is read from its start again."""
+        """Drops everything, before the topic is read from its start again."""
         with self._lock:
             self._users.clear()
             self._recent.clear()
-            self._done.clear()
+            self._engaged.clear()
             self._pairs.clear()
 
     def forget(self, user_id: str) -> None:
-        """Drops the user. What they added to pairs of videos names nobody and stays."""
+        """Drops the user. Their share in the counts of item pairs is anonymous and stays."""
         with self._lock:
             self._users.pop(user_id, None)
             self._recent.pop(user_id, None)
-            self._done.pop(user_id, None)
+            self._engaged.pop(user_id, None)
 
     def __len__(self) -> int:
         return len(self._users)
@@ -118,39 +123,39 @@ class Activity:
             return [ActiveUser(u, s.events, s.last_event_ms, s.origin) for u, s in found]
 
     def _count(self, user_id: str, at_ms: int, origin: str) -> None:
-        seen = self._users.get(user_id)
-        if seen is None:
+        user = self._users.get(user_id)
+        if user is None:
             if len(self._users) >= self._limit:
                 oldest = next(iter(self._users))
                 self._users.pop(oldest)
-                self._done.pop(oldest, None)
-            seen = self._users[user_id] = _Seen(0, 0, origin)
-        seen.events += 1
-        if at_ms >= seen.last_event_ms:
-            seen.last_event_ms, seen.origin = at_ms, origin
+                self._engaged.pop(oldest, None)
+            user = self._users[user_id] = _UserActivity(0, 0, origin)
+        user.events += 1
+        if at_ms >= user.last_event_ms:
+            user.last_event_ms, user.origin = at_ms, origin
 
-    def _finish(self, events: pa.Table) -> None:
+    def _add_engaged(self, events: pa.Table) -> None:
         columns = events.select(["user_id", "video_id", "event_time_ms"]).to_pydict()
-        for user_id, video_id, at_ms in zip(*columns.values(), strict=True):
-            done = self._done.setdefault(user_id, {})
-            done[video_id] = min(at_ms, done.get(video_id, at_ms))
-            if len(done) > _DONE_KEPT:
-                del done[next(iter(done))]
+        for user_id, item_id, at_ms in zip(*columns.values(), strict=True):
+            engaged = self._engaged.setdefault(user_id, {})
+            engaged[item_id] = min(at_ms, engaged.get(item_id, at_ms))
+            if len(engaged) > _ENGAGED_KEPT:
+                del engaged[next(iter(engaged))]
 
-    def _pair(self, user_id: str, video_id: str | None) -> None:
-        if video_id is None:
+    def _pair(self, user_id: str, item_id: str | None) -> None:
+        if item_id is None:
             return
         recent = self._recent.setdefault(user_id, deque(maxlen=_WINDOW))
         for step, other in enumerate(reversed(recent)):
-            if other != video_id:
-                self._add(video_id, other, 1.0 / (1 + step))
-                self._add(other, video_id, 1.0 / (1 + step))
-        if video_id not in recent:
-            recent.append(video_id)
+            if other != item_id:
+                self._add_pair(item_id, other, 1.0 / (1 + step))
+                self._add_pair(other, item_id, 1.0 / (1 + step))
+        if item_id not in recent:
+            recent.append(item_id)
 
-    def _add(self, video_id: str, other: str, weight: float) -> None:
-        beside = self._pairs.setdefault(video_id, {})
-        beside[other] = beside.get(other, 0.0) + weight
-        if len(beside) > 2 * self._width:
-            kept = heapq.nlargest(self._width, beside.items(), key=lambda pair: pair[1])
-            self._pairs[video_id] = dict(kept)
+    def _add_pair(self, item_id: str, other: str, weight: float) -> None:
+        pairs = self._pairs.setdefault(item_id, {})
+        pairs[other] = pairs.get(other, 0.0) + weight
+        if len(pairs) > 2 * self._width:
+            kept = heapq.nlargest(self._width, pairs.items(), key=lambda pair: pair[1])
+            self._pairs[item_id] = dict(kept)

@@ -1,4 +1,4 @@
-"""The catalogue as requests see it: the live fold, and an index of genres over it.
+"""The live catalogue, and an index of its items by genre.
 
 Knows items, availability and genres. Does not know where catalogue events come from
 (`serving.console.live` feeds them) nor how they are folded (`streams.catalogue`).
@@ -18,26 +18,28 @@ from streams.contract.events import CatalogueEvent, CatalogueItem
 
 
 class CatalogueFold(Protocol):
-    """What this module needs of `streams.catalogue.Catalogue`."""
+    """The part of `streams.catalogue.Catalogue` that this module needs."""
 
     @property
     def version(self) -> int: ...
 
-    def apply(self, event: CatalogueEvent) -> object: ...
+    def apply(self, event: CatalogueEvent, /) -> object: ...
 
-    def get(self, video_id: str) -> CatalogueItem | None: ...
+    def get(self, item_id: str, /) -> CatalogueItem | None: ...
 
-    def available(self, video_id: str) -> bool: ...
+    def available(self, item_id: str, /) -> bool: ...
 
     def available_ids(self) -> list[str]: ...
+
+    def taken_down_ids(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
 class GenreIndex:
     """Available items at one catalogue version.
 
-    `genres` float32 [N, G]: rows of unit length, weighted by how rare a genre is, so
-    that sharing "Film-Noir" says more than sharing "Drama".
+    `genres` float32 [N, G]: rows of unit length. Rare genres weigh more, so sharing
+    "Film-Noir" counts more than sharing "Drama".
     """
 
     version: int
@@ -57,8 +59,8 @@ class GenreIndex:
         norm = float(np.linalg.norm(total))
         return total / norm if norm else total
 
-    def likeness(self, vector: np.ndarray) -> np.ndarray:
-        """float32 [N]: cosine of every available item with `vector`."""
+    def similarity(self, vector: np.ndarray) -> np.ndarray:
+        """float32 [N]: cosine similarity of every available item with `vector`."""
         return np.asarray(self.genres @ vector, dtype=np.float32)
 
 
@@ -69,6 +71,7 @@ class LiveCatalogue:
         self._fold = fold
         self._lock = threading.Lock()
         self._index: GenreIndex | None = None
+        self._taken_down: tuple[int, tuple[str, ...]] = (-1, ())
 
     @property
     def version(self) -> int:
@@ -78,28 +81,37 @@ class LiveCatalogue:
         with self._lock:
             self._fold.apply(event)
 
-    def get(self, video_id: str) -> CatalogueItem | None:
-        return self._fold.get(video_id)
+    def get(self, item_id: str) -> CatalogueItem | None:
+        return self._fold.get(item_id)
 
-    def available(self, video_id: str) -> bool:
-        return self._fold.available(video_id)
+    def available(self, item_id: str) -> bool:
+        return self._fold.available(item_id)
 
-    def items(self, video_ids: Sequence[str]) -> list[CatalogueItem | None]:
-        return [self._fold.get(video_id) for video_id in video_ids]
+    def taken_down(self) -> tuple[str, ...]:
+        """Known items that may not be shown; listed again only after a change."""
+        version, found = self._taken_down
+        if version != self._fold.version:
+            version = self._fold.version
+            found = tuple(self._fold.taken_down_ids())
+            self._taken_down = version, found
+        return found
+
+    def items(self, item_ids: Sequence[str]) -> list[CatalogueItem | None]:
+        return [self._fold.get(item_id) for item_id in item_ids]
 
     def index(self) -> GenreIndex:
-        """The index of the newest version; built again only after a change."""
+        """The index of the newest version; rebuilt only after a change."""
         index = self._index
         if index is not None and index.version == self._fold.version:
             return index
         with self._lock:
-            self._index = _build(self._fold)
+            self._index = _build_index(self._fold)
             return self._index
 
 
-def _build(fold: CatalogueFold) -> GenreIndex:
+def _build_index(fold: CatalogueFold) -> GenreIndex:
     version = fold.version
-    items = [item for vid in fold.available_ids() if (item := fold.get(vid)) is not None]
+    items = [item for each in fold.available_ids() if (item := fold.get(each)) is not None]
     counts = Counter(genre for item in items for genre in item.genres)
     genre_row = {genre: row for row, genre in enumerate(sorted(counts))}
     genres = np.zeros((len(items), len(genre_row)), np.float32)

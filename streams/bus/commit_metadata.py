@@ -1,11 +1,11 @@
-"""What a commit says of the messages that were written with it, so that their loss is seen.
+"""Metadata beside a committed offset: what was written with it, so that a loss is detected.
 
-Knows its form: text beside the offset of an input partition. Does not know who writes it
-(`streams.bus.kafka.producer`) nor what is done about a loss (`streams.ingest.recovery`).
+Knows its text form. Does not know who commits it (`streams.bus.transaction`) nor how lost
+messages are rewritten (`streams.ingest.recovery`).
 
-A trail names, for every partition that a loop writes to, the last message that was written
-there, and which input it was made of. It is committed in the same transaction; so a
-message that it names and that no reader is shown was lost by the broker (ADR 0018).
+For each partition that a loop writes to, the metadata names the last message there and the
+input it was made of. It is committed in the same transaction as the messages. A message that
+it names and that no reader can see was therefore lost by the broker (ADR 0018).
 """
 
 from __future__ import annotations
@@ -15,49 +15,54 @@ from typing import NamedTuple
 
 import orjson
 
-Target = tuple[str, int]  # (topic, partition) that is written to
-MAX_BYTES = 4_000  # of the 4,096 that a broker keeps beside an offset
+TopicPartition = tuple[str, int]
+MAX_BYTES = 4_000  # a broker keeps at most 4,096 beside an offset
 
 
-class Step(NamedTuple):
-    """One round at one target: its last message there, made of the input `first` to `until`."""
+class WrittenRange(NamedTuple):
+    """One write to one target: its last message, made of the input offsets [first, until)."""
 
     last: int
     first: int
-    until: int  # the offset after the last one
+    until: int
 
 
-Trail = Mapping[Target, Step]
+CommitMetadata = Mapping[TopicPartition, WrittenRange]
+"""The last write to each target, beside the offset of one input partition."""
 
 
-def after(trail: Trail, written: Mapping[Target, int], first: int, until: int) -> Trail:
-    """The trail when a round of the input [first, until) wrote last at `written`."""
-    return {**trail, **{target: Step(last, first, until) for target, last in written.items()}}
+def with_written(
+    metadata: CommitMetadata, written: Mapping[TopicPartition, int], first: int, until: int
+) -> CommitMetadata:
+    """The metadata after a write: `written` is the last offset at each target, made of the
+    input offsets [first, until)."""
+    made = {target: WrittenRange(last, first, until) for target, last in written.items()}
+    return {**metadata, **made}
 
 
-def encode(trail: Trail) -> str:
-    """At most MAX_BYTES: where a loop has more targets, the longest unvisited are left out."""
-    newest = sorted(trail.items(), key=lambda item: item[1].until, reverse=True)
-    while len(text := _text(newest)) > MAX_BYTES:
+def encode(metadata: CommitMetadata) -> str:
+    """At most MAX_BYTES: with more targets, those written longest ago are left out."""
+    newest = sorted(metadata.items(), key=lambda item: item[1].until, reverse=True)
+    while len(text := _to_text(newest)) > MAX_BYTES:
         newest = newest[: len(newest) * MAX_BYTES // len(text)]
     return text
 
 
-def _text(steps: list[tuple[Target, Step]]) -> str:
+def _to_text(ranges: list[tuple[TopicPartition, WrittenRange]]) -> str:
     found: dict[str, dict[str, list[int]]] = {}
-    for (topic, partition), step in steps:
-        found.setdefault(topic, {})[str(partition)] = list(step)
+    for (topic, partition), written in ranges:
+        found.setdefault(topic, {})[str(partition)] = list(written)
     return orjson.dumps(found).decode() if found else ""
 
 
-def decode(text: str | None) -> Trail:
-    """What `encode` made; empty for whatever else lies beside an offset."""
+def decode(text: str | None) -> CommitMetadata:
+    """The inverse of `encode`; empty for any other text beside an offset."""
     try:
         found = orjson.loads(text or "{}")
         return {
-            (topic, int(partition)): Step(*map(int, step))
-            for topic, steps in found.items()
-            for partition, step in steps.items()
+            (topic, int(partition)): WrittenRange(*map(int, written))
+            for topic, ranges in found.items()
+            for partition, written in ranges.items()
         }
     except (ValueError, TypeError, AttributeError):
         return {}

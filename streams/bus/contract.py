@@ -7,145 +7,27 @@ users' own tests; one contract suite runs against both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from operator import itemgetter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, overload
+from typing import NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from streams.bus.commit_metadata import Trail
+from streams.bus.commit_metadata import CommitMetadata, TopicPartition, with_written
+from streams.bus.polled import Polled, Record, first_offsets, next_offsets
 from streams.contract.topics import TopicSpec
 
-_TAIL = 64  # offsets at a partition's end among which its last record is looked for first
-
-
-class Record(NamedTuple):
-    """One message as it lies in a partition. A tuple, because a poll makes thousands."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
-    timestamp_ms: int = 0
-
-    def header(self, name: str) -> bytes | None:
-        for stated, value in self.headers:
-            if stated == name:
-                return value
-        return None
-
-
-class Fields(NamedTuple):
-    """How a client's own messages are read: each field of one, and the record it is."""
-
-    topic: Callable[[Any], str]
-    partition: Callable[[Any], int]
-    offset: Callable[[Any], int]
-    value: Callable[[Any], bytes | None]
-    headers: Callable[[Any], object]
-    record: Callable[[Any], Record]
-
-
-_OF_RECORDS = Fields(
-    itemgetter(0), itemgetter(1), itemgetter(2), itemgetter(4), itemgetter(5), lambda record: record
-)
-
-
-class Polled(Sequence[Record]):
-    """One poll. A `Record` is made where one is looked at; whoever wants all of the thousands
-    of them takes columns, which cost a tenth."""
-
-    def __init__(
-        self,
-        messages: Iterable[Any] = (),
-        fields: Fields = _OF_RECORDS,
-        topic: str | None = None,
-    ) -> None:
-        """`topic`: the one that all are from, given where offsets ascend in each partition."""
-        self._messages, self._fields, self._topic = list(messages), fields, topic
-
-    @cached_property
-    def topics(self) -> list[str]:
-        if self._topic is not None:
-            return [self._topic] * len(self)
-        return list(map(self._fields.topic, self._messages))
-
-    @property
-    def distinct_topics(self) -> set[str]:
-        return set(self.topics if self._topic is None else self.topics[:1])
-
-    @cached_property
-    def partitions(self) -> npt.NDArray[np.int32]:
-        return np.fromiter(map(self._fields.partition, self._messages), np.int32, len(self))
-
-    @cached_property
-    def offsets(self) -> npt.NDArray[np.int64]:
-        if self._topic is None:
-            return np.fromiter(map(self._fields.offset, self._messages), np.int64, len(self))
-        found = np.empty(len(self), np.int64)
-        for partition in np.flatnonzero(np.bincount(self.partitions)).tolist():
-            rows = np.flatnonzero(self.partitions == partition)
-            found[rows] = self._ascending(rows)
-        return found
-
-    def _ascending(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The offsets of one partition's rows: where none is missing, two of them tell all."""
-        offset, messages = self._fields.offset, self._messages
-        first, last = offset(messages[rows[0]]), offset(messages[rows[-1]])
-        if last - first == len(rows) - 1:
-            return np.arange(first, last + 1)
-        return np.fromiter((offset(messages[row]) for row in rows.tolist()), np.int64, len(rows))
-
-    @cached_property
-    def values(self) -> list[bytes | None]:
-        return list(map(self._fields.value, self._messages))
-
-    @cached_property
-    def any_headers(self) -> bool:
-        return any(map(self._fields.headers, self._messages))
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    @overload
-    def __getitem__(self, place: int) -> Record: ...
-    @overload
-    def __getitem__(self, place: slice) -> Polled: ...
-    def __getitem__(self, place: int | slice) -> Record | Polled:
-        if isinstance(place, slice):
-            return Polled(self._messages[place], self._fields)
-        return self._fields.record(self._messages[place])
-
-    def __iter__(self) -> Iterator[Record]:
-        return map(self._fields.record, self._messages)
-
-    def __add__(self, more: Sequence[Record]) -> Polled:
-        if isinstance(more, Polled) and more._fields is self._fields:
-            return Polled(self._messages + more._messages, self._fields)
-        return Polled([*self, *more])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def polled(records: Sequence[Record]) -> Polled:
-    """The same records, in columns where a column is asked for."""
-    return records if isinstance(records, Polled) else Polled(records)
+MAX_MESSAGE_BYTES = 1_000_000  # key, value and headers; brokers take 1,048,588 by default
+_LAST_OFFSETS = 64  # at a partition's end, searched for its last record first
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Stamp:
-    """Where a batch lies: what makes a second fold, append or join of it a no-op."""
+    """A batch's position. It makes a second fold, append or join of the batch a no-op.
 
-    epoch: str
+    `topic_id`: Kafka's topic id, or whatever else changes when the topic is recreated.
+    """
+
+    topic_id: str
     partition: int
     offset: int
 
@@ -160,17 +42,30 @@ class Outgoing(NamedTuple):
     headers: Mapping[str, bytes] = MappingProxyType({})
 
 
+def message_bytes(message: Outgoing) -> int:
+    """The size that a bus compares with its limit: key, value and headers."""
+    headers = sum(len(name) + len(value or b"") for name, value in message.headers.items())
+    return len(message.key or b"") + len(message.value or b"") + headers
+
+
 class Producer(Protocol):
-    def send(self, messages: Sequence[Outgoing], *, consumed: Consumed | None = None) -> None:
+    def send(
+        self, messages: Sequence[Outgoing], *, consumed: Consumed | None = None
+    ) -> Mapping[TopicPartition, CommitMetadata]:
         """Writes all or raises `BusError`; returns when the broker has acknowledged them.
 
-        `consumed` marks the input as done: in one transaction with the messages when
-        the producer has a transactional id, otherwise after all of them are written.
-        """
+        Raises `MessagesRejected` if the broker refuses some of them for good. Without a
+        transactional id the others are written then, and `consumed` is not committed.
 
-    def settle(self, targets: Sequence[tuple[str, int]], consumer: Consumer) -> None:
-        """Aborts whatever a broker has left open of this writer's in these (topic, partition)s
-        and in the commits of `consumer`; nothing, where there are no transactions."""
+        `consumed` is committed: in one transaction with the messages if the producer has a
+        transactional id, otherwise after all of them are written. Returns the metadata that was
+        committed with each input partition, {} without a transaction.
+        """
+        ...
+
+    def abort_open(self, targets: Sequence[TopicPartition], consumer: Consumer) -> None:
+        """Aborts transactions of this transactional id that a broker left open in `targets` and
+        in the commits of `consumer`. Does nothing without transactions."""
 
     def close(self) -> None: ...
 
@@ -182,59 +77,72 @@ class Consumer(Protocol):
         """Up to `max_records` records, in offset order within each partition; none on timeout."""
 
     def commit(self, records: Sequence[Record]) -> None:
-        """Marks these records, and all before them in their partitions, as done."""
+        """Marks these records, and all before them in their partitions, as processed."""
 
     def seek(self, topic: str, partition: int, offset: int) -> None: ...
 
     def lag(self) -> int:
         """Records between this consumer's position and the ends of its partitions."""
 
-    def assignment(self) -> frozenset[tuple[str, int]]:
-        """(topic, partition) of all that this consumer is to read now."""
+    def assignment(self) -> frozenset[TopicPartition]:
+        """The partitions assigned to this consumer now."""
 
-    def committed(self) -> dict[tuple[str, int], int]:
-        """The group's next offset in each partition of the assignment that has a commit."""
+    def committed(self) -> dict[TopicPartition, int]:
+        """The group's next offset in each assigned partition that has a commit."""
 
-    def trails(self) -> dict[tuple[str, int], Trail]:
-        """What the commit of each partition of the assignment says of its transaction."""
+    def commit_metadata(self) -> dict[TopicPartition, CommitMetadata]:
+        """The metadata beside the commit of each assigned partition that has one."""
 
-    def forget(self, place: tuple[str, int], targets: Collection[tuple[str, int]]) -> None:
-        """Takes targets out of the trail of an input partition, from its next commit on."""
-
-    def generation(self) -> int:
-        """Changes whenever partitions were given to or taken from this consumer."""
+    def assignment_version(self) -> int:
+        """0 before the first assignment; changes whenever partitions are assigned or revoked."""
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """Input that a loop has worked off: whose it was, and which records.
+    """Input to commit: who read it, which records, and the metadata of the last commits.
 
-    `until`: the offsets to mark as done, where they are not those after the records.
+    `until`: the offsets to commit, if they are not those after the records.
     """
 
     consumer: Consumer
     records: Sequence[Record]
-    until: Mapping[tuple[str, int], int] | None = None
+    until: Mapping[TopicPartition, int] | None = None
+    metadata: Mapping[TopicPartition, CommitMetadata] = field(default_factory=dict)
+
+    def next_offsets(self) -> Mapping[TopicPartition, int]:
+        """The offsets to commit."""
+        return self.until or next_offsets(self.records)
+
+    def metadata_after(
+        self, written: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, CommitMetadata]:
+        """The metadata to commit when the last message at each target is at `written`."""
+        until = next_offsets(self.records)
+        unchanged = {source: self.metadata.get(source, {}) for source in self.until or {}}
+        return unchanged | {
+            source: with_written(self.metadata.get(source, {}), written, first, until[source])
+            for source, first in first_offsets(self.records).items()
+        }
 
 
 class Bus(Protocol):
     def ensure_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """Creates what is missing; a topic with another partition count raises `BusError`."""
+        """Creates missing topics; one with another partition count raises `BusError`."""
 
-    def epoch(self, topic: str) -> str:
-        """Changes whenever the topic's offsets start again (Kafka's topic id)."""
+    def topic_id(self, topic: str) -> str:
+        """Kafka's topic id: it changes when the topic is recreated and its offsets restart."""
 
-    def epochs(self, topics: Collection[str]) -> dict[str, str]:
-        """Each topic's epoch, by one question."""
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """Each topic's id, in one request."""
 
     def partitions(self, topic: str) -> int:
-        """How many it has."""
+        """The topic's partition count."""
 
     def ends(self, topic: str, *, uncommitted: bool = False) -> dict[int, tuple[int, int]]:
-        """Per partition: the first offset kept and the one after the last committed record, or
-        after the last of all."""
+        """Per partition: the first offset kept, and the offset after the last committed record
+        (or after the last of all)."""
 
     def scan(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
         """The committed records with start <= offset < stop, without any group.
@@ -243,8 +151,8 @@ class Bus(Protocol):
         """
 
     def producer(self, transactional_id: str | None = None, *, timeout_s: float = 30.0) -> Producer:
-        """A writer; `timeout_s` is how long a write may take before it has failed (a
-        transactional one has the transaction's own limit)."""
+        """`timeout_s`: how long a write may take; with a transactional id the transaction's own
+        limit applies."""
         ...
 
     def consumer(
@@ -253,11 +161,14 @@ class Bus(Protocol):
         group: str,
         *,
         from_start: bool = True,
-        gather_s: float = 0.0,
+        fetch_max_wait_s: float = 0.0,
     ) -> Consumer:
-        """A member of `group`. With `from_start=False` and no commit yet, it reads what is
-        written after this call returns. For whoever is in no haste: the broker may hold
-        records back for `gather_s`, so that few answers carry much."""
+        """A member of `group`.
+
+        `from_start=False`: without a commit yet, it reads what is written after this call
+        returns. `fetch_max_wait_s`: the broker may delay records by this much, so that few
+        responses carry many.
+        """
 
     def healthy(self, timeout_s: float = 1.0) -> bool: ...
 
@@ -266,62 +177,40 @@ class BusError(RuntimeError):
     """The broker refused or did not answer; the message says what to do."""
 
 
-def next_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
-    """(topic, partition) -> the offset after the last of `records` there."""
-    return {
-        (topic, partition): last + 1
-        for topic, partitions, offsets in _by_topic(records)
-        for partition, last in last_places(partitions, offsets).items()
-    }
+class MessagesRejected(BusError):
+    """Messages that the broker will never take, such as those above its size limit.
+
+    `reasons`: index of the message in what was sent -> why it is rejected.
+    """
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__("; ".join(dict.fromkeys(reasons.values())))
+        self.reasons = dict(reasons)
 
 
-def first_offsets(records: Sequence[Record]) -> dict[tuple[str, int], int]:
-    """(topic, partition) -> the offset of the first of `records` there."""
-    return {
-        (topic, partition): int(offsets[partitions == partition].min())
-        for topic, partitions, offsets in _by_topic(records)
-        for partition in np.flatnonzero(np.bincount(partitions)).tolist()
-    }
+def too_large(size: int, limit: int) -> str:
+    """The reason to reject a message of `size` bytes, the same for every bus."""
+    return f"the message has {size} bytes, the topic takes {limit}"
 
 
-def _by_topic(
-    records: Sequence[Record],
-) -> Iterator[tuple[str, npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
-    """Each topic with the partitions and offsets of its records."""
-    poll = polled(records)
-    topics = sorted(poll.distinct_topics)
-    for topic in topics:
-        own = np.array([t == topic for t in poll.topics]) if len(topics) > 1 else slice(None)
-        yield topic, poll.partitions[own], poll.offsets[own]
+def last_record_offsets(bus: Bus, topic: str) -> dict[int, int]:
+    """The offset of each partition's last committed record; no entry for an empty partition.
 
-
-def last_places(
-    partitions: npt.NDArray[np.integer[Any]], places: npt.NDArray[np.int64]
-) -> dict[int, int]:
-    """The greatest place (at least 0) in each partition, by partition."""
-    last = np.full(int(partitions.max(initial=-1)) + 1, -1, np.int64)
-    np.maximum.at(last, partitions, places)
-    return {p: int(last[p]) for p in np.flatnonzero(last >= 0).tolist()}
-
-
-def last_records(bus: Bus, topic: str) -> dict[int, int]:
-    """The offset of each partition's last committed record; no entry where there is none.
-
-    A partition may end with a transaction's marks, which are no records.
+    A partition may end with transaction markers, which are not records.
     """
     found: dict[int, int] = {}
     for partition, (first, end) in bus.ends(topic).items():
-        tail, start = _TAIL, end
+        size, start = _LAST_OFFSETS, end
         while start > first and partition not in found:
-            start, tail = max(first, end - tail), tail * 16
+            start, size = max(first, end - size), size * 16
             for record in bus.scan(topic, partition, start, end):
                 found[partition] = record.offset
     return found
 
 
 def partition_mismatch(spec: TopicSpec, found: int) -> str:
-    """The error's words, the same for every bus."""
+    """The error message, the same for every bus."""
     return (
         f"topic {spec.name!r} has {found} partitions, the settings say {spec.partitions}: set "
-        f"broker.partitions to {found}, or delete the topic (its events then have a new epoch)"
+        f"broker.partitions to {found}, or delete the topic (it is recreated with a new topic id)"
     )

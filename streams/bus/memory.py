@@ -1,7 +1,7 @@
 """The bus in memory: partitions, groups and commits without a broker.
 
-Knows everything that `streams.bus.contract` promises, within one process and for as long as it
-lives. Ships so that users can test their own code; the contract suite holds it to what
+Knows everything that `streams.bus.contract` promises, within one process. Does not persist
+anything. Ships so that users can test their own code; the contract suite holds it to what
 Kafka does. Writes are atomic, so there is nothing uncommitted to read.
 """
 
@@ -12,60 +12,63 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from streams.bus.commit_metadata import Trail
+from streams.bus.commit_metadata import CommitMetadata, TopicPartition
 from streams.bus.contract import (
+    MAX_MESSAGE_BYTES,
     BusError,
     Consumed,
     Consumer,
+    MessagesRejected,
     Outgoing,
-    Polled,
-    Record,
-    next_offsets,
+    message_bytes,
     partition_mismatch,
+    too_large,
 )
+from streams.bus.polled import Polled, Record, next_offsets
 from streams.contract.topics import TopicSpec
 
 
 @dataclass
 class _Topic:
-    epoch: str
+    topic_id: str
     partitions: list[list[Record]]
 
 
 @dataclass
 class _Group:
-    offsets: dict[tuple[str, int], int] = field(default_factory=dict)
+    offsets: dict[TopicPartition, int] = field(default_factory=dict)
     members: list[MemoryConsumer] = field(default_factory=list)
 
 
 class MemoryBus:
     """Implements `streams.bus.contract.Bus`. Safe to share between threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self._max_message_bytes = max_message_bytes
         self._topics: dict[str, _Topic] = {}
         self._groups: dict[str, _Group] = {}
         self._changed = threading.Condition(threading.RLock())
-        self._turn = itertools.count()
+        self._round_robin = itertools.count()
 
     def ensure_topics(self, specs: Sequence[TopicSpec]) -> None:
         with self._changed:
             for spec in specs:
                 topic = self._topics.get(spec.name)
                 if topic is None:
-                    epoch = uuid.uuid4().hex
-                    self._topics[spec.name] = _Topic(epoch, [[] for _ in range(spec.partitions)])
+                    topic_id = uuid.uuid4().hex
+                    self._topics[spec.name] = _Topic(topic_id, [[] for _ in range(spec.partitions)])
                 elif len(topic.partitions) != spec.partitions:
                     raise BusError(partition_mismatch(spec, len(topic.partitions)))
 
-    def epochs(self, topics: Collection[str]) -> dict[str, str]:
-        return {topic: self.epoch(topic) for topic in topics}
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        return {topic: self.topic_id(topic) for topic in topics}
 
-    def epoch(self, topic: str) -> str:
+    def topic_id(self, topic: str) -> str:
         with self._changed:
-            return self._topic(topic).epoch
+            return self._topic(topic).topic_id
 
     def partitions(self, topic: str) -> int:
         with self._changed:
@@ -84,8 +87,8 @@ class MemoryBus:
     def producer(
         self, transactional_id: str | None = None, *, timeout_s: float = 30.0
     ) -> MemoryProducer:
-        del transactional_id, timeout_s  # every write here is atomic, and done at once
-        return MemoryProducer(self)
+        del timeout_s  # every write is immediate
+        return MemoryProducer(self, transactional_id is not None)
 
     def consumer(
         self,
@@ -93,9 +96,9 @@ class MemoryBus:
         group: str,
         *,
         from_start: bool = True,
-        gather_s: float = 0.0,
+        fetch_max_wait_s: float = 0.0,
     ) -> MemoryConsumer:
-        del gather_s  # an answer costs nothing here
+        del fetch_max_wait_s  # a response costs nothing here
         with self._changed:
             for topic in topics:
                 self._topic(topic)
@@ -110,10 +113,10 @@ class MemoryBus:
         return True
 
     def restart(self) -> None:
-        """Forgets every record and commit, as a broker that keeps nothing does: new epochs."""
+        """Drops records and commits and changes topic ids, as a broker without storage does."""
         with self._changed:
             for topic in self._topics.values():
-                topic.epoch = uuid.uuid4().hex
+                topic.topic_id = uuid.uuid4().hex
                 topic.partitions = [[] for _ in topic.partitions]
             for group in self._groups.values():
                 group.offsets.clear()
@@ -131,46 +134,62 @@ class MemoryBus:
         for topic in sorted({t for member in group.members for t in member.topics}):
             members = [m for m in group.members if topic in m.topics]
             for partition, rows in enumerate(self._topic(topic).partitions):
-                owner = members[partition % len(members)]
-                place = (topic, partition)
-                start = group.offsets.get(place, 0 if owner.from_start else len(rows))
-                owner._positions[place] = start
+                member = members[partition % len(members)]
+                source = (topic, partition)
+                start = group.offsets.get(source, 0 if member.from_start else len(rows))
+                member._positions[source] = start
 
-    def _write(self, messages: Sequence[Outgoing], consumed: Consumed | None) -> None:
-        stamp = time.time_ns() // 1_000_000
+    def _write(
+        self, messages: Sequence[Outgoing], consumed: Consumed | None, *, all_or_none: bool
+    ) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        limit = self._max_message_bytes
+        rejected = {
+            index: too_large(size, limit)
+            for index, size in enumerate(map(message_bytes, messages))
+            if size > limit
+        }
+        if rejected and all_or_none:
+            raise MessagesRejected(rejected)
         with self._changed:
-            places = [(m, *self._place(m)) for m in messages]
-            if consumed is not None:
+            taken = [m for index, m in enumerate(messages) if index not in rejected]
+            targets = [(m, *self._partition_of(m)) for m in taken]
+            if consumed is not None and not rejected:
                 consumed.consumer.commit(consumed.records)
-            for message, partition, rows in places:
+            for message, partition, rows in targets:
                 headers = tuple(message.headers.items())
                 at = (message.topic, partition, len(rows))
-                rows.append(Record(*at, message.key, message.value, headers, stamp))
+                rows.append(Record(*at, message.key, message.value, headers, now_ms))
             self._changed.notify_all()
+        if rejected:
+            raise MessagesRejected(rejected)
 
-    def _place(self, message: Outgoing) -> tuple[int, list[Record]]:
+    def _partition_of(self, message: Outgoing) -> tuple[int, list[Record]]:
         partitions = self._topic(message.topic).partitions
         partition = message.partition
         if partition is None:
-            turn = next(self._turn) if message.key is None else zlib.crc32(message.key)
-            partition = turn % len(partitions)
+            number = next(self._round_robin) if message.key is None else zlib.crc32(message.key)
+            partition = number % len(partitions)
         if not 0 <= partition < len(partitions):
             raise BusError(f"{message.topic!r} has no partition {partition}")
         return partition, partitions[partition]
 
 
 class MemoryProducer:
-    def __init__(self, bus: MemoryBus) -> None:
-        self._bus = bus
+    def __init__(self, bus: MemoryBus, transactional: bool) -> None:
+        self._bus, self._transactional = bus, transactional
 
-    def send(self, messages: Sequence[Outgoing], *, consumed: Consumed | None = None) -> None:
-        self._bus._write(messages, consumed)
+    def send(
+        self, messages: Sequence[Outgoing], *, consumed: Consumed | None = None
+    ) -> Mapping[TopicPartition, CommitMetadata]:
+        self._bus._write(messages, consumed, all_or_none=self._transactional)
+        return {}
 
-    def settle(self, targets: Sequence[tuple[str, int]], consumer: Consumer) -> None:
-        """Nothing is ever left open."""
+    def abort_open(self, targets: Sequence[TopicPartition], consumer: Consumer) -> None:
+        """Does nothing: no write is ever left open."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing."""
 
 
 class MemoryConsumer:
@@ -179,8 +198,8 @@ class MemoryConsumer:
     ) -> None:
         self._bus, self._group = bus, group
         self.topics, self.from_start = topics, from_start
-        self._positions: dict[tuple[str, int], int] = {}
-        self._generation = 0
+        self._positions: dict[TopicPartition, int] = {}
+        self._assignment_version = 0
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:
         deadline = time.monotonic() + timeout_s
@@ -194,9 +213,9 @@ class MemoryConsumer:
     def commit(self, records: Sequence[Record]) -> None:
         done = next_offsets(records)
         with self._bus._changed:
-            lost = [place for place in done if place not in self._positions]
-            if lost:
-                raise BusError(f"{lost[0]} belongs to another member now: read it again there")
+            revoked = [source for source in done if source not in self._positions]
+            if revoked:
+                raise BusError(f"{revoked[0]} is assigned to another member now, which rereads it")
             self._group.offsets.update(done)
 
     def seek(self, topic: str, partition: int, offset: int) -> None:
@@ -212,23 +231,20 @@ class MemoryConsumer:
                 for (topic, partition), position in self._positions.items()
             )
 
-    def assignment(self) -> frozenset[tuple[str, int]]:
+    def assignment(self) -> frozenset[TopicPartition]:
         with self._bus._changed:
             return frozenset(self._positions)
 
-    def committed(self) -> dict[tuple[str, int], int]:
+    def committed(self) -> dict[TopicPartition, int]:
         with self._bus._changed:
             offsets = self._group.offsets
-            return {place: offsets[place] for place in self._positions if place in offsets}
+            return {source: offsets[source] for source in self._positions if source in offsets}
 
-    def trails(self) -> dict[tuple[str, int], Trail]:
+    def commit_metadata(self) -> dict[TopicPartition, CommitMetadata]:
         return {}  # nothing is ever lost
 
-    def forget(self, place: tuple[str, int], targets: Collection[tuple[str, int]]) -> None:
-        """There is no trail."""
-
-    def generation(self) -> int:
-        return self._generation
+    def assignment_version(self) -> int:
+        return self._assignment_version
 
     def close(self) -> None:
         with self._bus._changed:
@@ -237,9 +253,9 @@ class MemoryConsumer:
                 self._positions = {}
                 self._bus._rebalance(self._group)
 
-    def _assign(self, positions: dict[tuple[str, int], int]) -> None:
+    def _assign(self, positions: dict[TopicPartition, int]) -> None:
         self._positions = positions
-        self._generation += 1
+        self._assignment_version += 1
 
     def _take(self, max_records: int) -> list[Record]:
         taken: list[Record] = []

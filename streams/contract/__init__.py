@@ -1,1 +1,1 @@
-"""What a producer may say and what the platform promises: events, columns, topics, tokens, the clock."""
+"""The contract with producers: events, columns, topics, tokens and the clock."""

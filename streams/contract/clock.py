@@ -1,7 +1,7 @@
-"""The stack's one clock. Everything that asks for `now` is handed one of these.
+"""The stack's clock, wall or accelerated.
 
-Knows nothing of events. Only edges (processes, HTTP, the command line) build a
-clock; pure functions take `now_ms` as an argument.
+Knows time in milliseconds. Does not know events. Only edges (processes, HTTP, the command line)
+create a clock; pure functions take `now_ms` as an argument.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ DAY_MS = 24 * HOUR_MS
 
 
 class Clock(Protocol):
-    """Tells the stack's time in milliseconds since the Unix epoch."""
+    """The stack's time in milliseconds since 1970."""
 
     def now_ms(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class WallClock:
-    """The machine's own time."""
+    """The machine's time."""
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
@@ -32,10 +32,10 @@ class WallClock:
 
 @dataclass(frozen=True)
 class AcceleratedClock:
-    """Runs `rate` times as fast as the wall, from one stated origin.
+    """Runs `rate` times as fast as the wall clock, from a common origin.
 
-    Every process of a stack builds it from the same three numbers (settings
-    section `clock`), so all of them agree on `now` without talking.
+    All processes of a stack create it from the same three numbers (settings section `clock`) and
+    so agree on `now` without communication.
     """
 
     origin_wall_ms: int
@@ -49,7 +49,7 @@ class AcceleratedClock:
 
 @dataclass
 class ManualClock:
-    """A clock that a test sets by hand. Ships so that users can test their own code."""
+    """A clock that is set by hand, for tests."""
 
     at_ms: int = 0
 

@@ -1,17 +1,16 @@
 """The event contract as Protobuf, version 1: field numbers, the message class, the .proto text.
 
-Knows which number carries which field of `streams.contract.events`. Does not know how many messages
-are read at once (`streams.codec.protobuf`) nor how a producer says that it speaks Protobuf
-(`streams.codec.content_type`).
+Knows which number carries which field of `streams.contract.events`. Does not know how messages
+are decoded (`streams.codec.protobuf`) nor how a producer marks them (`streams.codec.content_type`).
 
 The descriptor is built here rather than by protoc, so that kinds and literals are stated once,
 in the contract. `docs/schemas/event_v1.proto` is its text for producers in other languages
-(`python -m deploy.export_schemas`); a test holds it to what protoc makes of that file.
+(`python -m deploy.export_schemas`); a test compares it with protoc's output for that file.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from google.protobuf import (  # type: ignore[import-untyped]
     descriptor_pb2,
@@ -19,8 +18,7 @@ from google.protobuf import (  # type: ignore[import-untyped]
     message_factory,
 )
 
-from streams.contract import events
-from streams.contract.events import KINDS
+from streams.contract.events import LITERAL_VALUES
 
 VERSION = 1
 _PACKAGE, _FILE = f"tidemill.v{VERSION}", f"event_v{VERSION}.proto"
@@ -34,8 +32,8 @@ class Field(NamedTuple):
     type: str
 
 
-# The numbers are the wire format: a new field takes the next number, and the number of a
-# field that was removed is never given again. Below 16 a field's tag is one byte.
+# The numbers are the wire format: a new field takes the next number, and a removed field's
+# number is never reused. The tag of a number below 16 takes one byte.
 FIELDS: tuple[Field, ...] = (
     Field(1, "event_id", "string"),
     Field(2, "user_id", "string"),
@@ -56,10 +54,7 @@ FIELDS: tuple[Field, ...] = (
 # Enum -> its values from number 1 on; 0 is "not stated". The orders are the wire format:
 # append, never reorder.
 ENUMS: dict[str, tuple[str, ...]] = {
-    "Kind": KINDS,
-    "Surface": get_args(events.Surface),
-    "Origin": get_args(events.Origin),
-    "Provenance": get_args(events.Provenance),
+    name.capitalize(): values for name, values in LITERAL_VALUES.items()
 }
 
 _NOTES = {
@@ -86,20 +81,20 @@ package {_PACKAGE};
 """
 
 
-def _file() -> Any:
+def _file_descriptor() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name=_FILE, package=_PACKAGE, syntax="proto3")
     event = file.message_type.add(name="Event")
     for field in FIELDS:
-        _add(event, field)
+        _add_field(event, field)
     for name, values in ENUMS.items():
         enum = file.enum_type.add(name=name)
-        for number, value in enumerate(_values(name, values)):
+        for number, value in enumerate(_enum_value_names(name, values)):
             enum.value.add(name=value, number=number)
     return file
 
 
-def _add(event: Any, field: Field) -> None:
-    """Texts and numbers know whether they were stated: absent is not the same as empty."""
+def _add_field(event: Any, field: Field) -> None:
+    """Adds a field; texts and numbers have explicit presence: absent differs from empty."""
     kinds = descriptor_pb2.FieldDescriptorProto
     added = event.field.add(name=field.name, number=field.number, label=kinds.LABEL_OPTIONAL)
     if field.type in ENUMS:
@@ -110,17 +105,17 @@ def _add(event: Any, field: Field) -> None:
     event.oneof_decl.add(name=f"_{field.name}")
 
 
-def _values(enum: str, values: tuple[str, ...]) -> list[str]:
+def _enum_value_names(enum: str, values: tuple[str, ...]) -> list[str]:
     return [f"{enum}_{value}".upper() for value in ("unspecified", *values)]
 
 
-FILE_DESCRIPTOR: Any = _file()
+FILE_DESCRIPTOR: Any = _file_descriptor()
 _POOL = descriptor_pool.DescriptorPool()
 _POOL.Add(FILE_DESCRIPTOR)
 EventMessage: Any = message_factory.GetMessageClass(
     _POOL.FindMessageTypeByName(f"{_PACKAGE}.Event")
 )
-"""The message class of `tidemill.v1.Event`: what a producer in Python may use as well."""
+"""The message class of `tidemill.v1.Event`, also for producers in Python."""
 
 
 def proto_text() -> bytes:
@@ -132,18 +127,18 @@ def proto_text() -> bytes:
         lines.append(f"  {label}{kind} {name} = {number};{note}")
     lines.append("}")
     for enum, values in ENUMS.items():
-        stated = [f"  {v} = {i};" for i, v in enumerate(_values(enum, values))]
+        stated = [f"  {v} = {i};" for i, v in enumerate(_enum_value_names(enum, values))]
         lines += ["", f"enum {enum} {{", *stated, "}"]
     return "\n".join([*lines, ""]).encode()
 
 
-def message_of(event: dict[str, Any]) -> bytes:
-    """The bytes of one event given by the names and values of the JSON contract.
+def encode_protobuf_event(event: dict[str, Any]) -> bytes:
+    """Encodes one event that is given by the names and values of the JSON contract.
 
-    A None is absent.
+    None means absent.
 
     Raises:
-        ValueError: a kind, surface, origin or provenance that the contract does not have.
+        ValueError: a kind, surface, origin or provenance outside the contract.
     """
     message = EventMessage()
     for _, name, kind in FIELDS:

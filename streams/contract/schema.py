@@ -35,14 +35,17 @@ EVENT_SCHEMA = pa.schema(
     ]
 )
 
-# Handing each column to a pool of threads costs more than the work, several times over where
-# a message is small.
+_STAMPED = {"ingested_at_ms", "late", "duplicate", "source_partition", "source_offset"}
+DECODED_SCHEMA = pa.schema([field for field in EVENT_SCHEMA if field.name not in _STAMPED])
+"""The columns that a producer states; ingest stamps the others."""
+
+# Threads cost more than they save: several times the work where a message is small.
 _WRITE = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 _READ = pa.ipc.IpcReadOptions(use_threads=False)
-_SCHEMAS_KEPT = 64  # writers have a few
+_MAX_CACHED_SCHEMAS = 64  # writers use a few
 
 
-def columns(*names: str) -> pa.Schema:
+def event_columns(*names: str) -> pa.Schema:
     """Some of EVENT_SCHEMA's columns, in its order."""
     return pa.schema([field for field in EVENT_SCHEMA if field.name in names])
 
@@ -64,8 +67,7 @@ def from_ipc(payload: bytes, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:
 
 
 class BatchReader:
-    """`from_ipc` for who reads many batches and some of their columns: the others are not even
-    unpacked."""
+    """`from_ipc` for many batches of which some columns are read: others are not decompressed."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -74,16 +76,16 @@ class BatchReader:
     def __call__(self, payload: bytes) -> pa.Table:
         head = payload[: 8 + int.from_bytes(payload[4:8], "little")]
         if (options := self._options.get(head)) is None:
-            options = self._options[head] = self._picking(payload)
+            options = self._options[head] = self._included_fields(payload)
         with pa.ipc.open_stream(payload, options=options) as reader:
             return conform(reader.read_all(), self.schema)
 
-    def _picking(self, payload: bytes) -> pa.ipc.IpcReadOptions:
-        if len(self._options) >= _SCHEMAS_KEPT:
+    def _included_fields(self, payload: bytes) -> pa.ipc.IpcReadOptions:
+        if len(self._options) >= _MAX_CACHED_SCHEMAS:
             self._options.clear()
         with pa.ipc.open_stream(payload, options=_READ) as reader:
             names = reader.schema.names
-        wanted = [place for place, name in enumerate(names) if name in self.schema.names]
+        wanted = [index for index, name in enumerate(names) if name in self.schema.names]
         return pa.ipc.IpcReadOptions(use_threads=False, included_fields=wanted)
 
 
@@ -91,14 +93,14 @@ def conform(table: pa.Table, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:
     """Columns in `schema`'s order and dtypes; a missing column becomes nulls.
 
     Raises:
-        ValueError: a column is missing that may hold no null.
+        ValueError: a required column (not nullable) is missing.
     """
     if table.schema.equals(schema):
         return table
     names = set(table.column_names)
-    absent = [f.name for f in schema if not f.nullable and f.name not in names]
-    if absent:
-        raise ValueError(f"the batch lacks {absent}, without which its rows mean nothing")
+    missing = [f.name for f in schema if not f.nullable and f.name not in names]
+    if missing:
+        raise ValueError(f"the batch lacks required columns: {missing}")
     columns = [
         table.column(field.name).cast(field.type)
         if field.name in names

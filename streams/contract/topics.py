@@ -9,16 +9,19 @@ from dataclasses import dataclass
 
 import xxhash
 
+from streams.contract.clock import DAY_MS
+
 BEHAVIOUR = "behaviour"  # JSON, or Protobuf by header; any producer, any key
-BEHAVIOUR_DEAD = "behaviour.dead"  # what admission refused: original bytes, cause and origin
+BEHAVIOUR_DEAD = "behaviour.dead"  # rejected records of all inputs: bytes, cause and origin
+DEAD_REPLAYED = "behaviour.dead.replayed"  # what of it was sent again, as sha256
 CATALOGUE = "catalogue"  # JSON, key video_id: items added, changed, taken down
-ADMITTED = "events.admitted"  # Arrow-IPC by user: validated, duplicates not decided yet
-EVENTS_BY_USER = "events.by_user"  # Arrow-IPC by user: the admitted truth, duplicates marked
-EVENTS_BY_VIDEO = "events.by_video"  # Arrow-IPC by video, without duplicates
+ADMITTED = "events.admitted"  # Arrow-IPC by user: validated, duplicates not marked yet
+EVENTS_BY_USER = "events.by_user"  # Arrow-IPC by user: all admitted events, duplicates marked
+EVENTS_BY_ITEM = "events.by_video"  # Arrow-IPC by item, without duplicates
 EVENTS_BY_AUTHOR = "events.by_author"
 EVENTS_BY_QUERY = "events.by_query"
 FEEDBACK = "feedback"  # JSON upserts by impression, with a revision
-ERASURES = "erasures"  # JSON {user_id, at_ms}: users to forget, key user_id
+ERASURES = "erasures"  # JSON {user_id, at_ms}, key user_id
 REQUESTS = "recommendation.requests"
 RESPONSES = "recommendation.responses"
 MODELS_PUBLISHED = "models.published"  # JSON, one per release that went live
@@ -26,51 +29,49 @@ MODELS_PUBLISHED = "models.published"  # JSON, one per release that went live
 # Entity -> the topic that carries its events in one ordered partition per id.
 ENTITY_TOPIC: dict[str, str] = {
     "user": EVENTS_BY_USER,
-    "video": EVENTS_BY_VIDEO,
+    "video": EVENTS_BY_ITEM,
     "author": EVENTS_BY_AUTHOR,
     "query": EVENTS_BY_QUERY,
 }
 
-
-DAY_MS = 86_400_000
-KEPT_MS = 7 * DAY_MS  # what users did; the log holds it from then on, so this is for outages
+RETENTION_MS = 7 * DAY_MS  # of user data: bridges outages, since the log keeps it for good
 SEGMENT_MS = DAY_MS  # a broker drops whole segments, so a record may stay this much longer
-ERASED_WITHIN_MS = KEPT_MS + SEGMENT_MS  # an erased user is gone from every topic by then
+ERASED_WITHIN_MS = RETENTION_MS + SEGMENT_MS  # after this, no topic holds an erased user's data
 FOREVER = -1
 
 
 @dataclass(frozen=True)
 class TopicSpec:
-    """A topic as it is to be made. One that exists keeps what its broker's owner has set."""
+    """A topic to create. An existing topic keeps its settings."""
 
     name: str
     partitions: int
     compacted: bool = False
-    kept_ms: int | None = None  # None: as the broker does; FOREVER: without end
+    retention_ms: int | None = None  # None: the broker's default; FOREVER: unlimited
 
     def config(self) -> dict[str, str]:
-        """The settings that differ from the broker's own, under Kafka's names."""
+        """The settings that differ from the broker's defaults, under Kafka's names."""
         config = {"cleanup.policy": "compact"} if self.compacted else {}
-        if self.kept_ms is not None:
-            config["retention.ms"] = str(self.kept_ms)
-            if self.kept_ms != FOREVER:
-                config["segment.ms"] = str(min(self.kept_ms, SEGMENT_MS))
+        if self.retention_ms is not None:
+            config["retention.ms"] = str(self.retention_ms)
+            if self.retention_ms != FOREVER:
+                config["segment.ms"] = str(min(self.retention_ms, SEGMENT_MS))
         return config
 
 
 def topic_specs(partitions: int) -> list[TopicSpec]:
     """Every topic of a stack whose entity topics have `partitions` partitions.
 
-    What names a user goes after a while, since a broker cannot erase one user's records.
-    Whom to forget and what there is to show is kept.
+    Topics with user data have a retention time, since a broker cannot erase one user's records.
+    The catalogue, erasures and releases are kept forever.
     """
     wide = [BEHAVIOUR, ADMITTED, *ENTITY_TOPIC.values(), FEEDBACK]
-    narrow = [BEHAVIOUR_DEAD, REQUESTS, RESPONSES]
+    narrow = [BEHAVIOUR_DEAD, DEAD_REPLAYED, REQUESTS, RESPONSES]
     kept = [CATALOGUE, ERASURES, MODELS_PUBLISHED]
     return [
-        *(TopicSpec(name, partitions, kept_ms=KEPT_MS) for name in wide),
-        *(TopicSpec(name, 1, kept_ms=KEPT_MS) for name in narrow),
-        *(TopicSpec(name, 1, kept_ms=FOREVER) for name in kept),
+        *(TopicSpec(name, partitions, retention_ms=RETENTION_MS) for name in wide),
+        *(TopicSpec(name, 1, retention_ms=RETENTION_MS) for name in narrow),
+        *(TopicSpec(name, 1, retention_ms=FOREVER) for name in kept),
     ]
 
 
@@ -80,5 +81,5 @@ def entity_hash(entity_id: str) -> int:
 
 
 def partition_of(entity_id: str, partitions: int) -> int:
-    """The partition that owns an entity, whatever client wrote the message."""
+    """The partition of an entity, whichever client writes the message."""
     return entity_hash(entity_id) % partitions

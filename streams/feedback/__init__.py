@@ -1,1 +1,1 @@
-"""Feedback: the join of impressions with the actions that carry their tokens."""
+"""Feedback: impressions joined with the actions that carry their tokens."""

@@ -1,8 +1,8 @@
-"""Feedback: what events say of the impressions whose signed tokens they carry.
+"""Join events with the impressions whose signed tokens they carry.
 
-Knows tokens, kinds of events and why one is not believed. Does not know what comes of it
-(`streams.feedback.outcomes`), files (`streams.feedback.store`) nor where events come from. Pure: no
-clock, no disk.
+Knows tokens, kinds of events and the reasons to reject a token. Does not know the state of
+impressions (`streams.feedback.outcomes`), files (`streams.feedback.store`) nor where events come
+from. Pure: no clock, no disk.
 """
 
 from __future__ import annotations
@@ -18,36 +18,45 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streams.contract.bounds import MAX_EVENT_TIME_MS
 from streams.contract.events import KIND_CODE
-from streams.contract.impression import BadToken, Impression, verify
-from streams.feedback.outcomes import AT, SHOWN, Ints, Outcomes, Told, unknown
+from streams.contract.impression import BadToken, Impression, is_digest, verify
+from streams.feedback.outcomes import (
+    ACTION_CODE,
+    SHOWN,
+    ImpressionActions,
+    ImpressionColumns,
+    ImpressionState,
+    Ints,
+)
 
 
-class Refusal(StrEnum):
+class TokenRejection(StrEnum):
     """Why an event with a token gives no feedback."""
 
     FORGED = "forged"  # malformed, or signed with another key
-    OTHER_USER = "other_user"  # a token that was given to somebody else
-    OTHER_ITEM = "other_item"  # a token of another video or query
+    OTHER_USER = "other_user"  # the token was issued to another user
+    OTHER_ITEM = "other_item"  # the token is for another item or query
 
 
 @dataclass(frozen=True)
-class Joined:
-    """One batch, joined: what is told of which impressions, and what was refused."""
+class JoinedBatch:
+    """One batch: its impressions by impression_id, the actions on them, and rejected tokens."""
 
-    impressions: dict[str, Impression]  # by impression_id
-    told: Told
-    refused: Counter[Refusal]
+    impressions: dict[str, Impression]
+    actions: ImpressionActions
+    rejected: Counter[TokenRejection]
 
-    def alone(self) -> Outcomes:
-        """What became of the impressions, as if this were all."""
-        outcomes = Outcomes.of([unknown(*named) for named in self.impressions.items()])
-        outcomes.merge(self.told)
-        return outcomes
+    def to_columns(self) -> ImpressionColumns:
+        """The impressions' states after this batch alone."""
+        states = [ImpressionState.empty(*each) for each in self.impressions.items()]
+        columns = ImpressionColumns.from_states(states)
+        columns.merge(self.actions)
+        return columns
 
 
-class _Claim(NamedTuple):
-    """A token's impression, with what an event is held against."""
+class TokenClaims(NamedTuple):
+    """A token's impression and the fields that an event must match."""
 
     impression_id: str
     user_id: str
@@ -57,101 +66,136 @@ class _Claim(NamedTuple):
     impression: Impression | None = None
 
 
-_FORGED = _Claim("", "", "", None, 0)
-_READ = ["impression", "user_id", "video_id", "query", "kind", "event_time_ms", "dwell_ms",
-         "amount_cents", "origin"]  # fmt: skip
+_MAX_SLOT = 2**31 - 1
+_FORGED = TokenClaims("", "", "", None, 0)
+_COLUMNS = [
+    "impression",
+    "user_id",
+    "video_id",
+    "query",
+    "kind",
+    "event_time_ms",
+    "dwell_ms",
+    "amount_cents",
+    "origin",
+]
 
-# [of a query, kind] -> what such an event tells, -1 for nothing (share, search, cart)
-_WHAT = np.full((2, 256), -1)
-_WHAT[:, [KIND_CODE[task] for task in AT]] = list(AT.values())
-_WHAT[[0, 1], [KIND_CODE["shown"], KIND_CODE["query_shown"]]] = SHOWN
+# [impression of a query, kind] -> the action, -1 for none (share, search, cart)
+_ACTION = np.full((2, 256), -1)
+_ACTION[:, [KIND_CODE[task] for task in ACTION_CODE]] = list(ACTION_CODE.values())
+_ACTION[[0, 1], [KIND_CODE["shown"], KIND_CODE["query_shown"]]] = SHOWN
 
 
-class Join:
-    """Events -> what they say of the impressions whose tokens they carry.
+class FeedbackJoin:
+    """Turns events into actions on impressions. Pure but for a cache of verified tokens."""
 
-    Pure but for a memory of verified tokens, which changes no answer.
-    """
-
-    def __init__(self, key: bytes, *, remembered_tokens: int = 100_000) -> None:
+    def __init__(self, key: bytes, *, cached_tokens: int = 100_000) -> None:
         """`key`: the stack's impression key."""
-        self._verify = lru_cache(maxsize=remembered_tokens)(partial(_verified, key=key))
+        self._claims = lru_cache(maxsize=cached_tokens)(partial(_verified_claims, key=key))
 
-    def batch(self, events: pa.Table) -> Joined:
+    def join_batch(self, events: pa.Table) -> JoinedBatch:
         """Joins one batch of EVENT_SCHEMA; rows marked duplicate are left out."""
         tokened = pc.and_(pc.invert(events["duplicate"]), pc.is_valid(events["impression"]))
-        # Few carry a token, so nothing is made of the others.
-        picked = events.select(_READ).filter(tokened).combine_chunks()
+        # Few rows carry a token, so only their columns are materialised.
+        picked = events.select(_COLUMNS).filter(tokened).combine_chunks()
         tokens = picked["impression"].to_numpy().tolist()
-        places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
-        claims = [*map(self._verify, places), _FORGED]
-        of = np.fromiter(map(places.__getitem__, tokens), np.int64, len(tokens))
-        what, refused = _judged(picked, claims, of)
-        at = np.flatnonzero(what >= 0)
-        impressions, named = _named(claims, of[at])
-        told = Told(
-            np.flatnonzero(tokened.to_numpy())[at],
-            named,
-            what[at],
-            _times(picked, claims, of)[at],
-            np.where(what == SHOWN, 0, _numbers(picked["dwell_ms"]))[at],
-            np.where(what == AT["order"], _numbers(picked["amount_cents"]), 0)[at],
-            picked["origin"].to_numpy()[at].tolist(),
+        indexes = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+        claims = [*map(self._claims, indexes), _FORGED]
+        claim_of = np.fromiter(map(indexes.__getitem__, tokens), np.int64, len(tokens))
+        claims = _with_texts(claims, claim_of, picked)
+        action, rejected = _match_claims(picked, claims, claim_of)
+        at = np.flatnonzero(action >= 0)
+        impressions, impression_of = _claimed_impressions(claims, claim_of[at])
+        orders = action == ACTION_CODE["order"]
+        actions = ImpressionActions(
+            row=np.flatnonzero(tokened.to_numpy())[at],
+            impression=impression_of,
+            action=action[at],
+            at_ms=_action_times(picked, claims, claim_of)[at],
+            dwell_ms=np.where(action == SHOWN, 0, _null_to_zero(picked["dwell_ms"]))[at],
+            cents=np.where(orders, _null_to_zero(picked["amount_cents"]), 0)[at],
+            origin=picked["origin"].to_numpy()[at].tolist(),
         )
-        return Joined(impressions, told, refused)
+        return JoinedBatch(impressions, actions, rejected)
 
 
-def _judged(events: pa.Table, claims: Sequence[_Claim], of: Ints) -> tuple[Ints, Counter[Refusal]]:
-    """What each event tells of the impression that it claims (`of`), -1 for nothing."""
-    owners, videos, queries = (
-        pa.array([claim[field] for claim in claims], pa.string()).take(pa.array(of))
+def _with_texts(
+    claims: Sequence[TokenClaims], claim_of: Ints, events: pa.Table
+) -> list[TokenClaims]:
+    """The claims, where a token holds digests with the texts of the events that carry it."""
+    found = list(claims)
+    for number, claim in enumerate(claims):
+        if claim.impression is None or not claim.impression.has_digests:
+            continue
+        impression = claim.impression
+        rows = events.select(["user_id", "video_id", "query"]).filter(pa.array(claim_of == number))
+        for texts in rows.to_pylist():
+            impression = impression.with_texts(**texts)
+        found[number] = _claims_of(impression)
+    return found
+
+
+def _match_claims(
+    events: pa.Table, claims: Sequence[TokenClaims], claim_of: Ints
+) -> tuple[Ints, Counter[TokenRejection]]:
+    """The action of each event on the impression of its claims, -1 for none."""
+    users, items, queries = (
+        pa.array([claim[field] for claim in claims], pa.string()).take(pa.array(claim_of))
         for field in range(1, 4)
     )
-    forged = np.array([claim is _FORGED for claim in claims])[of]
-    same_user = pc.equal(events["user_id"], owners).to_numpy()
-    # The event's own video and query, where it names them, are those that were served.
-    same_video = pc.fill_null(pc.equal(events["video_id"], videos), True).to_numpy()
+    forged = np.array([claim is _FORGED for claim in claims])[claim_of]
+    same_user = pc.equal(events["user_id"], users).to_numpy()
+    # An event may leave out its item and query; those that it states must be the served ones.
+    same_item = pc.fill_null(pc.equal(events["video_id"], items), True).to_numpy()
     same_query = pc.fill_null(pc.equal(events["query"], queries), True).to_numpy()
+    # Only an event that states the query can restore one that the token has as a digest.
+    same_query = same_query & ~np.array([is_digest(claim.query) for claim in claims])[claim_of]
     wrong = {
-        Refusal.FORGED: forged,
-        Refusal.OTHER_USER: ~forged & ~same_user,
-        Refusal.OTHER_ITEM: ~forged & same_user & ~(same_video & same_query),
+        TokenRejection.FORGED: forged,
+        TokenRejection.OTHER_USER: ~forged & ~same_user,
+        TokenRejection.OTHER_ITEM: ~forged & same_user & ~(same_item & same_query),
     }
-    asked = pc.is_valid(queries).to_numpy(zero_copy_only=False).astype(np.int64)
-    what = _WHAT[asked, events["kind"].to_numpy()]
-    what[forged | ~same_user | ~same_video | ~same_query] = -1
-    return what, Counter({cause: n for cause, at in wrong.items() if (n := int(at.sum()))})
+    of_query = pc.is_valid(queries).to_numpy(zero_copy_only=False).astype(np.int64)
+    action = _ACTION[of_query, events["kind"].to_numpy()]
+    action[forged | ~same_user | ~same_item | ~same_query] = -1
+    return action, Counter({cause: n for cause, at in wrong.items() if (n := int(at.sum()))})
 
 
-def _named(claims: Sequence[_Claim], of: Ints) -> tuple[dict[str, Impression], Ints]:
-    """The impressions that are claimed, by their ids, and the place of each claim's."""
+def _claimed_impressions(
+    claims: Sequence[TokenClaims], claim_of: Ints
+) -> tuple[dict[str, Impression], Ints]:
+    """The claimed impressions by id, and the index among them of each event's impression."""
     impressions: dict[str, Impression] = {}
-    places: dict[str, int] = {}
-    place_of = np.zeros(len(claims), np.int64)
-    for number in np.unique(of).tolist():
+    indexes: dict[str, int] = {}
+    index_of_claim = np.zeros(len(claims), np.int64)
+    for number in np.unique(claim_of).tolist():
         claim = claims[number]
-        place_of[number] = places.setdefault(claim.impression_id, len(places))
+        index_of_claim[number] = indexes.setdefault(claim.impression_id, len(indexes))
         impressions.setdefault(claim.impression_id, claim.impression)
-    return impressions, place_of[of]
+    return impressions, index_of_claim[claim_of]
 
 
-def _times(events: pa.Table, claims: Sequence[_Claim], of: Ints) -> Ints:
-    """A client's clock may be slow: nothing happened before it was served."""
+def _action_times(events: pa.Table, claims: Sequence[TokenClaims], claim_of: Ints) -> Ints:
+    """Event times, but not before the impression was served: a client's clock may be slow."""
     served = np.array([claim.served_at_ms for claim in claims], np.int64)
-    times: Ints = np.maximum(events["event_time_ms"].to_numpy(), served[of])
+    times: Ints = np.maximum(events["event_time_ms"].to_numpy(), served[claim_of])
     return times
 
 
-def _numbers(column: pa.ChunkedArray) -> Ints:
-    """Null is as good as 0."""
+def _null_to_zero(column: pa.ChunkedArray) -> Ints:
     numbers: Ints = pc.fill_null(column, 0).to_numpy().astype(np.int64)
     return numbers
 
 
-def _verified(token: str, key: bytes) -> _Claim:
+def _verified_claims(token: str, key: bytes) -> TokenClaims:
     try:
-        said = verify(token, key)
+        return _claims_of(verify(token, key))
     except BadToken:
         return _FORGED
-    item = (said.user_id, said.video_id, said.query, said.served_at_ms)
-    return _Claim(said.impression_id, *item, said)
+
+
+def _claims_of(found: Impression) -> TokenClaims:
+    if not (0 <= found.served_at_ms <= MAX_EVENT_TIME_MS and 0 <= found.slot <= _MAX_SLOT):
+        return _FORGED  # the files could not hold it
+    served = (found.user_id, found.video_id, found.query, found.served_at_ms)
+    return TokenClaims(found.impression_id, *served, found)

@@ -1,4 +1,4 @@
-"""What became of impressions, many at a time: columns that merge, and rows of feedback.
+"""The state of impressions: columns that merge, and rows of feedback.
 
 Knows actions, their first times and attribution windows. Does not know events nor tokens
 (`streams.feedback.join`), nor files (`streams.feedback.store`). Pure: no clock, no disk.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,15 @@ from streams.contract.impression import Impression
 
 Ints = npt.NDArray[np.int64]
 
-TASKS: tuple[str, ...] = ("play", "long_view", "like", "follow", "order", "query_click", "skip")
+FEEDBACK_TASKS: tuple[str, ...] = (
+    "play",
+    "long_view",
+    "like",
+    "follow",
+    "order",
+    "query_click",
+    "skip",
+)
 
 FEEDBACK_SCHEMA = pa.schema(
     [
@@ -36,11 +44,11 @@ FEEDBACK_SCHEMA = pa.schema(
         pa.field("explored", pa.bool_(), nullable=False),
         pa.field("release", pa.string(), nullable=False),
         pa.field("served_at_ms", pa.int64(), nullable=False),
-        # what became of it
+        # what the user did
         pa.field("shown_at_ms", pa.int64()),  # null: served, but never reported as seen
         *(
             field
-            for task in TASKS
+            for task in FEEDBACK_TASKS
             for field in (
                 # attributed: the first such action came within the task's window after `shown`
                 pa.field(task, pa.bool_(), nullable=False),
@@ -52,26 +60,27 @@ FEEDBACK_SCHEMA = pa.schema(
         pa.field("order_amount_cents", pa.int64(), nullable=False),  # of the first order
         pa.field("origin", pa.string(), nullable=False),  # live, replayed or simulated
         pa.field("matured_at_ms", pa.int64()),  # shown + the longest window; null until shown
-        pa.field("revision", pa.int64(), nullable=False),  # from 1; the largest one stands
-        # also from the token; null unless the slate was ranked by weights that were drawn
+        pa.field("revision", pa.int64(), nullable=False),  # from 1; the largest one is current
+        # also from the token; null unless drawn weights ranked the slate
         pa.field("weights", pa.list_(pa.float64())),
         pa.field("log_density", pa.float64()),
     ]
 )
 
-# Columns of `Outcomes.numbers`. First times are minima, so one that is not known is the latest.
+# Columns of a state's numbers. First times are minima, so a missing one is the latest time.
 SHOWN = 0
-AT = {task: place for place, task in enumerate(TASKS, start=1)}
-_FIRSTS = 1 + len(TASKS)
+ACTION_CODE = {task: code for code, task in enumerate(FEEDBACK_TASKS, start=1)}
+_FIRSTS = 1 + len(FEEDBACK_TASKS)
 _DWELL, _CENTS, _REVISION, _WIDTH = _FIRSTS, _FIRSTS + 1, _FIRSTS + 2, _FIRSTS + 3
 _NEVER = int(np.iinfo(np.int64).max)
-_NOTHING = np.array([_NEVER] * _FIRSTS + [0, 0, 0], np.int64).tobytes()
-_SERVED = itemgetter(*Impression.model_fields)
+_EMPTY = np.array([_NEVER] * _FIRSTS + [0, 0, 0], np.int64).tobytes()
+_SERVED_FIELDS = tuple(name for name in Impression.model_fields if name in FEEDBACK_SCHEMA.names)
+_SERVED = itemgetter(*_SERVED_FIELDS)
 
 
 @dataclass(frozen=True)
-class Windows:
-    """How long after it was shown an action is put down to an impression, ms per task.
+class AttributionWindows:
+    """The time after `shown` within which an action is attributed to an impression, ms per task.
 
     A task that the mapping leaves out gets the longest window.
     """
@@ -87,25 +96,25 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What N events say of impressions: of which one, SHOWN or AT[task], and when."""
+class ImpressionActions:
+    """N actions of one batch, columnar: each on one of the batch's impressions."""
 
-    row: Ints  # [N], ascending: the event's place in its batch
-    of: Ints  # [N], the impression's place among those that the batch names
-    what: Ints  # [N]
+    row: Ints  # [N], ascending: the event's row in its batch
+    impression: Ints  # [N], index into the batch's impressions
+    action: Ints  # [N], SHOWN or ACTION_CODE[task]
     at_ms: Ints  # [N]
-    dwell_ms: Ints  # [N], 0 of a showing
-    cents: Ints  # [N], 0 of all but an order
+    dwell_ms: Ints  # [N], 0 for SHOWN
+    cents: Ints  # [N], 0 unless an order
     origin: list[str]  # [N]
 
-    def between(self, first: int, end: int) -> Told:
-        """Those of the batch's rows from `first` up to `end`."""
+    def in_rows(self, first: int, end: int) -> ImpressionActions:
+        """The actions of the batch's rows from `first` up to `end`."""
         start, stop = np.searchsorted(self.row, (first, end)).tolist()
         part = slice(start, stop)
-        return Told(
+        return ImpressionActions(
             self.row[part],
-            self.of[part],
-            self.what[part],
+            self.impression[part],
+            self.action[part],
             self.at_ms[part],
             self.dwell_ms[part],
             self.cents[part],
@@ -113,19 +122,36 @@ class Told:
         )
 
 
-Known = tuple[str, Impression, bytes, str]
-"""What is known of one impression: its id, what was served, its numbers (int64), its origin."""
+class ImpressionState(NamedTuple):
+    """What is known of one impression. `numbers`: int64, packed."""
+
+    impression_id: str
+    impression: Impression
+    numbers: bytes
+    origin: str
+
+    @staticmethod
+    def empty(impression_id: str, impression: Impression) -> ImpressionState:
+        """The state before any action."""
+        return ImpressionState(impression_id, impression, _EMPTY, "")
+
+    @staticmethod
+    def from_row(row: Mapping[str, Any]) -> ImpressionState:
+        """The inverse of `ImpressionColumns.feedback_rows`: stored rows restore the state."""
+        times = [row["shown_at_ms"], *(row[f"{task}_at_ms"] for task in FEEDBACK_TASKS)]
+        firsts = [_NEVER if at is None else at for at in times]
+        numbers = [*firsts, row["dwell_ms"], row["order_amount_cents"], row["revision"]]
+        served = {name: row[name] for name in _SERVED_FIELDS}
+        served["weights"] = None if served["weights"] is None else tuple(served["weights"])
+        impression = Impression.model_construct(**served)
+        packed = np.array(numbers, np.int64).tobytes()
+        return ImpressionState(row["impression_id"], impression, packed, row["origin"])
 
 
-def unknown(impression_id: str, impression: Impression) -> Known:
-    """Nothing has been told of it yet."""
-    return impression_id, impression, _NOTHING, ""
+class ImpressionColumns:
+    """The states of M impressions. Merging is commutative, associative and idempotent.
 
-
-class Outcomes:
-    """What is known of M impressions. Merging is commutative, associative and idempotent.
-
-    Hence events may come in any order, twice, or in other batches: the sum is the same.
+    Events may therefore come in any order, repeatedly, and in any batches.
     """
 
     def __init__(
@@ -136,15 +162,15 @@ class Outcomes:
         self._numbers, self._origins = numbers, origins
 
     @classmethod
-    def of(cls, known: Sequence[Known]) -> Outcomes:
-        packed = bytearray().join([numbers for _, _, numbers, _ in known])
+    def from_states(cls, states: Sequence[ImpressionState]) -> ImpressionColumns:
+        packed = bytearray().join([state.numbers for state in states])
         numbers = np.frombuffer(packed, np.int64).reshape(-1, _WIDTH)
-        ids, impressions = [each[0] for each in known], [each[1] for each in known]
-        return cls(ids, impressions, numbers, [each[3] for each in known])
+        ids, impressions = [s.impression_id for s in states], [s.impression for s in states]
+        return cls(ids, impressions, numbers, [state.origin for state in states])
 
     @classmethod
-    def joint(cls, parts: Sequence[Outcomes]) -> Outcomes:
-        """The parts' rows, one after the other; an impression may stand in several."""
+    def concat(cls, parts: Sequence[ImpressionColumns]) -> ImpressionColumns:
+        """The parts' rows, one after the other; an impression may occur in several."""
         numbers = [np.empty((0, _WIDTH), np.int64), *(part._numbers for part in parts)]
         return cls(
             [each for part in parts for each in part.ids],
@@ -153,57 +179,61 @@ class Outcomes:
             [each for part in parts for each in part._origins],
         )
 
-    def take(self, places: Ints) -> Outcomes:
-        at = places.tolist()
-        return Outcomes(
+    def take(self, indexes: Ints) -> ImpressionColumns:
+        at = indexes.tolist()
+        return ImpressionColumns(
             [self.ids[i] for i in at],
             [self.impressions[i] for i in at],
-            self._numbers[places],
+            self._numbers[indexes],
             [self._origins[i] for i in at],
         )
 
-    def known(self) -> list[Known]:
-        packed, size = self._numbers.tobytes(), len(_NOTHING)
+    def to_states(self) -> list[ImpressionState]:
+        packed, size = self._numbers.tobytes(), len(_EMPTY)
         rows = [packed[at : at + size] for at in range(0, len(packed), size)]
-        return list(zip(self.ids, self.impressions, rows, self._origins, strict=True))
+        columns = zip(self.ids, self.impressions, rows, self._origins, strict=True)
+        return list(map(ImpressionState._make, columns))
 
-    def merge(self, told: Told) -> Ints:
-        """Takes in what events say. Returns the places (ascending) of the impressions of
-        which more is known now: each has come to its next revision."""
-        touched = np.unique(told.of)
+    def merge(self, actions: ImpressionActions) -> Ints:
+        """Merges the actions. Returns the indexes (ascending) of the impressions that changed:
+        each has its next revision."""
+        touched = np.unique(actions.impression)
         before = self._numbers[touched]
-        self._merge_orders(told)
-        np.minimum.at(self._numbers.reshape(-1), told.of * _WIDTH + told.what, told.at_ms)
-        np.maximum.at(self._numbers[:, _DWELL], told.of, told.dwell_ms)
-        renamed = self._merge_origins(told)
+        self._merge_orders(actions)
+        cells = actions.impression * _WIDTH + actions.action
+        np.minimum.at(self._numbers.reshape(-1), cells, actions.at_ms)
+        np.maximum.at(self._numbers[:, _DWELL], actions.impression, actions.dwell_ms)
+        other_origin = self._merge_origins(actions)
         changed: Ints = touched[(self._numbers[touched] != before).any(axis=1)]
-        if renamed:
-            changed = np.union1d(changed, np.array(list(renamed), np.int64))
+        if other_origin:
+            changed = np.union1d(changed, np.array(list(other_origin), np.int64))
         self._numbers[changed, _REVISION] += 1
         return changed
 
-    def _merge_orders(self, told: Told) -> None:
-        """The first order's amount, the smaller one of two at once."""
-        for event in np.flatnonzero(told.what == AT["order"]).tolist():
-            known = self._numbers[told.of[event]]
-            order = (int(told.at_ms[event]), int(told.cents[event]))
-            if order < (known[AT["order"]], known[_CENTS]):
-                known[AT["order"]], known[_CENTS] = order
+    def _merge_orders(self, actions: ImpressionActions) -> None:
+        """Keeps the first order's amount, the smaller one of two at the same time."""
+        order_code = ACTION_CODE["order"]
+        for event in np.flatnonzero(actions.action == order_code).tolist():
+            numbers = self._numbers[actions.impression[event]]
+            order = (int(actions.at_ms[event]), int(actions.cents[event]))
+            if order < (numbers[order_code], numbers[_CENTS]):
+                numbers[order_code], numbers[_CENTS] = order
 
-    def _merge_origins(self, told: Told) -> set[int]:
-        renamed = set()
-        for place, origin in zip(told.of.tolist(), told.origin, strict=True):
-            if origin > self._origins[place]:
-                self._origins[place] = origin
-                renamed.add(place)
-        return renamed
+    def _merge_origins(self, actions: ImpressionActions) -> set[int]:
+        """Keeps the alphabetically last origin; returns the indexes of those that changed."""
+        changed = set()
+        for index, origin in zip(actions.impression.tolist(), actions.origin, strict=True):
+            if origin > self._origins[index]:
+                self._origins[index] = origin
+                changed.add(index)
+        return changed
 
-    def table(self, windows: Windows) -> pa.Table:
-        """Rows of FEEDBACK_SCHEMA, in their order."""
+    def feedback_rows(self, windows: AttributionWindows) -> pa.Table:
+        """Rows of FEEDBACK_SCHEMA, in the order of the impressions."""
         if not self.ids:
             return FEEDBACK_SCHEMA.empty_table()
         numbers = np.ascontiguousarray(self._numbers.T)
-        shown = _time(numbers[SHOWN])
+        shown = _nullable_times(numbers[SHOWN])
         columns: dict[str, Any] = {
             "impression_id": self.ids,
             "shown_at_ms": shown,
@@ -214,37 +244,25 @@ class Outcomes:
             "revision": numbers[_REVISION],
         }
         columns |= zip(
-            Impression.model_fields,
+            _SERVED_FIELDS,
             zip(*map(_SERVED, map(vars, self.impressions)), strict=True),
             strict=True,
         )
-        for task, place in AT.items():
-            at = _time(numbers[place])
+        for task, code in ACTION_CODE.items():
+            at = _nullable_times(numbers[code])
             columns[f"{task}_at_ms"] = at
             columns[task] = _attributed(at, shown, windows.of(task))
         return pa.table({name: columns[name] for name in FEEDBACK_SCHEMA.names}, FEEDBACK_SCHEMA)
 
 
-def _time(column: Ints) -> pa.Array:
+def _nullable_times(column: Ints) -> pa.Array:
     return pa.array(column, mask=column == _NEVER)
 
 
 def _attributed(at: pa.Array, shown: pa.Array, window_ms: int) -> pa.Array:
     """Whether the first action came no later than its window after `shown`.
 
-    One that came before `shown` counts: the user had the video before the client said so.
-    Nothing counts until `shown` is known: served is not seen.
+    An action before `shown` counts: the user saw the item before the client reported it.
+    Without `shown` nothing counts: a served item may stay unseen.
     """
     return pc.fill_null(pc.less_equal(at, pc.add(shown, window_ms)), False)
-
-
-def from_row(row: Mapping[str, Any]) -> Known:
-    """What is known by a row: the inverse of `Outcomes.table`, so files are state."""
-    times = [row["shown_at_ms"], *(row[f"{task}_at_ms"] for task in TASKS)]
-    firsts = [_NEVER if at is None else at for at in times]
-    numbers = [*firsts, row["dwell_ms"], row["order_amount_cents"], row["revision"]]
-    served = {name: row[name] for name in Impression.model_fields}
-    served["weights"] = None if served["weights"] is None else tuple(served["weights"])
-    impression = Impression.model_construct(**served)
-    packed = np.array(numbers, np.int64).tobytes()
-    return row["impression_id"], impression, packed, row["origin"]

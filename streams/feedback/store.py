@@ -1,9 +1,9 @@
-"""Feedback on disk and on its topic: upserts by impression, of which the last one stands.
+"""Feedback on disk and on its topic: upserts by impression, of which the last one counts.
 
-Knows files, revisions and the topic `feedback`. Does not know what an event says
-(`streams.feedback.join`) nor how that adds up (`streams.feedback.outcomes`). The files are the state: a
-restart reads them back, and a batch that comes again finds its effect there and changes
-nothing, revision included.
+Knows files, revisions and the topic `feedback`. Does not know how events become actions
+(`streams.feedback.join`) nor how actions merge (`streams.feedback.outcomes`). The files are the
+state: a restart reads them back. A batch that is delivered again finds its effect there and
+changes nothing, including the revision.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from streams.bus.contract import Outgoing, Producer
 from streams.bus.delivery import Delivery
 from streams.contract.impression import Impression
 from streams.contract.topics import FEEDBACK
-from streams.feedback.join import Join, Joined, Refusal
-from streams.feedback.outcomes import FEEDBACK_SCHEMA, Known, Outcomes, Windows, from_row, unknown
+from streams.feedback.join import FeedbackJoin, JoinedBatch, TokenRejection
+from streams.feedback.outcomes import (
+    FEEDBACK_SCHEMA,
+    AttributionWindows,
+    ImpressionColumns,
+    ImpressionState,
+)
+from streams.storage.segment_names import LogPartition
 from streams.storage.segments import Segments
 
 _log = logging.getLogger(__name__)
 
-REMEMBERED = 200_000  # impressions kept in memory; one served earlier is read from disk when needed
+CACHED_IMPRESSIONS = 200_000  # kept in memory; others are read from disk when needed
 
 
 def segments_of(directory: Path, *, sync: bool = False) -> Segments:
@@ -42,9 +48,9 @@ def segments_of(directory: Path, *, sync: bool = False) -> Segments:
 class FeedbackStore:
     """Joins deliveries of EVENTS_BY_USER into feedback. `join` is a `BatchHandler`.
 
-    One partition's impressions are its own, since a token counts for its user only and
-    a user has one partition; so partitions may live in different processes, and move
-    between them: what another process has filed is noticed and read back.
+    A token is valid for its user only and a user has one partition, so partitions share no
+    impression. They may therefore be in different processes and move between them: a store
+    notices what another process has written and reads it back.
     """
 
     def __init__(
@@ -54,125 +60,135 @@ class FeedbackStore:
         key: bytes,
         windows_ms: Mapping[str, int],
         producer: Producer | None = None,
-        refused: Callable[[Counter[Refusal]], None] = lambda _: None,
+        on_rejected: Callable[[Counter[TokenRejection]], None] = lambda _: None,
         sync: bool = False,
-        remembered: int = REMEMBERED,
+        cached_impressions: int = CACHED_IMPRESSIONS,
     ) -> None:
-        """`key` signed the impressions; upserts go to `producer`'s topic `feedback`, if given."""
-        self._join = Join(key)
-        self._windows = Windows(windows_ms)
+        """`key` signed the impressions. `producer` publishes upserts to the topic `feedback`."""
+        self._join = FeedbackJoin(key)
+        self._windows = AttributionWindows(windows_ms)
         self.segments = segments_of(directory, sync=sync)
         self._producer = producer
-        self._refused = refused
-        self._remembered = remembered
-        self._known: dict[str, Known] = {}
-        self._known_after_ms: int | None = None  # None: `_known` holds every impression on disk
-        self._filed: dict[tuple[str, int], int] | None = None  # last offsets that `_known` reflects
+        self._on_rejected = on_rejected
+        self._cache_size = cached_impressions
+        self._cache: dict[str, ImpressionState] = {}
+        # Impressions served up to this may be missing in the cache; None: it holds all on disk.
+        self._evicted_to_ms: int | None = None
+        # The last offsets that the cache includes; None: read it back.
+        self._cached_offsets: dict[LogPartition, int] | None = None
         self._lock = threading.Lock()
 
     def join(self, delivery: Delivery) -> None:
-        """Publishes and files what the batch changes.
+        """Publishes and stores what the batch changes.
 
-        Published first: a crash in between publishes the same revision again, never
-        none. Of a combined delivery each message makes its own revisions, so that these
-        are the same however messages are combined; they are published and filed as one.
-        Raises what the producer or the disk raises, with nothing taken in.
+        Publishes first, so that a crash in between repeats a revision and never loses one. Each
+        message of a combined delivery makes its own revisions, which therefore do not depend on
+        how messages are combined. Raises what the producer or the disk raises, and then the
+        state is unchanged.
         """
-        joined = self._join.batch(delivery.table)
+        joined = self._join.join_batch(delivery.table)
         with self._lock:
             if joined.impressions:
-                self._take(delivery, joined)
-        if joined.refused:
-            self._refused(joined.refused)
+                self._apply(delivery, joined)
+        if joined.rejected:
+            self._on_rejected(joined.rejected)
 
     def erase(self, user_id: str, at_ms: int) -> int:
-        """Removes the user's rows served until `at_ms`, now and when they come again."""
+        """Removes the user's rows served up to `at_ms`, also from later deliveries."""
         with self._lock:
             removed = self.segments.erase(user_id, at_ms)
-            self._filed = None  # read back, without the user, by the next batch
-            self._known.clear()
+            self._cached_offsets = None
+            self._cache.clear()
             return removed
 
-    def _take(self, delivery: Delivery, joined: Joined) -> None:
+    def _apply(self, delivery: Delivery, joined: JoinedBatch) -> None:
         last = delivery.stamp
-        place = (last.epoch, last.partition)
-        filed = self.segments.last_offset(*place)
-        if self._filed is None or self._filed.get(place, -1) != filed:
-            self._rebuild()
-        states = _states(delivery, joined, self._recalled(joined.impressions), filed)
-        table = self.segments.without_erased(states.table(self._windows))
+        partition = LogPartition(last.topic_id, last.partition)
+        stored = self.segments.last_offset(*partition)
+        if self._cached_offsets is None or self._cached_offsets.get(partition, -1) != stored:
+            self._read_all()
+        columns = self._columns_of(joined.impressions)
+        changes = _revisions_after(stored, delivery, joined, columns)
+        table = self.segments.without_erased(changes.feedback_rows(self._windows))
         if table.num_rows:
             self._publish(table)
             self.segments.append(last, table)
-            self._filed = {**(self._filed or {}), place: last.offset}
+            self._cached_offsets = {**(self._cached_offsets or {}), partition: last.offset}
             kept = set(table["impression_id"].to_pylist())
-            self._known |= {known[0]: known for known in states.known() if known[0] in kept}
-            self._forget()
+            changed = {state.impression_id: state for state in changes.to_states()}
+            self._cache |= {key: state for key, state in changed.items() if key in kept}
+            self._evict()
 
     def _publish(self, table: pa.Table) -> None:
         if self._producer is not None:
             self._producer.send(_upserts(table))
 
-    def _rebuild(self) -> None:
-        """Reads every impression back, then keeps as many as are remembered."""
-        self._filed = self.segments.last_offsets()
-        rows = self.segments.consistently(lambda scan: _latest(scan).collect())
-        self._known = _by_id(rows)
-        self._known_after_ms = None
-        self._forget()
+    def _read_all(self) -> None:
+        """Reads every impression back, then keeps as many as the cache holds."""
+        self._cached_offsets = self.segments.last_offsets()
+        rows = self.segments.read_consistently(lambda scan: _latest(scan).collect())
+        self._cache = _states_by_id(rows)
+        self._evicted_to_ms = None
+        self._evict()
         _log.info("feedback: %d impressions read back", rows.height)
 
-    def _recalled(self, impressions: Mapping[str, Impression]) -> Outcomes:
-        """What is known of them, in their order."""
-        self._read_back(impressions)
-        return Outcomes.of(
-            [self._known.get(i) or unknown(i, told) for i, told in impressions.items()]
+    def _columns_of(self, impressions: Mapping[str, Impression]) -> ImpressionColumns:
+        """The states of the impressions, in their order."""
+        self._read_evicted(impressions)
+        return ImpressionColumns.from_states(
+            [
+                self._cache.get(i) or ImpressionState.empty(i, each)
+                for i, each in impressions.items()
+            ]
         )
 
-    def _read_back(self, impressions: Mapping[str, Impression]) -> None:
-        """Those that were forgotten; an impression served later cannot be among them."""
-        if self._known_after_ms is None:
+    def _read_evicted(self, impressions: Mapping[str, Impression]) -> None:
+        """Reads evicted impressions back; those served after `_evicted_to_ms` are all cached."""
+        if self._evicted_to_ms is None:
             return
         missing = [
             impression_id
             for impression_id, impression in impressions.items()
-            if impression_id not in self._known and impression.served_at_ms <= self._known_after_ms
+            if impression_id not in self._cache and impression.served_at_ms <= self._evicted_to_ms
         ]
         if missing:
-            rows = self.segments.consistently(
+            rows = self.segments.read_consistently(
                 lambda scan: _latest(scan.filter(pl.col("impression_id").is_in(missing))).collect()
             )
-            self._known |= _by_id(rows)
+            self._cache |= _states_by_id(rows)
 
-    def _forget(self) -> None:
-        """Beyond twice the number to remember, keeps those that were served last."""
-        if len(self._known) <= 2 * self._remembered:
+    def _evict(self) -> None:
+        """Above twice the cache size, keeps the impressions that were served last."""
+        if len(self._cache) <= 2 * self._cache_size:
             return
-        by_age = sorted(self._known.items(), key=lambda item: item[1][1].served_at_ms)
-        forgotten = by_age[: -self._remembered]
-        newest_forgotten = forgotten[-1][1][1].served_at_ms
-        self._known_after_ms = max(newest_forgotten, self._known_after_ms or 0)
-        self._known = dict(by_age[-self._remembered :])
+        by_age = sorted(self._cache.items(), key=lambda item: item[1].impression.served_at_ms)
+        _, newest_evicted = by_age[-self._cache_size - 1]
+        served_at_ms = newest_evicted.impression.served_at_ms
+        self._evicted_to_ms = max(served_at_ms, self._evicted_to_ms or 0)
+        self._cache = dict(by_age[-self._cache_size :])
 
 
-def _states(delivery: Delivery, joined: Joined, outcomes: Outcomes, filed: int) -> Outcomes:
-    """Every state that an impression newly comes to, message by message; those up to the
-    offset `filed` have had their effect."""
-    states, end = [], 0
+def _revisions_after(
+    stored: int, delivery: Delivery, joined: JoinedBatch, columns: ImpressionColumns
+) -> ImpressionColumns:
+    """Every new revision, message by message. Messages up to the offset `stored` are applied."""
+    revisions, end = [], 0
     for message in delivery.messages:
         first, end = end, end + message.table.num_rows
-        if message.stamp.offset > filed:
-            changed = outcomes.merge(joined.told.between(first, end))
-            states.append(outcomes.take(changed))
-    return Outcomes.joint(states)
+        if message.stamp.offset > stored:
+            changed = columns.merge(joined.actions.in_rows(first, end))
+            revisions.append(columns.take(changed))
+    return ImpressionColumns.concat(revisions)
 
 
-def _by_id(rows: pl.DataFrame) -> dict[str, Known]:
-    return {row["impression_id"]: from_row(row) for row in rows.iter_rows(named=True)}
+def _states_by_id(rows: pl.DataFrame) -> dict[str, ImpressionState]:
+    return {
+        row["impression_id"]: ImpressionState.from_row(row) for row in rows.iter_rows(named=True)
+    }
 
 
 def _upserts(table: pa.Table) -> list[Outgoing]:
-    """One JSON object a row."""
+    """One JSON object per row."""
     written = BytesIO()
     pl.DataFrame(table).write_ndjson(written)
     lines = written.getvalue().splitlines()
@@ -187,12 +203,12 @@ def _latest(scan: pl.LazyFrame) -> pl.LazyFrame:
 
 def read_feedback(directory: Path) -> pl.DataFrame:
     """Every impression's last revision (FEEDBACK_SCHEMA), by (served_at_ms, impression_id)."""
-    rows = segments_of(directory).consistently(lambda scan: _latest(scan).collect())
+    rows = segments_of(directory).read_consistently(lambda scan: _latest(scan).collect())
     return rows.select(FEEDBACK_SCHEMA.names).sort("served_at_ms", "impression_id")
 
 
 def read_matured(directory: Path, since_ms: int, until_ms: int) -> pl.DataFrame:
-    """Impressions whose last window closed in `(since_ms, until_ms]`, last revision each.
+    """Impressions whose longest window closed in `(since_ms, until_ms]`, last revision each.
 
     Consecutive calls with a watermark as `since_ms` give every matured impression once.
     Ordered by (matured_at_ms, impression_id); FEEDBACK_SCHEMA's columns.

@@ -1,7 +1,8 @@
-"""The one door: which messages are events, and what is late, ancient, future or erased.
+"""Admission: which messages are events, and which are late, ancient, future or erased.
 
-Pure: records, `now_ms` and limits in; admitted rows and refusals out. Does not know
-brokers (`streams.ingest.service`), nor duplicates (`streams.ingest.sequencer`), which need memory.
+Knows limits and clocks: records, `now_ms` and limits in; admitted rows and refusals out. Pure.
+Does not know brokers (`streams.ingest.service`) nor duplicates (`streams.ingest.deduplication`),
+which need memory.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.bus.contract import Polled, Record, polled
+from streams.bus.polled import Polled, Record, polled
 from streams.codec.content_type import decode_records
-from streams.codec.decode import MAX_EVENT_BYTES, Decoded, Refusal
+from streams.codec.decode import MAX_EVENT_BYTES, Decoded, RejectedMessage
 from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from streams.contract.schema import EVENT_SCHEMA
 
 REPLAY_HEADER = "tidemill-replay"
-"""A record with this header set to 1 is history being loaded: it arrived when it happened."""
+"""A record with this header set to 1 is replayed history: it arrived at its event time."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Admission:
 
     rows: npt.NDArray[np.int64]
     table: pa.Table
-    refused: list[Refusal]
+    refused: list[RejectedMessage]
 
 
 def admit(
@@ -53,7 +54,7 @@ def admit(
     limits: AdmissionLimits,
     erased: Mapping[str, int] | None = None,
 ) -> Admission:
-    """Judges one poll of `behaviour`.
+    """Admits or refuses each record of one poll of `behaviour`.
 
     `erased`: user id -> time of erasure in ms; events of that user up to it are refused.
     Replayed history is neither late nor ancient, but may not lie in the future.
@@ -67,7 +68,7 @@ def admit(
         "ancient": (times < now_ms - limits.horizon_ms) & ~replayed,
         "erased": _erased(decoded.table, times, erased or {}),
     }
-    refused = decoded.refused + _refuse(decoded, refusals, times, now_ms)
+    refused = decoded.rejected + _refuse(decoded, refusals, times, now_ms)
     kept = ~np.logical_or.reduce(list(refusals.values()))
     table = _stamp(decoded, poll, replayed, now_ms, limits)
     if not kept.all():
@@ -78,8 +79,8 @@ def admit(
 def _replayed(poll: Polled) -> npt.NDArray[np.bool_]:
     if not poll.any_headers:
         return np.zeros(len(poll), dtype=np.bool_)
-    marked = (bool(r.headers) and r.header(REPLAY_HEADER) == b"1" for r in poll)
-    return np.fromiter(marked, dtype=np.bool_, count=len(poll))
+    replayed = (bool(r.headers) and r.header(REPLAY_HEADER) == b"1" for r in poll)
+    return np.fromiter(replayed, dtype=np.bool_, count=len(poll))
 
 
 def _erased(
@@ -87,9 +88,9 @@ def _erased(
 ) -> npt.NDArray[np.bool_]:
     if not erased:
         return np.zeros(len(times), dtype=np.bool_)
-    place = pc.index_in(table["user_id"], value_set=pa.array(list(erased), pa.string()))
+    user = pc.index_in(table["user_id"], value_set=pa.array(list(erased), pa.string()))
     until = np.append(np.fromiter(erased.values(), dtype=np.int64), np.iinfo(np.int64).min)
-    return np.asarray(times <= until[pc.fill_null(place, len(erased)).to_numpy()])
+    return np.asarray(times <= until[pc.fill_null(user, len(erased)).to_numpy()])
 
 
 def _refuse(
@@ -97,14 +98,16 @@ def _refuse(
     refusals: Mapping[str, npt.NDArray[np.bool_]],
     times: npt.NDArray[np.int64],
     now_ms: int,
-) -> list[Refusal]:
-    """One refusal a row, under the first cause that applies."""
+) -> list[RejectedMessage]:
+    """One refusal per row, with the first cause that applies."""
     causes: dict[int, str] = {}
     for cause, mask in refusals.items():
-        for place in np.flatnonzero(mask).tolist():
-            causes.setdefault(place, cause)
+        for row in np.flatnonzero(mask).tolist():
+            causes.setdefault(row, cause)
     return [
-        Refusal(int(decoded.rows[i]), cause, f"event_time_ms {times[i]}, admitted at {now_ms}")
+        RejectedMessage(
+            int(decoded.rows[i]), cause, f"event_time_ms {times[i]}, admitted at {now_ms}"
+        )
         for i, cause in causes.items()
     ]
 
@@ -116,9 +119,9 @@ def _stamp(
     now_ms: int,
     limits: AdmissionLimits,
 ) -> pa.Table:
-    """The decoded columns with what admission decides and where each row came from."""
+    """The decoded columns, plus what admission decides and each row's source."""
     times = decoded.table["event_time_ms"].to_numpy()
-    decided = {
+    stamped = {
         "ingested_at_ms": np.where(replayed, times, now_ms),
         "late": (times < now_ms - limits.lateness_ms) & ~replayed,
         "duplicate": np.zeros(len(times), dtype=np.bool_),
@@ -126,8 +129,8 @@ def _stamp(
         "source_offset": poll.offsets[decoded.rows],
     }
     columns = [
-        pa.array(decided[field.name], field.type)
-        if field.name in decided
+        pa.array(stamped[field.name], field.type)
+        if field.name in stamped
         else decoded.table[field.name]
         for field in EVENT_SCHEMA
     ]

@@ -1,77 +1,86 @@
-"""Dead letters: what admission refused, kept whole enough to be mended and sent again.
+"""Dead letters: messages of any input that were refused, kept to be repaired and resent.
 
-Knows the letter's form: key, value and headers as they came, and one header more that says
-cause and origin. Does not decide what is refused (`streams.ingest.admission`).
+Knows their form: key, value and headers as received, and one more header with cause and origin.
+Does not decide what is refused (`streams.ingest.admission`, `streams.codec.inputs`) nor how it is
+sent again (`streams.ingest.replay`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from streams.bus.contract import Bus, Outgoing, Record
+from streams.bus.contract import Bus, Outgoing
+from streams.bus.polled import Record
+from streams.codec.inputs import RejectedRecord
+from streams.contract.bounds import Count
+from streams.contract.clock import Clock
 from streams.contract.topics import BEHAVIOUR_DEAD
-from streams.ingest.partitioning import UNTIL_HEADER, until_mark
+from streams.ingest.partitioning import SOURCE_MARK_HEADER, source_mark
+from streams.telemetry import DEAD_LETTERS, set_aside
 
-LETTER_HEADER = "tidemill-dead"
-_OURS = {LETTER_HEADER, UNTIL_HEADER}
-_KEEP_VALUE = 262_144
-_KEEP_KEY = 8_192
-_KEEP_HEADERS = 65_536
-_SEND_ROWS = 500
+DEAD_LETTER_HEADER = "tidemill-dead"
+_OWN_HEADERS = {DEAD_LETTER_HEADER, SOURCE_MARK_HEADER}
+_MAX_VALUE_BYTES = 262_144
+_MAX_KEY_BYTES = 8_192
+_MAX_HEADERS_BYTES = 65_536
+_log = logging.getLogger(__name__)
 
 
 class Cause(BaseModel):
-    """Why and whence. `offset` counts within `epoch` of the topic; sha256 is of the whole."""
+    """Cause and origin. `offset` is within the topic of id `epoch`; sha256 is of the whole."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
 
     cause: str
     detail: str
     topic: str
-    epoch: str
-    partition: int
-    offset: int
-    refused_at_ms: int
-    value_bytes: int
-    value_sha256: str | None = None  # set where the value was cut
-    key_bytes: int = 0
+    topic_id: str = Field(alias="epoch")
+    partition: Count
+    offset: Count
+    refused_at_ms: Count
+    value_bytes: Count
+    value_sha256: str | None = None  # set if the value was truncated
+    key_bytes: Count = 0
     key_sha256: str | None = None
     headers_dropped: bool = False
 
     @property
-    def whole(self) -> bool:
-        """Whether the letter holds everything that its sender wrote."""
+    def complete(self) -> bool:
+        """Whether the dead letter holds everything that its sender wrote."""
         return not (self.value_sha256 or self.key_sha256 or self.headers_dropped)
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One refused message: `record` with its own key, value and headers (cut where too long)."""
+    """A refused message: `record` has its own key, value and headers (truncated if too long)."""
 
     cause: Cause
     record: Record
 
 
-def letter(record: Record, cause: str, detail: str, epoch: str, now_ms: int) -> Outgoing:
+def dead_letter_message(
+    record: Record, cause: str, detail: str, topic_id: str, now_ms: int
+) -> Outgoing:
     """The dead letter of a refused record, small enough for any topic.
 
-    One that was refused because its user was erased says whence it came and nothing of
-    what it held: a replay must not write an erased user's events down anew.
+    If the record was refused because its user was erased, the dead letter has its origin and no
+    content: a replay must not bring an erased user's events back.
     """
     erased = cause == "erased"
-    value, value_sha256 = (None, None) if erased else _cut(record.value, _KEEP_VALUE)
-    key, key_sha256 = (None, None) if erased else _cut(record.key, _KEEP_KEY)
+    value, value_sha256 = (None, None) if erased else _truncated(record.value, _MAX_VALUE_BYTES)
+    key, key_sha256 = (None, None) if erased else _truncated(record.key, _MAX_KEY_BYTES)
     size = sum(len(name) + len(content or b"") for name, content in record.headers)
-    dropped = erased or size > _KEEP_HEADERS
+    dropped = erased or size > _MAX_HEADERS_BYTES
     why = Cause(
         cause=cause,
         detail=detail,
         topic=record.topic,
-        epoch=epoch,
+        topic_id=topic_id,
         partition=record.partition,
         offset=record.offset,
         refused_at_ms=now_ms,
@@ -82,76 +91,67 @@ def letter(record: Record, cause: str, detail: str, epoch: str, now_ms: int) -> 
         headers_dropped=dropped,
     )
     headers = {} if dropped else dict(record.headers)
-    headers[UNTIL_HEADER] = until_mark(epoch, {record.partition: record.offset})
-    headers[LETTER_HEADER] = why.model_dump_json(exclude_none=True).encode()
+    headers[SOURCE_MARK_HEADER] = source_mark(topic_id, {record.partition: record.offset})
+    headers[DEAD_LETTER_HEADER] = why.model_dump_json(exclude_none=True).encode()
     return Outgoing(BEHAVIOUR_DEAD, value, key, partition=0, headers=headers)
 
 
-def read_letter(record: Record) -> DeadLetter:
-    """The letter in one record of `behaviour.dead`.
+def parse_dead_letter(record: Record) -> DeadLetter:
+    """The dead letter in a record of `behaviour.dead`.
 
     Raises:
-        ValueError: the record was not written by `letter`.
+        ValueError: the record was not written by `dead_letter_message`.
     """
-    why = record.header(LETTER_HEADER)
+    why = record.header(DEAD_LETTER_HEADER)
     if why is None:
         raise ValueError(f"{record.topic}/{record.partition}/{record.offset} is no dead letter")
-    own = tuple((name, content) for name, content in record.headers if name not in _OURS)
+    own = tuple((name, content) for name, content in record.headers if name not in _OWN_HEADERS)
     return DeadLetter(Cause.model_validate_json(why), record._replace(headers=own))
 
 
-def letters(bus: Bus) -> Iterator[DeadLetter]:
-    """Every letter that lies in `behaviour.dead` now, oldest first."""
+def scan_dead_letters(bus: Bus) -> Iterator[DeadLetter]:
+    """Every dead letter in `behaviour.dead` now, oldest first. Foreign records are set aside."""
     for partition, (start, stop) in bus.ends(BEHAVIOUR_DEAD).items():
         for record in bus.scan(BEHAVIOUR_DEAD, partition, start, stop):
-            yield read_letter(record)
+            try:
+                yield parse_dead_letter(record)
+            except ValueError as error:
+                name = f"{record.topic}/{record.partition}/{record.offset}"
+                set_aside("dead_letter", name, error)
 
 
-Mend = Callable[[DeadLetter], bytes | None]
+class DeadLetterWriter:
+    """Writes rejected records to `behaviour.dead`, counts them and names each in a log line.
 
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """How many letters were sent again, passed over by `mend`, or cut and thus unsendable."""
-
-    sent: int
-    skipped: int
-    cut: int
-
-
-def replay(bus: Bus, mend: Mend, *, progress: Callable[[int], None] = lambda _: None) -> Replayed:
-    """Sends mended letters again to where they came from, with their key and headers.
-
-    `mend` returns the value to send, or None to pass a letter over. It may give a whole value
-    for a letter that was cut; one that it returns unchanged is counted as cut, not sent.
-    Sending twice is safe: the second event of the same user and id is a duplicate.
+    One consumer of a topic writes them; others pass `streams.codec.inputs.log_rejected`.
     """
-    producer = bus.producer()
-    waiting: list[Outgoing] = []
-    sent = skipped = cut = 0
-    for count, dead in enumerate(letters(bus), start=1):
-        value = mend(dead)
-        if value is None:
-            skipped += 1
-        elif value == dead.record.value and not dead.cause.whole:
-            cut += 1
-        else:
-            sent += 1
-            waiting.append(_again(dead, value))
-        if len(waiting) >= _SEND_ROWS:
-            producer.send(waiting)
-            waiting = []
-        progress(count)
-    producer.send(waiting)
-    producer.close()
-    return Replayed(sent, skipped, cut)
+
+    def __init__(self, bus: Bus, clock: Clock) -> None:
+        self._bus, self._clock = bus, clock
+        self._producer = bus.producer()
+
+    def __call__(self, rejected: Sequence[RejectedRecord]) -> None:
+        """Returns when all are written. Raises `BusError`."""
+        ids = self._bus.topic_ids({each.record.topic for each in rejected})
+        now_ms = self._clock.now_ms()
+        self._producer.send(
+            [
+                dead_letter_message(record, cause, detail, ids[record.topic], now_ms)
+                for record, cause, detail in rejected
+            ]
+        )
+        for record, cause, detail in rejected:
+            count_dead_letter(record.topic, cause)
+            place = f"{record.topic}/{record.partition}/{record.offset}"
+            _log.warning("%s is a dead letter: %s, %s", place, cause, detail)
 
 
-def _again(dead: DeadLetter, value: bytes) -> Outgoing:
-    return Outgoing(dead.cause.topic, value, dead.record.key, headers=dict(dead.record.headers))
+def count_dead_letter(topic: str, cause: str) -> None:
+    DEAD_LETTERS.labels(topic, cause).inc()
 
 
-def _cut(content: bytes | None, most: int) -> tuple[bytes | None, str | None]:
+def _truncated(content: bytes | None, most: int) -> tuple[bytes | None, str | None]:
+    """The first `most` bytes, and the sha256 of the whole if it is longer."""
     if content is None or len(content) <= most:
         return content, None
     return content[:most], hashlib.sha256(content).hexdigest()

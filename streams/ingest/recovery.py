@@ -1,162 +1,178 @@
-"""What a loop must know of its last life before it writes: what lies there, and what is lost.
+"""Recovery at the start of a loop: what an earlier process left open, uncommitted or lost.
 
-Knows commits, their trails, the tails of the topics that a loop writes to, and the order in
-which a new life mends. Does not know what a message holds: the loop makes it again from
-the same input.
+Knows commits, their metadata and the last messages of the topics that a loop writes to. Does not
+know what a message holds: the loop makes it again from the same input.
 
-Two things may be wrong. A loop that was killed between writing and committing has rows there
-whose input it will read again: `places` says which, and they are left out (`streams.ingest.partitioning`);
-so a broker without transactions does. And a broker that was killed amid a commit may have
-finished it in some partitions only (ADR 0018): in the others the transaction stays open, and
-the writer's next marker decides over it. So a life begins by deciding: what is open is
-aborted, and then what the commit's trail names and nobody is shown is written again.
+Two faults are repaired. (1) A loop that was killed between writing and committing has written
+rows whose input it reads again. `written` lists them, and partitioning leaves them out
+(`streams.ingest.partitioning`); this works without transactions too. (2) A broker that was killed
+during a commit may have completed it in some partitions only (ADR 0018). In the others the
+transaction stays open, and the writer's next marker decides its fate. On start: abort open
+transactions, then rewrite what the commit metadata lists but readers cannot see.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from streams.bus.commit_metadata import Step, Target, Trail
+from streams.bus.commit_metadata import CommitMetadata, TopicPartition, WrittenRange
 from streams.bus.consume import Input
-from streams.bus.contract import Bus, BusError, Consumed, Outgoing, Producer, Record
+from streams.bus.contract import Bus, BusError, Outgoing
+from streams.bus.polled import Record
+from streams.bus.transaction import InputTransactions
 from streams.contract.topics import BEHAVIOUR_DEAD
-from streams.ingest.partitioning import Place, written_until
+from streams.ingest.partitioning import SourceTarget, last_written
 
-_OPEN_S = 15.0  # a transaction of another writer's ends within its own limit, which is less
-# How far back a partition's last round may lie. A dead letter is a message of its own.
-_TAIL = 64
-_TAILS = {BEHAVIOUR_DEAD: 512}
+_OPEN_TIMEOUT_S = 15.0  # another writer's transaction ends within its own limit, which is less
+# How many of a partition's last offsets to read: at least those of one commit. (Each dead
+# letter is a message of its own.)
+_LAST_OFFSETS = 64
+_LAST_OFFSETS_OF = {BEHAVIOUR_DEAD: 512}
 _READERS = 8
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Tail:
-    """The readable end of a partition: `first` offset kept, `start` of the tail, `end`."""
+class _PartitionEnd:
+    """The readable end of a partition: its `first` offset kept, and [start, end) as read."""
 
     first: int
     start: int
     end: int
-    records: Mapping[int, Record]  # by offset, without what they hold
+    records: Mapping[int, Record]  # by offset, without values
 
 
 class Recovery:
-    """One loop's, not thread-safe. `refresh` it in every turn, before anything is written."""
+    """Of one loop. Call `refresh` after every poll, before anything is written.
+
+    Not thread-safe.
+    """
 
     def __init__(
         self,
         bus: Bus,
         source: Input,
-        producer: Producer,
+        transactions: InputTransactions,
         topics: Iterable[str],
-        make: Callable[[Sequence[Record]], list[Outgoing]],
+        process: Callable[[Sequence[Record]], list[Outgoing]],
         row_bits: int = 0,
     ) -> None:
-        """`topics`: all that the loop writes to. `make`: its messages for these records.
-        `row_bits`: how far an offset of the input is shifted to the left to be a place."""
-        self._bus, self._source, self._producer = bus, source, producer
-        self._topics, self._make, self._row_bits = list(topics), make, row_bits
-        self._generation = 0
-        self.places: dict[Place, int] = {}  # empty unless a commit was lost
+        """`topics`: all that the loop writes to. `process`: the loop's messages for records.
+        `row_bits`: the input's offset is shifted left by this many bits to give a position."""
+        self._bus, self._source, self._transactions = bus, source, transactions
+        self._topics, self._process, self._row_bits = list(topics), process, row_bits
+        self._assignment_version = 0
+        self.written: dict[SourceTarget, int] = {}
+        """The last position written and not committed; empty unless a commit was lost."""
 
     def refresh(self) -> None:
-        """Aborts what is open and looks again, whenever partitions moved.
+        """Recovers if partitions were reassigned since the last call.
 
         Raises:
-            BusError: another writer's transaction keeps the end of a topic from being read.
+            BusError: another writer's open transaction hides the end of a topic.
         """
-        if self._source.generation == self._generation:
+        if self._source.assignment_version == self._assignment_version:
             return
-        self._settle()
-        trails = self._source.consumer.trails()
-        with ThreadPoolExecutor(_READERS) as pool:  # they wait for answers, nearly all the time
-            tails = self._tails(pool, list(trails.values()))
-        self.places = self._uncommitted(tails)
-        for place, trail in trails.items():
-            steps = trail.items()
-            if lost := {t: step for t, step in steps if self._is_lost(t, step, tails.get(t))}:
-                self._again(place, lost)
-        self._generation = self._source.generation
+        self._abort_open()
+        commits = self._transactions.load_metadata()
+        with ThreadPoolExecutor(_READERS) as pool:  # they mostly wait for the broker
+            ends = self._read_ends(pool, list(commits.values()))
+        self.written = self._uncommitted(ends)
+        for source, metadata in commits.items():
+            lost = {t: w for t, w in metadata.items() if self._is_lost(t, w, ends.get(t))}
+            if lost:
+                self._rewrite_lost(source, lost)
+        self._assignment_version = self._source.assignment_version
 
-    def _settle(self) -> None:
+    def _abort_open(self) -> None:
         counts = {topic: self._bus.partitions(topic) for topic in self._topics}
         targets = [(topic, p) for topic, count in counts.items() for p in range(count)]
-        self._producer.settle(targets, self._source.consumer)
+        self._transactions.abort_open(targets)
 
-    def _tails(self, pool: ThreadPoolExecutor, trails: Sequence[Trail]) -> dict[Target, _Tail]:
+    def _read_ends(
+        self, pool: ThreadPoolExecutor, commits: Sequence[CommitMetadata]
+    ) -> dict[TopicPartition, _PartitionEnd]:
         named: dict[str, set[tuple[int, int]]] = {topic: set() for topic in self._topics}
-        for (topic, partition), step in (item for trail in trails for item in trail.items()):
-            named.get(topic, set()).add((partition, step.last))
-        ends = pool.map(self._readable, named, named.values())
-        spans = {
-            (t, p): span for t, own in zip(named, ends, strict=True) for p, span in own.items()
+        for (topic, partition), written in (item for each in commits for item in each.items()):
+            named.get(topic, set()).add((partition, written.last))
+        of_topics = pool.map(self._readable_ends, named, named.values())
+        ends = {
+            (topic, partition): end
+            for topic, own in zip(named, of_topics, strict=True)
+            for partition, end in own.items()
         }
-        tails = pool.map(self._tail, spans, spans.values())
-        return dict(zip(spans, tails, strict=True))
+        return dict(zip(ends, pool.map(self._read_end, ends, ends.values()), strict=True))
 
-    def _tail(self, target: Target, span: tuple[int, int]) -> _Tail:
-        (topic, partition), (first, end) = target, span
-        start = max(first, end - _TAILS.get(topic, _TAIL))
+    def _read_end(self, target: TopicPartition, ends: tuple[int, int]) -> _PartitionEnd:
+        (topic, partition), (first, end) = target, ends
+        start = max(first, end - _LAST_OFFSETS_OF.get(topic, _LAST_OFFSETS))
         records = self._bus.scan(topic, partition, start, end)
-        return _Tail(first, start, end, {r.offset: r._replace(value=None) for r in records})
+        without_values = {r.offset: r._replace(value=None) for r in records}
+        return _PartitionEnd(first, start, end, without_values)
 
-    def _readable(self, topic: str, named: set[tuple[int, int]]) -> dict[int, tuple[int, int]]:
-        """The topic's ends, once the (partition, offset)s that are named can be read."""
-        deadline = time.monotonic() + _OPEN_S
+    def _readable_ends(
+        self, topic: str, named: Collection[tuple[int, int]]
+    ) -> dict[int, tuple[int, int]]:
+        """The topic's ends, once every (partition, offset) in `named` can be read."""
+        deadline = time.monotonic() + _OPEN_TIMEOUT_S
         while True:
             ends = self._bus.ends(topic)
             beyond = [(p, offset) for p, offset in named if p in ends and offset >= ends[p][1]]
-            whole = self._bus.ends(topic, uncommitted=True) if beyond else {}
-            still = [(p, offset) for p, offset in beyond if offset < whole[p][1]]
-            if not still:
+            written = self._bus.ends(topic, uncommitted=True) if beyond else {}
+            hidden = [(p, offset) for p, offset in beyond if offset < written[p][1]]
+            if not hidden:
                 return ends
             if time.monotonic() > deadline:
                 raise BusError(
-                    f"{topic}/{still[0][0]} cannot be read to where this loop wrote: a transaction "
-                    "is open there, of a writer that must come back, or be aborted by hand "
+                    f"{topic}/{hidden[0][0]} cannot be read up to what this loop wrote: a "
+                    "transaction is open there. Restart its writer, or abort it by hand "
                     "(kafka-transactions.sh abort)"
                 )
             time.sleep(0.2)
 
-    def _uncommitted(self, tails: Mapping[Target, _Tail]) -> dict[Place, int]:
-        """The last place of each source partition in each target, where it is not committed."""
-        done = self._source.committed()
-        records = [record for tail in tails.values() for record in tail.records.values()]
+    def _uncommitted(self, ends: Mapping[TopicPartition, _PartitionEnd]) -> dict[SourceTarget, int]:
+        """The last position of each source partition in each target, if not committed."""
+        committed = self._source.committed()
+        records = [record for end in ends.values() for record in end.records.values()]
         return {
-            at: place
-            for at, place in written_until(records, self._source.epoch).items()
-            if place >= done.get(at[2], 0) << self._row_bits
+            target: position
+            for target, position in last_written(records, self._source.topic_id).items()
+            if position >= committed.get(target[2], 0) << self._row_bits
         }
 
-    def _is_lost(self, target: Target, step: Step, tail: _Tail | None) -> bool:
-        """Whether a message was written there that nobody is shown.
+    def _is_lost(
+        self, target: TopicPartition, written: WrittenRange, end: _PartitionEnd | None
+    ) -> bool:
+        """Whether a message was written to `target` that readers cannot see.
 
-        Not where its time has passed, nor where the topic began again and is shorter now.
+        Not if retention removed it, nor if the topic was recreated and is shorter now.
         """
-        offset = step.last
-        if tail is None or not tail.first <= offset < tail.end:
+        offset = written.last
+        if end is None or not end.first <= offset < end.end:
             return False
-        if offset >= tail.start:
-            return offset not in tail.records
+        if offset >= end.start:
+            return offset not in end.records
         return not any(True for _ in self._bus.scan(*target, offset, offset + 1))
 
-    def _again(self, place: Target, lost: Mapping[Target, Step]) -> None:
-        """Each target's last round, in one transaction with the commit as it stands."""
-        topic, partition = place
-        consumer = self._source.consumer
-        done = consumer.committed()[place]
+    def _rewrite_lost(
+        self, source: TopicPartition, lost: Mapping[TopicPartition, WrittenRange]
+    ) -> None:
+        """Writes each target's last messages again; the committed offset stays as it is."""
+        topic, partition = source
+        committed = self._source.consumer.committed()[source]
         _LOG.warning(
-            "the broker lost what %s/%d was committed with in %s: writing it again",
+            "the broker lost committed messages of %s/%d in %s: rewriting them",
             topic, partition, ", ".join(f"{t}/{p}" for t, p in lost),
         )  # fmt: skip
-        for first, until in sorted({(step.first, step.until) for step in lost.values()}):
+        for first, until in sorted({(written.first, written.until) for written in lost.values()}):
             records = list(self._bus.scan(topic, partition, first, until))
-            wanted = {t for t, step in lost.items() if (step.first, step.until) == (first, until)}
-            made = self._make(records) if records else []  # none: its time has passed
-            out = [m for m in made if (m.topic, m.partition) in wanted]
-            consumer.forget(place, wanted)
-            self._producer.send(out, consumed=Consumed(consumer, records, {place: done}))
+            targets = {t for t, w in lost.items() if (w.first, w.until) == (first, until)}
+            # No records: retention removed the input.
+            made = self._process(records) if records else []
+            out = [m for m in made if (m.topic, m.partition) in targets]
+            self._transactions.drop_targets(source, targets)
+            self._transactions.send(out, records, {source: committed})

@@ -1,93 +1,78 @@
-"""The second of the door's two loops, where doors are many: `events.admitted` in, the truth out.
+"""The sequencer, for several batchers: `events.admitted` in, `events.by_user` out.
 
-Knows which rows it has been given. Does not validate (`streams.ingest.service`), nor know how
-duplicates are remembered (`streams.ingest.deduplication`), nor send rows on to other entities
-(`streams.ingest.fanout`). All rows go to `events.by_user` with their mark.
+Knows the admitted messages and their rows. Does not validate (`streams.ingest.service`),
+remember events (`streams.ingest.deduplication`) or write other entities' topics
+(`streams.ingest.fanout`). Duplicates are written too, marked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from streams.bus.consume import Input
-from streams.bus.contract import Bus, Consumed, Outgoing, Record
+from streams.bus.contract import Bus, Outgoing
+from streams.bus.polled import Record
+from streams.codec.batches import read_batch
 from streams.contract.clock import Clock
-from streams.contract.schema import from_ipc
+from streams.contract.schema import EVENT_SCHEMA, from_ipc
 from streams.contract.topics import ADMITTED, EVENTS_BY_USER
+from streams.contract.trace_headers import TRACES_HEADER, parse_traces
 from streams.event_log import EventLog
-from streams.ingest.admission import AdmissionLimits
 from streams.ingest.deduplication import SeenEvents
-from streams.ingest.partitioning import TRACES_HEADER, Load, Source, place
-from streams.ingest.recovery import Recovery
+from streams.ingest.loop import IngestConfig, IngestLoop
+from streams.ingest.partitioning import SourcedRows, SourcePositions, partition_rows
 
-ROW_BITS = 20  # a place is (offset of the admitted message << 20) | row within it
-_PACE_S, _SETTLE_S = 0.02, 0.004
+ROW_BITS = 20  # a row's position is (offset of its message << 20) | row within the message
+_MIN_POLL_INTERVAL_S, _LINGER_S = 0.02, 0.004
 
 
-class Sequencer:
-    """One consume-process-produce loop. Not thread-safe; `turn` is one round of it."""
+class Sequencer(IngestLoop):
+    """Marks duplicates among the admitted events and partitions them by user."""
 
     def __init__(
-        self,
-        bus: Bus,
-        clock: Clock,
-        limits: AdmissionLimits,
-        transactional: bool = True,
-        group: str = "tidemill",
-        instance: str = "0",
-        log: EventLog | None = None,
+        self, bus: Bus, clock: Clock, config: IngestConfig, log: EventLog | None = None
     ) -> None:
-        """`log`: as of `SeenEvents`."""
+        """`log`: see `SeenEvents`."""
         self._clock = clock
-        name = f"{group}-sequencer-{instance}" if transactional else None
-        self._producer = bus.producer(name)
-        self._partitions = bus.partitions(EVENTS_BY_USER)
-        self._input = Input(bus, ADMITTED, f"{group}-sequencer", _PACE_S, _SETTLE_S)
-        self._recovery = Recovery(
-            bus, self._input, self._producer, [EVENTS_BY_USER], self._sequenced, ROW_BITS
+        open_input = partial(
+            Input, bus, ADMITTED, min_poll_interval_s=_MIN_POLL_INTERVAL_S, linger_s=_LINGER_S
         )
-        self._seen = SeenEvents(bus, limits.duplicate_horizon_ms, log)
+        super().__init__(bus, config, "sequencer", open_input, [EVENTS_BY_USER], ROW_BITS)
+        self._partitions = bus.partitions(EVENTS_BY_USER)
+        self._seen = SeenEvents(bus, config.limits.duplicate_horizon_ms, log)
 
-    def turn(self, timeout_s: float) -> int:
-        """Sequences what one poll brings; returns the number of messages it worked off."""
-        records = self._input.poll(timeout_s)
-        self._seen.follow(self._input.generation)
-        self._recovery.refresh()
-        if not records:
-            return 0
-        out = self._sequenced(records)
-        self._producer.send(out, consumed=Consumed(self._input.consumer, records))
-        return len(records)
+    def is_past(self, offsets: Mapping[int, int]) -> bool:
+        """Whether this loop owns all these partitions, and their commits are past `offsets`."""
+        committed = self._input.consumer.committed()
+        return all(committed.get((ADMITTED, p), -1) > offset for p, offset in offsets.items())
 
-    def _sequenced(self, records: Sequence[Record]) -> list[Outgoing]:
-        load = read_load(records, self._input.epoch)
-        topic, written = EVENTS_BY_USER, self._recovery.places
-        placed = place(load, "user_id", topic, self._partitions, written)
-        return self._seen.sequenced(placed, self._clock.now_ms())
+    def _on_poll(self) -> None:
+        self._seen.on_assignment(self._input.assignment_version)
+        super()._on_poll()
 
-    def has_sequenced(self, until: Mapping[int, int]) -> bool:
-        """Whether the group is past these offsets (by partition) and this loop was given all."""
-        done = self._input.consumer.committed()
-        return all(done.get((ADMITTED, p), -1) > offset for p, offset in until.items())
-
-    def close(self) -> None:
-        self._input.consumer.close()
-        self._producer.close()
+    def _process(self, records: Sequence[Record]) -> list[Outgoing]:
+        admitted = read_admitted(records, self._input.topic_id)
+        written = self._recovery.written
+        rows = partition_rows(admitted, "user_id", EVENTS_BY_USER, self._partitions, written)
+        return self._seen.mark_duplicates(rows, self._clock.now_ms())
 
 
-def read_load(
-    records: Sequence[Record], epoch: str, read: Callable[[bytes], pa.Table] = from_ipc
-) -> Load:
-    """Admitted messages as one table in which each row knows its message and its trace.
+def read_admitted(
+    records: Sequence[Record], topic_id: str, read: Callable[[bytes], pa.Table] = from_ipc
+) -> SourcedRows:
+    """Admitted messages as one table with each row's message and trace.
 
-    By partition, so that rows by user need not be moved again.
+    Ordered by partition, so that partitioning by user need not move rows again. A message that
+    no writer of ours wrote has no rows.
     """
     records = sorted(records, key=lambda record: record.partition)
-    tables = [read(record.value or b"") for record in records]
+    found = [read_batch(record, read) for record in records]
+    empty = getattr(read, "schema", EVENT_SCHEMA).empty_table()
+    tables = [empty if table is None else table for table in found]
     counts = np.array([table.num_rows for table in tables], dtype=np.int64)
     begins = np.concatenate([[0], np.cumsum(counts)[:-1]])
     offsets = np.array([record.offset for record in records], dtype=np.int64)
@@ -95,7 +80,8 @@ def read_load(
     partitions = np.repeat(np.array([r.partition for r in records], dtype=np.int64), counts)
     traces: dict[int, str] = {}
     for record, begin in zip(records, begins.tolist(), strict=True):
-        for row, trace in orjson.loads(record.header(TRACES_HEADER) or b"[]"):
+        for row, trace in parse_traces(record.header(TRACES_HEADER)):
             traces[begin + row] = trace
-    places = (np.repeat(offsets, counts) << ROW_BITS) | rows
-    return Load(pa.concat_tables(tables), Source(epoch, partitions, places), traces)
+    positions = (np.repeat(offsets, counts) << ROW_BITS) | rows
+    source = SourcePositions(topic_id, partitions, positions)
+    return SourcedRows(pa.concat_tables(tables), source, traces)

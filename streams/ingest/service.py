@@ -1,186 +1,160 @@
-"""The door: `behaviour` in, the users' events and dead letters out.
+"""The ingest service: `behaviour` in, the users' events and dead letters out.
 
-Knows polls, commits, epochs and whether it is the only door. Judges nothing itself
-(`streams.ingest.admission`) and remembers no events (`streams.ingest.deduplication`). The only door sees all of
-a user's events, so it decides duplicates at once and writes `events.by_user`; one of many
-writes `events.admitted`, and duplicates are decided behind it (`streams.ingest.sequencer`).
+Knows polls, assignments and how many replicas run. Decides nothing about events itself
+(`streams.ingest.admission`) and remembers none (`streams.ingest.deduplication`). A sole batcher
+sees all of a user's events, so it marks duplicates at once and writes `events.by_user`. One of
+several writes `events.admitted`, and the sequencer (`streams.ingest.sequencer`) marks them.
 
-`run` starts the loops behind this one beside it; a loop that fails raises and its process
-ends: the supervisor starts it again where it was committed.
+`run` starts the batcher and the loops behind it. If one fails, all stop and the process ends; the
+supervisor restarts it, and it resumes at the last commit.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from streams.bus.consume import Input, Loop, run_loops
-from streams.bus.contract import Bus, BusError, Consumed, Outgoing, Record, last_records, polled
+from streams.bus.contract import Bus, BusError, Outgoing, last_record_offsets
+from streams.bus.polled import Record, polled
+from streams.contract.bounds import future_limit_ms
 from streams.contract.clock import Clock
-from streams.contract.topics import (
-    ADMITTED,
-    BEHAVIOUR,
-    BEHAVIOUR_DEAD,
-    ENTITY_TOPIC,
-    EVENTS_BY_USER,
-)
+from streams.contract.topics import ADMITTED, BEHAVIOUR, BEHAVIOUR_DEAD, EVENTS_BY_USER
+from streams.contract.trace_headers import TRACEPARENT_HEADER
 from streams.erasure import Erasures
 from streams.event_log import EventLog
-from streams.ingest import dead_letters
-from streams.ingest.admission import Admission, AdmissionLimits, admit
+from streams.ingest.admission import Admission, admit
+from streams.ingest.dead_letters import count_dead_letter, dead_letter_message
 from streams.ingest.deduplication import SeenEvents
 from streams.ingest.fanout import FanOut, fanned_out
-from streams.ingest.partitioning import Load, Place, Placed, Source, place
-from streams.ingest.recovery import Recovery
+from streams.ingest.loop import IngestConfig, IngestLoop
+from streams.ingest.partitioning import (
+    PartitionedRows,
+    SourcedRows,
+    SourcePositions,
+    SourceTarget,
+    partition_rows,
+)
 from streams.ingest.sequencer import Sequencer
 
-_TRACEPARENT = "traceparent"
-_PACE_S, _TURN_S = 0.05, 0.1
+_MIN_POLL_INTERVAL_S, _POLL_TIMEOUT_S = 0.05, 0.1
 
 
 def run(
     bus: Bus,
+    config: IngestConfig,
     *,
     clock: Clock,
-    limits: AdmissionLimits,
     stop: threading.Event,
-    transactional: bool = True,
-    group: str = "tidemill",
-    instance: str = "0",
-    entities: Collection[str] = tuple(ENTITY_TOPIC),
-    doors: int = 1,
     log: EventLog | None = None,
 ) -> None:
     """Admits and sequences events, and fans them out, until `stop` is set. Blocks.
 
-    `transactional=False` is for brokers without transactions and allows one process only.
-    `doors`: how many processes run this beside each other; each must be told the same.
-    `instance`: a name that this process keeps over restarts and shares with no other, so
-    that its successor can end the transaction that a killed one left open. `entities`:
-    whose topics are written beside the user's, where nobody reads the others. `log`: where
-    copies are known from whose first was written before the topics began again.
+    `log`: used to detect duplicates of events published before the topics were recreated.
 
     Raises:
-        BusError: the broker failed or another process took this one's name or partitions;
-            nothing is lost, and a new process goes on from the last commit.
+        BusError: the broker failed or another process took this one's name or partitions.
+            Nothing is lost: a new process resumes at the last commit.
     """
-
-    options = (bus, clock, limits, transactional, group, instance, log)
-    if doors == 1:
-        _finish_admitted(bus, lambda: Sequencer(*options), stop)
-    loops: dict[str, Callable[[], Loop]] = {"batcher": lambda: Batcher(*options, doors == 1)}
-    if doors > 1:
-        loops["sequencer"] = lambda: Sequencer(*options)
-    if fanned_out(entities):
-        loops["fanout"] = lambda: FanOut(bus, transactional, group, instance, entities)
+    if config.sole_consumer:
+        _finish_admitted(bus, lambda: Sequencer(bus, clock, config, log), stop)
+    loops: dict[str, Callable[[], Loop]] = {"batcher": lambda: Batcher(bus, clock, config, log)}
+    if not config.sole_consumer:
+        loops["sequencer"] = lambda: Sequencer(bus, clock, config, log)
+    if fanned_out(config.entities):
+        loops["fanout"] = lambda: FanOut(bus, config)
     run_loops(loops, stop)
 
 
 def _finish_admitted(bus: Bus, sequencer: Callable[[], Sequencer], stop: threading.Event) -> None:
-    """What many doors admitted and nobody has sequenced goes before what the only one admits."""
-    if not (last := last_records(bus, ADMITTED)):
+    """Sequences what replicas admitted before their number was set to 1: it comes first."""
+    if not (last := last_record_offsets(bus, ADMITTED)):
         return
     loop = sequencer()
     try:
-        while not stop.is_set() and (loop.turn(_TURN_S) or not loop.has_sequenced(last)):
+        while not stop.is_set() and (loop.run_once(_POLL_TIMEOUT_S) or not loop.is_past(last)):
             pass
     finally:
         loop.close()
 
 
-class Batcher:
-    """One consume-process-produce loop. Not thread-safe; `turn` is one round of it."""
+class Batcher(IngestLoop):
+    """Admits, deduplicates (as a sole consumer) and partitions the records of `behaviour`."""
 
     def __init__(
-        self,
-        bus: Bus,
-        clock: Clock,
-        limits: AdmissionLimits,
-        transactional: bool = True,
-        group: str = "tidemill",
-        instance: str = "0",
-        log: EventLog | None = None,
-        alone: bool = True,
+        self, bus: Bus, clock: Clock, config: IngestConfig, log: EventLog | None = None
     ) -> None:
-        """`alone`: no other process reads `behaviour`, so each user's events all come here.
-        `log`: as of `SeenEvents`."""
-        self._clock, self._limits = clock, limits
-        self._seen = SeenEvents(bus, limits.duplicate_horizon_ms, log) if alone else None
-        self._topic = EVENTS_BY_USER if alone else ADMITTED
-        name = f"{group}-batcher-{instance}" if transactional else None
-        self._producer = bus.producer(name)
+        """`log`: see `SeenEvents`."""
+        self._clock, self._limits = clock, config.limits
+        self._topic = EVENTS_BY_USER if config.sole_consumer else ADMITTED
+        open_input = partial(Input, bus, BEHAVIOUR, min_poll_interval_s=_MIN_POLL_INTERVAL_S)
+        super().__init__(bus, config, "batcher", open_input, [self._topic, BEHAVIOUR_DEAD])
+        horizon_ms = config.limits.duplicate_horizon_ms
+        self._seen = SeenEvents(bus, horizon_ms, log) if config.sole_consumer else None
         self._partitions = bus.partitions(self._topic)
-        self._input = Input(bus, BEHAVIOUR, f"{group}-batcher", _PACE_S)
-        self._every = bus.partitions(BEHAVIOUR)
-        targets = [self._topic, BEHAVIOUR_DEAD]
-        self._recovery = Recovery(bus, self._input, self._producer, targets, self._admitted)
-        self._erasures = Erasures(bus)
-
-    def turn(self, timeout_s: float) -> int:
-        """Admits what one poll brings; returns the number of records it worked off."""
-        records = self._input.poll(timeout_s)
-        self._follow(self._input.generation)
-        if not records:
-            return 0
-        out = self._admitted(records)
-        self._producer.send(out, consumed=Consumed(self._input.consumer, records))
-        return len(records)
+        self._input_partitions = bus.partitions(BEHAVIOUR)
+        self._erasures = Erasures(bus, partial(future_limit_ms, clock, config.limits.future_ms))
 
     def close(self) -> None:
-        self._input.consumer.close()
         self._erasures.close()
-        self._producer.close()
+        super().close()
 
-    def _follow(self, generation: int) -> None:
-        """Partitions may have changed hands; the only door must have kept all of them.
+    def _on_poll(self) -> None:
+        """A sole consumer must own all partitions, or it would miss duplicates.
 
-        None is no company yet: so it is while the group's members join.
+        An empty assignment is normal while the group is joining.
         """
         if self._seen:
-            self._seen.follow(generation)
-            if 0 < (held := len(self._input.consumer.assignment())) < self._every:
+            self._seen.on_assignment(self._input.assignment_version)
+            owned = len(self._input.consumer.assignment())
+            if 0 < owned < self._input_partitions:
                 raise BusError(
-                    f"this door reads {held} of the {self._every} partitions of {BEHAVIOUR!r}, and "
-                    "another process the others: stop one of them, or set broker.doors "
-                    "(TIDEMILL_BROKER__DOORS) to the number of both, for every one of them"
+                    f"this batcher reads {owned} of the {self._input_partitions} partitions of "
+                    f"{BEHAVIOUR!r}, and another process the others: stop one of them, or set "
+                    "ingest.replicas (TIDEMILL_INGEST__REPLICAS) to their number, in each of them"
                 )
-        self._recovery.refresh()
+        super()._on_poll()
 
-    def _admitted(self, records: Sequence[Record]) -> list[Outgoing]:
-        """The messages that these records become, dead letters included."""
+    def _process(self, records: Sequence[Record]) -> list[Outgoing]:
         self._erasures.refresh()
         now_ms = self._clock.now_ms()
-        admission = admit(records, now_ms, self._limits, self._erasures.until)
-        placed = self._placed(records, admission)
-        out = list(placed.messages()) if not self._seen else self._seen.sequenced(placed, now_ms)
-        return out + self._dead(records, admission, now_ms)
+        admission = admit(records, now_ms, self._limits, self._erasures.until_ms)
+        rows = self._partitioned(records, admission)
+        out = self._seen.mark_duplicates(rows, now_ms) if self._seen else list(rows.messages())
+        return out + self._dead_letters(records, admission, now_ms)
 
-    def _placed(self, records: Sequence[Record], admission: Admission) -> Placed:
+    def _partitioned(self, records: Sequence[Record], admission: Admission) -> PartitionedRows:
         table = admission.table
-        source = Source(
-            self._input.epoch,
+        source = SourcePositions(
+            self._input.topic_id,
             table["source_partition"].to_numpy().astype(np.int64),
             table["source_offset"].to_numpy(),
         )
-        load = Load(table, source, _traces(records, admission.rows.tolist()))
-        return place(load, "user_id", self._topic, self._partitions, self._recovery.places)
+        rows = SourcedRows(table, source, _traces(records, admission.rows.tolist()))
+        written = self._recovery.written
+        return partition_rows(rows, "user_id", self._topic, self._partitions, written)
 
-    def _dead(self, records: Sequence[Record], admission: Admission, now_ms: int) -> list[Outgoing]:
-        letters = []
+    def _dead_letters(
+        self, records: Sequence[Record], admission: Admission, now_ms: int
+    ) -> list[Outgoing]:
+        """Without those that an earlier process wrote and did not commit."""
+        out = []
         for refusal in sorted(admission.refused, key=lambda refusal: refusal.row):
             record = records[refusal.row]
-            at: Place = (BEHAVIOUR_DEAD, 0, record.partition)
-            if record.offset > self._recovery.places.get(at, -1):
-                cause = (refusal.cause, refusal.detail)
-                letters.append(dead_letters.letter(record, *cause, self._input.epoch, now_ms))
-        return letters
+            target: SourceTarget = (BEHAVIOUR_DEAD, 0, record.partition)
+            if record.offset > self._recovery.written.get(target, -1):
+                cause, topic_id = (refusal.cause, refusal.detail), self._input.topic_id
+                out.append(dead_letter_message(record, *cause, topic_id, now_ms))
+                count_dead_letter(BEHAVIOUR, refusal.cause)
+        return out
 
 
 def _traces(records: Sequence[Record], rows: Sequence[int]) -> dict[int, str]:
-    """Row of the admitted table -> traceparent of the record it came from."""
+    """Row of the admitted table -> traceparent of its record."""
     if not polled(records).any_headers:
         return {}
-    found = ((i, records[row].header(_TRACEPARENT)) for i, row in enumerate(rows))
+    found = ((i, records[row].header(TRACEPARENT_HEADER)) for i, row in enumerate(rows))
     return {i: trace.decode("ascii", "replace") for i, trace in found if trace is not None}

@@ -1,27 +1,36 @@
-"""JSON objects to columns in one pass, compiled: what is surely well formed and within bounds.
+"""JSON objects to columns in one compiled pass, for messages that are certainly valid.
 
-Knows JSON, and a contract's fields, words and bounds as tables (`streams.codec.json` makes
-them: they are arguments because compiled code is cached by the state of this file alone),
-not what strings are made of (`streams.kernels.json_text`). A
-message is taken only where a full reader would take it with the same values; all others are
-left out, for that reader to judge: fields stated twice, texts that are too long in bytes,
-numbers that are not plain, lone surrogates, escaped or foreign names, deep nesting.
+Knows JSON, and a contract's fields, words and bounds as tables (made by `streams.codec.json`).
+Does not know what strings contain (`streams.kernels.json_text`). A message is taken only if a full
+reader would take it with the same values. All others are left to that reader: fields stated
+twice, texts that are too long in bytes, numbers in another form, lone surrogates, escaped or
+unknown names, deep nesting.
 
-A NUL behind each message stands for its end: JSON has none, in strings or outside, so that
-no step needs to ask whether the message goes on.
+Each message is followed by a NUL, which JSON has neither in strings nor outside, so no step asks
+whether the message goes on.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit  # type: ignore[import-untyped]
 
+from streams.kernels.arrays import (
+    BoolTable,
+    Int64s,
+    MutableBoolTable,
+    MutableInt32Table,
+    MutableInt64s,
+    MutableInt64Table,
+    MutableUint8Table,
+    Uint8s,
+    Uint8Table,
+    Uint64Table,
+)
+from streams.kernels.compile import borrowing, compile_now, compiled
 from streams.kernels.json_text import copied, plain_end, string_end, unescaped
-from streams.kernels.raw import word_at
-
-_compiled: Any = njit(cache=True, nogil=True)
+from streams.kernels.raw import signed, word_at
 
 NO_WORD = 255
 PADDING = b"\0" * 16  # words are read whole, wherever they begin
@@ -39,68 +48,136 @@ _EXPONENT_DIGITS = 2  # what surely is a finite float64
 _DEEPEST = 60
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def scan(
-    data: np.ndarray, starts: np.ndarray,
-    name: np.ndarray, spelled: np.ndarray, words_from: np.ndarray, most_bytes: np.ndarray,
-    least: np.ndarray, most: np.ndarray, states: np.ndarray, needs: np.ndarray,
-    default: np.ndarray,
-) -> Any:  # fmt: skip
-    """The parts of `streams.codec.json.Scanned`, of which the columns have room for N rows.
+class ScanTables(NamedTuple):
+    """A contract's fields: texts come first, then words, the kind before all, then numbers.
 
-    Message r of N is `data[starts[r]:starts[r + 1] - 1]`, with a NUL behind it, and PADDING
-    behind the last; the tables are those of `streams.codec.json.Contract`.
+    `name`, `word`: the bytes of each in two machine words, with NULs behind them. Words of the
+    w-th field that has them are `word[words_from[w]:words_from[w + 1]]`.
     """
-    count, texts, words, numbers = len(starts) - 1, len(most_bytes), len(default[0]), len(least)
-    rows = np.empty(count, np.int64)
-    text, ends = np.empty(texts * len(data), np.uint8), np.zeros((texts, count + 1), np.int32)
-    stated = np.empty((texts, count), np.bool_)
-    word, number = np.empty((words, count), np.uint8), np.empty((numbers, count), np.int64)
-    begin, end = np.zeros(len(name), np.int64), np.zeros(len(name), np.int64)
-    follows = np.zeros(len(name) + 1, np.int64)
+
+    name: Uint64Table  # [fields, 2]
+    word: Uint64Table  # [words, 2]
+    words_from: Int64s
+    most_bytes: Int64s  # [texts]
+    least: Int64s  # [numbers]
+    most: Int64s
+    states: BoolTable  # [kinds, fields]
+    needs: BoolTable
+    default: Uint8Table  # [kinds, words]; NO_WORD where the kind states no such field
+
+
+class ScannedColumns(NamedTuple):
+    """What the K messages that were taken state, in columns that may have room for more."""
+
+    rows: MutableInt64s  # [K], their places among the messages, ascending
+    text: MutableUint8Table  # [texts, bytes]
+    ends: MutableInt32Table  # [texts, K + 1]
+    stated: MutableBoolTable  # [texts, K]
+    word: MutableUint8Table  # [words, K]; NO_WORD where the kind states no such field
+    number: MutableInt64Table  # [numbers, K]; 0 where none is stated
+
+
+class _Places(NamedTuple):
+    """Where one message's fields lie."""
+
+    begin: MutableInt64s  # [fields]: of a text or word; a number's value
+    end: MutableInt64s  # [fields]; -1 where the field is absent or null
+    next_field: MutableInt64s  # [1 + fields]: which field came behind each the last time
+
+
+@compiled
+def scan(data: Uint8s, starts: Int64s, tables: ScanTables) -> ScannedColumns:
+    """Message r of N is `data[starts[r]:starts[r + 1] - 1]`, with a NUL behind it, and PADDING
+    behind the last. A message is left out unless a full reader would surely take it."""
+    count, texts = len(starts) - 1, len(tables.most_bytes)
+    words, numbers = len(tables.default[0]), len(tables.least)
+    text = np.empty(texts * len(data), np.uint8)
+    out = ScannedColumns(
+        np.empty(count, np.int64),
+        text.reshape(texts, len(data)),
+        np.zeros((texts, count + 1), np.int32),
+        np.empty((texts, count), np.bool_),
+        np.empty((words, count), np.uint8),
+        np.empty((numbers, count), np.int64),
+    )
+    fields = len(tables.name)
+    places = _Places(
+        np.zeros(fields, np.int64), np.zeros(fields, np.int64), np.zeros(fields + 1, np.int64)
+    )
     taken = 0
     for r in range(count):
-        at, stop = starts[r], starts[r + 1] - 1
-        escaped = _walked(data, at, stop, name, texts + words, begin, end, follows)
+        escaped = _walked(data, starts[r], starts[r + 1] - 1, tables.name, texts + words, places)
         if escaped < 0:
             continue
-        kind = _word(data, begin[texts], end[texts], spelled, 0, words_from[1])
-        if kind < 0 or not _complete(end, needs, kind):
+        begin, end = places.begin[texts], places.end[texts]
+        kind = _word(data, begin, end, tables.word, 0, tables.words_from[1])
+        if kind < 0 or not _complete(places.end, tables.needs, kind):
             continue
-        word[0, taken] = kind
-        sound = True
-        for place in range(1, words):
-            field = texts + place
-            word[place, taken] = default[kind, place]
-            if states[kind, field] and end[field] >= 0:
-                first, last = words_from[place], words_from[place + 1]
-                found = _word(data, begin[field], end[field], spelled, first, last)
-                word[place, taken] = found
-                sound &= found >= 0
-        for place in range(numbers):
-            field = texts + words + place
-            number[place, taken] = 0
-            if states[kind, field] and end[field] >= 0:
-                number[place, taken] = begin[field]
-                sound &= least[place] <= begin[field] <= most[place]
-        for field in range(texts):
-            to = ends[field, taken]
-            stated[field, taken] = states[kind, field] and end[field] >= 0
-            if stated[field, taken]:
-                own = field * len(data)
-                if escaped >> field & 1:
-                    to = unescaped(data, begin[field], end[field], text, own + to) - own
-                else:
-                    to = copied(data, begin[field], end[field], text, own + to) - own
-                sound &= 1 <= to - ends[field, taken] <= most_bytes[field]
-            ends[field, taken + 1] = to
+        sound = _put_words(data, places, kind, tables, out.word, taken)
+        sound &= _put_numbers(places, kind, tables, out.number, taken)
+        sound &= _put_texts(data, places, escaped, kind, tables, text, out, taken)
         if sound:
-            rows[taken] = r
+            out.rows[taken] = r
             taken += 1
-    return rows[:taken], text.reshape(texts, len(data)), ends, stated, word, number
+    return ScannedColumns(out.rows[:taken], out.text, out.ends, out.stated, out.word, out.number)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
+def _put_words(
+    data: np.ndarray, places: _Places, kind: int, tables: ScanTables, out: np.ndarray, to: int
+) -> bool:
+    """Writes column `to`: the message's kind and words; False where one is not in its list."""
+    out[0, to] = kind
+    sound, texts = True, len(tables.most_bytes)
+    for place in range(1, len(out)):
+        field = texts + place
+        out[place, to] = tables.default[kind, place]
+        if tables.states[kind, field] and places.end[field] >= 0:
+            first, last = tables.words_from[place], tables.words_from[place + 1]
+            found = _word(data, places.begin[field], places.end[field], tables.word, first, last)
+            out[place, to] = found
+            sound &= found >= 0
+    return sound
+
+
+@borrowing
+def _put_numbers(places: _Places, kind: int, tables: ScanTables, out: np.ndarray, to: int) -> bool:
+    """Writes column `to`; False where a number is out of bounds."""
+    sound, before = True, len(places.end) - len(out)
+    for place in range(len(out)):
+        field = before + place
+        out[place, to] = 0
+        if tables.states[kind, field] and places.end[field] >= 0:
+            number = places.begin[field]
+            out[place, to] = number
+            sound &= tables.least[place] <= number <= tables.most[place]
+    return sound
+
+
+@borrowing
+def _put_texts(
+    data: np.ndarray, places: _Places, escaped: int, kind: int,
+    tables: ScanTables, text: np.ndarray, out: ScannedColumns, to: int,
+) -> bool:  # fmt: skip
+    """Writes the texts of column `to`, to `text` as it lies in memory; False where one is empty
+    or too long."""
+    sound = True
+    for field in range(len(tables.most_bytes)):
+        stop = signed(out.ends[field, to])
+        out.stated[field, to] = tables.states[kind, field] and places.end[field] >= 0
+        if out.stated[field, to]:
+            own, start = field * len(data), stop
+            begin, end = places.begin[field], places.end[field]
+            if escaped >> field & 1:
+                stop = unescaped(data, begin, end, text, own + stop) - own
+            else:
+                stop = copied(data, begin, end, text, own + stop) - own
+            sound &= 1 <= stop - start <= tables.most_bytes[field]
+        out.ends[field, to + 1] = stop
+    return sound
+
+
+@borrowing
 def _complete(end: np.ndarray, needs: np.ndarray, kind: int) -> bool:
     field = 0
     while field < len(end) and (end[field] >= 0 or not needs[kind, field]):
@@ -108,18 +185,17 @@ def _complete(end: np.ndarray, needs: np.ndarray, kind: int) -> bool:
     return field == len(end)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _walked(
-    data: np.ndarray, at: int, stop: int, name: np.ndarray, first_number: int,
-    begin: np.ndarray, end: np.ndarray, follows: np.ndarray,
-) -> int:  # fmt: skip
+    data: np.ndarray, at: int, stop: int, name: np.ndarray, first_number: int, places: _Places
+) -> int:
     """-1 unless the message is one object whose known fields have their types; else a bit for
     each field whose text has escapes.
 
-    `begin`, `end` tell where a field's text lies, `begin` a number's value; `end` is -1 where
-    a field is absent or null. `follows` says which field came behind each the last time (the
-    first behind -1, so all are one further on): producers write them in one order.
+    Fills in `places`. A field is expected behind the one that it followed in the last message
+    (`next_field` is one further on, since the first follows -1): producers keep one order.
     """
+    begin, end, next_field = places
     end[:] = -1
     seen = escaped = 0
     field = -1
@@ -134,10 +210,10 @@ def _walked(
         at = plain_end(data, key)
         if data[at] != _QUOTE:
             return -1
-        before, field = field, follows[field + 1]
+        before, field = field, next_field[field + 1]
         if _word(data, key, at, name, field, field + 1) < 0:
             field = _word(data, key, at, name, 0, len(name))
-            follows[before + 1] = max(field, 0)
+            next_field[before + 1] = max(field, 0)
         at = _spaces(data, at + 1)
         if data[at] != _COLON:
             return -1
@@ -169,7 +245,7 @@ def _walked(
             return -1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _word(data: np.ndarray, at: int, end: int, words: np.ndarray, first: int, last: int) -> int:
     """Which of words `first` to `last` the text is, -1 where it is none (or absent)."""
     size = end - at
@@ -186,14 +262,14 @@ def _word(data: np.ndarray, at: int, end: int, words: np.ndarray, first: int, la
     return -1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _spaces(data: np.ndarray, at: int) -> int:
     while data[at] <= _LAST_SPACE and _SPACE[data[at]]:
         at += 1
     return at
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _literal(data: np.ndarray, at: int, word: np.ndarray) -> int:
     """The place behind the word, or -1 where another stands there."""
     for byte in word:
@@ -203,21 +279,21 @@ def _literal(data: np.ndarray, at: int, word: np.ndarray) -> int:
     return at
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _integer(data: np.ndarray, at: int) -> tuple[int, int]:
     """(value, the place behind it) of a whole number that is not negative; else (0, -1)."""
     start, value = at, 0
     while _ZERO <= data[at] <= _NINE:
         if at - start == _DIGITS:
             return 0, -1
-        value = value * 10 + data[at] - _ZERO
+        value = value * 10 + signed(data[at]) - _ZERO
         at += 1
     if at == start or (data[start] == _ZERO and at - start > 1):
         return 0, -1
     return value, at
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _skipped(data: np.ndarray, at: int) -> int:
     """The place behind the value that begins here, or -1 where it is not surely well formed."""
     objects, depth = 0, 0  # which of what is open are objects, the innermost in the lowest bit
@@ -250,7 +326,7 @@ def _skipped(data: np.ndarray, at: int) -> int:
             return at
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _named(data: np.ndarray, at: int) -> int:
     """Where the value behind a name begins, or -1."""
     if data[at] != _QUOTE:
@@ -262,8 +338,8 @@ def _named(data: np.ndarray, at: int) -> int:
     return _spaces(data, at + 1) if data[at] == _COLON else -1
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _scalar(data: np.ndarray, at: int) -> Any:
+@borrowing
+def _scalar(data: np.ndarray, at: int) -> int:
     byte = data[at]
     if byte == _QUOTE:
         end, _ = string_end(data, at + 1)
@@ -277,7 +353,7 @@ def _scalar(data: np.ndarray, at: int) -> Any:
     return _number_end(data, at)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _number_end(data: np.ndarray, at: int) -> int:
     """The place behind a number that surely is a finite float64 or an int64; else -1."""
     if data[at] == _MINUS:
@@ -293,9 +369,12 @@ def _number_end(data: np.ndarray, at: int) -> int:
     return at
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _digits_end(data: np.ndarray, at: int, most: int) -> int:
     start = at
     while _ZERO <= data[at] <= _NINE:
         at += 1
     return at if 0 < at - start <= most else -1
+
+
+compile_now(scan)

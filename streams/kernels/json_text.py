@@ -1,19 +1,15 @@
-"""Texts in JSON, compiled: where one ends, what its escapes mean, eight bytes at a time.
+"""Strings in JSON, compiled: where one ends, what its escapes mean, eight bytes at a time.
 
-Knows UTF-8 and JSON's escapes. Words are read whole: whoever calls has seven bytes behind the
-data's last NUL.
+Knows UTF-8 and JSON's escapes. Words are read whole, so the data needs seven bytes behind its
+last NUL.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit  # type: ignore[import-untyped]
 
-from streams.kernels.raw import copy_bytes, trailing_zeros, word_at
-
-_compiled: Any = njit(cache=True, nogil=True)
+from streams.kernels.compile import borrowing
+from streams.kernels.raw import copy_bytes, signed, trailing_zeros, word_at
 
 _QUOTE, _BACKSLASH, _U = 0x22, 0x5C, 0x75
 _HEX = np.full(256, -1)
@@ -25,7 +21,7 @@ _QUOTES, _BACKSLASHES, _SPACES = (np.uint64(byte) * _EACH for byte in (_QUOTE, _
 _HIGH = np.uint64(0x80) * _EACH
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def plain_end(data: np.ndarray, at: int) -> int:
     """The next byte that is a quote, a backslash, a control character or not ASCII."""
     while True:
@@ -34,11 +30,11 @@ def plain_end(data: np.ndarray, at: int) -> int:
         # A byte's high bit: it is one of these. A borrow may set it falsely behind the first.
         found = (word - _SPACES | quotes - _EACH | slashes - _EACH | word) & _HIGH
         if found:
-            return int(at + np.int64(trailing_zeros(found) >> np.uint64(3)))
+            return at + signed(trailing_zeros(found) >> np.uint64(3))
         at += 8
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def string_end(data: np.ndarray, at: int) -> tuple[int, bool]:
     """(the closing quote of the string whose bytes begin here, or -1; whether it has escapes)."""
     escapes = False
@@ -55,14 +51,14 @@ def string_end(data: np.ndarray, at: int) -> tuple[int, bool]:
             return -1, escapes
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def copied(data: np.ndarray, at: int, end: int, out: np.ndarray, to: int) -> int:
     """Writes a string without escapes; the place behind it."""
     copy_bytes(out, to, data, at, end - at)
     return to + end - at
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def unescaped(data: np.ndarray, at: int, end: int, out: np.ndarray, to: int) -> int:
     """Writes the string's characters; the place behind them."""
     while at < end:
@@ -75,7 +71,7 @@ def unescaped(data: np.ndarray, at: int, end: int, out: np.ndarray, to: int) -> 
     return to
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _character_end(data: np.ndarray, at: int) -> int:
     """The place behind a UTF-8 character of two to four bytes, or -1."""
     first = data[at]
@@ -100,9 +96,9 @@ def _character_end(data: np.ndarray, at: int) -> int:
     return at + 1 + more
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _escape(data: np.ndarray, at: int) -> tuple[int, int]:
-    """(character, the place behind it) of what follows a backslash; (0, -1) in doubt."""
+    """(character, the place behind it) of what follows a backslash; (0, -1) where that is not certain."""
     if data[at] != _U:
         known = _ESCAPED[data[at]]
         return (known, at + 1) if known >= 0 else (0, -1)
@@ -119,7 +115,7 @@ def _escape(data: np.ndarray, at: int) -> tuple[int, int]:
     return 0x10000 + (code - 0xD800 << 10) + low - 0xDC00, at + 11
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _hex(data: np.ndarray, at: int) -> int:
     value = 0
     for place in range(at, at + 4):
@@ -130,7 +126,7 @@ def _hex(data: np.ndarray, at: int) -> int:
     return value
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@borrowing
 def _encoded(code: int, out: np.ndarray, to: int) -> int:
     """Writes one character as UTF-8; the place behind it."""
     if code < 0x80:

@@ -1,22 +1,18 @@
 """Words and copies in bytes for compiled code, wherever they lie, as the machine does them.
 
 Knows LLVM. A slice and its view in compiled code count references, which costs more than
-what is read through them. Nothing here checks bounds.
+what is read through them. Compiled, nothing here checks bounds.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils, types  # type: ignore[import-untyped]
-from numba.extending import intrinsic  # type: ignore[import-untyped]
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
 
-_intrinsic: Any = intrinsic
-
-
-_copy: Any = cgutils.raw_memcpy
-_declared: Any = cgutils.get_or_insert_function
+from streams.kernels.compile import Codegen, lowered
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
@@ -24,7 +20,7 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -
     return builder.gep(data, [at])
 
 
-def _load(bits: int) -> Any:
+def _load(bits: int) -> Codegen:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = _pointer(context, builder, signature.args[0], *args)
         return builder.load(builder.bitcast(place, ir.IntType(bits).as_pointer()), align=1)
@@ -32,77 +28,87 @@ def _load(bits: int) -> Any:
     return codegen
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
-def word_at(_context: Any, data: Any, _at: Any) -> Any:
+def _multiply_high(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    wide = ir.IntType(128)
+    product = builder.mul(*(builder.zext(factor, wide) for factor in args))
+    return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+
+def _count_trailing_zeros(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+
+def _to_int64(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return context.cast(builder, args[0], signature.args[0], types.int64)
+
+
+def _store(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    place = _pointer(context, builder, signature.args[0], *args[:2])
+    builder.store(args[2], builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
+    return context.get_dummy_value()
+
+
+def _copy(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    target = _pointer(context, builder, signature.args[0], *args[:2])
+    source = _pointer(context, builder, signature.args[2], *args[2:4])
+    cgutils.raw_memcpy(builder, target, source, args[4], 1)
+    return context.get_dummy_value()
+
+
+def _prefetch(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    place = _pointer(context, builder, signature.args[0], *args)
+    function = ir.FunctionType(ir.VoidType(), [place.type, *[ir.IntType(32)] * 3])
+    declared = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+    to_read, into_all_caches, data_not_code = (ir.IntType(32)(value) for value in (0, 3, 1))
+    builder.call(declared, [place, to_read, into_all_caches, data_not_code])
+    return context.get_dummy_value()
+
+
+@lowered(_load(64))
+def word_at(data: np.ndarray, at: int) -> np.uint64:
     """uint64 of the eight bytes at a place of uint8 data."""
-    return types.uint64(data, types.int64), _load(64)
+    word: np.uint64 = data[at : at + 8].view(np.uint64)[0]
+    return word
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
-def short_at(_context: Any, data: Any, _at: Any) -> Any:
+@lowered(_load(32))
+def short_at(data: np.ndarray, at: int) -> np.uint32:
     """uint32 of the four bytes at a place of uint8 data."""
-    return types.uint32(data, types.int64), _load(32)
+    word: np.uint32 = data[at : at + 4].view(np.uint32)[0]
+    return word
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
-def high_product(_context: Any, _a: Any, _b: Any) -> Any:
+@lowered(_multiply_high)
+def high_product(a: np.uint64, b: np.uint64) -> np.uint64:
     """The upper uint64 of the product of two uint64."""
-
-    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        wide = ir.IntType(128)
-        product = builder.mul(*(builder.zext(factor, wide) for factor in args))
-        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
-
-    return types.uint64(types.uint64, types.uint64), codegen
+    return np.uint64(int(a) * int(b) >> 64)
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
-def trailing_zeros(_context: Any, _word: Any) -> Any:
+@lowered(_count_trailing_zeros)
+def trailing_zeros(word: np.uint64) -> np.uint64:
     """How many bits of a uint64 that is not 0 lie below its lowest one."""
-
-    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), codegen
+    return np.uint64((int(word) & -int(word)).bit_length() - 1)
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
-def put_word(_context: Any, out: Any, _to: Any, _word: Any) -> Any:
+@lowered(_to_int64)
+def signed(number: Any) -> int:
+    """int64 of an integer; of a uint64, the same bits."""
+    return int(np.asarray(number).astype(np.int64))
+
+
+@lowered(_store)
+def put_word(out: np.ndarray, to: int, word: np.uint64) -> None:
     """Writes a uint64 to eight bytes of uint8 data."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = _pointer(context, builder, signature.args[0], *args[:2])
-        word = builder.bitcast(place, ir.IntType(64).as_pointer())
-        builder.store(args[2], word, align=1)
-        return context.get_dummy_value()
-
-    return types.void(out, types.int64, types.uint64), codegen
+    out[to : to + 8].view(np.uint64)[0] = word
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
-def copy_bytes(_context: Any, out: Any, _to: Any, data: Any, _at: Any, _size: Any) -> Any:
+@lowered(_copy)
+def copy_bytes(out: np.ndarray, to: int, data: np.ndarray, at: int, size: int) -> None:
     """Copies bytes of uint8 data to other uint8 data."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        target = _pointer(context, builder, signature.args[0], *args[:2])
-        source = _pointer(context, builder, signature.args[2], *args[2:4])
-        _copy(builder, target, source, args[4], 1)
-        return context.get_dummy_value()
-
-    return types.void(out, types.int64, data, types.int64, types.int64), codegen
+    out[to : to + size] = data[at : at + size]
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
-def prefetch(_context: Any, data: Any, _at: Any) -> Any:
-    """Asks for the cache line of a place in uint8 data, so that it is there when it is read."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = _pointer(context, builder, signature.args[0], *args)
-        kinds = [ir.IntType(32)] * 3
-        function = ir.FunctionType(ir.VoidType(), [place.type, *kinds])
-        ask = _declared(builder.module, function, "llvm.prefetch.p0")
-        to_read, into_all_caches, data_not_code = (ir.IntType(32)(value) for value in (0, 3, 1))
-        builder.call(ask, [place, to_read, into_all_caches, data_not_code])
-        return context.get_dummy_value()
-
-    return types.void(data, types.int64), codegen
+@lowered(_prefetch)
+def prefetch(data: np.ndarray, at: int) -> None:
+    """Asks for the cache line of a place in uint8 data, so that it is there when it is read.
+    Without effect on values."""

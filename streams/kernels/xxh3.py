@@ -1,23 +1,21 @@
-"""XXH3-64 of strings where they lie in Arrow's buffers, compiled: no Python object for any.
+"""XXH3-64 of strings in Arrow's buffers, compiled: no Python object for any of them.
 
 Knows Arrow's layout and XXH3 with seed 0 and the default secret, for up to 240 bytes; the
-library hashes what is longer. Partitions and rows depend on every bit of it.
+library hashes longer strings. Partitions and stored rows depend on every bit of it.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import xxhash
-from numba import njit  # type: ignore[import-untyped]
 
-from streams.kernels.raw import copy_bytes, high_product, short_at, word_at
+from streams.kernels.arrays import Int32s, MutableInt64s, MutableUint64s, Uint8s, read_only
+from streams.kernels.compile import borrowing, compile_now, compiled
+from streams.kernels.raw import copy_bytes, high_product, short_at, signed, word_at
 
 Hashes = npt.NDArray[np.uint64]
-_compiled: Any = njit(cache=True, nogil=True)
 
 _LONGEST = 240  # bytes, from which on XXH3 is another algorithm
 _U = np.uint64
@@ -39,97 +37,90 @@ _SECRET = np.frombuffer(  # as much of it as short inputs use
 def hashes(words: pa.Array | pa.ChunkedArray) -> Hashes:
     """uint64 [N]: `xxhash.xxh3_64_intdigest` of each string's or binary's bytes; nulls: any."""
     chunks = words.chunks if isinstance(words, pa.ChunkedArray) else [words]
-    return _together([_hashed(chunk) for chunk in chunks])
+    return _concatenated([_hashed(chunk) for chunk in chunks])
 
 
 def joined_hashes(first: pa.ChunkedArray, second: pa.ChunkedArray) -> Hashes:
     """uint64 [N]: of the first string, NUL, the second; no nulls."""
     table = pa.Table.from_arrays([first, second], ["first", "second"])
-    return _together([_joined(*batch.columns) for batch in table.to_batches()])
+    return _concatenated([_joined(*batch.columns) for batch in table.to_batches()])
 
 
-def _together(parts: list[Hashes]) -> Hashes:
+def _concatenated(parts: list[Hashes]) -> Hashes:
     return np.concatenate([np.empty(0, np.uint64), *parts]) if len(parts) != 1 else parts[0]
 
 
 def _hashed(words: pa.Array) -> Hashes:
-    data, ends = spans(words)
+    data, ends = string_buffers(words)
     found, longer = _hash_each(data, ends)
     for row in longer.tolist():
         found[row] = xxhash.xxh3_64_intdigest(data[ends[row] : ends[row + 1]].tobytes())
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _joined(first: pa.Array, second: pa.Array) -> Hashes:
-    left, right = spans(first), spans(second)
+    left, right = string_buffers(first), string_buffers(second)
     found, longer = _hash_pairs(*left, *right)
     for row in longer.tolist():
         pair = b"\0".join(data[ends[row] : ends[row + 1]].tobytes() for data, ends in (left, right))
         found[row] = xxhash.xxh3_64_intdigest(pair)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
-def spans(words: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """(bytes, offsets int32 [N + 1]) of a string or binary array, read-only; copies nothing,
-    unless its offsets are wider (as polars gives them) or it lies otherwise."""
+def string_buffers(words: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """(bytes, offsets int32 [N + 1]) of a string or binary array, read-only; copies nothing
+    unless the array has another layout (polars gives wider offsets, or views)."""
     if not (pa.types.is_string(words.type) or pa.types.is_binary(words.type)):
         words = words.cast(pa.binary())
     _, offsets, data = words.buffers()
     bounds = np.frombuffer(offsets or _NO_OFFSETS, np.int32)
     bounds = bounds[words.offset : words.offset + len(words) + 1]
-    return readable(np.frombuffer(data or b"", np.uint8)), readable(bounds)
-
-
-def readable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array read-only: one type for compiled code, whoever owns its memory."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    return read_only(np.frombuffer(data or b"", np.uint8)), read_only(bounds)
 
 
 _NO_OFFSETS = bytes(4)  # Arrow lets an empty array have none
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _hash_each(data: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(uint64 [N], the rows that are too long for it)."""
+@compiled
+def _hash_each(data: Uint8s, ends: Int32s) -> tuple[MutableUint64s, MutableInt64s]:
+    """(uint64 [N], the rows that are longer than 240 bytes)."""
     count = len(ends) - 1
     found, longer, left = np.empty(count, np.uint64), np.empty(count, np.int64), 0
     for row in range(count):
-        size = np.int64(ends[row + 1]) - ends[row]
+        size = signed(ends[row + 1]) - ends[row]
         if size > _LONGEST:
             longer[left] = row
             left += 1
         else:
-            found[row] = xxh3(data, np.int64(ends[row]), size)
+            found[row] = xxh3(data, signed(ends[row]), size)
     return found, longer[:left]
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@compiled
 def _hash_pairs(
-    first: np.ndarray, first_ends: np.ndarray, second: np.ndarray, second_ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(uint64 [N], the rows that are too long for it)."""
+    first: Uint8s, first_ends: Int32s, second: Uint8s, second_ends: Int32s
+) -> tuple[MutableUint64s, MutableInt64s]:
+    """(uint64 [N], the rows that are longer than 240 bytes)."""
     count = len(first_ends) - 1
     found, longer, left = np.empty(count, np.uint64), np.empty(count, np.int64), 0
     joined = np.empty(_LONGEST, np.uint8)
     for row in range(count):
-        size = np.int64(first_ends[row + 1]) - first_ends[row]
-        more = np.int64(second_ends[row + 1]) - second_ends[row]
+        size = signed(first_ends[row + 1]) - first_ends[row]
+        more = signed(second_ends[row + 1]) - second_ends[row]
         if size + 1 + more > _LONGEST:
             longer[left] = row
             left += 1
         else:
-            copy_bytes(joined, 0, first, np.int64(first_ends[row]), size)
+            copy_bytes(joined, 0, first, signed(first_ends[row]), size)
             joined[size] = 0
-            copy_bytes(joined, size + 1, second, np.int64(second_ends[row]), more)
+            copy_bytes(joined, size + 1, second, signed(second_ends[row]), more)
             found[row] = xxh3(joined, 0, size + 1 + more)
     return found, longer[:left]
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def xxh3(data: np.ndarray, at: int, size: int) -> Any:
-    """Of `size` bytes at a place, 240 at most."""
+@borrowing
+def xxh3(data: np.ndarray, at: int, size: int) -> np.uint64:
+    """XXH3-64 of `size` bytes at a place, 240 at most."""
     if size > 16:
         return _of_many(data, at, size)
     if size > 8:
@@ -151,8 +142,8 @@ def xxh3(data: np.ndarray, at: int, size: int) -> Any:
     return _spread(word ^ _U(short_at(_SECRET, 0)) ^ _U(short_at(_SECRET, 4)))
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _of_many(data: np.ndarray, at: int, size: int) -> Any:
+@borrowing
+def _of_many(data: np.ndarray, at: int, size: int) -> np.uint64:
     end, digest = at + size, _U(size) * _PRIME
     if size <= 128:
         for place in range((size - 1) // 32, -1, -1):
@@ -167,37 +158,37 @@ def _of_many(data: np.ndarray, at: int, size: int) -> Any:
     return _stirred(digest + _mixed(data, end - 16, 119))
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _mixed(data: np.ndarray, at: int, secret: int) -> Any:
+@borrowing
+def _mixed(data: np.ndarray, at: int, secret: int) -> np.uint64:
     low = word_at(data, at) ^ word_at(_SECRET, secret)
     return _folded(low, word_at(data, at + 8) ^ word_at(_SECRET, secret + 8))
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _folded(a: Any, b: Any) -> Any:
+@borrowing
+def _folded(a: np.uint64, b: np.uint64) -> np.uint64:
     return a * b ^ high_product(a, b)
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _stirred(word: Any) -> Any:
+@borrowing
+def _stirred(word: np.uint64) -> np.uint64:
     word = (word ^ word >> _U(37)) * _MIX_1
     return word ^ word >> _U(32)
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _spread(word: Any) -> Any:
+@borrowing
+def _spread(word: np.uint64) -> np.uint64:
     word = (word ^ word >> _U(33)) * _AVALANCHE_1
     word = (word ^ word >> _U(29)) * _AVALANCHE_2
     return word ^ word >> _U(32)
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _turned(word: Any, bits: int) -> Any:
+@borrowing
+def _turned(word: np.uint64, bits: int) -> np.uint64:
     return word << _U(bits) | word >> _U(64 - bits)
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _swapped(word: Any) -> Any:
+@borrowing
+def _swapped(word: np.uint64) -> np.uint64:
     """Its bytes the other way round."""
     pairs, bytes_ = _U(0x0000FFFF0000FFFF), _U(0x00FF00FF00FF00FF)
     word = word << _U(32) | word >> _U(32)
@@ -205,19 +196,4 @@ def _swapped(word: Any) -> Any:
     return (word & bytes_) << _U(8) | word >> _U(8) & bytes_
 
 
-def warm() -> None:
-    """Compiles both loops for the types that they are given, or finds them in the cache."""
-    words = pa.chunked_array([pa.array(["a"])])
-    joined_hashes(words, words)
-    hashes(words)
-
-
-if __name__ == "__main__":
-    from pathlib import Path
-
-    # A cached function does not notice that one that it calls, in another file, has changed.
-    for _stale in Path(__file__).parent.glob("__pycache__/xxh3.*.nb[ic]"):
-        _stale.unlink()
-    from streams.kernels.xxh3 import warm as _warm  # the module that others import, not `__main__`
-
-    _warm()
+compile_now(_hash_each, _hash_pairs)

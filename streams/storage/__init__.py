@@ -1,1 +1,1 @@
-"""Durable batches on disk: segments, Parquet files and their compaction."""
+"""Durable batches on disk: write-ahead and Parquet files, and their compaction."""

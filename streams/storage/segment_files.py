@@ -1,122 +1,57 @@
-"""Where batches lie: names, hours, listings, locks, and files that appear whole.
+"""Files of the log on disk: listings, locks and atomic writes.
 
-    tail/<epoch>/<partition>/<offset>.arrow    one file per batch, written at once
-    tail/<epoch>/<partition>/<offset>.filed    all batches up to this one are in Parquet
-    tail/<epoch>/<partition>/filing            they are being filed, or that was cut short
-    parquet/hour=<yyyymmddhh>/<partition>-<first>-<last>-<revision><stage>-<epoch>.parquet
+    tail/<topic id>/<partition>/<offset>.arrow   write-ahead: one file per batch, written at once
+    tail/<topic id>/<partition>/<offset>.filed   all batches up to this one are in Parquet
+    tail/<topic id>/<partition>/filing           a flush is running or was cut short
+    parquet/hour=<yyyymmddhh>/<partition>-<first>-<last>-<revision><stage>-<topic id>.parquet
 
-Knows names and ranges. Does not know rows. Everything below `parquet` is what polars,
-duckdb and Spark read as it lies, with `hour` (UTC) as its one partition column. What is
-not below it, or begins with a dot, is not theirs.
-
-A Parquet file's name says which batches of which partition it holds. Those that count
-never overlap; one whose range a wider one covers, or a newer revision of the same
-range, is what a crash left behind, and is never read.
+Knows folders and names (`streams.storage.segment_names`). Does not know rows. Polars, duckdb and
+Spark read everything below `parquet` directly, with `hour` (UTC) as the partition column; they
+skip what lies elsewhere and names that begin with a dot.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
-GATHERED, MERGED = "g", "m"  # a file's stage: as it left the tail, or sorted by upkeep
-HOUR_MS = 3_600_000
-_LATEST_MS = 253_402_300_799_999  # the end of the year 9999
-_STALE_S = 3_600.0  # what a killed writer left half-written is removed after this
+from streams.storage.segment_names import (
+    LogPartition,
+    PartitionFiles,
+    SealedFile,
+    WriteAheadFiles,
+    current_files,
+)
+from streams.telemetry import set_aside
 
-Place = tuple[str, int]
-"""(epoch, partition)."""
-
-
-def hour_of(ms: int) -> int:
-    """The UTC hour of a time as the number yyyymmddhh, in which order and time agree."""
-    moment = datetime.fromtimestamp(min(max(ms, 0), _LATEST_MS) / 1000, UTC)
-    return int(moment.strftime("%Y%m%d%H"))
-
-
-def start_of(hour: int) -> int:
-    """The ms at which an hour (yyyymmddhh) begins."""
-    return int(datetime.strptime(str(hour), "%Y%m%d%H").replace(tzinfo=UTC).timestamp() * 1000)
+_LISTING_ATTEMPTS = 20
+DAMAGED = ".damaged"  # ending of a write-ahead file that cannot be read
+_WRITE_AHEAD_NAME = re.compile(r"(\d{20})\.(arrow|filed)", re.ASCII)
+_HOUR_NAME = re.compile(r"hour=\d{10}", re.ASCII)
+_STALE_S = 3_600.0  # age at which a killed writer's temporary file is removed
 
 
-@dataclass(frozen=True, slots=True)
-class Filed:
-    """One Parquet file, as its name tells it: batches `first` to `last` of one partition."""
-
-    hour: int
-    epoch: str
-    partition: int
-    first: int
-    last: int
-    revision: int = 0
-    stage: str = GATHERED
-
-    @property
-    def place(self) -> Place:
-        return (self.epoch, self.partition)
-
-    @property
-    def name(self) -> str:
-        span = f"{self.partition:04d}-{self.first:020d}-{self.last:020d}"
-        return f"{span}-{self.revision:04d}{self.stage}-{quote(self.epoch, safe='')}.parquet"
-
-    @staticmethod
-    def parse(hour: int, name: str) -> Filed:
-        partition, first, last, state, epoch = name.removesuffix(".parquet").split("-", 4)
-        return Filed(
-            hour, unquote(epoch), int(partition), int(first), int(last), int(state[:-1]), state[-1]
-        )
-
-
-@dataclass(frozen=True)
-class Tail:
-    """One partition's batches that wait for Parquet."""
-
-    folder: Path
-    filed_to: int  # the last offset that is known to be in Parquet, -1 for none
-    batches: list[int]  # offsets of the files, ascending; those up to `filed_to` do not count
-    interrupted: bool  # a filing was cut short: more than `filed_to` may be in Parquet
-
-    @property
-    def last(self) -> int:
-        return max([self.filed_to, *self.batches[-1:]])
-
-    def path(self, offset: int) -> Path:
-        return self.folder / f"{offset:020d}.arrow"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What counts of one partition: Parquet files, then tail batches, in offset order."""
-
-    filed: list[Filed]
-    tail: Tail
-    batches: list[int]
-
-
-class OldLayout(RuntimeError):
-    """The folder was written by a version that kept its files elsewhere."""
+class UnsupportedLayoutError(RuntimeError):
+    """An earlier version wrote the folder in a layout that this version cannot read."""
 
 
 class SegmentFiles:
     """The files under one folder."""
 
     def __init__(self, directory: Path, *, sync: bool = False) -> None:
-        """Raises OldLayout rather than leave what an earlier version wrote unread."""
+        """Raises UnsupportedLayoutError if an earlier version's files would be left unread."""
         if old := next(directory.glob("*/[0-9][0-9][0-9][0-9]/tail"), None):
-            raise OldLayout(
-                f"{old.parent.parent} is of an earlier layout, which this version does not read: "
-                f"move {directory} away, and load its events again"
+            raise UnsupportedLayoutError(
+                f"{old.parent.parent} has an earlier layout, which this version does not read: "
+                f"move {directory} away and load its events again"
             )
         self.directory = directory
         self.parquet = directory / "parquet"
@@ -124,168 +59,177 @@ class SegmentFiles:
 
     # listing
 
-    def path(self, file: Filed) -> Path:
+    def path(self, file: SealedFile) -> Path:
         return self.parquet / f"hour={file.hour}" / file.name
 
-    def tail_folder(self, place: Place) -> Path:
-        return self.directory / "tail" / quote(place[0], safe="") / f"{place[1]:04d}"
+    def write_ahead_folder(self, partition: LogPartition) -> Path:
+        topic_id = quote(partition.topic_id, safe="")
+        return self.directory / "tail" / topic_id / f"{partition.partition:04d}"
 
-    def tail(self, place: Place) -> Tail:
-        folder = self.tail_folder(place)
-        names = os.listdir(folder) if folder.is_dir() else []
-        batches = sorted(int(name[:-6]) for name in names if _is_batch(name))
-        filed = [int(name[:-6]) for name in names if name.endswith(".filed") and name[0] != "."]
-        return Tail(folder, max(filed, default=-1), batches, "filing" in names)
+    def write_ahead(self, partition: LogPartition) -> WriteAheadFiles:
+        folder = self.write_ahead_folder(partition)
+        offsets: dict[str, list[int]] = {"arrow": [], "filed": []}
+        interrupted = False
+        for name in _names(folder):
+            if found := _WRITE_AHEAD_NAME.fullmatch(name):
+                offsets[found[2]].append(int(found[1]))
+            elif name == "filing":
+                interrupted = True
+            elif name[0] != "." and not name.endswith(DAMAGED):
+                set_aside("foreign_file", folder / name, "no writer of this log names a file so")
+        last = max(offsets["filed"], default=-1)
+        return WriteAheadFiles(folder, last, sorted(offsets["arrow"]), interrupted)
 
-    def listing(self, place: Place) -> Listing:
-        return self.listings([place])[place]
+    def write_ahead_partitions(self) -> list[LogPartition]:
+        return [
+            LogPartition(unquote(path.parent.name), int(path.name))
+            for path in (self.directory / "tail").glob("*/[0-9]*")
+            if path.name.isdecimal() and path.is_dir()
+        ]
+
+    def listing(self, partition: LogPartition) -> PartitionFiles:
+        return self.listings([partition])[partition]
 
     def listings(
-        self, places: Iterable[Place] | None = None, since: int = 0
-    ) -> dict[Place, Listing]:
-        """What counts, by place. Files of hours before `since` are left out.
+        self, partitions: Iterable[LogPartition] | None = None, since_hour: int = 0
+    ) -> dict[LogPartition, PartitionFiles]:
+        """The current files by partition, without Parquet of hours before `since_hour`.
 
-        The tails are listed first: what is filed meanwhile is then seen in Parquet.
+        Write-ahead files are listed first: what is flushed meanwhile then shows up in Parquet.
         """
-        tails = {place: self.tail(place) for place in places or self.tail_places()}
-        filed = self.filed(since)
-        if places is None:
-            tails |= {place: self.tail(place) for place in filed.keys() - tails.keys()}
+        wanted = self.write_ahead_partitions() if partitions is None else partitions
+        write_ahead = {partition: self.write_ahead(partition) for partition in wanted}
+        sealed = self.sealed_files(since_hour)
+        if partitions is None:
+            only_sealed = sealed.keys() - write_ahead.keys()
+            write_ahead |= {partition: self.write_ahead(partition) for partition in only_sealed}
         return {
-            place: _listing(tails[place], filed.get(place, [])) for place in sorted(tails)
-        }  # fmt: skip
+            partition: PartitionFiles.of(sealed.get(partition, []), write_ahead[partition])
+            for partition in sorted(write_ahead)
+        }
 
-    def filed(self, since: int = 0) -> dict[Place, list[Filed]]:
-        """The Parquet files that count, by place and in offset order.
+    def sealed_files(self, since_hour: int = 0) -> dict[LogPartition, list[SealedFile]]:
+        """The current Parquet files by partition and in offset order.
 
-        Listed until two listings agree, since a file that is merged away while a folder
-        is being listed might be missed together with what took its place.
+        Listed until two listings agree: a single listing may miss both a file that is merged
+        away meanwhile and the file that replaces it.
         """
-        found = self.every_file(since)
-        for _ in range(20):
-            again = self.every_file(since)
+        found = self.all_sealed_files(since_hour)
+        for _ in range(_LISTING_ATTEMPTS):
+            again = self.all_sealed_files(since_hour)
             if again == found:
                 break
             found = again
-        return counted(found)
+        return current_files(found)
 
-    def every_file(self, since: int = 0) -> set[Filed]:
-        """All Parquet files of hours from `since` on, those that do not count among them."""
-        return {
-            Filed.parse(hour, name)
-            for hour, folder in self.hours()
-            if hour >= since
-            for name in _names(folder)
-            if name[0] != "."
-        }
+    def all_sealed_files(self, since_hour: int = 0) -> set[SealedFile]:
+        """All Parquet files of hours from `since_hour` on, including leftovers.
+
+        A foreign file is set aside.
+        """
+        found: set[SealedFile] = set()
+        for hour, folder in self.hours():
+            for name in _names(folder) if hour >= since_hour else ():
+                if name[0] == ".":
+                    continue
+                if file := SealedFile.parse(hour, name):
+                    found.add(file)
+                else:
+                    set_aside("foreign_file", folder / name, "no writer of this log names one so")
+        return found
 
     def hours(self) -> list[tuple[int, Path]]:
-        """The hours' folders, oldest first."""
-        names = sorted(name for name in _names(self.parquet) if name.startswith("hour="))
+        """The folders of the hours, oldest first."""
+        names = sorted(name for name in _names(self.parquet) if _HOUR_NAME.fullmatch(name))
         return [(int(name[5:]), self.parquet / name) for name in names]
-
-    def tail_places(self) -> list[Place]:
-        return [
-            (unquote(path.parent.name), int(path.name))
-            for path in (self.directory / "tail").glob("*/[0-9]*")
-        ]
 
     # writing
 
-    def put(self, path: Path, content: bytes | pa.Buffer) -> None:
-        """Writes a file that appears whole, or raises OSError and leaves nothing behind."""
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+    def write_atomically(self, path: Path, content: bytes | pa.Buffer) -> None:
+        """Writes a whole file, or raises OSError and leaves nothing behind."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with open(beside, "wb") as file:
+            with open(temporary, "wb") as file:
                 file.write(content)
                 if self._sync:
                     file.flush()
                     os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(temporary, path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         if self._sync:
             _sync_folder(path.parent)
 
-    def mark_filed(self, tail: Tail, filed_to: int) -> None:
-        """Everything up to `filed_to` is in Parquet; the tail's own copies go."""
-        if filed_to > tail.filed_to:
-            self.put(tail.folder / f"{filed_to:020d}.filed", b"")
-            (tail.folder / f"{tail.filed_to:020d}.filed").unlink(missing_ok=True)
-        for offset in tail.batches:
-            if offset <= filed_to:
-                tail.path(offset).unlink(missing_ok=True)
-        (tail.folder / "filing").unlink(missing_ok=True)
+    def mark_flush_started(self, write_ahead: WriteAheadFiles) -> None:
+        self.write_atomically(write_ahead.flush_mark, b"")
 
-    def add(self, file: Filed, content: pa.Buffer) -> None:
+    def mark_sealed(self, write_ahead: WriteAheadFiles, sealed_to: int) -> None:
+        """Records that all up to `sealed_to` is in Parquet, and removes the write-ahead copies."""
+        if sealed_to > write_ahead.sealed_to:
+            self.write_atomically(write_ahead.sealed_mark(sealed_to), b"")
+            write_ahead.sealed_mark(write_ahead.sealed_to).unlink(missing_ok=True)
+        for offset in write_ahead.offsets:
+            if offset <= sealed_to:
+                write_ahead.path(offset).unlink(missing_ok=True)
+        write_ahead.flush_mark.unlink(missing_ok=True)
+
+    def keep_damaged(self, path: Path) -> None:
+        """Renames a write-ahead file that cannot be read, so that sealing does not remove it."""
+        with suppress(FileNotFoundError):
+            path.rename(path.with_name(path.name + DAMAGED))
+
+    def add_sealed(self, file: SealedFile, content: pa.Buffer) -> None:
         path = self.path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.put(path, content)
-        except FileNotFoundError:  # the hour was empty, and `remove_empty_hours` took it
+            self.write_atomically(path, content)
+        except FileNotFoundError:  # `remove_empty_hours` has just removed the folder
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.put(path, content)
+            self.write_atomically(path, content)
 
-    def remove(self, files: Iterable[Filed]) -> None:
+    def remove(self, files: Iterable[SealedFile]) -> None:
         for file in files:
             self.path(file).unlink(missing_ok=True)
 
     def remove_empty_hours(self, before: int) -> None:
         for hour, folder in self.hours():
             if hour < before:
-                with suppress(OSError):  # somebody filed into it
+                with suppress(OSError):  # a file was added meanwhile
                     folder.rmdir()
 
-    def sweep(self) -> None:
-        """Removes what does not count, and what killed writers left half-written. Hold `rewriting`."""
-        found = self.every_file()  # once: a file that is added from now on must not be missed
-        self.remove(found - {file for files in counted(found).values() for file in files})
+    def remove_leftovers(self) -> None:
+        """Removes what crashes left behind. Hold `rewrite_lock`."""
+        found = self.all_sealed_files()  # once: a file that is added from now on must stay
+        self.remove(found - {file for files in current_files(found).values() for file in files})
         folders = [folder for _, folder in self.hours()]
-        for folder in [*folders, *map(self.tail_folder, self.tail_places())]:
+        folders += map(self.write_ahead_folder, self.write_ahead_partitions())
+        for folder in folders:
             for name in _names(folder):
                 if name[0] == "." and name != ".lock":
                     _remove_stale(folder / name)
 
     @contextmanager
-    def rewriting(self) -> Iterator[None]:
-        """Held by whoever replaces or removes Parquet files; adding needs only the tail's lock."""
+    def rewrite_lock(self) -> Iterator[None]:
+        """Held while Parquet files are replaced or removed; adding one needs only the lock of
+        its write-ahead folder."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with locked(self.directory):
             yield
 
 
-def counted(files: Iterable[Filed]) -> dict[Place, list[Filed]]:
-    """Those that count, by place and in offset order."""
-    found: dict[Place, list[Filed]] = defaultdict(list)
-    for file in sorted(files, key=lambda f: (f.first, -f.last, -f.revision)):
-        before = found[file.place]
-        if not before or file.last > before[-1].last:
-            before.append(file)
-    return dict(found)
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Orders the processes that write into one folder; released by the kernel on a crash."""
+    """Excludes other processes that write into the folder. The kernel releases it on a crash."""
     with open(folder / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _listing(tail: Tail, filed: list[Filed]) -> Listing:
-    filed_to = max([tail.filed_to, *(file.last for file in filed[-1:])])
-    return Listing(filed, tail, [offset for offset in tail.batches if offset > filed_to])
-
-
-def _is_batch(name: str) -> bool:
-    return name.endswith(".arrow") and name[0] != "."
-
-
 def _names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

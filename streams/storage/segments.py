@@ -1,54 +1,51 @@
 """Durable batches on disk: each stamp once, in Parquet by hour, partition and offset range.
 
-Knows stamps, Arrow tables, hours and erased users. Does not know what the rows say, how
-files are named (`streams.storage.segment_files`), nor when small files are merged and old hours
-dropped (`streams.storage.compaction`).
+Knows stamps, Arrow tables and erased users. Does not know what rows mean, how files are named
+(`streams.storage.segment_names`), nor compaction and retention (`streams.storage.compaction`).
 
-A batch is one small file in the tail when `append` returns; many batches become Parquet
-together, and many rows that come at once do so without having been in the tail. A file is
-written beside its place and renamed into it, so a reader sees whole files only. A second
-delivery, a zombie or a replay changes nothing, and a new epoch has names of its own. What a Parquet file's range covers is never read from the tail or from
-a smaller file, so a crash between a rename and a removal counts nothing twice. Files
-survive the process being killed; set `sync` to survive a power failure as well.
+`append` returns once the batch is a write-ahead file of its own. A flush seals many of them into
+Parquet; a large append becomes Parquet directly. Files are renamed into place, so readers see
+whole files only. Redeliveries, replays and a second writer change nothing, and a recreated topic
+has a new topic id and so new names. Readers ignore a write-ahead or smaller file whose offsets
+a Parquet file covers, so that a crash between a rename and a removal counts nothing twice.
+Files survive the death of the process; `sync` also survives a power failure.
 
-A batch lies whole in the hour of its newest time. So no row of `hour=H` arrived or
-happened after H, and who wants what came since H leaves out all earlier folders.
+A batch is stored whole in the hour of its newest time. No row of `hour=H` is newer than H, so
+a reader of rows since H can skip all earlier folders.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streams.bus.contract import Stamp
-from streams.contract.schema import conform, from_ipc, to_ipc
+from streams.contract.schema import conform, to_ipc
 from streams.storage.parquet import to_parquet
-from streams.storage.segment_files import Filed, Listing, Place, SegmentFiles, Tail, hour_of, locked
-from streams.storage.segment_rows import POSITION, by_offset, hour_runs, one_batch, placed
+from streams.storage.segment_files import locked
+from streams.storage.segment_names import LogPartition, SealedFile, WriteAheadFiles
+from streams.storage.segment_reader import SegmentReader
+from streams.storage.segment_rows import hour_runs, to_record_batch, with_positions
+from streams.storage.tombstones import Tombstones
 
 _log = logging.getLogger(__name__)
 
-AT_ONCE_ROWS = 32_768  # so many rows that come at once become Parquet at once
-GATHER_ROWS = 200_000  # a tail this long becomes Parquet
-GATHER_FILES = 256  # and so does one of this many files, so that a quiet log stays quick to read
-
-T = TypeVar("T")
+DIRECT_FLUSH_ROWS = 32_768  # an append of this many rows becomes Parquet directly
+FLUSH_ROWS = 200_000  # write-ahead rows of a partition that trigger a flush
+FLUSH_FILES = 256  # and files, which keeps a log of small batches fast to read
 
 
-class Batch(NamedTuple):
-    """A batch as it came; `payload`: `table` as IPC, where that is at hand."""
+class LogBatch(NamedTuple):
+    """A batch to append. `payload`: `table` as IPC, if it is available."""
 
     stamp: Stamp
     table: pa.Table
@@ -56,15 +53,19 @@ class Batch(NamedTuple):
 
 
 @dataclass
-class _Open:
+class _PartitionState:
     """What this process knows of one partition."""
 
-    last: int  # the largest offset that is on disk
-    tail_rows: int
-    tail_files: int
+    last: int  # the largest offset on disk
+    write_ahead_rows: int
+    write_ahead_files: int
+
+    @property
+    def flush_due(self) -> bool:
+        return self.write_ahead_rows >= FLUSH_ROWS or self.write_ahead_files >= FLUSH_FILES
 
 
-class Segments:
+class Segments(SegmentReader):
     """Batches of `schema` under one folder. Safe for several threads and processes."""
 
     def __init__(
@@ -76,268 +77,164 @@ class Segments:
         distinct: Sequence[str] = (),
         sync: bool = False,
     ) -> None:
-        """`times`: columns in ms, arrival first. The latest of them names a batch's hour; a
-        row is an erased user's if any of them is old enough; upkeep sorts by the last one.
-        `distinct`: strings that hardly repeat, which a dictionary would only make larger."""
-        self.directory = directory
-        self.schema = schema
-        self.full_schema = pa.schema([*schema, *POSITION])
-        self.times = tuple(times)
+        """`times`: see `SegmentReader`. `distinct`: strings that hardly repeat, which a Parquet
+        dictionary would make larger."""
+        super().__init__(directory, schema, times=times, sync=sync)
         self._distinct = frozenset(distinct)
-        self.files = SegmentFiles(directory, sync=sync)
-        self._open: dict[Place, _Open] = {}
-        self._erased: dict[str, int] = {}
-        self._erased_version = (0, 0)
+        self._tombstones = Tombstones(self.files, self.times)
+        self._states: dict[LogPartition, _PartitionState] = {}
         self._lock = threading.Lock()
 
-    # writing
-
     def append(self, stamp: Stamp, table: pa.Table, payload: bytes | None = None) -> bool:
-        """Makes a batch durable; False when its stamp is on disk. `payload`: `table` as IPC.
+        """Makes a batch durable; False if its stamp is already stored. `payload`: `table` as IPC.
 
-        Raises OSError (a full disk) with nothing of the batch kept.
+        Raises OSError (disk full) and then keeps nothing of the batch.
         """
-        return bool(self.extend([Batch(stamp, table, payload)]))
+        return bool(self.extend([LogBatch(stamp, table, payload)]))
 
-    def extend(self, batches: Sequence[Batch]) -> int:
-        """`append` of one partition's batches in offset order; how many were not on disk.
+    def extend(self, batches: Sequence[LogBatch]) -> int:
+        """Appends batches of one partition in offset order; returns how many were new.
 
-        Raises OSError with the first ones kept, or none.
+        Raises OSError and then keeps a prefix of the batches, possibly none.
         """
-        place = (batches[0].stamp.epoch, batches[0].stamp.partition)
-        folder = self.files.tail_folder(place)
+        partition = LogPartition(batches[0].stamp.topic_id, batches[0].stamp.partition)
+        folder = self.files.write_ahead_folder(partition)
         with self._lock:
-            if place not in self._open:
+            if partition not in self._states:
                 folder.mkdir(parents=True, exist_ok=True)
             with locked(folder):
-                known = self._known(place)
-                new = [self._kept(each) for each in batches if each.stamp.offset > known.last]
-                many = sum(each.table.num_rows for each in new) >= AT_ONCE_ROWS
-                if not (many and self._gather_or_wait(place, known, new)):
-                    self._append_to_tail(folder, known, new)
-                if known.tail_rows >= GATHER_ROWS or known.tail_files >= GATHER_FILES:
-                    self._gather_or_wait(place, known)
+                state = self._state_of(partition)
+                new = [self._prepared(each) for each in batches if each.stamp.offset > state.last]
+                large = sum(each.table.num_rows for each in new) >= DIRECT_FLUSH_ROWS
+                if not (large and self._try_flush(partition, state, new)):
+                    self._append_write_ahead(folder, state, new)
+                if state.flush_due:
+                    self._try_flush(partition, state)
                 return len(new)
 
-    def gather(self, unless: Callable[[Tail], bool] = lambda _: False) -> None:
-        """Turns every tail into Parquet now, for readers that know nothing but Parquet;
-        those that `unless` holds for are left."""
-        for place in self.files.tail_places():
-            with self._lock, locked(self.files.tail_folder(place)):
-                tail = self.files.tail(place)
-                if (tail.batches or tail.interrupted) and not unless(tail):
-                    self._gather(place)
-                    self._open.pop(place, None)
+    def flush(self, unless: Callable[[WriteAheadFiles], bool] = lambda _: False) -> None:
+        """Seals all write-ahead files into Parquet, for readers that know only Parquet.
+        Partitions for which `unless` holds are left alone."""
+        for partition in self.files.write_ahead_partitions():
+            with self._lock, locked(self.files.write_ahead_folder(partition)):
+                write_ahead = self.files.write_ahead(partition)
+                if (write_ahead.offsets or write_ahead.interrupted) and not unless(write_ahead):
+                    self._flush(partition)
+                    self._states.pop(partition, None)
 
     def erase(self, user_id: str, at_ms: int) -> int:
-        """Removes the user's rows up to `at_ms` from every file, and from later appends.
+        """Removes the user's rows up to `at_ms` from every file and from later appends.
 
-        Returns the number of rows removed. Appends go on meanwhile.
+        Returns the number of rows removed. Appends continue meanwhile.
         """
-        with self.files.rewriting():
-            erased = self._read_erased()
-            erased[user_id] = max(at_ms, erased.get(user_id, at_ms))
-            self.files.put(self.directory / "erased.json", json.dumps(erased).encode())
+        self._tombstones.add(user_id, at_ms)
         removed = 0
-        for place in self.files.tail_places():
-            with self._lock, locked(self.files.tail_folder(place)):
-                removed += self._erase_tail(place)
-        with self.files.rewriting():
-            self.files.sweep()
-            for files in self.files.filed().values():
-                removed += sum(map(self._erase_file, files))
+        for partition in self.files.write_ahead_partitions():
+            with self._lock, locked(self.files.write_ahead_folder(partition)):
+                removed += self._erase_write_ahead(partition)
+        with self.files.rewrite_lock():
+            self.files.remove_leftovers()
+            for files in self.files.sealed_files().values():
+                removed += sum(map(self._erase_sealed, files))
         return removed
 
     def without_erased(self, table: pa.Table) -> pa.Table:
-        """The rows that no tombstone covers."""
-        gone = self._gone(table)
-        return table if gone is None else table.filter(pc.invert(gone))
+        """The rows that no erasure covers."""
+        return self._tombstones.without_erased(table)
 
-    # reading
+    def write_file(self, file: SealedFile, table: pa.Table) -> None:
+        """Adds a Parquet file. `table`: rows with their positions."""
+        self.files.add_sealed(file, to_parquet(table, self._distinct))
 
-    def scan(self, since_ms: int | None = None) -> pl.LazyFrame:
-        """Every row with its position. Parquet is read lazily, the tail at once.
+    def _state_of(self, partition: LogPartition) -> _PartitionState:
+        if partition not in self._states:
+            write_ahead = self.files.write_ahead(partition)
+            pending = [n for n in write_ahead.offsets if n > write_ahead.sealed_to]
+            rows = sum(self._write_ahead_batch(write_ahead, n).num_rows for n in pending)
+            last = self.last_offset(*partition)
+            self._states[partition] = _PartitionState(last, rows, len(pending))
+        return self._states[partition]
 
-        With `since_ms`, hours that hold nothing as new as this are left out; of the
-        others all rows come. A small file may be merged away between the call and
-        `collect`, which then raises FileNotFoundError: use `consistently`, or call again.
-        """
-        filed: list[Path] = []
-        tails: list[pa.Table] = []
-        since = 0 if since_ms is None else hour_of(since_ms)
-        for place, listing in self.files.listings(since=since).items():
-            filed += map(self.files.path, listing.filed)
-            tails += [self._read_batch(place, listing.tail, n) for n in listing.batches]
-        tail_frame = pl.DataFrame(pa.concat_tables([self.full_schema.empty_table(), *tails]))
-        if not filed:
-            return tail_frame.lazy()
-        lazy = pl.scan_parquet(filed, missing_columns="insert", extra_columns="ignore",
-                               schema=tail_frame.schema, hive_partitioning=False)  # fmt: skip
-        return pl.concat([lazy, tail_frame.lazy()])
-
-    def consistently(self, read: Callable[[pl.LazyFrame], T], since_ms: int | None = None) -> T:
-        """`read(scan(since_ms))`, again when a file was merged away under it."""
-        for _ in range(20):
-            try:
-                return read(self.scan(since_ms))
-            except FileNotFoundError:
-                continue
-        raise RuntimeError(f"{self.directory} is being rewritten without pause: stop its writers")
-
-    def batches(self) -> Iterator[tuple[Stamp, pa.Table]]:
-        """Every batch by epoch and partition, in offset order; one file in memory at a time."""
-        for place in sorted(self.files.listings()):
-            yield from self._batches_of(place)
-
-    def last_offset(self, epoch: str, partition: int) -> int:
-        """The largest offset that was ever filed, -1 when there is none."""
-        place = (epoch, partition)
-        tail = self.files.tail(place)
-        if tail.last >= 0 and not tail.interrupted:
-            return tail.last
-        return max([tail.last, *(file.last for file in self.files.listing(place).filed)])
-
-    def last_offsets(self) -> dict[Place, int]:
-        """(epoch, partition) -> the largest offset that was ever filed."""
-        return {place: self.last_offset(*place) for place in self.files.listings()}
-
-    # Parquet, for `streams.storage.compaction` too
-
-    def read_file(self, file: Filed) -> pa.Table:
-        table = pq.read_table(self.files.path(file), partitioning=None)
-        return conform(table, self.full_schema)
-
-    def write_file(self, file: Filed, table: pa.Table) -> None:
-        self.files.add(file, to_parquet(table, self._distinct))
-
-    # inside
-
-    def _known(self, place: Place) -> _Open:
-        if place not in self._open:
-            tail = self.files.tail(place)
-            waiting = [n for n in tail.batches if n > tail.filed_to]
-            rows = sum(self._read_batch(place, tail, n).num_rows for n in waiting)
-            self._open[place] = _Open(self.last_offset(*place), rows, len(waiting))
-        return self._open[place]
-
-    def _kept(self, batch: Batch) -> Batch:
-        """Without erased users' rows."""
+    def _prepared(self, batch: LogBatch) -> LogBatch:
+        """The batch in this schema, without the rows of erased users."""
         kept = conform(self.without_erased(batch.table), self.schema)
         whole = kept.num_rows == batch.table.num_rows
-        return Batch(batch.stamp, kept, batch.payload if whole else None)
+        return LogBatch(batch.stamp, kept, batch.payload if whole else None)
 
-    def _append_to_tail(self, folder: Path, known: _Open, new: Sequence[Batch]) -> None:
+    def _append_write_ahead(
+        self, folder: Path, state: _PartitionState, new: Sequence[LogBatch]
+    ) -> None:
         for stamp, table, payload in new:
-            content = to_ipc(one_batch(table)) if payload is None else payload
-            self.files.put(folder / f"{stamp.offset:020d}.arrow", content)
-            known.last = stamp.offset
-            known.tail_rows += table.num_rows
-            known.tail_files += 1
+            content = to_ipc(to_record_batch(table)) if payload is None else payload
+            self.files.write_atomically(folder / f"{stamp.offset:020d}.arrow", content)
+            state.last = stamp.offset
+            state.write_ahead_rows += table.num_rows
+            state.write_ahead_files += 1
 
-    def _gather_or_wait(self, place: Place, known: _Open, new: Sequence[Batch] = ()) -> bool:
-        """Whether it could be done. What is in the tail is durable as it is, so a failure
-        here fails no append."""
-        known.tail_rows = known.tail_files = 0
+    def _try_flush(
+        self, partition: LogPartition, state: _PartitionState, new: Sequence[LogBatch] = ()
+    ) -> bool:
+        """Whether the flush succeeded. Write-ahead files are durable, so that a failed flush
+        fails no append."""
+        state.write_ahead_rows = state.write_ahead_files = 0
         try:
-            self._gather(place, new)
+            self._flush(partition, new)
         except OSError as error:
-            _log.warning("%s: the tail stays as it is: %s", self.directory, error)
+            _log.warning("%s: flush failed, write-ahead files are kept: %s", self.directory, error)
             return False
-        known.last = max([known.last, *(each.stamp.offset for each in new)])
+        state.last = max([state.last, *(each.stamp.offset for each in new)])
         return True
 
-    def _gather(self, place: Place, new: Sequence[Batch] = ()) -> None:
-        """Files the tail, and with it what never was in it."""
-        tail = self.files.tail(place)
-        listing = self.files.listing(place) if tail.interrupted else Listing([], tail, [])
-        filed_to = max([tail.filed_to, *(file.last for file in listing.filed)])
-        at_hand = {each.stamp.offset: each.table for each in new}
-        waiting = sorted(n for n in {*tail.batches, *at_hand} if n > filed_to)
-        parts = [at_hand[n] if n in at_hand else self._read_tail(tail, n) for n in waiting]
-        if waiting:
-            self.files.put(tail.folder / "filing", b"")
+    def _flush(self, partition: LogPartition, new: Sequence[LogBatch] = ()) -> None:
+        """Seals the write-ahead files, and `new` directly."""
+        write_ahead = self.files.write_ahead(partition)
+        sealed = self.files.listing(partition).sealed if write_ahead.interrupted else []
+        sealed_to = max([write_ahead.sealed_to, *(file.last for file in sealed)])
+        tables = {each.stamp.offset: each.table for each in new}
+        pending = sorted(n for n in {*write_ahead.offsets, *tables} if n > sealed_to)
+        parts = [
+            tables[n] if n in tables else self._write_ahead_batch(write_ahead, n) for n in pending
+        ]
+        if pending:
+            self.files.mark_flush_started(write_ahead)
         for hour, run in hour_runs(parts, self.times):
-            filed_to = waiting[run.stop - 1]
-            file = Filed(hour, *place, first=waiting[run.start], last=filed_to)
-            self.write_file(file, placed(place, waiting[run], parts[run], self.full_schema))
-        self.files.mark_filed(tail, filed_to)
+            sealed_to = pending[run.stop - 1]
+            file = SealedFile(hour, *partition, first=pending[run.start], last=sealed_to)
+            rows = with_positions(partition, pending[run], parts[run], self.full_schema)
+            self.write_file(file, rows)
+        for offset in pending:
+            if write_ahead.path(offset) in self._damaged:
+                self.files.keep_damaged(write_ahead.path(offset))
+        self.files.mark_sealed(write_ahead, sealed_to)
 
-    def _erase_tail(self, place: Place) -> int:
-        listing = self.files.listing(place)
+    def _erase_write_ahead(self, partition: LogPartition) -> int:
+        listing = self.files.listing(partition)
         removed = 0
-        for offset in listing.tail.batches:
-            path = listing.tail.path(offset)
-            table = from_ipc(path.read_bytes(), self.schema)
+        for offset in listing.write_ahead.offsets:
+            path = listing.write_ahead.path(offset)
+            table = self._write_ahead_batch(listing.write_ahead, offset)
             kept = self.without_erased(table)
             if kept.num_rows < table.num_rows:
-                self.files.put(path, to_ipc(one_batch(kept)))
-                removed += table.num_rows - kept.num_rows if offset in listing.batches else 0
+                self.files.write_atomically(path, to_ipc(to_record_batch(kept)))
+                removed += table.num_rows - kept.num_rows if offset in listing.pending else 0
         return int(removed)
 
-    def _erase_file(self, file: Filed) -> int:
-        """A file that holds the user is written anew as its next revision."""
+    def _erasable_columns(self, file: SealedFile) -> pa.Table:
+        """What an erasure compares; no rows if the file cannot be read."""
         columns = ["user_id", *self.times]
-        looked = pq.read_table(self.files.path(file), columns=columns, partitioning=None)
-        gone = self._gone(looked)
-        if gone is None or not (removed := pc.sum(gone).as_py()):
+        if self.is_readable(file):
+            with suppress(pa.ArrowException, OSError):  # damage inside: the full read names it
+                return pq.read_table(self.files.path(file), columns=columns, partitioning=None)
+            return self.read_file(file).select(columns)
+        return self.full_schema.empty_table().select(columns)
+
+    def _erase_sealed(self, file: SealedFile) -> int:
+        """Rewrites a file that holds erased rows as its next revision."""
+        compared = self._erasable_columns(file)
+        erased = self._tombstones.erased_rows(compared)
+        if erased is None or not (removed := pc.sum(erased).as_py()):
             return 0
-        kept = self.read_file(file).filter(pc.invert(gone))
+        kept = self.read_file(file).filter(pc.invert(erased))
         self.write_file(replace(file, revision=file.revision + 1), kept)
         self.files.remove([file])
         return int(removed)
-
-    def _gone(self, table: pa.Table) -> pa.Array | None:
-        """Which rows a tombstone covers; None when there are no tombstones."""
-        erased: Mapping[str, int] = self._read_erased()
-        if not erased:
-            return None
-        until = pc.index_in(table["user_id"], pa.array(list(erased), pa.string()))
-        limits = pa.array(list(erased.values()), pa.int64()).take(until.combine_chunks())
-        gone = pa.array(np.zeros(table.num_rows, dtype=bool))
-        for column in self.times:
-            gone = pc.or_(gone, pc.fill_null(pc.less_equal(table[column], limits), False))
-        return gone
-
-    def _batches_of(self, place: Place) -> Iterator[tuple[Stamp, pa.Table]]:
-        done, again = -1, 0
-        while True:
-            try:
-                for table, last in self._tables_of(place, done):
-                    yield from by_offset(place, table, self.schema)
-                    done, again = last, 0
-                return
-            except FileNotFoundError:
-                again += 1
-                if again > 20:
-                    raise RuntimeError(
-                        f"{self.directory} is being rewritten without pause: stop its writers"
-                    ) from None
-
-    def _tables_of(self, place: Place, done: int) -> Iterator[tuple[pa.Table, int]]:
-        """What lies beyond the offset `done`, file by file, each with its last offset."""
-        listing = self.files.listing(place)
-        for file in listing.filed:
-            if file.last > done:
-                table = self.read_file(file)
-                yield table.filter(pc.greater(table["offset"], done)), file.last
-        for offset in listing.batches:
-            if offset > done:
-                yield self._read_batch(place, listing.tail, offset), offset
-
-    def _read_tail(self, tail: Tail, offset: int) -> pa.Table:
-        return from_ipc(tail.path(offset).read_bytes(), self.schema)
-
-    def _read_batch(self, place: Place, tail: Tail, offset: int) -> pa.Table:
-        return placed(place, [offset], [self._read_tail(tail, offset)], self.full_schema)
-
-    def _read_erased(self) -> dict[str, int]:
-        """The tombstones; read again only when the file has changed."""
-        try:
-            stat = os.stat(self.directory / "erased.json")
-        except FileNotFoundError:
-            return {}
-        version = (stat.st_mtime_ns, stat.st_ino)
-        if version != self._erased_version:
-            self._erased = json.loads((self.directory / "erased.json").read_bytes())
-            self._erased_version = version
-        return dict(self._erased)

@@ -1,141 +1,140 @@
-"""The Faust worker: committed batches from internal topics to handlers, at least once.
+"""The worker: committed batches from internal topics to handlers, at least once.
 
-Knows topics, batches, retries and epochs. Does not know what a handler does with a
-batch. One batch per partition is in flight, acknowledged after its handler has
-returned. A handler that raises is called again; when it goes on raising, the worker
-ends and says why, and whoever starts it again finds the batch where it was: retry or
-exit, never skip. Messages that queue while a batch is in flight may be handed over as
-one delivery (`Rounds`); they are retried and acknowledged together.
+Knows the plan of a batch and how a worker ends. Does not know what a handler does, nor the stream
+framework (`streams.workers.driver`).
 
-Epochs. A topic that was made anew starts again at offset 0 under another topic id. The
-worker asks for that id after a batch was fetched and before it is handled, and about
-once a second besides; when it has changed, the worker ends, and starts again in a
-consumer group of the new epoch. So a stamp never names an epoch that its batch is not of.
+Per partition, one batch is in flight. It is marked as processed after its handler has returned.
+A handler that raises is called again; when it keeps failing, the worker ends with the reason,
+and the batch is delivered again after a restart: retry or exit, never skip. Combined messages
+(`BatchingPolicy`) are retried and marked together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
-
-import pyarrow as pa
 
 from streams import telemetry
-from streams.bus.consume import spare_the_collector
-from streams.bus.contract import Bus, BusError, Stamp
-from streams.bus.delivery import BatchHandler, Delivery, combine, in_order
+from streams.bus.consume import tune_gc
+from streams.bus.contract import BusError, Stamp
+from streams.bus.delivery import BatchHandler, Delivery, combine
 from streams.bus.kafka.bus import KafkaBus
+from streams.codec.batches import read_value
 from streams.contract.schema import EVENT_SCHEMA, BatchReader
-from streams.workers.faust.driver import FinishedConsumer, WorkerApp, worker_app
-from streams.workers.topic_thread import Lane, Line, Rounds
+from streams.workers.batching import PartitionBuffer
+from streams.workers.config import WorkerConfig
+from streams.workers.driver import AssignedPartition, FetchedMessage, StreamDriver
+from streams.workers.retry import call_with_retry
+from streams.workers.topic_ids import TopicIds, TopicRecreated, await_topic_ids
+from streams.workers.topic_thread import TopicThread
 
-__all__ = ["BatchHandler", "Delivery", "Exit", "Patience", "Rounds", "in_order", "run_worker"]
-
+_WATCH_S, _TOPIC_ID_CHECK_S = 0.05, 1.0
 _log = logging.getLogger(__name__)
-_EACH_ALONE = Rounds()
+
+DriverFactory = Callable[[str, WorkerConfig], StreamDriver]
+"""Makes a driver for a consumer group."""
 
 
 class Exit(IntEnum):
-    """What `run_worker` returns; anything but STOPPED wants the worker started again."""
+    """What `run_worker` returns; after anything but STOPPED the worker must be restarted."""
 
-    STOPPED = 0  # it was asked to
-    GAVE_UP = 1  # a handler kept failing; its batch is not acknowledged
+    STOPPED = 0  # it was asked to stop
+    GAVE_UP = 1  # a handler kept failing; its batch is not committed
     CRASHED = 2  # the consumer failed
-    NEW_EPOCH = 3  # a topic was made anew
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long the worker waits for what may come back, in seconds."""
-
-    topics_s: float = 60.0  # at the start, for topics to exist
-    handler_s: float = 60.0  # for a failing handler
-    first_pause_s: float = 0.05  # between attempts, doubled each time
-    longest_pause_s: float = 2.0
-    stop_s: float = 10.0  # at the end, for the batch in flight and the consumer
-
-
-class EpochChanged(RuntimeError):
-    """The topic's offsets have started again."""
-
-
-class GaveUp(RuntimeError):
-    """A handler failed for longer than the worker's patience."""
-
-
-class Epochs:
-    """The topics' ids as they were at the start, and when they were last confirmed.
-
-    One question is about all of them, so that lanes that ask at once wait for one answer.
-    """
-
-    def __init__(self, bus: Bus, topics: list[str]) -> None:
-        self._bus = bus
-        self._confirmed = time.monotonic()
-        self._asking = threading.Lock()
-        self.known = bus.epochs(topics)
-
-    def confirm(self, topic: str, fetched_at: float) -> str:
-        """The epoch of a message that was fetched no later than `fetched_at` (monotonic s).
-
-        An id never comes back, so one that still stands after the fetch stood during it.
-
-        Raises:
-            EpochChanged: a topic was made anew since the worker started.
-            BusError: the broker does not say.
-        """
-        if self._confirmed < fetched_at:
-            with self._asking:
-                if self._confirmed < fetched_at:
-                    self._ask()
-        return self.known[topic]
-
-    def _ask(self) -> None:
-        asked = time.monotonic()
-        found = self._bus.epochs(list(self.known))
-        if changed := [topic for topic, epoch in self.known.items() if found[topic] != epoch]:
-            raise EpochChanged(f"topic {changed[0]!r} was made anew: its offsets start again")
-        self._confirmed = asked
-
-    def group(self, name: str) -> str:
-        """A consumer group of these epochs, so that no offset outlives its epoch."""
-        text = ",".join(f"{topic}={epoch}" for topic, epoch in sorted(self.known.items()))
-        return f"{name}.{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    TOPIC_RECREATED = 3
 
 
 class _Worker:
-    """One life of a worker: from joining the group to its end."""
+    """One run of a worker, from joining the group to its end."""
 
     def __init__(
-        self,
-        handlers: Mapping[str, BatchHandler],
-        epochs: Epochs,
-        patience: Patience,
-        rounds: Rounds,
-        resting: Collection[str],
-        schemas: Mapping[str, pa.Schema],
+        self, handlers: Mapping[str, BatchHandler], topic_ids: TopicIds, config: WorkerConfig
     ) -> None:
-        self._handlers = handlers
+        self._handlers, self._topic_ids, self._config = handlers, topic_ids, config
+        schemas = config.schemas
         self._readers = {t: BatchReader(schemas.get(t, EVENT_SCHEMA)) for t in handlers}
-        self._rounds, self._resting = rounds, resting
-        self._epochs = epochs
-        self._patience = patience
         self._ending = threading.Event()
         self.exit: Exit | None = None
 
+    def subscribe(self, driver: StreamDriver) -> list[TopicThread]:
+        """One thread per topic, one buffer per partition."""
+        batching, threads = self._config.batching, []
+        combine_bytes = batching.combine_bytes if batching.across_partitions else 0
+        for topic in self._handlers:
+            process = partial(self._process_with_retry, topic)
+            low_priority = topic in self._config.low_priority_topics
+            threads.append(TopicThread(topic, process, combine_bytes, low_priority))
+            driver.subscribe(topic, partial(self._consume, threads[-1]))
+        return threads
+
+    async def _consume(self, thread: TopicThread, partition: AssignedPartition) -> None:
+        """The plan: fetch → batch → confirm topic id → decode → handle → mark processed.
+
+        The driver commits what is marked. The middle three run in the topic's thread.
+        """
+        buffer = PartitionBuffer(partition.messages(), self._config.batching)
+        try:
+            while messages := await buffer.next_batch():
+                await self._process_in(thread, messages)
+                partition.mark_processed(messages[-1])
+        finally:
+            buffer.close()
+
+    def _process(self, topic: str, messages: list[FetchedMessage]) -> None:
+        topic_id = self._topic_ids.confirm(topic, max(each.fetched_at for each in messages))
+        delivery = combine([self._decode(each, topic_id) for each in messages])
+        started = time.perf_counter()
+        with telemetry.batch_span(f"handle {topic}", delivery.headers, _attributes(delivery)):
+            self._handlers[topic](delivery)
+        telemetry.HANDLE_SECONDS.labels(topic).observe(time.perf_counter() - started)
+        telemetry.EVENTS_HANDLED.labels(topic).inc(delivery.table.num_rows)
+
+    def _decode(self, message: FetchedMessage, topic_id: str) -> Delivery:
+        stamp = Stamp(topic_id, message.partition, message.offset)
+        read = self._readers[message.topic]
+        place = (message.topic, message.partition, message.offset)
+        table = read_value(message.value, place, read)
+        if table is None:  # foreign: delivered without rows, so that its offset is committed
+            return Delivery(message.topic, stamp, read.schema.empty_table())
+        return Delivery(message.topic, stamp, table, message.headers, message.value)
+
+    def _process_with_retry(self, topic: str, messages: list[FetchedMessage]) -> None:
+        if self.ending:
+            return
+
+        def warn(error: Exception, pause_s: float) -> None:
+            _log.warning("%s failed, retry in %.2f s: %r", _ranges(messages), pause_s, error)
+            telemetry.RETRIES.labels(topic).inc()
+
+        call_with_retry(
+            partial(self._process, topic, messages),
+            self._config.retry,
+            self._ending,
+            fatal=TopicRecreated,
+            on_failure=warn,
+        )
+
+    async def _process_in(self, thread: TopicThread, messages: list[FetchedMessage]) -> None:
+        """Returns when the handler has; if it keeps failing, the worker ends."""
+        try:
+            await thread.run(messages)
+        except TopicRecreated as recreated:
+            self.end(Exit.TOPIC_RECREATED, str(recreated))
+        except Exception as error:
+            self.end(Exit.GAVE_UP, f"{_ranges(messages)}: {error!r}")
+        if self.ending:
+            # Returning or raising would let the driver continue with the next message.
+            await asyncio.get_running_loop().create_future()
+
     def end(self, exit_: Exit, why: str = "", error: BaseException | None = None) -> None:
-        """The first reason stands."""
+        """Only the first reason counts."""
         if self.exit is None:
             self.exit = exit_
             if why:
@@ -146,126 +145,34 @@ class _Worker:
     def ending(self) -> bool:
         return self._ending.is_set()
 
-    def declare(self, app: WorkerApp) -> list[Lane]:
-        """One agent per topic, one actor per partition."""
-        lanes = []
-        most_bytes = self._rounds.combine_bytes if self._rounds.across else 0
-        for topic in self._handlers:
-            work, rests = partial(self._deliver, topic), topic in self._resting
-            lane = Lane(topic, work, most_bytes, rests)
-            lanes.append(lane)
-            channel = app.topic(
-                topic, key_type=bytes, key_serializer="raw", value_type=bytes,
-                value_serializer="raw",
-            )  # fmt: skip
-            agent = app.agent(channel, name=topic, isolated_partitions=True)
-            agent(self._agent(app, topic, lane))
-        return lanes
-
-    def _agent(self, app: WorkerApp, topic: str, lane: Lane) -> Callable[[Any], Any]:
-        async def deliver(stream: Any) -> None:
-            consumer = cast(FinishedConsumer, app.consumer)
-            line = Line(_each_once(stream, consumer), self._rounds)
-            try:
-                while messages := await line.next():
-                    await self._handled(lane, messages)
-                    consumer.finished(messages[-1].tp, messages[-1].offset)
-            except asyncio.CancelledError:
-                # The partition moves, and whoever has it next begins at its commit. Raised,
-                # it would have Faust start an agent for a partition that it does not have.
-                _log.info("%s: cut off, a partition moves", topic)
-            finally:
-                line.close()
-                app.topics.discard(stream.channel)  # before Faust asks who has which partition
-
-        return deliver
-
-    async def _handled(self, lane: Lane, messages: list[Any]) -> None:
-        """Returns when the handler has; when it will not, the worker ends."""
-        try:
-            await lane.run(messages)
-        except EpochChanged as changed:
-            self.end(Exit.NEW_EPOCH, str(changed))
-        except Exception as error:
-            self.end(Exit.GAVE_UP, f"{_places(messages)}: {error!r}")
-        if self.ending:
-            # Returning or raising would let Faust go on to the next message.
-            await asyncio.get_running_loop().create_future()
-
-    def _deliver(self, topic: str, messages: Sequence[Any]) -> None:
-        if self.ending:
-            return
-        pause = self._patience.first_pause_s
-        deadline = time.monotonic() + self._patience.handler_s
-        while True:
-            try:
-                return self._attempt(topic, messages)
-            except EpochChanged:
-                raise
-            except Exception as error:
-                _log.warning("%s failed, again in %.2f s: %r", _places(messages), pause, error)
-                telemetry.RETRIES.labels(topic).inc()
-                if time.monotonic() + pause > deadline:
-                    raise
-            if self._ending.wait(pause):
-                raise GaveUp("asked to stop while retrying")
-            pause = min(2 * pause, self._patience.longest_pause_s)
-
-    def _attempt(self, topic: str, messages: Sequence[Any]) -> None:
-        epoch = self._epochs.confirm(topic, max(message.time_in for message in messages))
-        read = self._readers[topic]
-        delivery = combine([_delivery(topic, epoch, message, read) for message in messages])
-        started = time.perf_counter()
-        with telemetry.batch_span(f"handle {topic}", delivery.headers, _attributes(delivery)):
-            self._handlers[topic](delivery)
-        telemetry.HANDLE_SECONDS.labels(topic).observe(time.perf_counter() - started)
-        telemetry.EVENTS_HANDLED.labels(topic).inc(delivery.table.num_rows)
-
     def watch(self, stop: threading.Event) -> None:
-        """Until the end: looks for a request to stop and, now and then, at the epochs.
+        """Until the end: checks for a request to stop and, every second, the topic ids.
 
-        A consumer whose topic was made anew may hear nothing at all, so waiting for a
+        The consumer of a recreated topic may receive nothing at all, so the check before each
         batch is not enough.
         """
-        asked = time.monotonic()
-        while not self._ending.wait(0.05):
+        checked = time.monotonic()
+        while not self._ending.wait(_WATCH_S):
             if stop.is_set():
                 return self.end(Exit.STOPPED)
-            if time.monotonic() - asked > 1.0:
-                asked = time.monotonic()
+            if time.monotonic() - checked > _TOPIC_ID_CHECK_S:
+                checked = time.monotonic()
                 try:
-                    self._epochs.confirm(next(iter(self._handlers)), asked)
-                except EpochChanged as changed:
-                    self.end(Exit.NEW_EPOCH, str(changed))
+                    self._topic_ids.confirm(next(iter(self._handlers)), checked)
+                except TopicRecreated as recreated:
+                    self.end(Exit.TOPIC_RECREATED, str(recreated))
                 except BusError as error:
-                    _log.warning("epochs are not known now: %s", error)
+                    _log.warning("topic ids are unknown for now: %s", error)
 
 
-async def _each_once(stream: Any, consumer: FinishedConsumer) -> AsyncIterator[Any]:
-    """An agent's messages in the order of their offsets: of those that were given again, because
-    a partition moved, none that the agent has already, and none that was left behind."""
-    last = -1
-    async for event in stream.noack().events():
-        message = event.message
-        if message.offset > last and not consumer.outdated(message):
-            last = message.offset
-            yield message
-
-
-def _delivery(topic: str, epoch: str, message: Any, read: BatchReader) -> Delivery:
-    headers = {name: bytes(value) for name, value in (message.headers or ())}
-    stamp = Stamp(epoch, message.partition, message.offset)
-    return Delivery(topic, stamp, read(message.value), headers, message.value)
-
-
-def _places(messages: Sequence[Any]) -> str:
+def _ranges(messages: list[FetchedMessage]) -> str:
     """ "topic[partition]@first-last", for each partition."""
-    spans: dict[tuple[str, int], list[int]] = {}
+    offsets: dict[tuple[str, int], list[int]] = {}
     for message in messages:
-        spans.setdefault((message.topic, message.partition), []).append(message.offset)
+        offsets.setdefault((message.topic, message.partition), []).append(message.offset)
     return ", ".join(
-        f"{topic}[{partition}]@{offsets[0]}" + (f"-{offsets[-1]}" if len(offsets) > 1 else "")
-        for (topic, partition), offsets in spans.items()
+        f"{topic}[{partition}]@{own[0]}" + (f"-{own[-1]}" if len(own) > 1 else "")
+        for (topic, partition), own in offsets.items()
     )
 
 
@@ -276,109 +183,72 @@ def _attributes(delivery: Delivery) -> dict[str, str | int]:
         "messaging.destination.partition.id": str(stamp.partition),
         "messaging.kafka.offset": stamp.offset,
         "messaging.batch.message_count": delivery.table.num_rows,
-        "tidemill.epoch": stamp.epoch,
+        "tidemill.epoch": stamp.topic_id,
     }
 
 
 def run_worker(
     name: str,
     handlers: Mapping[str, BatchHandler],
+    config: WorkerConfig,
     *,
-    bootstrap_servers: str,
-    data_dir: Path,
     stop: threading.Event | None = None,
     ready: Callable[[], None] = lambda: None,
-    patience: Patience = Patience(),
-    session_timeout_s: float = 6.0,
-    commit_interval_s: float = 1.0,
-    instance_id: str | None = None,
-    rounds: Rounds = _EACH_ALONE,
-    resting: Collection[str] = (),
-    schemas: Mapping[str, pa.Schema] | None = None,
+    make_driver: DriverFactory | None = None,
 ) -> int:
-    """Delivers each topic of `handlers` to its handler until `stop` is set or SIGTERM comes.
+    """Delivers each topic of `handlers` to its handler until `stop` is set or SIGTERM arrives.
 
-    A handler gets one topic's batches from one thread; handlers of different topics run
-    beside each other. `ready` is called when partitions have been assigned. In the main
-    thread SIGTERM and SIGINT end the worker like `stop`. Workers of one `name` share the
-    partitions; a distinct, lasting `instance_id` each spares a rebalance on restart. The
-    embedded broker answers a join after half of `session_timeout_s` and makes a static
-    member wait 6 s: there, give 2 s and no `instance_id`.
+    A handler gets one topic's batches from one thread; handlers of different topics run in
+    parallel. Workers of one `name` share the partitions. `ready` is called when partitions are
+    assigned. In the main thread SIGTERM and SIGINT end the worker like `stop`. `make_driver`:
+    the stream framework; default: Faust.
 
-    `rounds`: give those that combine messages only where every handler tells what it has
-    seen by row or message, as `FeatureStore.fold` does. Handlers of the topics `resting`
-    pause for as long as they worked, in favour of the others. `schemas`: the columns that a
-    topic's handler is given, EVENT_SCHEMA's where nothing is said.
-
-    Returns an `Exit`; after any other than STOPPED the caller starts a new process.
+    Returns an `Exit`; after any but STOPPED the caller must start a new process.
     """
     stop = stop or threading.Event()
-    _catch_signals(stop)
-    bus = KafkaBus(bootstrap_servers)
-    epochs = _await_epochs(bus, list(handlers), patience, stop)
-    if epochs is None:
+    _stop_on_signals(stop)
+    bus = KafkaBus(config.bootstrap_servers)
+    topic_ids = await_topic_ids(bus, list(handlers), config.retry.topics_s, stop)
+    if topic_ids is None:
         return Exit.STOPPED if stop.is_set() else Exit.CRASHED
-    app = worker_app(
-        epochs.group(name),
-        bootstrap_servers,
-        data_dir,
-        session_timeout_s=session_timeout_s,
-        commit_interval_s=commit_interval_s,
-        instance_id=instance_id,
-        gather_s=rounds.pace_s / 2,
-    )
-    spare_the_collector()
-    worker = _Worker(handlers, epochs, patience, rounds, resting, schemas or {})
+    driver = (make_driver or _faust_driver)(topic_ids.consumer_group(name), config)
+    driver.on_assigned(ready)
+    tune_gc()
+    worker = _Worker(handlers, topic_ids, config)
     watcher = threading.Thread(target=worker.watch, args=(stop,), name="watch", daemon=True)
     watcher.start()
     with asyncio.Runner() as runner:
-        runner.run(_live(app, worker, ready, patience))
+        runner.run(_drive(driver, worker, config.retry.stop_s))
     return int(worker.exit if worker.exit is not None else Exit.CRASHED)
 
 
-def _catch_signals(stop: threading.Event) -> None:
+def _faust_driver(group: str, config: WorkerConfig) -> StreamDriver:
+    # The import takes half a second; other drivers do not need it.
+    from streams.workers.faust.driver import FaustDriver
+
+    return FaustDriver(group, config)
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
 
 
-def _await_epochs(
-    bus: Bus, topics: list[str], patience: Patience, stop: threading.Event
-) -> Epochs | None:
-    deadline = time.monotonic() + patience.topics_s
-    while not stop.is_set():
-        try:
-            return Epochs(bus, topics)
-        except BusError as error:
-            if time.monotonic() > deadline:
-                _log.error("worker ends: %s", error)
-                return None
-            stop.wait(0.2)
-    return None
-
-
-async def _live(
-    app: WorkerApp, worker: _Worker, ready: Callable[[], None], patience: Patience
-) -> None:
-    lanes = worker.declare(app)
-
-    @app.on_partitions_assigned.connect(weak=False)
-    async def assigned(*_: Any, **__: Any) -> None:
-        ready()
-
+async def _drive(driver: StreamDriver, worker: _Worker, stop_s: float) -> None:
+    """Runs the driver until the worker ends; its stop may take `stop_s`."""
+    threads = worker.subscribe(driver)
     try:
-        await app.start()
+        await driver.start()
         while not worker.ending:
-            if app.crashed or app.should_stop:
-                why = f"the consumer failed: {app.crash_reason!r}"
-                worker.end(Exit.CRASHED, why, app.crash_reason)
-            await asyncio.sleep(0.05)
+            if failure := driver.failure():
+                worker.end(Exit.CRASHED, f"the consumer failed: {failure!r}", failure)
+            await asyncio.sleep(_WATCH_S)
     except Exception as error:
         worker.end(Exit.CRASHED, f"the consumer did not start: {error!r}", error)
     finally:
-        if worker.exit is Exit.STOPPED:
-            cast(FinishedConsumer, app.consumer).leave_at_end()
         with suppress(asyncio.TimeoutError, Exception):
-            await asyncio.wait_for(app.stop(), patience.stop_s)
-        for lane in lanes:
-            lane.close()
+            leave = worker.exit is Exit.STOPPED
+            await asyncio.wait_for(driver.stop(leave_group=leave), stop_s)
+        for thread in threads:
+            thread.close()

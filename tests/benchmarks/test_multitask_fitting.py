@@ -1,4 +1,4 @@
-"""Laws of how the multi-task models are fitted: what stops them, what they see, what they mean."""
+"""Fitting of the multi-task models: early stopping, hidden ids, calibration."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.multitask.data import Proxy
-from benchmarks.multitask.fitting import Net, Trial, _calibrated_loss, fitted
-from benchmarks.multitask.world import world
+from benchmarks.multitask.datasets import Dataset
+from benchmarks.multitask.fitting import Net, Trial, _calibrated_loss, fit_predict
+from benchmarks.multitask.world_dataset import world
 from models.training.calibration import reliability
 
 TRIAL = Trial(3e-3, 1.0, 15, 0.05)
 
 
 @pytest.fixture(scope="module")
-def proxy() -> Proxy:
+def dataset() -> Dataset:
     return world(None, quick=True)
 
 
@@ -33,10 +33,12 @@ def test_over_confidence_alone_is_no_reason_to_stop() -> None:
 
 
 @pytest.mark.parametrize(("share", "sees"), [(0.3, True), (1.0, False)])
-def test_hidden_ids_are_hidden_when_predicting_too(proxy: Proxy, share: float, sees: bool) -> None:
-    net = Net(proxy, "ple", 5, share).eval()
+def test_hidden_ids_are_hidden_when_predicting_too(
+    dataset: Dataset, share: float, sees: bool
+) -> None:
+    net = Net(dataset, "ple", 5, share).eval()
     users, items = torch.arange(6), torch.arange(6)
-    x = torch.from_numpy(proxy.train.x[:6])
+    x = torch.from_numpy(dataset.train.x[:6])
     with torch.no_grad():
         unmet = net(users, items, x)
         net.user.weight.normal_(generator=torch.Generator().manual_seed(1))
@@ -44,16 +46,16 @@ def test_hidden_ids_are_hidden_when_predicting_too(proxy: Proxy, share: float, s
 
 
 @pytest.mark.parametrize("model", ["ple", "lightgbm"])
-def test_probabilities_are_calibrated_on_validation(proxy: Proxy, model: str) -> None:
-    small = replace(proxy, tasks=proxy.tasks[:1], **_first_task(proxy))
-    valid, test = fitted(small, model, TRIAL, seed=1)
-    assert valid.shape == (len(proxy.valid), 1)
-    assert test.shape == (len(proxy.test), 1)
+def test_probabilities_are_calibrated_on_validation(dataset: Dataset, model: str) -> None:
+    small = replace(dataset, tasks=dataset.tasks[:1], **_first_task(dataset))
+    valid, test = fit_predict(small, model, TRIAL, seed=1)
+    assert valid.shape == (len(dataset.valid), 1)
+    assert test.shape == (len(dataset.test), 1)
     assert valid.mean() == pytest.approx(small.valid.labels.mean(), abs=0.01)
     assert reliability(valid[:, 0], small.valid.labels[:, 0] > 0).ece < 0.03
-    assert np.array_equal(test, fitted(small, model, TRIAL, seed=1)[1])
+    assert np.array_equal(test, fit_predict(small, model, TRIAL, seed=1)[1])
 
 
-def _first_task(proxy: Proxy) -> dict[str, object]:
-    parts = {"train": proxy.train, "valid": proxy.valid, "test": proxy.test}
+def _first_task(dataset: Dataset) -> dict[str, object]:
+    parts = {"train": dataset.train, "valid": dataset.valid, "test": dataset.test}
     return {name: replace(rows, labels=rows.labels[:, :1]) for name, rows in parts.items()}

@@ -1,6 +1,6 @@
-"""The servers under the suite: one Apache Kafka and one Valkey, which may be killed.
+"""The servers of the suite: one Apache Kafka and one Valkey, which may be killed.
 
-Knows how they are killed, how they come back on their ports, and how they are emptied.
+Knows how to kill, restart and empty them. Does not know the stack's processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streams.contract.topics import topic_specs
 
 @dataclass
 class Servers:
-    """The broker and the store of a test folder: they keep their ports when they are killed."""
+    """A broker and a store; both keep their ports after a kill."""
 
     kafka: Kafka
     valkey: Valkey
@@ -33,7 +33,7 @@ class Servers:
         return cls(kafka, valkey, start(kafka, 120.0), start(valkey))
 
     def kill_broker(self) -> None:
-        """SIGKILL; what it had written lies on its disk."""
+        """SIGKILL; its disk stays."""
         self.broker.kill()
 
     def start_broker(self) -> None:
@@ -45,7 +45,7 @@ class Servers:
         self.store = start(self.valkey)
 
     def empty(self) -> None:
-        """As new: no topics, no rows."""
+        """Deletes all topics and rows."""
         admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers})
         delete_topics(admin)
         with redis.Redis(port=self.valkey.port) as client:
@@ -56,7 +56,7 @@ class Servers:
 
 
 def delete_topics(admin: AdminClient) -> None:
-    """Every topic of a stack, and waits until the broker has forgotten them."""
+    """Deletes every topic of a stack, and waits until the broker no longer lists them."""
     names = {spec.name for spec in topic_specs(1)}
     if present := sorted(names & admin.list_topics(timeout=10).topics.keys()):
         for future in admin.delete_topics(present).values():

@@ -1,7 +1,7 @@
-"""A seeded stream of events as producers send it: late ones, doubled ones, malformed ones.
+"""A seeded stream of events as producers send it: with late, duplicate and malformed ones.
 
-Knows what was sent and what is true of it. Does not know any part of the platform but the
-event contract and the impression token, which are what a producer must know.
+Knows what was sent and what must become of it. Does not know the platform, except what a producer
+must know: the event contract and the impression token.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import orjson
 
 from streams.contract.impression import Impression, sign
 
-KEY = bytes(range(32))  # signs the impressions; the stack under test is given the same
+KEY = bytes(range(32))  # signs the impressions; the stack under test has the same
 USERS, VIDEOS, AUTHORS, QUERIES = 120, 50, 12, 20
 LATE, DOUBLED, MALFORMED, FUTURE = 0.05, 0.03, 0.01, 0.005
 HOUR_MS = 3_600_000
-# Each event has a time of its own, so that no list depends on how ties are broken.
+# Event times are distinct, so that no list depends on how ties are broken.
 STEP_MS = 11
 
 WATCHED = ("shown", "play", "long_view", "like", "skip")
@@ -28,11 +28,11 @@ OTHERS = ("share", "follow", "cart", "order", "query_shown", "query_click", "sea
 
 @dataclass
 class Stream:
-    """`values` in the order of sending; `good` and `bad` say what they are.
+    """`values` in the order of sending.
 
-    `good`: one dictionary per event that must count, each once; `copies`: event id -> how
-    often it was sent; `bad`: values that must become dead letters, as often as they were
-    sent; `now_ms`: no good event is newer.
+    `good`: one dictionary per event that must count once; `copies`: event id -> how often it was
+    sent; `bad`: values that must become dead letters, each as often as it was sent; `now_ms`: no
+    good event is newer.
     """
 
     now_ms: int
@@ -43,7 +43,7 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """How many rows the log must hold, marked duplicates included."""
+        """How many rows the log must hold, duplicates included."""
         return sum(self.copies.values())
 
 
@@ -65,7 +65,7 @@ def stream(rng: random.Random, events: int) -> Stream:
 
 
 def halves(made: Stream) -> tuple[list[bytes | None], list[bytes | None]]:
-    """Both halves of the values, without the copies that would be sent in both."""
+    """Both halves of the values, without duplicates of the first in the second."""
     middle = len(made.values) // 2
     before, after = made.values[:middle], made.values[middle:]
     known, bad = {*before}, {*made.bad}
@@ -83,7 +83,7 @@ def _times(rng: random.Random, now_ms: int, events: int) -> list[int]:
 
 
 def _visit(rng: random.Random, times: list[int], start: int) -> list[dict[str, Any]]:
-    """What one user does with one video: some of it answers an impression."""
+    """What one user does with one video, in part after an impression."""
     user, video = f"u{rng.randrange(USERS)}", int(VIDEOS * rng.random() ** 2)
     base: dict[str, Any] = {"user_id": user, "origin": "live", "surface": "feed"}
     on_video = {"video_id": f"v{video}", "author_id": f"a{video % AUTHORS}"}
@@ -92,8 +92,8 @@ def _visit(rng: random.Random, times: list[int], start: int) -> list[dict[str, A
         served = min(times[start : start + len(kinds)]) - 1
         base["impression"] = _token(start, user, f"v{video}", served)
     events = []
-    for place, kind in enumerate(kinds, start):
-        event = base | {"event_id": f"e{place:06d}", "kind": kind, "event_time_ms": times[place]}
+    for number, kind in enumerate(kinds, start):
+        event = base | {"event_id": f"e{number:06d}", "kind": kind, "event_time_ms": times[number]}
         if kind != "search":
             event |= on_video
         if kind in ("query_shown", "query_click", "search"):
@@ -115,18 +115,18 @@ def _token(number: int, user: str, video: str, served_at_ms: int) -> str:
 
 
 def _disorder(rng: random.Random, values: list[bytes | None]) -> None:
-    """Events come out of order, but not so far that every run of them is the whole stream."""
-    keyed = sorted(range(len(values)), key=lambda place: place + rng.randrange(400))
-    values[:] = [values[place] for place in keyed]
+    """Shuffles within windows, so that a part of the stream still differs from the whole."""
+    order = sorted(range(len(values)), key=lambda at: at + rng.randrange(400))
+    values[:] = [values[at] for at in order]
 
 
 def _double(rng: random.Random, made: Stream) -> None:
-    """Some are sent again: at once, or long after, when a process has died in between."""
+    """Sends some events again: at once, or long after, when a process has been killed since."""
     made.copies = {event["event_id"]: 1 for event in made.good}
     for _ in range(int(len(made.good) * DOUBLED)):
-        place = rng.randrange(len(made.values))
-        value = made.values[place]
-        again = place + 1 + int((len(made.values) - place) * rng.random() ** 2)
+        at = rng.randrange(len(made.values))
+        value = made.values[at]
+        again = at + 1 + int((len(made.values) - at) * rng.random() ** 2)
         made.values.insert(again, value)
         made.copies[orjson.loads(value or b"")["event_id"]] += 1
 

@@ -1,6 +1,6 @@
-"""A Kafka and a Valkey that may be killed, a world on them, and the seed of what is done to it.
+"""A Kafka and a Valkey that may be killed, a cluster on them, and the seed of its faults.
 
-TIDEMILL_SEED repeats a run; TIDEMILL_CHAOS_ROUNDS (1) makes it that many times as long.
+TIDEMILL_SEED repeats a run; TIDEMILL_CHAOS_ROUNDS (1) multiplies its length.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from deploy.services.process import PartUnavailable
+from deploy.services.process import ServiceUnavailable
 
 sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules, chaos_*.py
 
+from chaos_cluster import Cluster
 from chaos_servers import Servers
 from chaos_stream import Stream, stream
 from chaos_verdict import Verdict
-from chaos_world import World
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def rounds() -> int:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     try:
         started = Servers.started(tmp_path_factory.mktemp("servers"))
-    except PartUnavailable as reason:
+    except ServiceUnavailable as reason:
         pytest.skip(str(reason))
     yield started
     started.stop()
@@ -40,30 +40,30 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture
 def seed() -> int:
-    """Named in the captured output of a law that fails."""
+    """Printed in the output of a failing test."""
     drawn = int(os.environ.get("TIDEMILL_SEED") or random.SystemRandom().randrange(2**32))
     print(f"TIDEMILL_SEED={drawn}")
     return drawn
 
 
 @pytest.fixture
-def doors() -> int:
+def replicas() -> int:
     return 1
 
 
 @pytest.fixture
-def world(servers: Servers, seed: int, doors: int, tmp_path: Path) -> Iterator[World]:
+def cluster(servers: Servers, seed: int, replicas: int, tmp_path: Path) -> Iterator[Cluster]:
     servers.empty()
-    made = World(servers, tmp_path, random.Random(seed), doors=doors)
+    made = Cluster(servers, tmp_path, random.Random(seed), replicas=replicas)
     yield made
     made.end()
-    print("\n".join(made.story))
+    print("\n".join(made.notes))
 
 
 @pytest.fixture
-def draw(world: World) -> Callable[[int], Stream]:
-    """A stream of so many events from the world's seed."""
-    return lambda events: stream(world.rng, events)
+def draw(cluster: Cluster) -> Callable[[int], Stream]:
+    """A stream of so many events from the cluster's seed."""
+    return lambda events: stream(cluster.rng, events)
 
 
 @pytest.fixture

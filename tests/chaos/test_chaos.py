@@ -1,7 +1,7 @@
-"""Whatever is done to it, the platform ends up holding exactly what was sent.
+"""After any injected fault, the platform holds exactly what was sent.
 
-Real Kafka, Valkey and processes. The moments are counts of work done, never times, so that
-they fall into the work on any machine, and each law proves that they did.
+Real Kafka, Valkey and processes. Faults are timed by work done, never by the clock, so that they
+interrupt work on any machine, and each law proves that they did.
 """
 
 from __future__ import annotations
@@ -10,173 +10,182 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from chaos_storm import Storm
+from chaos_cluster import Cluster
+from chaos_rebalances import RebalanceInjector
 from chaos_stream import Stream, halves
 from chaos_verdict import Verdict
-from chaos_world import World
 
-from streams.ingest import dead_letters
 from streams.ingest.dead_letters import DeadLetter
+from streams.ingest.replay import replay
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 Draw = Callable[[int], Stream]
 
-SHARE = 900  # events sent before each blow
-SPARE = 8  # further blows for a kill that did not hit
-ALL = ("batcher", "facts", "features")
-IN_WORK = {"batcher": 6, "facts": SHARE // 2, "features": SHARE // 2}
+SHARE = 900  # events sent per fault
+SPARE = 8  # further faults for a kill that interrupted nothing
+ALL = ("batcher", "log-writer", "features")
+IN_WORK = {"batcher": 6, "log-writer": SHARE // 2, "features": SHARE // 2}
 MINUTE_MS = 60_000
 
 
 def shares(sent: Stream, count: int) -> list[list[bytes | None]]:
-    """The stream in `count` parts, each of which is work for one blow."""
+    """The stream in `count` parts, each with the work for one fault."""
     size = len(sent.values) // count + 1
     return [sent.values[start : start + size] for start in range(0, len(sent.values), size)]
 
 
-def keep(world: World, *names: str) -> None:
+def start(cluster: Cluster, *names: str) -> None:
     for name in names:
-        world.keep(name)
+        cluster.start(name)
 
 
-@pytest.mark.parametrize("doors", [1, 2])
+@pytest.mark.parametrize("replicas", [1, 2])
 def test_killed_processes_lose_nothing_and_double_nothing(
-    world: World, draw: Draw, rounds: int
+    cluster: Cluster, draw: Draw, rounds: int
 ) -> None:
-    """Each is killed until a kill is proved to have hit: the door with a transaction open, the
-    workers with batches done that were not committed and come again."""
+    """Each is killed until a kill is proved to have interrupted work: a batcher in an open
+    transaction, the workers with processed batches that were not committed."""
     parts = 2 * rounds + SPARE
     sent = draw(SHARE * parts)
-    keep(world, *ALL)
+    start(cluster, *ALL)
     for number, share in enumerate(shares(sent, parts)):
-        victims = [role for role in ALL if number < 2 * rounds or not world.hits[role]]
-        world.each_in_its_work(share, world.kill, {role: IN_WORK[role] for role in victims})
-    Verdict(world, sent).awaited()
-    assert all(world.hits[role] for role in ALL), world.told()
+        targets = [role for role in ALL if number < 2 * rounds or not cluster.hits[role]]
+        cluster.act_during_work(share, cluster.kill, {role: IN_WORK[role] for role in targets})
+    Verdict(cluster, sent).assert_reached()
+    assert all(cluster.hits[role] for role in ALL), cluster.report()
 
 
-def test_a_killed_broker_comes_back_with_what_it_had(world: World, draw: Draw, rounds: int) -> None:
-    """Killed until it was killed with a transaction open."""
+def test_a_killed_broker_loses_nothing(cluster: Cluster, draw: Draw, rounds: int) -> None:
+    """Killed until it was killed in an open transaction."""
     parts = rounds + SPARE
     sent = draw(SHARE * parts)
-    keep(world, *ALL)
+    start(cluster, *ALL)
     for number, share in enumerate(shares(sent, parts)):
-        if number < rounds or not world.hits["broker"]:
-            world.each_in_its_work(share, lambda _: world.break_broker(), {"batcher": 6})
+        if number < rounds or not cluster.hits["broker"]:
+            cluster.act_during_work(share, lambda _: cluster.break_broker(), {"batcher": 6})
         else:
-            world.send(share)
-    Verdict(world, sent).awaited()
-    assert world.hits["broker"], world.told()
+            cluster.send(share)
+    Verdict(cluster, sent).assert_reached()
+    assert cluster.hits["broker"], cluster.report()
 
 
-def test_an_emptied_store_is_noticed_and_filled_again_while_events_go_on(
-    world: World, draw: Draw, rounds: int
+def test_an_emptied_store_is_rebuilt_while_events_arrive(
+    cluster: Cluster, draw: Draw, rounds: int
 ) -> None:
-    """Killed, so that it comes back empty, and flushed; two processes fold into it."""
+    """Killed (it comes back empty) or flushed, while two processes fold into it."""
     sent = draw(SHARE * 2 * rounds)
-    keep(world, *ALL, "features-beside")
+    start(cluster, *ALL, "features-beside")
     for number, share in enumerate(shares(sent, 2 * rounds)):
-        hurt = world.flush_store if number % 2 else world.break_store
-        generation = world.store.stored_generation()
-        world.each_in_its_work(
-            share, lambda _, hurt=hurt: hurt(), {"features": IN_WORK["features"]}
+        empty = cluster.flush_store if number % 2 else cluster.break_store
+        rebuild_id = cluster.store.stored_rebuild_id()
+        cluster.act_during_work(
+            share, lambda _, empty=empty: empty(), {"features": IN_WORK["features"]}
         )
-        assert world.hits["rows lost"], "the store was empty when it was emptied"
-        world.until(
-            lambda old=generation: world.store.stored_generation() not in (None, old),
-            "a new generation",
+        assert cluster.hits["rows lost"], "the store was empty before"
+        cluster.await_condition(
+            lambda old=rebuild_id: cluster.store.stored_rebuild_id() not in (None, old),
+            "a new rebuild id",
         )
-    Verdict(world, sent).awaited()
+    Verdict(cluster, sent).assert_reached()
 
 
-def test_zombies_change_nothing_when_they_come_back(world: World, draw: Draw, rounds: int) -> None:
-    """Each process is stopped in its work, replaced, and goes on as if nothing had been."""
+def test_zombies_change_nothing(cluster: Cluster, draw: Draw, rounds: int) -> None:
+    """Each process is frozen during its work, replaced, and resumed."""
     sent = draw(SHARE * 2 * rounds)
-    keep(world, *ALL)
+    start(cluster, *ALL)
     parts = shares(sent, 2 * rounds)
     for number in range(rounds):
-        first = {life.role: name for name, life in world.lives.items()}  # the newest of each
+        newest = {process.role: name for name, process in cluster.processes.items()}
 
         def replace(name: str, number: int = number) -> None:
-            world.freeze(name)
-            world.keep(f"{world.lives[name].role}-{number}")
+            cluster.freeze(name)
+            cluster.start(f"{cluster.processes[name].role}-{number}")
 
-        world.each_in_its_work(
-            parts[2 * number], replace, {first[role]: IN_WORK[role] for role in ALL}
+        cluster.act_during_work(
+            parts[2 * number], replace, {newest[role]: IN_WORK[role] for role in ALL}
         )
-        done = (world.logged(), world.folded())
-        # A frozen process may hold a file's lock, and then its successor waits for it.
-        world.wait(lambda done=done: world.logged() > done[0] and world.folded() > done[1], 4.0)
-        door = world.retire(first["batcher"])
-        for life in (door, world.lives[first["facts"]], world.lives[first["features"]]):
-            world.thaw(life)
-        world.send(parts[2 * number + 1])
-        world.until(lambda door=door: not door.child.alive(), "the fenced door ended")
-        assert door.child.exit_code() != 0
-    Verdict(world, sent).awaited()
+        logged, folded = cluster.logged_rows(), cluster.folded_events()
+
+        def progressed(logged: int = logged, folded: int = folded) -> bool:
+            return cluster.logged_rows() > logged and cluster.folded_events() > folded
+
+        # A frozen process may hold a file lock, which blocks its successor.
+        cluster.wait_for(progressed, 4.0)
+        batcher = cluster.detach(newest["batcher"])
+        workers = [cluster.processes[newest[role]] for role in ("log-writer", "features")]
+        for process in (batcher, *workers):
+            cluster.thaw(process)
+        cluster.send(parts[2 * number + 1])
+        cluster.await_condition(
+            lambda child=batcher.child: not child.alive(), "the end of the fenced batcher"
+        )
+        assert batcher.child.exit_code() != 0
+    Verdict(cluster, sent).assert_reached()
 
 
-@pytest.mark.parametrize("doors", [2])
-def test_a_storm_of_rebalances_moves_partitions_and_no_event(
-    world: World, draw: Draw, rounds: int
-) -> None:
-    """Two of each process, and members that join, take partitions, do nothing and leave."""
+@pytest.mark.parametrize("replicas", [2])
+def test_many_rebalances_lose_no_event(cluster: Cluster, draw: Draw, rounds: int) -> None:
+    """Two of each process, and members that join, are assigned partitions and leave."""
     sent = draw(SHARE * 2 * rounds)
-    keep(world, *ALL, "facts-beside", "features-beside")
-    world.keep("batcher-beside", door="1")
-    world.until(lambda: world.store.stored_generation(), "a first generation")
-    storm = Storm(world, joins=8 * rounds)
-    world.beside.append(storm.tick)
+    start(cluster, *ALL, "log-writer-beside", "features-beside")
+    cluster.start("batcher-beside", instance="1")
+    cluster.await_condition(lambda: cluster.store.stored_rebuild_id(), "a first rebuild id")
+    rebalances = RebalanceInjector(cluster, joins=8 * rounds)
+    cluster.background.append(rebalances.tick)
     for share in shares(sent, 4 * rounds):
-        target = world.logged() + len(share) // 2
-        world.send(share)
-        world.until(lambda target=target: world.logged() >= target, "half of it logged")
-    world.until(storm.over, "the storm over")
-    Verdict(world, sent).awaited()
-    assert storm.taken, "nobody was given a partition in the storm"
+        target = cluster.logged_rows() + len(share) // 2
+        cluster.send(share)
+        cluster.await_condition(
+            lambda target=target: cluster.logged_rows() >= target, "half of it logged"
+        )
+    cluster.await_condition(rebalances.done, "the end of the rebalances")
+    Verdict(cluster, sent).assert_reached()
+    assert rebalances.assigned, "no joining member was assigned a partition"
 
 
-def test_a_new_epoch_with_other_partitions_counts_nothing_twice_and_forgets_nothing(
-    world: World, draw: Draw
+def test_topics_recreated_with_other_partitions_lose_and_double_nothing(
+    cluster: Cluster, draw: Draw
 ) -> None:
-    """Topics made anew when all is logged and the folds lag behind: as after a broker's loss."""
+    """Topics are recreated, as after a broker's loss, when all is logged and the folds lag."""
     sent = draw(SHARE * 2)
-    keep(world, *ALL)
+    start(cluster, *ALL)
     before, after = halves(sent)
-    world.each_in_its_work(before, world.let_go, {"features": IN_WORK["features"]})
-    world.until(lambda: world.judged() == world.sent, "the log whole")
-    assert world.folded() < world.logged(), "the folds did not lag behind"
-    world.let_go("batcher", gently=True)
-    world.partitions_become(3)
-    keep(world, "batcher", "features")
-    world.send(after)
-    Verdict(world, sent, lost_topics=True).awaited()
+    cluster.act_during_work(before, cluster.remove, {"features": IN_WORK["features"]})
+    cluster.await_condition(lambda: cluster.accounted_for() == cluster.sent, "the log complete")
+    assert cluster.folded_events() < cluster.logged_rows(), "the folds did not lag"
+    cluster.remove("batcher", gently=True)
+    cluster.recreate_topics(3)
+    start(cluster, "batcher", "features")
+    cluster.send(after)
+    Verdict(cluster, sent, lost_topics=True).assert_reached()
 
 
-def test_a_wrong_clock_marks_and_refuses_by_its_time_and_what_it_refused_can_be_sent_again(
-    world: World, draw: Draw
-) -> None:
-    """Each life of the door has another clock: for the slow one nearly all events lie ahead."""
+def test_events_refused_by_a_wrong_clock_can_be_resent(cluster: Cluster, draw: Draw) -> None:
+    """Each batcher has another clock: for the slow one nearly all events are in the future."""
     sent = draw(SHARE * 2)
-    keep(world, "facts", "features")
-    skews = [world.rng.randint(90, 300), -world.rng.randint(30, 90)]
-    world.rng.shuffle(skews)
+    start(cluster, "log-writer", "features")
+    skews = [cluster.rng.randint(90, 300), -cluster.rng.randint(30, 90)]
+    cluster.rng.shuffle(skews)
     *early, last = shares(sent, 3)
     for skew, share in zip(skews, early, strict=True):
-        world.tell(f"a clock {skew} minutes ahead")
-        world.keep("batcher", CHAOS_SKEW_MS=str(skew * MINUTE_MS))
-        goal = world.sent + world.rng.randint(len(share) // 4, len(share) // 2)
-        world.send(share)
-        world.until(lambda goal=goal: world.taken() >= goal, "some judged by this clock")
-        world.let_go("batcher")
-    keep(world, "batcher")
-    world.send(last)
-    world.until(lambda: world.judged() == world.sent, "each event logged or refused")
-    refused = Counter(letter.record.value for letter in world.dead()) - Counter(sent.bad)
+        cluster.note(f"a clock {skew} minutes ahead")
+        cluster.start("batcher", CHAOS_SKEW_MS=str(skew * MINUTE_MS))
+        goal = cluster.sent + cluster.rng.randint(len(share) // 4, len(share) // 2)
+        cluster.send(share)
+        cluster.await_condition(
+            lambda goal=goal: cluster.committed_records() >= goal, "some admitted by this clock"
+        )
+        cluster.remove("batcher")
+    start(cluster, "batcher")
+    cluster.send(last)
+    cluster.await_condition(
+        lambda: cluster.accounted_for() == cluster.sent, "each event logged or refused"
+    )
+    refused = Counter(letter.record.value for letter in cluster.dead()) - Counter(sent.bad)
     assert refused, "the slow clock refused nothing"
-    dead_letters.replay(world.bus, lambda letter: _if_among(refused, letter))
-    Verdict(world, sent, refused=refused).awaited()
+    replay(cluster.bus, lambda letter: _value_if_in(refused, letter))
+    Verdict(cluster, sent, refused=refused).assert_reached()
 
 
-def _if_among(values: Counter[bytes | None], letter: DeadLetter) -> bytes | None:
+def _value_if_in(values: Counter[bytes | None], letter: DeadLetter) -> bytes | None:
     return letter.record.value if letter.record.value in values else None

@@ -1,4 +1,4 @@
-"""Laws of docker-compose.yml, checked without an engine: it says what the settings mean."""
+"""docker-compose.yml agrees with the settings; checked without a Docker engine."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.process import PROCESSES
+from deploy.processes import PROCESSES
 from deploy.settings import Settings, load
-from deploy.stack import OWN_PROCESSES
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-PARTS = {"kafka", "valkey", "triton", "otel-collector", "prometheus", "grafana"}
+SERVERS = {"kafka", "valkey", "triton", "otel-collector", "prometheus", "grafana"}
 SECRETS = {"TIDEMILL_IMPRESSION_KEY": "ab" * 32, "TIDEMILL_API_KEY": "cd" * 16}
 
 
 def _filled_in(text: str) -> str:
-    """The variables as a shell would fill them in; an unset one without a word is an error."""
+    """The text with its variables substituted; an unknown one is an error."""
     return re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: SECRETS[found[1]], text)
 
 
@@ -38,14 +37,13 @@ def process_settings(
     return load(home=Path(SERVICES[request.param]["environment"]["TIDEMILL_HOME"]))
 
 
-def test_every_process_and_every_part_is_there() -> None:
-    assert set(SERVICES) == set(OWN_PROCESSES) | PARTS
-    assert set(OWN_PROCESSES) == set(PROCESSES)
-    for name in OWN_PROCESSES:
+def test_every_process_and_every_server_is_a_service() -> None:
+    assert set(SERVICES) == set(PROCESSES) | SERVERS
+    for name in PROCESSES:
         assert SERVICES[name]["command"] == [name]
 
 
-def test_its_settings_are_ours_and_its_addresses_are_its_services(
+def test_settings_are_valid_and_addresses_name_services(
     process_settings: Settings,
 ) -> None:
     addresses = [

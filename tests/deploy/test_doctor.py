@@ -1,4 +1,4 @@
-"""Laws of the doctor: it names what is missing and how to get it, and starts nothing."""
+"""The doctor names what is missing and how to get it, and starts nothing."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from deploy import doctor
-from deploy.services import tansu
-from deploy.services.process import PartUnavailable
+from deploy.services import doctor, tansu
+from deploy.services.process import ServiceUnavailable
 
 
-def test_every_part_is_looked_at_once() -> None:
+def test_every_component_is_checked_once() -> None:
     names = [finding.name for finding in doctor.examine()]
     assert len(names) == len(set(names)) == 9
 
 
-def test_what_is_missing_comes_with_its_fix(
+def test_a_missing_component_is_reported_with_its_fix(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -25,12 +24,12 @@ def test_what_is_missing_comes_with_its_fix(
     assert "apt-get install maven" in found["Apache Kafka"].text
     assert "apt-get install chromium" in found["Chromium"].text
     assert not found["Docker"].ok
-    assert list(tmp_path.iterdir()) == []  # nothing was fetched to find this out
+    assert list(tmp_path.iterdir()) == []  # nothing was downloaded
 
 
-def test_a_missing_needed_part_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_required_component_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Path:
-        raise PartUnavailable("no binary; use TIDEMILL_BROKER=kafka")
+        raise ServiceUnavailable("no binary; use TIDEMILL_BROKER=kafka")
 
     monkeypatch.setattr(tansu, "binary", none)
     found = {finding.name: finding for finding in doctor.examine()}

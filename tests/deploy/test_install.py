@@ -1,4 +1,4 @@
-"""Laws of the installation: the right Python or a clear word, and nothing done twice."""
+"""The installation: the right Python or a clear error, and nothing done twice."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _run_shell(path: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_wrong_python_is_named_with_the_fix(tmp_path: Path) -> None:
+def test_a_wrong_python_is_reported_with_the_fix(tmp_path: Path) -> None:
     _fake_python(tmp_path, "python3", "3.9.2", right=False)
     done = _run_shell(tmp_path)
     assert done.returncode == 1
@@ -59,13 +59,13 @@ def test_a_wrong_python_is_named_with_the_fix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["python3.11", "python3", "python"])
-def test_python_may_be_called_by_any_of_its_names(tmp_path: Path, name: str) -> None:
+def test_python_is_found_by_any_of_its_names(tmp_path: Path, name: str) -> None:
     _fake_python(tmp_path, name, "3.11.2", right=True)
     done = _run_shell(tmp_path)
     assert done.stdout == f"{name} runs {ROOT}/deploy/install.py\n"
 
 
-def test_the_python_asked_for_is_taken_first(tmp_path: Path) -> None:
+def test_the_requested_python_is_used_first(tmp_path: Path) -> None:
     _fake_python(tmp_path, "python3.11", "3.11.2", right=True)
     _fake_python(tmp_path, "mine", "3.11.9", right=True)
     done = _run_shell(tmp_path, PYTHON="mine")
@@ -74,25 +74,25 @@ def test_the_python_asked_for_is_taken_first(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ran(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The last word of each command that the installation would run; `make` runs them really."""
-    words: list[str] = []
-    monkeypatch.setattr(install, "_sound", lambda venv: venv.exists())
-    monkeypatch.setattr(install, "_get_uv", lambda: words.append("uv"))
+    """The last argument of each command that the installation would run."""
+    arguments: list[str] = []
+    monkeypatch.setattr(install, "_is_usable", lambda venv: venv.exists())
+    monkeypatch.setattr(install, "_get_uv", lambda: arguments.append("uv"))
     for name in ("_run", "_run_shown"):
-        monkeypatch.setattr(install, name, lambda argv: words.append(argv[-1]))
-    return words
+        monkeypatch.setattr(install, name, lambda argv: arguments.append(argv[-1]))
+    return arguments
 
 
-def test_what_stands_is_not_installed_again(install: ModuleType, ran: list[str]) -> None:
+def test_a_complete_installation_is_not_repeated(install: ModuleType, ran: list[str]) -> None:
     install._install()
     packages = ["uv", str(install.REQUIREMENTS), "uv", str(install.ROOT)]
-    assert ran == [*packages, *install.COMPILED]
+    assert ran == [*packages, "deploy.compile"]
     ran.clear()
     install._install()
     assert ran == []
 
 
-def test_a_changed_lock_is_installed_and_the_project_left_alone(
+def test_a_changed_lock_is_installed_without_the_project(
     install: ModuleType, ran: list[str], tmp_path: Path
 ) -> None:
     install._install()
@@ -100,28 +100,28 @@ def test_a_changed_lock_is_installed_and_the_project_left_alone(
     install.REQUIREMENTS = tmp_path / "changed.lock"
     install.REQUIREMENTS.write_text("rich==1 --hash=sha256:00\n")
     install._install()
-    assert ran == ["uv", str(install.REQUIREMENTS), *install.COMPILED]
+    assert ran == ["uv", str(install.REQUIREMENTS), "deploy.compile"]
 
 
-def test_a_changed_loop_is_compiled_again_and_no_other(
+def test_a_changed_kernel_is_compiled_again(
     install: ModuleType, ran: list[str], tmp_path: Path
 ) -> None:
     install._install()
     ran.clear()
-    changed = tmp_path / "loops.py"
+    changed = tmp_path / "fold.py"
     changed.write_text("# other code")
-    install.COMPILED["streams.kernels.recent_keys"] = [changed]
+    install.KERNELS[0] = changed
     install._install()
-    assert ran == ["streams.kernels.recent_keys"]
+    assert ran == ["deploy.compile"]
 
 
-def test_a_failed_installation_is_not_taken_for_done(
+def test_a_failed_installation_is_not_stamped(
     install: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(argv: list[str]) -> None:
         raise subprocess.CalledProcessError(2, argv)
 
-    monkeypatch.setattr(install, "_sound", lambda venv: venv.exists())
+    monkeypatch.setattr(install, "_is_usable", lambda venv: venv.exists())
     monkeypatch.setattr(install, "_get_uv", lambda: None)
     monkeypatch.setattr(install, "_run_shown", fail)
     with pytest.raises(subprocess.CalledProcessError):

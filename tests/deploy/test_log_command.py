@@ -1,4 +1,4 @@
-"""`tidemill log` tells what lies there, merges it, and drops what is too old: no stack needed."""
+"""`tidemill log` shows, merges and shortens the log, without a running stack."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _row(output: str, name: str) -> list[str]:
 def test_it_shows_merges_and_drops(run: Run, log: EventLog) -> None:
     found = run("show")
     assert _row(found, "rows") == ["40", "0"]
-    assert _row(found, "batches waiting for Parquet") == ["10", "0"]
+    assert _row(found, "batches not yet in Parquet") == ["10", "0"]
     assert "log: 2 files merged into 2, 40 rows rewritten" in run("compact")
     assert _row(run("show"), "hours") == ["2", "0"]
     assert "everything is kept" in run("retain")

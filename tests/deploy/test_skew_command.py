@@ -1,4 +1,4 @@
-"""`tidemill features skew`: its table, its exit code, and what the gateway's metrics read."""
+"""`tidemill features skew`: its output, its exit code and the file for the metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from deploy.cli.features import app
 from models.monitoring.served_log import ServedLog, ServedSlate
-from models.ranking.ple.inputs import HISTORY, USER_FEATURES, VIDEO_FEATURES
+from models.ranking.ple.features import HISTORY, ITEM_FEATURES, USER_FEATURES
 from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
 from streams.contract.events import KIND_CODE
@@ -24,7 +24,7 @@ from streams.event_log import EventLog
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A log with one play of u1 an hour ago, and a store elsewhere that is not asked."""
+    """A log with one play of u1 an hour ago, and an external store that is not used."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TIDEMILL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TIDEMILL_STORE__KIND", "external")
@@ -54,15 +54,15 @@ def run() -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_without_a_served_slate_there_is_no_verdict(home: Path) -> None:
+def test_without_a_served_slate_nothing_is_compared(home: Path) -> None:
     assert not (home / "gateway").exists()
     code, said = run()
     assert code == 0, said
     assert "0 slates" in said
-    assert "no verdict" in said
+    assert "no slate to compare" in said
 
 
-def test_skew_ends_with_one_and_is_kept_for_the_metrics(home: Path) -> None:
+def test_skew_is_an_error_and_is_written_for_the_metrics(home: Path) -> None:
     slate = ServedSlate(
         "r1",
         "u1",
@@ -72,7 +72,7 @@ def test_skew_ends_with_one_and_is_kept_for_the_metrics(home: Path) -> None:
         np.full(len(USER_FEATURES), 9, np.float32),
         np.zeros(HISTORY, np.int64),
         ("v1",),
-        np.zeros(len(VIDEO_FEATURES), np.float32),
+        np.zeros(len(ITEM_FEATURES), np.float32),
     )
     ServedLog(home / "gateway" / "served").append([slate])
     code, said = run()

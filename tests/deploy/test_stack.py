@@ -1,4 +1,4 @@
-"""Laws of the whole stack, on the real one: it answers, it mends itself, it leaves nothing."""
+"""The whole real stack: it answers, restarts what crashed and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from deploy import state
+from deploy.processes import PROCESSES
 from deploy.services import triton
 from deploy.services.process import listening, wait_until
 from deploy.settings import Settings
-from deploy.stack import OWN_PROCESSES, Stack
+from deploy.stack import Stack
 
 TIDEMILL = [sys.executable, "-m", "deploy.cli.main"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +79,7 @@ def _running_page(output: Path) -> bool:
 
 @pytest.fixture
 def up(tmp_path: Path, triton_overlay: Path) -> Iterator[Callable[..., Running]]:
-    """Starts stacks; whatever a failed test leaves of them is ended."""
+    """Starts stacks; ends what a failed test leaves of them."""
     assert triton_overlay.exists()
     started: list[Running] = []
 
@@ -123,7 +124,7 @@ def test_ctrl_c_leaves_no_process_and_no_port(up: Callable[..., Running]) -> Non
     family, ports = running.family(), running.ports()
     models_at = running.settings.triton.grpc_address
     assert triton.shared_memory(models_at) != []
-    assert len(family) >= len(OWN_PROCESSES) + 3  # broker, store, Triton; its stubs beside
+    assert len(family) >= len(PROCESSES) + 3  # broker, store, Triton; besides its stubs
     assert len(ports) >= 5
     running.process.send_signal(signal.SIGINT)
     assert running.process.wait(60) == 0, running.output.read_text()
@@ -131,18 +132,18 @@ def test_ctrl_c_leaves_no_process_and_no_port(up: Callable[..., Running]) -> Non
     assert [port for port in ports if listening(port)] == []
     assert not (running.home / "stack.json").exists()
     assert triton.shared_memory(models_at) == []
-    assert "nothing is left running" in running.output.read_text()
+    assert "no process is left running" in running.output.read_text()
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_mended_and_a_killed_stack_leaves_nothing(
+def test_a_killed_process_is_restarted_and_a_killed_stack_leaves_nothing(
     up: Callable[..., Running],
 ) -> None:
     running = up()
-    victim = running.record("features")
-    assert victim is not None
-    assert victim.pid is not None
-    os.kill(victim.pid, signal.SIGKILL)
+    killed = running.record("features")
+    assert killed is not None
+    assert killed.pid is not None
+    os.kill(killed.pid, signal.SIGKILL)
     assert wait_until(
         lambda: (
             (r := running.record("features")) is not None
@@ -172,7 +173,7 @@ def test_down_from_another_terminal_stops_it(up: Callable[..., Running]) -> None
     assert running.process.wait(10) == 0
     assert _alive(family) == []
     assert running.ask("status").returncode == 1
-    assert "nothing runs in" in running.ask("down").stdout
+    assert "no stack runs in" in running.ask("down").stdout
 
 
 def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
@@ -189,5 +190,5 @@ def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
         stack = Stack(settings)
         with pytest.raises(Exception, match=r"broker|topic"):
             stack.start()
-    assert not state.is_claimed(tmp_path)
+    assert not state.home_is_locked(tmp_path)
     assert psutil.Process().children() == [] or stack.status() == []

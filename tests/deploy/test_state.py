@@ -1,4 +1,4 @@
-"""Laws of what a stack writes down: one stack a home, keys kept, the dead reaped."""
+"""The files of a stack: one stack a home, lasting keys, and killed stacks cleaned up."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def _record(child: Child, started_s: float) -> ServiceRecord:
     return ServiceRecord("sleeper", "running", child.pid, 0, started_s)
 
 
-def test_a_home_has_one_stack_and_the_second_is_told_of_it(tmp_path: Path) -> None:
+def test_a_second_stack_in_a_home_is_refused(tmp_path: Path) -> None:
     settings = load(home=tmp_path)
-    with state.claimed(tmp_path):
+    with state.lock_home(tmp_path):
         state.write_settings(settings)
         code = (
             "import sys; from pathlib import Path; from deploy import state\n"
-            "with state.claimed(Path(sys.argv[1])): pass"
+            "with state.lock_home(Path(sys.argv[1])): pass"
         )
         second = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
@@ -50,24 +50,24 @@ def test_a_home_has_one_stack_and_the_second_is_told_of_it(tmp_path: Path) -> No
     assert "tidemill down" in second.stderr
 
 
-def test_a_claim_ends_with_its_process_however_it_ends(tmp_path: Path) -> None:
+def test_the_lock_is_freed_when_its_process_ends(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from deploy import state\n"
-        "with state.claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "with state.lock_home(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        assert state.is_claimed(tmp_path)
+        assert state.home_is_locked(tmp_path)
         with pytest.raises(AlreadyRunning):
-            state.claimed(tmp_path).__enter__()
+            state.lock_home(tmp_path).__enter__()
         holder.send_signal(signal.SIGKILL)
-    assert not state.is_claimed(tmp_path)
+    assert not state.home_is_locked(tmp_path)
 
 
-def test_what_a_killed_stack_left_is_ended_with_all_it_had_started(
+def test_processes_of_a_killed_stack_end_with_their_children(
     tmp_path: Path, sleeper: Child
 ) -> None:
     grandchild = int(sleeper.tail())
@@ -77,15 +77,15 @@ def test_what_a_killed_stack_left_is_ended_with_all_it_had_started(
     assert wait_until(lambda: not _runs(grandchild), 5)
 
 
-def test_a_strangers_process_with_a_reused_id_is_left_alone(tmp_path: Path, sleeper: Child) -> None:
-    later = state.started_s(sleeper.pid) + 100  # ours had begun after the stranger
+def test_another_process_with_a_reused_id_is_not_ended(tmp_path: Path, sleeper: Child) -> None:
+    later = state.started_s(sleeper.pid) + 100  # the recorded process started later
     state.write_services(tmp_path, [_record(sleeper, later)])
     assert state.reap(tmp_path) == []
     time.sleep(0.1)
     assert sleeper.alive()
 
 
-def test_settings_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
     settings = load(home=tmp_path, gateway={"port": 8123})
     state.write_settings(settings)
     assert state.read_settings(tmp_path) == settings
@@ -94,7 +94,7 @@ def test_settings_come_back_as_they_were_written(tmp_path: Path) -> None:
         state.read_settings(tmp_path)
 
 
-def test_keys_are_made_once_and_are_the_owners_only(tmp_path: Path) -> None:
+def test_keys_are_created_once_and_only_the_owner_reads_them(tmp_path: Path) -> None:
     key = state.impression_key(tmp_path)
     assert len(bytes.fromhex(key)) == 32
     assert state.impression_key(tmp_path) == key
@@ -108,9 +108,9 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_commands_mean_the_demos_stack_when_only_that_runs(tmp_path: Path) -> None:
+def test_commands_use_the_demos_stack_if_only_that_runs(tmp_path: Path) -> None:
     assert state.home_in_use(tmp_path) == tmp_path
-    with state.claimed(tmp_path / state.DEMO):
+    with state.lock_home(tmp_path / state.DEMO):
         assert state.home_in_use(tmp_path) == tmp_path / state.DEMO
-        with state.claimed(tmp_path):
+        with state.lock_home(tmp_path):
             assert state.home_in_use(tmp_path) == tmp_path

@@ -1,4 +1,4 @@
-"""Laws of the supervisor: a crash is told and mended, and a stop leaves nothing."""
+"""The supervisor reports and restarts crashed services, and a stop leaves nothing."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.services.process import Command, PartFailed, free_port, listening, wait_until
+from deploy.services.process import Command, ServiceFailed, free_port, listening, wait_until
 from deploy.supervisor import (
-    DEAF_CHECKS,
     LONGEST_BACKOFF_S,
+    MAX_UNANSWERED,
     Report,
-    Service,
+    Supervised,
     Supervisor,
     backoff_s,
 )
 
 LISTEN = """
 import pathlib, signal, socket, sys, time
-if "deaf-to-term" in sys.argv: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "ignore-term" in sys.argv: signal.signal(signal.SIGTERM, signal.SIG_IGN)
 s = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-print("grinding", flush=True)
+print("listening", flush=True)
 while True: s.accept()
 """
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A small server of our own, so that a test can break it as it likes."""
+    """A small server that a test can break."""
 
     name: str
     folder: Path
@@ -47,21 +47,21 @@ class Listener:
         return listening(self.port)
 
 
-class Told(list[Report]):
+class Reports(list[Report]):
     """Every report, in order."""
 
-    def says(self, service: str, text: str) -> bool:
+    def include(self, service: str, text: str) -> bool:
         return any(r.service == service and text in r.text for r in list(self))
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def reports() -> Reports:
+    return Reports()
 
 
 @pytest.fixture
-def supervisor(told: Told) -> Iterator[Supervisor]:
-    one = Supervisor(told.append)
+def supervisor(reports: Reports) -> Iterator[Supervisor]:
+    one = Supervisor(reports.append)
     yield one
     one.stop()
 
@@ -76,82 +76,84 @@ def _kill(supervisor: Supervisor, name: str) -> None:
     psutil.Process(pid).kill()
 
 
-def test_a_crash_is_told_with_its_last_lines_and_mended(
-    supervisor: Supervisor, told: Told, tmp_path: Path
+def test_a_crash_is_reported_with_its_last_lines_and_restarted(
+    supervisor: Supervisor, reports: Reports, tmp_path: Path
 ) -> None:
-    part = Listener("mill", tmp_path, free_port())
-    supervisor.start([Service(part)])
-    _kill(supervisor, "mill")
-    assert wait_until(lambda: told.says("mill", "answers again"), 15)
-    assert part.ready()
-    assert told[0].text.startswith("ended with code -9")
-    assert told[0].log.endswith("grinding")
+    server = Listener("server", tmp_path, free_port())
+    supervisor.start([Supervised(server)])
+    _kill(supervisor, "server")
+    assert wait_until(lambda: reports.include("server", "answers again"), 15)
+    assert server.ready()
+    assert reports[0].text.startswith("ended with code -9")
+    assert reports[0].log.endswith("listening")
     assert supervisor.status()[0].restarts == 1
 
 
-def test_what_a_restart_emptied_is_filled_again(
-    supervisor: Supervisor, told: Told, tmp_path: Path
+def test_after_start_runs_after_a_restart_too(
+    supervisor: Supervisor, reports: Reports, tmp_path: Path
 ) -> None:
     filled: list[str] = []
-    part = Listener("mill", tmp_path, free_port())
-    supervisor.start([Service(part, after_start=lambda: filled.append("x"))])
+    server = Listener("server", tmp_path, free_port())
+    supervisor.start([Supervised(server, after_start=lambda: filled.append("x"))])
     assert filled == ["x"]
-    _kill(supervisor, "mill")
-    assert wait_until(lambda: told.says("mill", "answers again"), 15)
+    _kill(supervisor, "server")
+    assert wait_until(lambda: reports.include("server", "answers again"), 15)
     assert filled == ["x", "x"]
 
 
-def test_a_part_that_cannot_start_is_the_starters_to_know(
-    supervisor: Supervisor, told: Told, tmp_path: Path
+def test_a_service_that_cannot_start_raises_in_start(
+    supervisor: Supervisor, reports: Reports, tmp_path: Path
 ) -> None:
     broken = Listener("broken", tmp_path, free_port(), code="raise SystemExit('no wheel')")
     whole = Listener("whole", tmp_path, free_port())
-    with pytest.raises(PartFailed, match=r"(?s)broken ended with code 1.*no wheel"):
-        supervisor.start([Service(broken), Service(whole)])
-    assert told == []  # raised, not also told
+    with pytest.raises(ServiceFailed, match=r"(?s)broken ended with code 1.*no wheel"):
+        supervisor.start([Supervised(broken), Supervised(whole)])
+    assert reports == []  # raised, not also reported
 
 
-def test_a_part_that_lives_but_does_not_answer_is_restarted(
-    supervisor: Supervisor, told: Told, tmp_path: Path
+def test_a_service_that_runs_but_does_not_answer_is_restarted(
+    supervisor: Supervisor, reports: Reports, tmp_path: Path
 ) -> None:
     code = LISTEN.replace(
         "while True: s.accept()",
-        "\nif pathlib.Path('deaf').exists(): pathlib.Path('deaf').unlink(); time.sleep(1)"
+        "\nif pathlib.Path('hang').exists(): pathlib.Path('hang').unlink(); time.sleep(1)"
         "; s.close(); time.sleep(99)\nwhile True: s.accept()",
     )
-    (tmp_path / "deaf").touch()
-    part = Listener("mill", tmp_path, free_port(), code=code)
-    supervisor.start([Service(part, check_every_s=0.1)])
-    assert wait_until(lambda: told.says("mill", f"did not answer {DEAF_CHECKS} times"), 15)
-    assert wait_until(lambda: told.says("mill", "answers again"), 15)
+    (tmp_path / "hang").touch()
+    server = Listener("server", tmp_path, free_port(), code=code)
+    supervisor.start([Supervised(server, check_every_s=0.1)])
+    assert wait_until(
+        lambda: reports.include("server", f"did not answer {MAX_UNANSWERED} times"), 15
+    )
+    assert wait_until(lambda: reports.include("server", "answers again"), 15)
 
 
-def test_one_slow_start_does_not_hold_up_the_mending_of_others(
-    supervisor: Supervisor, told: Told, tmp_path: Path
+def test_a_slow_start_does_not_delay_restarts_of_others(
+    supervisor: Supervisor, reports: Reports, tmp_path: Path
 ) -> None:
     slow = Listener("slow", tmp_path, free_port())
     quick = Listener("quick", tmp_path, free_port())
-    supervisor.start([Service(slow), Service(quick)])
+    supervisor.start([Supervised(slow), Supervised(quick)])
     object.__setattr__(slow, "code", "import time; time.sleep(99)")
     _kill(supervisor, "slow")
     assert wait_until(lambda: _pid(supervisor, "slow") is not None, 10)
     _kill(supervisor, "quick")
-    assert wait_until(lambda: told.says("quick", "answers again"), 10)
-    assert not told.says("slow", "answers again")
+    assert wait_until(lambda: reports.include("quick", "answers again"), 10)
+    assert not reports.include("slow", "answers again")
 
 
-def test_a_stop_leaves_no_process_and_no_port(told: Told, tmp_path: Path) -> None:
-    supervisor = Supervisor(told.append)
-    parts = [
+def test_a_stop_leaves_no_process_and_no_port(reports: Reports, tmp_path: Path) -> None:
+    supervisor = Supervisor(reports.append)
+    servers = [
         Listener("first", tmp_path, free_port()),
-        Listener("deaf", tmp_path, free_port(), extra=("deaf-to-term",)),
+        Listener("second", tmp_path, free_port(), extra=("ignore-term",)),
     ]
-    supervisor.start([Service(part, grace_s=0.3) for part in parts])
+    supervisor.start([Supervised(server, grace_s=0.3) for server in servers])
     pids = [s.pid for s in supervisor.status()]
     supervisor.stop()
-    assert not any(part.ready() for part in parts)
+    assert not any(server.ready() for server in servers)
     assert not any(pid is not None and psutil.pid_exists(pid) for pid in pids)
-    assert told == []  # an ordered end is not a crash
+    assert reports == []  # a requested stop is not a crash
 
 
 def test_pauses_double_up_to_the_longest() -> None:

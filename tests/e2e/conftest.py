@@ -29,12 +29,12 @@ from deploy.stack import Stack
 from streams.event_log import EventLog
 
 ROOT = Path(__file__).resolve().parents[2]
-PEOPLE = 150  # replayed users: enough for each model to have something to learn
+USERS = 150  # replayed: enough to train each model
 
 
 @dataclass
 class Spans:
-    """What a collector received: (service, span name, trace id), in order of arrival."""
+    """Spans that a collector received: (service, span name, trace id), in order of arrival."""
 
     seen: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -87,18 +87,18 @@ class Loop:
         assert answer.status_code == 202, answer.text
 
     def event(self, user: str, kind: str, **fields: object) -> dict[str, object]:
-        """One that happens now."""
+        """An event that happens now."""
         now = wiring.clock(self.settings.clock).now_ms()
         return {
             "event_id": uuid.uuid4().hex, "user_id": user, "kind": kind, "event_time_ms": now,
         } | fields  # fmt: skip
 
     def users(self, n: int) -> list[str]:
-        """The first `n` of those whose past was replayed."""
+        """The first `n` users with a replayed history."""
         return list(self.past.frame["user_id"].unique().sort()[:n])
 
-    def kill(self, part: str) -> None:
-        pid = next(s.pid for s in self.stack.status() if s.name == part)
+    def kill(self, service: str) -> None:
+        pid = next(s.pid for s in self.stack.status() if s.name == service)
         assert pid is not None
         os.kill(pid, 9)
 
@@ -112,7 +112,7 @@ class Loop:
         )
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """`tidemill …` on this stack, as a person would in another terminal."""
+        """`tidemill …` on this stack, in a process of its own."""
         environment = os.environ | {
             "TIDEMILL_HOME": str(self.settings.home), "OMP_NUM_THREADS": "1", "COLUMNS": "200",
         }  # fmt: skip
@@ -127,7 +127,7 @@ Eventually = Callable[[Callable[[], object], float, str], None]
 
 @pytest.fixture(scope="package")
 def eventually() -> Eventually:
-    """Waits for something that the stream brings about; fails naming it."""
+    """Waits for a condition; fails with its description."""
 
     def wait(condition: Callable[[], object], within_s: float, what: str) -> None:
         deadline = time.monotonic() + within_s
@@ -168,13 +168,13 @@ def collector() -> Iterator[tuple[str, Spans]]:
 
 
 @pytest.fixture(scope="package")
-def people_of_the_past() -> MovieLens:
-    """The replayed data, of `PEOPLE` users only."""
+def past_data() -> MovieLens:
+    """The replayed data, of `USERS` users."""
     try:
         whole = load()
     except DataUnavailable as reason:
         pytest.skip(str(reason))
-    few = whole.ratings["user_id"].unique().sort()[:PEOPLE]
+    few = whole.ratings["user_id"].unique().sort()[:USERS]
     return MovieLens(whole.films, whole.ratings.filter(pl.col("user_id").is_in(few.implode())))
 
 
@@ -183,17 +183,17 @@ def loop(
     tmp_path_factory: pytest.TempPathFactory,
     triton_overlay: Path,
     collector: tuple[str, Spans],
-    people_of_the_past: MovieLens,
+    past_data: MovieLens,
     eventually: Eventually,
 ) -> Iterator[Loop]:
-    """Everything up, the history folded, the three models trained and live."""
+    """The stack with the history folded and the three models trained and live."""
     assert triton_overlay.exists()
     endpoint, spans = collector
     home = tmp_path_factory.mktemp("loop") / "home"
     settings = Settings(home=home, telemetry=TelemetrySettings(otlp_endpoint=endpoint))
     with Stack(settings) as stack, httpx.Client(base_url=stack.page, timeout=30) as client:
         hour_ago = wiring.clock(stack.settings.clock).now_ms() - 3_600_000
-        past = history(0, end_ms=hour_ago, data=people_of_the_past)
+        past = history(0, end_ms=hour_ago, data=past_data)
         running = Loop(stack, past, spans, client)
         replay(
             wiring.bus(stack.settings), past, stack.settings.home,

@@ -1,6 +1,6 @@
-"""The loop's own laws, on real parts: event → feature → changed answer → changed model.
+"""The whole loop on real servers: event → feature → changed answer → changed model.
 
-The laws that take a part down stand in `test_loop_faults`, which comes after.
+Tests that kill a server are in `test_loop_faults`, which runs afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streams.bus.contract import Outgoing
 from streams.contract.topics import BEHAVIOUR, BEHAVIOUR_DEAD, REQUESTS, RESPONSES
 from streams.event_log import EventLog
 from streams.feedback.store import read_feedback
-from streams.ingest.dead_letters import read_letter
+from streams.ingest.dead_letters import parse_dead_letter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SEED = 7
@@ -30,7 +30,7 @@ Loop = Any  # tests/e2e/conftest.py
 Eventually = Callable[[Callable[[], object], float, str], None]
 
 
-def _videos(answer: dict[str, Any]) -> list[str]:
+def _item_ids(answer: dict[str, Any]) -> list[str]:
     return [item["video_id"] for item in answer["items"]]
 
 
@@ -69,24 +69,24 @@ def test_a_feed_comes_from_the_served_models_and_explains_itself(loop: Loop) -> 
         assert item["impression"]
 
 
-def test_a_video_that_nobody_has_met_does_not_look_perfect(
+def test_an_item_without_events_is_not_ranked_as_perfect(
     loop: Loop, eventually: Eventually
 ) -> None:
     new = f"new-{uuid.uuid4().hex}"
-    item = {"title": "Nobody has met it", "genres": ["Drama"]}
+    item = {"title": "An item without events", "genres": ["Drama"]}
     assert loop.http.put(f"/v1/catalogue/{new}", json=item).status_code in (200, 202)
     played = loop.past.frame.filter(pl.col("kind") == "play")["video_id"].value_counts(sort=True)
     known = played["video_id"][:5].to_list()
     asked = {"user_id": loop.users(12)[11], "k": 6, "candidates": [new, *known]}
-    eventually(lambda: new in _videos(loop.ask("feed", **asked)), 15, "the new video ranked")
+    eventually(lambda: new in _item_ids(loop.ask("feed", **asked)), 15, "the new item ranked")
     p = {item["video_id"]: item["p"]["play"] for item in loop.ask("feed", **asked)["items"]}
-    assert p[new] < max(p[video] for video in known)
+    assert p[new] < max(p[item_id] for item_id in known)
 
 
 def test_users_get_feeds_of_their_own(loop: Loop) -> None:
     users = loop.users(8)
-    slates = {tuple(_videos(loop.ask("feed", user_id=u, k=10, seed=SEED))) for u in users}
-    assert len(slates) > len(users) // 2, "two people of few actions may share one; most do not"
+    slates = {tuple(_item_ids(loop.ask("feed", user_id=u, k=10, seed=SEED))) for u in users}
+    assert len(slates) > len(users) // 2, "two users with few actions may share one; most do not"
 
 
 def test_a_click_changes_that_users_features_and_next_feed(
@@ -95,7 +95,7 @@ def test_a_click_changes_that_users_features_and_next_feed(
     me, other = loop.users(2)
     before = loop.ask("feed", user_id=me, k=10, seed=SEED)
     others = loop.features(other)["features"]
-    assert _videos(loop.ask("feed", user_id=me, k=10, seed=SEED)) == _videos(before)
+    assert _item_ids(loop.ask("feed", user_id=me, k=10, seed=SEED)) == _item_ids(before)
     liked = before["items"][0]
     likes = loop.features(me)["features"]["like_count_all"]
     fields = {"video_id": liked["video_id"], "impression": liked["impression"], "surface": "feed"}
@@ -104,15 +104,13 @@ def test_a_click_changes_that_users_features_and_next_feed(
         lambda: loop.features(me)["features"]["like_count_all"] == likes + 1, 15, "the like folded"
     )
     after = loop.ask("feed", user_id=me, k=10, seed=SEED)
-    assert _videos(after) != _videos(before)
-    assert liked["video_id"] not in _videos(after)
+    assert _item_ids(after) != _item_ids(before)
+    assert liked["video_id"] not in _item_ids(after)
     assert loop.features(other)["features"] == others
 
 
-def test_weights_that_were_drawn_come_back_with_what_became_of_them(
-    loop: Loop, eventually: Eventually
-) -> None:
-    """From the seed's draw through token, broker and join to what the policy learns from."""
+def test_drawn_weights_are_joined_with_their_outcomes(loop: Loop, eventually: Eventually) -> None:
+    """From the seed's draw through token, broker and join to the policy's training rows."""
     user = loop.users(7)[6]
     asked = (loop.ask("feed", user_id=user, k=5, seed=seed) for seed in range(200))
     slate = next(answer for answer in asked if answer["weights_drawn"])
@@ -126,32 +124,30 @@ def test_weights_that_were_drawn_come_back_with_what_became_of_them(
     fields = {"video_id": first["video_id"], "impression": first["impression"], "surface": "feed"}
     loop.send(loop.event(user, "shown", **fields))
 
-    def told() -> pl.DataFrame:
+    def joined() -> pl.DataFrame:
         rows = read_feedback(loop.settings.feedback_dir)
-        return rows.filter(pl.col("request_id") == slate["request_id"])
+        return rows.filter(pl.col("request_id") == slate["slate_id"])
 
-    eventually(lambda: told().height == 1, 20, "the feedback joined")
-    row = told().row(0, named=True)
+    eventually(lambda: joined().height == 1, 20, "the feedback joined")
+    row = joined().row(0, named=True)
     assert row["weights"] == pytest.approx(list(slate["weights"].values()), abs=1e-5)
     assert row["log_density"] is not None
 
 
-def test_the_same_question_over_kafka_gets_the_same_answer(
-    loop: Loop, eventually: Eventually
-) -> None:
-    """Asked while nothing else changes: earlier events reach the videos' rows a little later."""
+def test_a_request_over_kafka_gets_the_same_reply(loop: Loop, eventually: Eventually) -> None:
+    """Repeated until nothing changes in between: events reach the items' rows with a delay."""
     user = loop.users(3)[2]
 
     def over_http() -> list[str]:
-        return _videos(loop.ask("feed", user_id=user, k=5, seed=SEED))
+        return _item_ids(loop.ask("feed", user_id=user, k=5, seed=SEED))
 
     answers: list[list[str]] = []
 
-    def still() -> bool:
-        answers[:] = over_http(), _videos(_asked_over_kafka(loop, user)), over_http()
+    def unchanged() -> bool:
+        answers[:] = over_http(), _item_ids(_asked_over_kafka(loop, user)), over_http()
         return answers[0] == answers[2]
 
-    eventually(still, 60, "the same answer before and after")
+    eventually(unchanged, 60, "the same reply before and after")
     assert answers[1] == answers[0]
 
 
@@ -175,17 +171,17 @@ def _asked_over_kafka(loop: Loop, user: str) -> dict[str, Any]:
     return found
 
 
-def test_only_legal_queries_stand_under_a_video(loop: Loop) -> None:
+def test_only_legal_queries_are_shown_under_an_item(loop: Loop) -> None:
     words = loop.past.frame.filter(pl.col("query").is_not_null())["query"].unique()
     legal = set(words.to_list())
-    for video in loop.past.frame["video_id"].drop_nulls().unique().sort()[:5]:
-        answer = loop.ask("queries", user_id=loop.users(1)[0], video_id=video, k=3)
+    for item_id in loop.past.frame["video_id"].drop_nulls().unique().sort()[:5]:
+        answer = loop.ask("queries", user_id=loop.users(1)[0], video_id=item_id, k=3)
         assert answer["fallbacks"] == []
         assert {item["query"] for item in answer["items"]} <= legal
         assert len(answer["items"]) == 3
 
 
-def test_a_dormant_users_way_back_gives_each_item_a_role(loop: Loop) -> None:
+def test_a_dormant_users_trajectory_gives_each_item_a_role(loop: Loop) -> None:
     answer = loop.ask("reactivation", user_id=loop.users(4)[3], k=6)
     assert answer["fallbacks"] == []
     roles = {"trigger", "bridge", "comparison", "converter", "noise"}
@@ -193,12 +189,12 @@ def test_a_dormant_users_way_back_gives_each_item_a_role(loop: Loop) -> None:
     assert all(0 <= item["p_convert"] <= 1 for item in answer["items"])
 
 
-def test_an_unknown_user_and_an_unknown_video_get_a_cold_start(loop: Loop) -> None:
+def test_an_unknown_user_and_an_unknown_item_get_a_cold_start(loop: Loop) -> None:
     stranger = f"stranger-{uuid.uuid4().hex}"
     feed = loop.ask("feed", user_id=stranger, k=10)
     assert feed["cold_start"]
     assert len(feed["items"]) == 10
-    assert loop.ask("queries", user_id=stranger, video_id="no-such-video", k=3)["cold_start"]
+    assert loop.ask("queries", user_id=stranger, video_id="no-such-item", k=3)["cold_start"]
 
 
 def test_a_broken_event_is_a_dead_letter_and_the_good_one_beside_it_arrives(
@@ -206,7 +202,7 @@ def test_a_broken_event_is_a_dead_letter_and_the_good_one_beside_it_arrives(
 ) -> None:
     user = f"new-{uuid.uuid4().hex}"
     bus = wiring.bus(loop.settings)
-    letters = bus.consumer([BEHAVIOUR_DEAD], f"e2e-{uuid.uuid4().hex}")
+    dead_letters = bus.consumer([BEHAVIOUR_DEAD], f"e2e-{uuid.uuid4().hex}")
     marker = uuid.uuid4().hex.encode()
     good = loop.event(user, "like", video_id=loop.past.items[0].video_id)
     bus.producer().send([
@@ -220,19 +216,19 @@ def test_a_broken_event_is_a_dead_letter_and_the_good_one_beside_it_arrives(
     )  # fmt: skip
     dead: list[Any] = []
     eventually(
-        lambda: dead.extend(letters.poll(1_000, 0.5)) or any(marker in (r.value or b"") for r in dead),
+        lambda: dead.extend(dead_letters.poll(1_000, 0.5)) or any(marker in (r.value or b"") for r in dead),
         20, "the dead letter",
     )  # fmt: skip
-    letters.close()
-    ours = [read_letter(record) for record in dead if marker in (record.value or b"")]
-    assert [letter.cause.cause for letter in ours] == ["undecodable"]
+    dead_letters.close()
+    ours = [parse_dead_letter(record) for record in dead if marker in (record.value or b"")]
+    assert [each.cause.cause for each in ours] == ["undecodable"]
 
 
 def test_a_late_event_counts_in_the_hour_it_happened(loop: Loop, eventually: Eventually) -> None:
     user = f"late-{uuid.uuid4().hex}"
     now = wiring.clock(loop.settings.clock).now_ms()
-    video = loop.past.items[0].video_id
-    loop.send(loop.event(user, "play", video_id=video, event_time_ms=now - 5 * 3_600_000))
+    item_id = loop.past.items[0].video_id
+    loop.send(loop.event(user, "play", video_id=item_id, event_time_ms=now - 5 * 3_600_000))
     eventually(
         lambda: loop.http.get(f"/v1/users/{user}").json()["features"]["play_count_1d"] == 1,
         15, "the late play",
@@ -253,29 +249,29 @@ def test_one_trace_leads_from_an_event_to_its_fold(loop: Loop, eventually: Event
     loop.send(*crowd[:500])
     loop.send(loop.event(user, "like", video_id="1"), headers=headers)
     loop.send(*crowd[500:])
-    wanted = {"tidemill-gateway", "tidemill-features", "tidemill-facts"}
+    wanted = {"tidemill-gateway", "tidemill-features", "tidemill-log-writer"}
     eventually(lambda: wanted <= loop.spans.services(trace_id), 30, f"{wanted} in the trace")
     assert "triton-inference-server" not in loop.spans.services(trace_id), "no model folds"
 
 
 def test_one_trace_leads_from_a_request_into_triton(loop: Loop, eventually: Eventually) -> None:
-    """Of an answer that the models gave: a fallback never reached Triton. An exporter may lose a
-    batch of spans: the law is that a trace arrives whole, not that each one does.
+    """Only replies of models: a fallback does not call Triton. An exporter may lose a batch of
+    spans, so one complete trace is enough.
     """
     body = {"user_id": loop.users(1)[0], "k": 3}
     wanted = {"tidemill-gateway", "triton-inference-server"}
-    answered: list[str] = []
+    traces: list[str] = []
 
-    def one_is_whole() -> bool:
+    def one_is_complete() -> bool:
         trace_id = uuid.uuid4().hex
         headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
         answer = loop.http.post("/v1/feed", json=body, headers=headers)
         assert answer.status_code == 200, answer.text
-        answered.extend([trace_id] if answer.json()["fallbacks"] == [] else [])
+        traces.extend([trace_id] if answer.json()["fallbacks"] == [] else [])
         time.sleep(1.0)
-        return any(wanted <= loop.spans.services(trace) for trace in answered)
+        return any(wanted <= loop.spans.services(trace) for trace in traces)
 
-    eventually(one_is_whole, 90, f"{wanted} in the trace of an answer without fallbacks")
+    eventually(one_is_complete, 90, f"{wanted} in the trace of an answer without fallbacks")
 
 
 def test_the_page_shows_what_the_loop_does(loop: Loop, chromium: Browser, tmp_path: Path) -> None:
@@ -287,20 +283,20 @@ def test_the_page_shows_what_the_loop_does(loop: Loop, chromium: Browser, tmp_pa
     page.wait_for_selector("#slate[data-state=ready] .card")
     page.wait_for_selector("body[data-live=yes]")
     shown = page.locator("#slate .card").first
-    video = shown.get_attribute("data-video") or ""
+    item_id = shown.get_attribute("data-item") or ""
     expect(shown.locator(".queries button").first).to_be_visible()
     shown.locator("button[data-act=like]").click()
     page.wait_for_function(
-        "id => !document.querySelector(`#slate [data-video='${id}']`)", arg=video
+        "id => !document.querySelector(`#slate [data-item='${id}']`)", arg=item_id
     )
     expect(page.locator("#freshness")).to_contain_text("ms")
     expect(page.locator("tr.changed[data-feature=like_count_all]")).to_have_count(1)
-    page.click("#way")
-    expect(page.locator("#path .goal")).to_contain_text("toward:")
+    page.click("#show-trajectory")
+    expect(page.locator("#trajectory .goal")).to_contain_text("toward:")
     page.click("#send-late")
-    expect(page.locator("#door .badge.late")).to_have_text("late")
+    expect(page.locator("#admission .badge.late")).to_have_text("late")
     page.click("#send-broken")
-    expect(page.locator("#door .badge.dead").first).to_have_text("dead letter")
+    expect(page.locator("#admission .badge.dead").first).to_have_text("dead letter")
     page.wait_for_timeout(500)
     folder = Path(os.environ.get("TIDEMILL_SCREENSHOTS", tmp_path))
     page.screenshot(path=folder / "loop-1280.png", full_page=True)
@@ -308,7 +304,7 @@ def test_the_page_shows_what_the_loop_does(loop: Loop, chromium: Browser, tmp_pa
     assert errors == []
 
 
-def test_an_erased_user_is_gone_from_features_and_log_and_does_not_come_back(
+def test_an_erased_user_is_gone_from_features_and_log_for_good(
     loop: Loop, eventually: Eventually
 ) -> None:
     user = f"erase-{uuid.uuid4().hex}"

@@ -1,4 +1,4 @@
-"""What the loop does as its parts fall: last, on the stack that the other laws were tried on."""
+"""The loop with killed servers; runs last, on the stack of the other tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ Loop = Any  # tests/e2e/conftest.py
 Eventually = Callable[[Callable[[], object], float, str], None]
 
 
-def test_a_killed_store_is_answered_around_and_rebuilt(loop: Loop, eventually: Eventually) -> None:
+def test_without_the_store_requests_are_answered_and_it_is_rebuilt(
+    loop: Loop, eventually: Eventually
+) -> None:
     user = loop.users(8)[7]
     before = loop.features(user)["features"]
     loop.kill("store")
@@ -30,7 +32,7 @@ def test_a_killed_store_is_answered_around_and_rebuilt(loop: Loop, eventually: E
     eventually(lambda: loop.counts_are(user, before), 120, "the features rebuilt")
 
 
-def test_a_killed_model_server_is_answered_around_and_comes_back(
+def test_without_the_model_server_requests_are_answered_until_it_restarts(
     loop: Loop, eventually: Eventually
 ) -> None:
     user = loop.users(9)[8]
@@ -46,7 +48,7 @@ def test_a_killed_model_server_is_answered_around_and_comes_back(
         )  # fmt: skip
 
 
-def test_a_killed_broker_is_answered_around_and_nothing_logged_is_lost(
+def test_without_the_broker_requests_are_answered_and_no_logged_event_is_lost(
     loop: Loop, eventually: Eventually
 ) -> None:
     log = EventLog(loop.settings.log_dir)
@@ -61,7 +63,7 @@ def test_a_killed_broker_is_answered_around_and_nothing_logged_is_lost(
     again = loop.event(user, "like", video_id="v1")
 
     def accepted() -> bool:
-        """Meanwhile every feed is answered, and the refusal of an event is quick and says why."""
+        """Meanwhile every feed is answered, and an event is refused quickly with a reason."""
         assert len(loop.ask("feed", user_id=user, k=5)["items"]) == 5
         answer = loop.http.post("/v1/events", json=again)
         assert answer.status_code in (202, 503), answer.text
@@ -88,8 +90,8 @@ def _waited(condition: Callable[[], bool], within_s: float) -> bool:
     return True
 
 
-def test_a_stack_that_starts_again_knows_what_it_knew(loop: Loop, eventually: Eventually) -> None:
-    """Broker and store keep nothing over a restart here: it all comes back from the log."""
+def test_a_restarted_stack_has_its_state_again(loop: Loop, eventually: Eventually) -> None:
+    """Broker and store lose everything in a restart here: it is rebuilt from the log."""
     user = loop.users(11)[10]
     before = loop.features(user)["features"]
     loop.stack.stop()
@@ -97,9 +99,9 @@ def test_a_stack_that_starts_again_knows_what_it_knew(loop: Loop, eventually: Ev
         Stack(Settings(home=loop.settings.home)) as again,
         httpx.Client(base_url=again.page) as http,
     ):
-        reborn = replace(loop, stack=again, http=http)
-        eventually(lambda: reborn.counts_are(user, before), 60, "the features rebuilt")
+        restarted = replace(loop, stack=again, http=http)
+        eventually(lambda: restarted.counts_are(user, before), 60, "the features rebuilt")
         eventually(
-            lambda: not reborn.ask("feed", user_id=user, k=5)["fallbacks"], 60, "the models live"
+            lambda: not restarted.ask("feed", user_id=user, k=5)["fallbacks"], 60, "the models live"
         )
-        assert len(reborn.ask("feed", user_id=user, k=5)["items"]) == 5
+        assert len(restarted.ask("feed", user_id=user, k=5)["items"]) == 5

@@ -1,4 +1,4 @@
-"""Events by hand, both stores, and an independent statement of every feature's value."""
+"""Shared fixtures: hand-made events, both stores, and an independent value of every feature."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[FeatureStore]:
 
 @pytest.fixture
 def online(valkey: str) -> Iterator[FeastFeatureStore]:
-    """The store on Valkey under a project of its own."""
+    """The store on Valkey, in its own project."""
     store = FeastFeatureStore(valkey, 0, _project(), cached_rows=1000)
     yield store
     store.tear_down()
@@ -66,7 +66,7 @@ def _project() -> str:
 
 @pytest.fixture(scope="session")
 def expected() -> Expected:
-    """What one entity's columns must hold at `now_ms`, said without the kernel."""
+    """One entity's columns at `now_ms`, computed without the kernels."""
     return _expected
 
 

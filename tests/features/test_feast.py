@@ -1,22 +1,30 @@
-"""Our rows are Feast's rows: same bytes, read and written by plain Feast clients."""
+"""Stored rows are Feast's rows: the same bytes, read and written by plain Feast clients."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from datetime import UTC, datetime
+from types import ModuleType
 
 import pandas as pd
 import pytest
 import redis
 
 from features.definitions import DEFINITIONS
-from features.feast.registry import RegisteredFeatureStore, open_store
+from features.feast import on_demand
+from features.feast.registry import RegisteredFeatureStore, feast_objects, open_store
 from features.kernels.packing import packed_values
-from features.online.connection import bulk
-from features.online.feast_keys import BYTES_TAG, RowFormat, timestamp, unwrap, view_name
+from features.online.connection import bulk_string
+from features.online.feast_keys import (
+    BYTES_TAG,
+    RowFormat,
+    encode_timestamp,
+    unwrap_bytes,
+    view_name,
+)
 from features.online.redis_store import FeastFeatureStore
-from features.rows.byte_slices import Spans, readable_bytes
+from features.rows.byte_slices import ByteSlices, readonly_bytes
 from features.store import Status
 from streams.bus.contract import Stamp
 
@@ -71,7 +79,7 @@ def raw(valkey):
 
 @pytest.mark.parametrize("entity", ENTITIES)
 @pytest.mark.parametrize("writer", ["push", "write_to_online_store"])
-def test_keys_fields_and_values_are_byte_for_byte_feasts_own(
+def test_keys_fields_and_values_equal_feast_s_byte_for_byte(
     registered, client, batch, raw, entity, writer
 ):
     registered.fold(entity, batch(), Stamp("one", 0, 0))
@@ -79,7 +87,7 @@ def test_keys_fields_and_values_are_byte_for_byte_feasts_own(
     key = layout.key(IDS[entity])
     ours = raw.hgetall(key)
     raw.delete(key)
-    blob = unwrap(ours[layout.row_field])
+    blob = unwrap_bytes(ours[layout.row_field])
     frame = pd.DataFrame(
         {
             DEFINITIONS[entity].id_column: [IDS[entity]],
@@ -98,10 +106,10 @@ def test_keys_fields_and_values_are_byte_for_byte_feasts_own(
 
 @pytest.mark.parametrize("entity", ENTITIES)
 @pytest.mark.parametrize("later_ms", [0, 3_600_000, 9 * 86_400_000])
-def test_a_plain_feast_client_reads_finished_features(registered, client, batch, entity, later_ms):
+def test_a_plain_feast_client_reads_finalized_features(registered, client, batch, entity, later_ms):
     registered.fold(entity, batch(), Stamp("one", 0, 0))
     id_column, now = DEFINITIONS[entity].id_column, NOW + later_ms
-    asked = [IDS[entity], "nobody", IDS[entity]]
+    asked = [IDS[entity], "unknown", IDS[entity]]
     answer = client.get_online_features(
         features=client.get_feature_service(entity),
         entity_rows=[{id_column: entity_id, "now_ms": now} for entity_id in asked],
@@ -112,8 +120,35 @@ def test_a_plain_feast_client_reads_finished_features(registered, client, batch,
         assert list(answer[name]) == column.tolist(), name
 
 
+def test_apply_replaces_the_functions_of_an_older_release(valkey, tmp_path, monkeypatch):
+    """A registry stores code, which may import a module that no longer exists."""
+    scope: dict[str, object] = {}
+    text = "def finalize(inputs):\n    import older\n    return older.finalize(inputs)\n"
+    exec(text, scope)
+    older = ModuleType("older")
+    store = open_store(registry_path=tmp_path / "r.db", address=valkey, db=3, project="older")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "older", older)
+
+        def feast_function(entity):
+            older.finalize = on_demand.FINALIZERS[entity]
+            return scope["finalize"], text
+
+        patch.setattr(on_demand, "feast_function", feast_function)
+        for entity in DEFINITIONS:  # apply calls each function, which needs its own entity
+            store.feast_client().apply(feast_objects(DEFINITIONS[entity]))
+    store.apply()
+    client = store.feast_client()
+    answer = client.get_online_features(
+        features=client.get_feature_service("user"),
+        entity_rows=[{"user_id": "u", "now_ms": NOW}],
+    ).to_dict()
+    assert answer["like_count_all"] == [0]
+    store.tear_down()
+
+
 def test_feast_writes_are_compared_and_set(client, raw):
-    """Of rows at the same time the greater bytes stand, whoever comes last."""
+    """Of rows with the same time the greater bytes win, in any order of writes."""
     layout = RowFormat(DEFINITIONS["user"], "prod")
 
     def write(blob: bytes, at_s: int) -> bytes:
@@ -121,7 +156,7 @@ def test_feast_writes_are_compared_and_set(client, raw):
             {"user_id": ["cas"], "row": [blob], "event_time": [datetime.fromtimestamp(at_s, UTC)]}
         )
         client.write_to_online_store("user_tiles", frame)
-        return unwrap(raw.hget(layout.key("cas"), layout.row_field))
+        return unwrap_bytes(raw.hget(layout.key("cas"), layout.row_field))
 
     assert write(b"bbb", 1000) == b"bbb"
     assert write(b"aaa", 1000) == b"bbb"
@@ -132,7 +167,7 @@ def test_feast_writes_are_compared_and_set(client, raw):
 
 
 def test_tearing_down_one_project_leaves_the_other(registered, client, valkey, batch):
-    """Feast's own pattern for `prod` also matches `preprod`; neither of our ways does."""
+    """Feast's own pattern for `prod` also matches `preprod`; neither deletion here does."""
     other = FeastFeatureStore(valkey, 3, "preprod")
     other.fold("user", batch(), Stamp("one", 0, 0))
     registered.fold("user", batch(), Stamp("one", 0, 0))
@@ -148,27 +183,27 @@ def test_tearing_down_one_project_leaves_the_other(registered, client, valkey, b
 
 
 @pytest.mark.parametrize("time_ms", [0, 1, 999, 1000, 1001, NOW, 4_102_444_800_000])
-def test_timestamps_are_protobufs_own_bytes(time_ms):
+def test_timestamps_equal_protobuf_s_bytes(time_ms):
     from google.protobuf.timestamp_pb2 import Timestamp
 
     stamp = Timestamp(seconds=time_ms // 1000, nanos=time_ms % 1000 * 1_000_000)
-    assert timestamp(time_ms) == stamp.SerializeToString()
+    assert encode_timestamp(time_ms) == stamp.SerializeToString()
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])
-def test_values_are_protobufs_own_bytes(size):
+def test_values_equal_protobuf_s_bytes(size):
     from feast.protos.feast.types.Value_pb2 import Value
 
     blob = b"\xff" * size
     value = Value(bytes_val=blob).SerializeToString()
-    rows = Spans.of([blob, b"next"])
-    packed = packed_values(readable_bytes(rows.data), rows.offsets, BYTES_TAG).tobytes()
-    assert packed == bulk(value) + bulk(Value(bytes_val=b"next").SerializeToString())
-    assert unwrap(value) == blob
-    assert unwrap(Value(string_val="x").SerializeToString()) is None
+    rows = ByteSlices.from_list([blob, b"next"])
+    packed = packed_values(readonly_bytes(rows.data), rows.offsets, BYTES_TAG).tobytes()
+    assert packed == bulk_string(value) + bulk_string(Value(bytes_val=b"next").SerializeToString())
+    assert unwrap_bytes(value) == blob
+    assert unwrap_bytes(Value(string_val="x").SerializeToString()) is None
 
 
-def test_ids_are_found_again_in_their_keys():
+def test_keys_give_their_ids_back():
     layout = RowFormat(DEFINITIONS["user"], "prod")
     for entity_id in ("u", "ü*?[x]", "prod", "a" * 500):
         assert layout.entity_id(layout.key(entity_id)) == entity_id

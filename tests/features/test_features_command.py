@@ -1,4 +1,4 @@
-"""`tidemill features` does what it says and tells what a person can mend."""
+"""`tidemill features` works, and its errors name the fix."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_backfill_fills_the_store_and_diff_finds_nothing(run, like, tmp_path):
     assert "like_count_1h" in run("show", "user", "ann").output
 
 
-def test_a_rebuild_from_a_log_that_was_shortened_says_where_it_begins(run, like, tmp_path):
+def test_a_rebuild_from_a_shortened_log_names_its_start(run, like, tmp_path):
     log = EventLog(tmp_path / "log")
     log.append(Delivery(EVENTS_BY_USER, Stamp("U", 0, 0), like))
     assert "the log begins at" not in run("backfill", "--without-broker").output
-    log.gather()
+    log.flush()
     assert retain(log.segments, WallClock().now_ms() + 2 * HOUR_MS) == 1
     assert "the log begins at" in run("backfill", "--without-broker", "--rebuild").output
     assert "the log begins at" in run("diff").output
@@ -64,12 +64,12 @@ def test_diff_prints_the_difference_and_fails(run, like, valkey):
 
 
 def test_an_unknown_user_is_shown_as_absent(run):
-    answer = run("show", "user", "nobody")
+    answer = run("show", "user", "unknown")
     assert answer.exit_code == 0
     assert "absent" in answer.output
 
 
-def test_freshness_says_when_nothing_was_folded(run):
+def test_freshness_without_folds_says_so(run):
     assert "no live fold" in run("freshness").output
 
 
@@ -79,7 +79,7 @@ def test_apply_writes_the_registry(run, tmp_path):
     assert (tmp_path / "registry.db").exists()
 
 
-def test_a_store_that_is_down_is_one_clear_line(run, free_port):
+def test_a_store_that_is_down_is_reported_in_one_line(run, free_port):
     answer = run("show", "user", "ann", address=f"127.0.0.1:{free_port}")
     assert answer.exit_code == 1
     assert "StoreDown" in answer.output

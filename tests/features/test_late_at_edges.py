@@ -1,7 +1,7 @@
-"""Late events at the edges of windows: the join by places equals folding again, to the ms.
+"""Late events at the edges of windows: the sorted join equals folding again, to the ms.
 
-Moments are drawn within a few milliseconds of tile and window edges, and arrivals and
-labels too, so that every comparison in the join meets equality.
+Event times, arrivals and labels are drawn within milliseconds of tile and window edges, so that
+every comparison in the join meets equality.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.definitions import DEFINITIONS, WINDOWS
-from features.offline.point_in_time.join import features_as_of, joined
-from features.offline.point_in_time.order import Keys, Order, order_by
-from features.offline.point_in_time.replay import replayed
+from features.offline.point_in_time.join import features_as_of, join_features
+from features.offline.point_in_time.order import LabelOrder, SortedMoments, order_by
+from features.offline.point_in_time.replay import replay_features
 from streams.contract.clock import DAY_MS, MINUTE_MS
 
 T0 = 1_700_006_400_000  # a day's first millisecond
@@ -35,7 +35,7 @@ edges = st.builds(
 
 @st.composite
 def late_events(draw):
-    """(event time, arrival, kind, user): most arrive at an edge, long after or a little before."""
+    """(event time, arrival): most arrive at an edge, long after or shortly before the event."""
     events = []
     for _ in range(draw(st.integers(0, 25))):
         time = draw(edges)
@@ -44,19 +44,19 @@ def late_events(draw):
     return events
 
 
-asked_for = st.lists(st.tuples(st.sampled_from([*IDS, "nobody"]), edges), max_size=15)
+asked_for = st.lists(st.tuples(st.sampled_from([*IDS, "unknown"]), edges), max_size=15)
 
 
 @pytest.mark.parametrize("entity", ["user", "video"])
 @given(events=late_events(), asked=asked_for, seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_at_every_edge_the_join_by_places_equals_folding_again(
+def test_at_every_edge_the_sorted_join_equals_folding_again(
     entity, events, asked, seed, event_table
 ):
     table = pl.from_arrow(event_table(_rows(events, seed)))
     wanted = _labels(entity, asked)
     ids = wanted[DEFINITIONS[entity].id_column].to_list()
-    again = replayed(DEFINITIONS[entity], table, ids, wanted["time_ms"].to_numpy())
+    again = replay_features(DEFINITIONS[entity], table, ids, wanted["time_ms"].to_numpy())
     by_places = features_as_of(table, wanted, entity)
     assert by_places.status.tolist() == again.status.tolist()
     assert by_places.last_event_ms.tolist() == again.last_event_ms.tolist()
@@ -67,13 +67,13 @@ def test_at_every_edge_the_join_by_places_equals_folding_again(
 @pytest.mark.parametrize("entity", ["user", "video"])
 @given(events=late_events(), asked=asked_for, seed=st.integers(0, 99), twice=st.booleans())
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_the_frame_beside_the_labels_holds_the_reader_s_values(
+def test_the_joined_frame_holds_the_reader_s_values(
     entity, events, asked, seed, twice, event_table
 ):
     rows = _rows(events, seed)
     table = pl.from_arrow(event_table(rows + rows[:1] * twice))
     wanted = _labels(entity, asked).with_row_index("label")
-    beside, read = joined(table, wanted, entity), features_as_of(table, wanted, entity)
+    beside, read = join_features(table, wanted, entity), features_as_of(table, wanted, entity)
     assert beside[wanted.columns].equals(wanted)
     assert beside["status"].to_list() == read.status.tolist()
     assert beside["last_event_ms"].to_list() == read.last_event_ms.tolist()
@@ -87,7 +87,7 @@ def test_a_late_event_counts_from_its_arrival_until_its_window_leaves_it(event_t
     leaves = T0 + DAY_MS + 60 * MINUTE_MS  # the day's window, one tile longer
     asked = [T0, T0 + 1, T0 + DAY_MS, T0 + DAY_MS + 1, leaves - 1, leaves]
     wanted = pl.DataFrame({"user_id": ["u"] * len(asked), "time_ms": asked})
-    frame = joined(pl.from_arrow(event_table(late)), wanted, "user")
+    frame = join_features(pl.from_arrow(event_table(late)), wanted, "user")
     assert frame["like_count_1d"].to_list() == [0, 0, 0, 1, 1, 0]
     assert frame["like_count_all"].to_list() == [0, 0, 0, 1, 1, 1]
     assert frame["engaged_video_id"].list.len().to_list() == [0, 0, 0, 1, 1, 1]
@@ -97,20 +97,22 @@ moments = st.lists(st.tuples(st.integers(0, 70_000), st.integers(-50, 50)), max_
 
 
 @given(moments)
-def test_order_is_by_row_then_time_then_as_they_came(drawn):
+def test_order_is_by_row_then_time_and_stable(drawn):
     row, time = (np.array([m[i] for m in drawn], np.int64) for i in (0, 1))
     assert order_by(row, time).tolist() == np.lexsort((time, row)).tolist()
 
 
 @given(moments, moments)
-def test_what_is_under_way_or_ahead_is_every_label_between_time_and_arrival(events, labels):
+def test_in_flight_and_ahead_cover_every_label_between_time_and_arrival(events, labels):
     row, time = (np.array([m[i] % 3 if i == 0 else m[i] for m in events], np.int64) for i in (0, 1))
     asked, at = (np.array([m[i] % 3 if i == 0 else m[i] for m in labels], np.int64) for i in (0, 1))
     by, of = order_by(row, time), order_by(asked, at)
     arrival = time + np.array([m[0] % 61 - 30 for m in events], np.int64)
-    order = Order(Keys(row[by], time[by]), arrival[by], Keys(asked[of], at[of]))
+    order = LabelOrder(
+        SortedMoments(row[by], time[by]), arrival[by], SortedMoments(asked[of], at[of])
+    )
     for runs, between in (
-        (order.under_way, lambda t, a, now: t < now <= a),
+        (order.in_flight, lambda t, a, now: t < now <= a),
         (order.ahead, lambda t, a, now: a < now <= t),
     ):
         held = {

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.definitions import DEFINITIONS, TILE_SIZES_MS
 from features.kernels import fold as loops
-from features.kernels.layout import decode, split_key
-from features.rows.aggregate import READER_SLACK_MS, fold, group
-from features.rows.byte_slices import Spans, offsets_of, taken
+from features.kernels import packing
+from features.kernels.layout import split_key
+from features.online.compare_and_set import CompareAndSet
+from features.online.feast_keys import RowFormat
+from features.online.row_cache import EntityIds, RowCache
+from features.rows.aggregate import READER_SLACK_MS, fold_events, group_by_entity
+from features.rows.byte_slices import ByteSlices, offsets_from_lengths, take_slices
+from features.rows.decode import decode
 from streams.bus.contract import Stamp
 from streams.contract.clock import DAY_MS, HOUR_MS
 
@@ -25,9 +31,9 @@ def folded(entity, event_table, batches):
     for offset, events in enumerate(batches):
         if not events:
             continue
-        batch = group(definition, event_table(events))
-        rows = Spans.of([stored.get(i) for i in batch.ids])
-        done = fold(definition, rows, batch, Stamp("e", 0, offset))
+        batch = group_by_entity(definition, event_table(events))
+        rows = ByteSlices.from_list([stored.get(i) for i in batch.ids])
+        done = fold_events(definition, rows, batch, Stamp("e", 0, offset))
         for place, blob in zip(done.changed, done.rows.to_list(), strict=True):
             stored[batch.ids[place]] = blob
     return definition, stored
@@ -114,7 +120,7 @@ def test_a_full_list_gives_up_its_oldest_to_newer_ones_only(event_table):
 
 
 def test_no_batch_makes_a_worker_compile_again(event_table):
-    """What `python -m features.kernels.fold` compiled is all that folds need, filtered or not."""
+    """What `python -m deploy.compile` compiled is all that folds need, filtered or not."""
     events = as_events([[(i, i * HOUR_MS, "play", i) for i in range(5)]] * 3)
     for duplicate in (False, True):
         for batch in events:
@@ -125,6 +131,24 @@ def test_no_batch_makes_a_worker_compile_again(event_table):
         assert len(compiled.signatures) == 1
 
 
+def test_no_write_makes_a_worker_compile_again():
+    """What `python -m deploy.compile` compiled is all that the cache and the packing need."""
+    kernels = [value for value in vars(packing).values() if hasattr(value, "signatures")]
+    before = [len(kernel.signatures) for kernel in kernels]
+    user, keys, times = DEFINITIONS["user"], np.arange(1, 4, dtype=np.uint64), np.arange(3)
+    names = pa.array(["a", "b", "c"])
+    ids, rows = EntityIds.of(names), ByteSlices.from_list([b"x" * 40] * 3)
+    cache = RowCache(2)
+    for _ in range(2):
+        cache.put("user", ids.keys, ids.checks, rows)
+        cache.find("user", ids.keys, ids.checks)
+    cache._rows["user"]._compact(1)
+    layout = RowFormat(user, "")
+    layout.packed_sets(ids.ids, rows, times)
+    list(CompareAndSet(layout, b"", 0).calls(ids.ids, keys, rows, times, 2))
+    assert [len(kernel.signatures) for kernel in kernels] == before
+
+
 spans = st.lists(st.binary(max_size=6), min_size=1, max_size=20)
 
 
@@ -133,5 +157,5 @@ def test_taking_spans_is_joining_them_one_by_one(spans, data):
     order = data.draw(st.lists(st.integers(0, len(spans) - 1), max_size=30))
     lengths = np.array(list(map(len, spans)), np.int64)
     wanted = b"".join(spans[place] for place in order)
-    got = taken(b"".join(spans), offsets_of(lengths), np.array(order, np.int64))
+    got = take_slices(b"".join(spans), offsets_from_lengths(lengths), np.array(order, np.int64))
     assert got.tobytes() == wanted

@@ -1,4 +1,4 @@
-"""A declaration that changes: refused where stored rows do not fit, served after a backfill."""
+"""A changed declaration: refused where stored rows do not match, served after a backfill."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from deploy.cli.features import app
 from features.definitions import DEFINITIONS, USER, Count
 from features.feast.registry import open_store
 from features.memory_store import MemoryFeatureStore
-from features.offline.backfill import Live, backfill
-from features.offline.diff import compare
+from features.offline.backfill import LiveTopics, backfill
+from features.offline.diff import compare_stores
 from features.online.redis_store import FeastFeatureStore
-from features.store import DefinitionChanged, GenerationChanged
+from features.store import DefinitionChanged, RebuildIdChanged
 from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
 from streams.contract.clock import DAY_MS, WallClock
@@ -29,14 +29,14 @@ T0 = 1_700_000_000_000
 NOW = T0 + 6 * DAY_MS
 USERS = [f"u{i}" for i in range(12)]
 PARTITIONS = 3
-LIVE = Live(PARTITIONS, {"user": "U"})
+LIVE = LiveTopics(PARTITIONS, {"user": "U"})
 WIDER = replace(USER, counters=(*USER.counters, Count("query_shown")))
 NEW = "query_shown_count_all"
 
 
 @pytest.fixture
 def declare(monkeypatch):
-    """Puts a user definition in the one mapping that every module reads."""
+    """Replaces the user definition in the mapping that every module reads."""
     (declared,) = gc.get_referents(DEFINITIONS)
     return lambda definition: monkeypatch.setitem(declared, "user", definition)
 
@@ -63,15 +63,15 @@ def events():
 @pytest.fixture
 def batches(events, event_table):
     """Deliveries of the user topic, 50 events of the stream at a time."""
-    table, offsets, made = event_table(events), Counter(), []
-    owner = np.array([partition_of(event["user_id"], PARTITIONS) for event in events])
+    table, offsets, deliveries = event_table(events), Counter(), []
+    partition_by_event = np.array([partition_of(event["user_id"], PARTITIONS) for event in events])
     for start, partition in itertools.product(range(0, len(events), 50), range(PARTITIONS)):
-        picked = np.flatnonzero(owner[start : start + 50] == partition) + start
+        picked = np.flatnonzero(partition_by_event[start : start + 50] == partition) + start
         if len(picked):
             stamp = Stamp("U", partition, offsets[partition])
-            made.append(Delivery(EVENTS_BY_USER, stamp, table.take(picked)))
+            deliveries.append(Delivery(EVENTS_BY_USER, stamp, table.take(picked)))
             offsets[partition] += 1
-    return made
+    return deliveries
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_new_feature_appears_without_a_gap_or_a_double_count(
         fold(opened(), itertools.islice(caught_up, 5))
 
     backfill(tmp_path / "log", opened(), live=LIVE, chunk_rows=120, progress=fold_some_live)
-    with pytest.raises(GenerationChanged):
+    with pytest.raises(RebuildIdChanged):
         fold(before, batches[-1:])
     fold(opened(), caught_up)
     counted = [e for e in events if not e["duplicate"] and e["kind"] == "query_shown"]
@@ -113,7 +113,7 @@ def test_a_new_feature_appears_without_a_gap_or_a_double_count(
     assert read.columns[NEW].tolist() == [wanted[user] for user in USERS]
     truth = MemoryFeatureStore()
     fold(truth, batches)
-    assert list(compare("user", USERS, opened(), truth, NOW)) == []
+    assert list(compare_stores("user", USERS, opened(), truth, NOW)) == []
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_new_feature_appears_without_a_gap_or_a_double_count(
     ],
     ids=["one more", "one less", "a shorter list", "a shorter memory"],
 )
-def test_declarations_that_stored_rows_do_not_fit_are_refused_at_apply(
+def test_declarations_that_stored_rows_do_not_match_are_refused_at_apply(
     changed, batches, declare, opened
 ):
     opened().apply()
@@ -136,7 +136,7 @@ def test_declarations_that_stored_rows_do_not_fit_are_refused_at_apply(
         opened().apply()
 
 
-def test_the_command_names_the_migration_and_after_it_shows_the_new_feature(
+def test_the_command_names_the_migration_which_brings_the_new_feature(
     declare, valkey, tmp_path, event_table, monkeypatch
 ):
     now = WallClock().now_ms()

@@ -11,24 +11,14 @@ from hypothesis import strategies as st
 
 from features.definitions import DEFINITIONS
 from features.kernels import packing
-from features.kernels.layout import (
-    DIGEST_BYTES,
-    HEAD,
-    TILE,
-    VERSION,
-    decode,
-    digests,
-    readable,
-    split_key,
-    tile_key,
-    tombstone,
-)
-from features.online.connection import bulk
-from features.online.feast_keys import RowFormat, timestamp
-from features.online.optimistic_transaction import packed
+from features.kernels.layout import DIGEST_BYTES, HEAD, TILE, VERSION, split_key, tile_key
+from features.online.connection import bulk_string
+from features.online.feast_keys import RowFormat, encode_timestamp, metadata_key
+from features.online.optimistic_transaction import pack_command
 from features.online.redis_store import FeastFeatureStore
-from features.rows.aggregate import fold, group
-from features.rows.byte_slices import Spans, readable_bytes
+from features.rows.aggregate import fold_events, group_by_entity
+from features.rows.byte_slices import ByteSlices, readonly_bytes
+from features.rows.decode import decode, digests, readable, tombstone
 from features.store import DefinitionChanged
 from streams.bus.contract import Stamp
 
@@ -40,15 +30,15 @@ words = st.lists(st.binary(max_size=100), max_size=12)
 @given(data=st.binary(max_size=300), start=st.integers(0, 9))
 def test_the_compiled_hash_is_xxh64(data, start):
     start = min(start, len(data))
-    array = readable_bytes(np.frombuffer(data, np.uint8))
+    array = readonly_bytes(np.frombuffer(data, np.uint8))
     assert int(packing.xxh64(array, start, len(data))) == xxhash.xxh64_intdigest(data[start:])
 
 
 @settings(deadline=None)  # the first call compiles
 @given(words=words)
 def test_hashes_are_each_spans_own(words):
-    spans = Spans.of(words)
-    found = packing.hashes(readable_bytes(spans.data), spans.offsets)
+    spans = ByteSlices.from_list(words)
+    found = packing.hashes(readonly_bytes(spans.data), spans.offsets)
     assert found.tolist() == [xxhash.xxh64_intdigest(word) for word in words]
 
 
@@ -58,8 +48,10 @@ def rows_of(event_table, users):
          "video_id": f"v{i}" * (i % 4), "dwell_ms": 2**30 * (i % 2)}
         for i in range(3 * users)
     ]  # fmt: skip
-    batch = group(DEFINITIONS["user"], event_table(events))
-    rows = fold(DEFINITIONS["user"], Spans.of([None] * users), batch, Stamp("e", 0, 0)).rows
+    batch = group_by_entity(DEFINITIONS["user"], event_table(events))
+    rows = fold_events(
+        DEFINITIONS["user"], ByteSlices.from_list([None] * users), batch, Stamp("e", 0, 0)
+    ).rows
     return rows.to_list()
 
 
@@ -87,7 +79,7 @@ def test_bytes_that_are_no_row_read_as_empty_rows_beside_whole_ones(event_table)
 
 def test_digests_are_the_last_bytes_and_zeros_for_no_row(event_table):
     blobs = rows_of(event_table, 2)
-    found = digests(Spans.of([blobs[1], None, blobs[0]]))
+    found = digests(ByteSlices.from_list([blobs[1], None, blobs[0]]))
     wanted = [blobs[1][-DIGEST_BYTES:], bytes(DIGEST_BYTES), blobs[0][-DIGEST_BYTES:]]
     assert [row.tobytes() for row in found] == wanted
 
@@ -103,8 +95,8 @@ def test_a_tombstone_is_sealed_like_any_row():
 def test_packed_keys_are_the_keys_one_by_one(ids, skipped):
     layout = RowFormat(DEFINITIONS["query"], "a project")
     names = pa.array(["skipped"] * skipped + ids).slice(skipped)
-    wanted = b"".join(bulk(layout.key(entity_id)) for entity_id in ids)
-    assert layout.packed_keys(Spans.of_array(names)) == wanted
+    wanted = b"".join(bulk_string(layout.key(entity_id)) for entity_id in ids)
+    assert layout.packed_keys(ByteSlices.from_arrow(names)) == wanted
 
 
 @settings(deadline=None)
@@ -118,12 +110,14 @@ def test_packed_sets_are_the_commands_one_by_one(rows, time_ms):
     layout = RowFormat(DEFINITIONS["query"], "a project")
     names, blobs = zip(*rows, strict=True)
     times = time_ms + np.arange(len(rows))
-    found = layout.packed_sets(Spans.of_array(pa.array(names)), Spans.of(blobs), times)
+    found = layout.packed_sets(
+        ByteSlices.from_arrow(pa.array(names)), ByteSlices.from_list(blobs), times
+    )
     wanted = b"".join(
-        packed(
+        pack_command(
             *(b"HSET", layout.key(name), layout.row_field),
             Value(bytes_val=blob).SerializeToString(),
-            *(layout.time_field, timestamp(int(at))),
+            *(layout.time_field, encode_timestamp(int(at))),
         )
         for (name, blob), at in zip(rows, times, strict=True)
     )
@@ -133,12 +127,12 @@ def test_packed_sets_are_the_commands_one_by_one(rows, time_ms):
 def test_rows_of_an_earlier_layout_are_refused_with_the_way_to_rebuild_them(online, event_table):
     event = {"kind": "like", "event_time_ms": NOW, "event_id": "e"}
     online.fold("user", event_table([event]), Stamp("one", 0, 0))
-    client, meta = online.connection.client, online._meta
+    client, meta = online.connection.client, metadata_key(online.project)
     stored = client.hget(meta, "fingerprints")
     client.hset(meta, "fingerprints", stored.replace(b'"row":%d' % VERSION, b'"row":1'))
     again = FeastFeatureStore(online.connection.address, online.connection.db, online.project)
     with pytest.raises(DefinitionChanged, match="backfill --rebuild"):
-        again.generation()
+        again.rebuild_id()
 
 
 @given(

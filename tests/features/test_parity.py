@@ -1,6 +1,6 @@
-"""What was emitted, folded online, backfilled from the log, and counted by polars: all equal.
+"""Features folded online, backfilled from the log and counted by polars are equal.
 
-The polars side reads only what the generator emitted: no log, no kernel, no rows.
+Polars reads only what the generator emitted: no log, no kernel, no rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from deploy.simulation.history import history
 from deploy.simulation.movielens import DataUnavailable, load
 from deploy.simulation.people import people
 from features.definitions import DEFINITIONS, EntityDefinition, Sum
-from features.offline.backfill import Live, backfill
+from features.offline.backfill import LiveTopics, backfill
 from features.online.redis_store import FeastFeatureStore
 from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
@@ -26,7 +26,7 @@ from streams.event_log import EventLog
 
 PARTITIONS = 4
 BATCH_ROWS = 500
-EPOCHS = {"user": "U", "video": "V", "author": "A", "query": "Q"}
+TOPIC_IDS = {"user": "U", "video": "V", "author": "A", "query": "Q"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def emitted() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def arrived(emitted) -> pl.DataFrame:
-    """The same with 5 % late and 2 % sent twice, in the order of arrival, as admission marks it."""
+    """The same events in order of arrival, 5 % late and 2 % sent twice, as admission marks them."""
     rng = np.random.default_rng(0)
     delay = np.where(rng.random(len(emitted)) < 0.05, rng.integers(0, 3 * DAY_MS, len(emitted)), 0)
     admitted = emitted.with_columns(
@@ -70,15 +70,15 @@ def table(arrived):
 def batches(table, id_column):
     """(partition, offset, batch) of one entity's topic, partitions in a random interleaving."""
     ids = table.column(id_column).to_pylist()
-    owner = np.array([-1 if i is None else partition_of(i, PARTITIONS) for i in ids])
-    lanes = []
+    partition_by_event = np.array([-1 if i is None else partition_of(i, PARTITIONS) for i in ids])
+    queues = []
     for partition in range(PARTITIONS):
-        rows = np.flatnonzero(owner == partition)
+        rows = np.flatnonzero(partition_by_event == partition)
         cuts = range(0, len(rows), BATCH_ROWS)
-        lanes.append([(partition, c, table.take(rows[c : c + BATCH_ROWS])) for c in cuts])
+        queues.append([(partition, c, table.take(rows[c : c + BATCH_ROWS])) for c in cuts])
     rng = np.random.default_rng(2)
-    order = rng.permutation(np.repeat(np.arange(PARTITIONS), [len(lane) for lane in lanes]))
-    turns = [iter(lane) for lane in lanes]
+    order = rng.permutation(np.repeat(np.arange(PARTITIONS), [len(queue) for queue in queues]))
+    turns = [iter(queue) for queue in queues]
     return [next(turns[partition]) for partition in order]
 
 
@@ -88,12 +88,12 @@ def filled(request, valkey, table, tmp_path_factory):
     if request.param == "folded online":
         for entity, definition in DEFINITIONS.items():
             for partition, offset, batch in batches(table, definition.id_column):
-                store.fold(entity, batch, Stamp(EPOCHS[entity], partition, offset))
+                store.fold(entity, batch, Stamp(TOPIC_IDS[entity], partition, offset))
     else:
         log = EventLog(tmp_path_factory.mktemp("log"))
         for partition, offset, batch in batches(table, "user_id"):
             log.append(Delivery(EVENTS_BY_USER, Stamp("U", partition, offset), batch))
-        backfill(log.directory, store, live=Live(PARTITIONS, EPOCHS), chunk_rows=4000)
+        backfill(log.directory, store, live=LiveTopics(PARTITIONS, TOPIC_IDS), chunk_rows=4000)
     yield store
     store.tear_down()
 
@@ -118,7 +118,7 @@ def counted(events: pl.DataFrame, definition: EntityDefinition, now_ms: int) -> 
 
 @pytest.mark.parametrize("entity", list(DEFINITIONS))
 @pytest.mark.parametrize("later_ms", [0, 90 * 60_000, 8 * DAY_MS])
-def test_every_count_of_every_entity_is_what_polars_counts(filled, emitted, entity, later_ms):
+def test_every_count_of_every_entity_equals_polars_s(filled, emitted, entity, later_ms):
     definition = DEFINITIONS[entity]
     now_ms = int(emitted["event_time_ms"].max()) + later_ms
     truth = counted(emitted, definition, now_ms)
@@ -129,7 +129,7 @@ def test_every_count_of_every_entity_is_what_polars_counts(filled, emitted, enti
 
 
 @pytest.mark.parametrize("entity", ["user", "video"])
-def test_every_list_holds_the_newest_that_polars_finds(filled, emitted, entity):
+def test_every_list_holds_the_newest_values_that_polars_finds(filled, emitted, entity):
     definition = DEFINITIONS[entity]
     now_ms = int(emitted["event_time_ms"].max())
     for feature in definition.lists:

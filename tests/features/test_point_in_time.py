@@ -1,4 +1,4 @@
-"""A point-in-time read gives what the online reader would have given at that moment."""
+"""A point-in-time read returns what the online reader would have returned at that moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from features.definitions import DEFINITIONS
 from features.memory_store import MemoryFeatureStore
 from features.offline.point_in_time.join import features_as_of
-from features.offline.point_in_time.replay import replayed
+from features.offline.point_in_time.replay import replay_features
 from features.store import Status
 from streams.bus.contract import Stamp
 from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
@@ -20,7 +20,7 @@ T0 = 1_700_000_000_000
 KINDS = ["shown", "play", "like", "skip", "order", "query_click", "search", "query_shown"]
 IDS = ["1", "2", "3"]
 
-# Delays: at once, within the hour, days late; and a clock that runs ahead.
+# Delays: none, within the hour, days; and a clock that runs ahead.
 delays = st.one_of(
     st.integers(0, 1000), st.integers(0, 2 * HOUR_MS), st.integers(0, 40 * DAY_MS)
 ) | st.integers(-5 * MINUTE_MS, 0)
@@ -62,7 +62,7 @@ labels = st.lists(st.tuples(st.sampled_from([*IDS, "nobody"]), moments), max_siz
 @pytest.mark.parametrize("entity", list(DEFINITIONS))
 @given(events=histories(), asked=labels)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_point_in_time_read_equals_the_online_read_of_that_moment(
+def test_a_point_in_time_read_equals_the_online_read_at_that_moment(
     entity, events, asked, event_table
 ):
     id_column = DEFINITIONS[entity].id_column
@@ -82,7 +82,7 @@ def test_a_point_in_time_read_equals_the_online_read_of_that_moment(
 
 
 def _online_at(entity, table, now_ms):
-    """A store that has folded, two by two, what arrived before now."""
+    """A store that folded what arrived before now, two events at a time."""
     store = MemoryFeatureStore()
     arrived = table.filter(np.less(table.column("ingested_at_ms").to_numpy(), now_ms))
     for offset, start in enumerate(range(0, arrived.num_rows, 2)):
@@ -143,13 +143,13 @@ def test_kinds_may_be_strings_as_in_a_training_log(event_table):
     assert frame.columns["like_count_all"].tolist() == [1]
 
 
-def test_nothing_asked_is_nothing_answered(event_table):
+def test_no_labels_give_no_rows(event_table):
     event = {"kind": "like", "event_time_ms": T0, "video_id": "v"}
     asked = pl.DataFrame(schema={"user_id": pl.String, "time_ms": pl.Int64})
     assert len(features_as_of(pl.from_arrow(event_table([event])), asked, "user")) == 0
 
 
-def test_an_unmarked_repeat_counts_once_here_as_online(event_table):
+def test_an_unmarked_repeat_counts_once_as_online(event_table):
     events = [
         {"kind": "like", "event_time_ms": T0 + i, "event_id": "same", "video_id": "v"}
         for i in range(2)
@@ -162,19 +162,19 @@ def test_an_unmarked_repeat_counts_once_here_as_online(event_table):
 @pytest.mark.parametrize("entity", ["user", "video"])
 @given(events=histories(), asked=labels)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_the_join_by_runs_equals_the_join_by_folding_again(entity, events, asked, event_table):
+def test_the_sorted_join_equals_folding_again(entity, events, asked, event_table):
     frame = pl.from_arrow(event_table(events))
     ids, times = [i for i, _ in asked], [T0 + m for _, m in asked]
     schema = {DEFINITIONS[entity].id_column: pl.String, "time_ms": pl.Int64}
     wanted = pl.DataFrame([ids, times], schema=schema)
     by_runs = features_as_of(frame, wanted, entity)
-    again = replayed(DEFINITIONS[entity], frame, ids, np.array(times, np.int64))
+    again = replay_features(DEFINITIONS[entity], frame, ids, np.array(times, np.int64))
     for name, column in again.columns.items():
         assert by_runs.columns[name].tolist() == column.tolist(), name
     assert by_runs.status.tolist() == again.status.tolist()
 
 
-def test_an_event_dated_days_ahead_is_read_as_the_kernel_would_have(event_table):
+def test_an_event_dated_days_ahead_reads_as_online(event_table):
     """A row prunes by its newest event, so a date far ahead empties the windows before it."""
     ahead = {"kind": "like", "event_time_ms": T0 + 9 * DAY_MS, "ingested_at_ms": T0}
     usual = {"kind": "like", "event_time_ms": T0, "video_id": "v"}

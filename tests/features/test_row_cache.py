@@ -1,4 +1,4 @@
-"""Laws of the row cache: it gives what was put last, forgets in time, and never mixes rows."""
+"""Laws of the row cache: it returns the last put, stays within its limit, never mixes rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.online.row_cache import RowCache
-from features.rows.byte_slices import Spans
+from features.rows.byte_slices import ByteSlices
 
 row = st.binary(min_size=1, max_size=40)
-# Equal low bits meet in one place of the table.
+# Equal low bits collide in the table.
 key = st.integers(0, 30).map(lambda n: n % 3 | (n // 3) << 40)
 step = st.one_of(
     st.tuples(st.just("put"), st.dictionaries(key, row, min_size=1, max_size=12)),
@@ -24,7 +24,7 @@ def keys(some):
 
 
 def put(cache, rows):
-    cache.put("user", keys(rows), keys(rows), Spans.of(list(rows.values())))
+    cache.put("user", keys(rows), keys(rows), ByteSlices.from_list(list(rows.values())))
 
 
 def got(cache, some, entity="user"):
@@ -49,7 +49,7 @@ def test_a_cache_within_its_limit_is_a_dictionary(steps):
 
 
 def test_rows_that_grow_and_move_stay_whole():
-    """Thousands of rows, rewritten at many lengths: through growth, compaction and rehashing."""
+    """Thousands of rows, rewritten at many lengths: growth, compaction and rehashing."""
     rng, cache, wanted = np.random.default_rng(0), RowCache(10_000), {}
     for _ in range(60):
         some = rng.choice(5000, 700, replace=False)
@@ -70,7 +70,7 @@ def test_the_rows_written_last_stay_and_no_more_than_the_limit():
 
 
 @pytest.mark.parametrize("written", [1, 120])
-def test_a_dropped_row_is_not_given_again(written):
+def test_a_dropped_row_is_not_returned(written):
     cache = RowCache(100)
     put(cache, {7: b"old"})
     put(cache, {1000 + i: b"x" for i in range(written)})
@@ -80,7 +80,7 @@ def test_a_dropped_row_is_not_given_again(written):
     assert got(cache, [7]) == [b"new"]
 
 
-def test_a_cleared_cache_and_one_of_no_rows_keep_none():
+def test_a_cleared_cache_and_one_with_limit_0_hold_nothing():
     none, cleared = RowCache(0), RowCache(10)
     for cache in (none, cleared):
         put(cache, {1: b"row"})
@@ -88,30 +88,35 @@ def test_a_cleared_cache_and_one_of_no_rows_keep_none():
     assert got(none, [1]) == got(cleared, [1]) == [None]
 
 
-def test_a_row_keeps_the_turn_in_which_it_was_put_last():
-    """Also when the older half is forgotten: what was put before a turn stays before it."""
+def test_a_row_keeps_the_sequence_number_of_its_last_put():
+    """Also when the older half is evicted."""
     cache = RowCache(20)
     for key in range(30):
-        turn = cache.turn("user")
+        sequence = cache.next_sequence("user")
         put(cache, {key: b"row"})
-        assert cache.find("user", keys([key]), keys([key]))[3].tolist() == [turn]
-        assert cache.turn("user") > turn
-    turns = cache.find("user", keys(range(20, 30)), keys(range(20, 30)))[3].tolist()
-    assert turns == sorted(set(turns))
+        assert cache.find("user", keys([key]), keys([key]))[3].tolist() == [sequence]
+        assert cache.next_sequence("user") > sequence
+    sequences = cache.find("user", keys(range(20, 30)), keys(range(20, 30)))[3].tolist()
+    assert sequences == sorted(set(sequences))
 
 
-def test_an_id_that_shares_anothers_hash_sees_nothing_of_its_row():
+def test_two_ids_with_one_key_do_not_see_each_other_s_row():
     cache = RowCache(100)
     put(cache, {7: b"mine", 8: b"beside"})
     assert cache.find("user", keys([7]), keys([70]))[2].tolist() == [0]
-    cache.put("user", keys([7]), keys([70]), Spans.of([b"another's, and longer"]))
+    cache.put("user", keys([7]), keys([70]), ByteSlices.from_list([b"another's, and longer"]))
     assert got(cache, [7, 8]) == [None, b"beside"]
 
 
-def test_ids_that_share_a_hash_in_one_put_overwrite_nobody():
-    """The first is longer than the room that the last is given."""
+def test_ids_with_one_key_in_one_put_overwrite_no_other_row():
+    """The first row is longer than the room of the last."""
     cache = RowCache(100)
-    cache.put("user", keys([7, 7, 8]), keys([1, 2, 8]), Spans.of([b"x" * 900, b"y", b"beside"]))
+    cache.put(
+        "user",
+        keys([7, 7, 8]),
+        keys([1, 2, 8]),
+        ByteSlices.from_list([b"x" * 900, b"y", b"beside"]),
+    )
     data, start, size, _ = cache.find("user", keys([7, 7]), keys([1, 2]))
     assert size.tolist() == [0, 1]
     assert data[start[1] : start[1] + 1].tobytes() == b"y"

@@ -1,4 +1,4 @@
-"""Spark runs the kernel: its rows are the local ones, byte for byte."""
+"""Spark runs the same fold: its rows equal the local ones byte for byte."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from features.definitions import DEFINITIONS
 from features.offline.backfill import backfill
-from features.offline.spark import folded, local, read_log, rebuilt
+from features.offline.spark import fold_table, local_session, read_log, rebuild_rows
 from features.online.redis_store import FeastFeatureStore
 from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
@@ -25,7 +25,7 @@ WHOLE = 1_000_000
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory, event_table):
-    """3,000 events over two partitions and epochs: late ones, duplicates, unmarked repeats."""
+    """3,000 events of two partitions and topic ids: late ones, duplicates, unmarked repeats."""
     rng = np.random.default_rng(0)
     kinds = ["shown", "play", "like", "skip", "order", "query_click", "search"]
     log = EventLog(tmp_path_factory.mktemp("log"))
@@ -33,7 +33,7 @@ def log(tmp_path_factory, event_table):
         events = [_event(rng, kinds, place * 100 + i) for i in range(100)]
         stamp = Stamp("new" if place > 20 else "early", place % 2, place)
         log.append(Delivery(EVENTS_BY_USER, stamp, event_table(events)))
-    log.gather()
+    log.flush()
     return log
 
 
@@ -58,7 +58,7 @@ def spark():
     pytest.importorskip("pyspark", reason="pyspark is not installed: see deploy/spark/spark.lock")
     if shutil.which("java") is None:
         pytest.skip("Spark needs Java 17 or newer on the PATH")
-    session = local(2)
+    session = local_session(2)
     yield session
     session.stop()
 
@@ -73,11 +73,11 @@ def rows(table: pa.Table) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("entity", list(DEFINITIONS))
-def test_spark_s_rows_are_the_local_kernel_s(spark, log, table, entity):
-    made = rebuilt(read_log(spark, log.directory), entity, STAMP, generation=7, buckets=5)
-    here = rows(folded(entity, table, STAMP, generation=7))
+def test_spark_s_rows_equal_the_local_ones(spark, log, table, entity):
+    rebuilt = rebuild_rows(read_log(spark, log.directory), entity, STAMP, rebuild_id=7, buckets=5)
+    here = rows(fold_table(entity, table, STAMP, rebuild_id=7))
     assert len(here) > 5
-    assert rows(made.toArrow()) == here
+    assert rows(rebuilt.toArrow()) == here
 
 
 def test_files_that_overlap_count_once(spark, log, tmp_path):
@@ -87,19 +87,19 @@ def test_files_that_overlap_count_once(spark, log, tmp_path):
     shutil.copy(file, tmp_path / "log" / "left over" / file.name)
     twice, once = (read_log(spark, at) for at in (tmp_path / "log", log.directory))
     assert twice.count() > once.count()
-    assert rows(rebuilt(twice, "user", STAMP).toArrow()) == rows(
-        rebuilt(once, "user", STAMP).toArrow()
+    assert rows(rebuild_rows(twice, "user", STAMP).toArrow()) == rows(
+        rebuild_rows(once, "user", STAMP).toArrow()
     )
 
 
 @pytest.mark.parametrize("entity", list(DEFINITIONS))
-def test_a_whole_fold_is_what_a_backfill_stores(log, table, entity, valkey):
+def test_a_fold_of_the_whole_log_equals_a_backfill(log, table, entity, valkey):
     store = FeastFeatureStore(valkey, 5, f"whole-{entity}")
     try:
-        generation = backfill(log.directory, store, chunk_rows=WHOLE).generation
-        stamp = Stamp(f"backfill {generation}", 0, 0)
-        here = rows(folded(entity, table, stamp, generation))
-        assert store.blobs(entity, list(here)) == list(here.values())
+        rebuild_id = backfill(log.directory, store, chunk_rows=WHOLE).rebuild_id
+        stamp = Stamp(f"backfill {rebuild_id}", 0, 0)
+        here = rows(fold_table(entity, table, stamp, rebuild_id))
+        assert store.stored_rows(entity, list(here)) == list(here.values())
         assert set(store.ids(entity)) == set(here)
     finally:
         store.tear_down()
@@ -108,4 +108,4 @@ def test_a_whole_fold_is_what_a_backfill_stores(log, table, entity, valkey):
 def test_a_bucket_s_rows_do_not_depend_on_the_order_of_its_events(table):
     rng = np.random.default_rng(1)
     shuffled = table.take(pa.array(rng.permutation(table.num_rows)))
-    assert rows(folded("user", shuffled, STAMP)) == rows(folded("user", table, STAMP))
+    assert rows(fold_table("user", shuffled, STAMP)) == rows(fold_table("user", table, STAMP))

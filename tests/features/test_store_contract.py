@@ -1,4 +1,4 @@
-"""The laws of a feature store, held against memory and Valkey alike."""
+"""Laws of a feature store, for the stores in memory and on Valkey."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def like(at_ms, **more):
     return {"kind": "like", "event_time_ms": at_ms, "video_id": "v", "author_id": "a"} | more
 
 
-def at(offset, epoch="one", partition=0):
-    return Stamp(epoch, partition, offset)
+def at(offset, topic_id="one", partition=0):
+    return Stamp(topic_id, partition, offset)
 
 
 def liked(store: FeatureStore, window="all", now=NOW, entity="user", entity_id="u") -> int:
@@ -44,7 +44,7 @@ def test_no_ids_read_as_no_rows(store):
     assert all(len(column) == 0 for column in frame.columns.values())
 
 
-def test_rows_come_back_in_the_order_asked_and_repeat_when_asked_twice(store, event_table):
+def test_rows_are_in_the_requested_order_with_repeats(store, event_table):
     events = [like(NOW, event_id="1"), like(NOW, event_id="2", video_id="w")]
     events.append(like(NOW, event_id="3", video_id="w"))
     store.fold("video", event_table(events), at(1))
@@ -62,14 +62,14 @@ def test_a_replayed_batch_changes_nothing(store, event_table, entity):
     assert store.fold(entity, batch, at(3)) == 0
 
 
-def test_an_offset_is_of_its_partition_alone(store, event_table):
+def test_each_partition_has_its_own_offsets(store, event_table):
     store.fold("user", event_table([like(NOW, event_id="1")]), at(9))
     store.fold("user", event_table([like(NOW, event_id="2")]), at(2, partition=1))
     assert liked(store) == 2
 
 
-def test_two_partitions_at_once_count_by_each_ones_offsets(store, event_table):
-    """One user of each, and one of both; what comes again changes nothing."""
+def test_two_partitions_in_one_batch_each_count_by_their_offsets(store, event_table):
+    """One user of each and one of both; a replay changes nothing."""
 
     def message(partition, offset, *users):
         table = event_table(
@@ -84,24 +84,24 @@ def test_two_partitions_at_once_count_by_each_ones_offsets(store, event_table):
     assert [liked(store, entity_id=user) for user in ("u", "w", "both")] == [1, 2, 2]
 
 
-def test_another_epoch_counts_new_events_from_offset_zero(store, event_table):
+def test_a_recreated_topic_counts_new_events_from_offset_zero(store, event_table):
     store.fold("user", event_table([like(NOW, event_id="1")]), at(100))
-    store.fold("user", event_table([like(NOW, event_id="2")]), at(0, epoch="two"))
+    store.fold("user", event_table([like(NOW, event_id="2")]), at(0, topic_id="two"))
     assert liked(store) == 2
 
 
-def test_an_event_that_comes_again_under_another_epoch_is_counted_once(store, event_table):
+def test_an_event_republished_to_a_recreated_topic_counts_once(store, event_table):
     store.fold("user", event_table([like(NOW, event_id="1")]), at(100))
     again = event_table([like(NOW, event_id="1"), like(NOW, event_id="2")])
-    store.fold("user", again, at(0, epoch="two"))
+    store.fold("user", again, at(0, topic_id="two"))
     assert liked(store) == 2
 
 
-def test_a_zombie_of_an_old_epoch_changes_nothing(store, event_table):
+def test_a_zombie_of_a_deleted_topic_changes_nothing(store, event_table):
     old = [like(NOW - i * HOUR_MS, event_id=f"old {i}") for i in range(300)]
     for offset in range(3):
         store.fold("user", event_table(old[offset * 100 : offset * 100 + 100]), at(offset))
-    store.fold("user", event_table([like(NOW, event_id="new")]), at(0, epoch="two"))
+    store.fold("user", event_table([like(NOW, event_id="new")]), at(0, topic_id="two"))
     for offset in range(3):
         store.fold("user", event_table(old[offset * 100 : offset * 100 + 100]), at(offset))
     assert liked(store) == 301
@@ -124,7 +124,7 @@ def test_the_same_event_id_of_two_users_is_two_events(store, event_table):
     assert liked(store, entity="video", entity_id="v") == 2
 
 
-def test_a_silent_users_last_hour_is_zero(store, event_table):
+def test_a_silent_user_s_last_hour_is_zero(store, event_table):
     store.fold("user", event_table([like(NOW)]), at(1))
     assert liked(store, "1h", NOW) == 1
     assert liked(store, "1h", NOW + HOUR_MS + 5 * MINUTE_MS) == 0
@@ -139,7 +139,7 @@ def test_a_window_is_never_shorter_than_declared(store, event_table):
     assert {w: liked(store, w, NOW + span) for w, span in spans.items()} == dict.fromkeys(spans, 1)
 
 
-def test_a_late_event_lands_in_the_tile_of_its_event_time(store, event_table):
+def test_a_late_event_counts_in_the_tile_of_its_event_time(store, event_table):
     store.fold("user", event_table([like(NOW, event_id="1")]), at(1))
     late = like(NOW - 3 * HOUR_MS, event_id="2", ingested_at_ms=NOW, late=True)
     store.fold("user", event_table([late]), at(2))
@@ -165,7 +165,7 @@ def test_lists_keep_the_newest_n_with_kind_and_time(store, event_table):
     assert frame.columns["engaged_kind"][0] == ["like"] * 50
 
 
-def test_text_of_any_script_comes_back_whole(store, event_table):
+def test_text_of_any_script_is_preserved(store, event_table):
     queries = ["Würfel", "電影 推薦", "🎬" * 60, "a\0b"]
     events = [
         {"kind": "search", "event_time_ms": NOW + i, "query": q, "event_id": f"{i}"}
@@ -199,13 +199,13 @@ def test_an_erased_user_stays_erased_when_the_log_is_replayed(store, event_table
     store.fold("user", batch, at(1))
     store.erase("u", NOW + 5)
     assert store.fold("user", batch, at(1)) == 0
-    assert store.fold("user", batch, at(0, epoch="two")) == 0
+    assert store.fold("user", batch, at(0, topic_id="two")) == 0
     frame = store.read("user", ["u"], NOW)
     assert frame.status.tolist() == [Status.ABSENT]
     assert frame.columns["engaged_video_id"].tolist() == [[]]
 
 
-def test_a_user_who_comes_back_after_erasure_starts_anew(store, event_table):
+def test_a_user_who_returns_after_erasure_starts_from_zero(store, event_table):
     store.fold("user", event_table([like(NOW, event_id="1")]), at(1))
     store.erase("u", NOW + 5)
     both = event_table([like(NOW, event_id="1"), like(NOW + 6, event_id="2")])
@@ -214,12 +214,12 @@ def test_a_user_who_comes_back_after_erasure_starts_anew(store, event_table):
     assert store.fold("user", event_table([like(NOW + 1, event_id="3")]), at(3)) == 0
 
 
-def test_erasure_without_a_time_is_for_ever(store, event_table):
+def test_erasure_without_a_time_is_permanent(store, event_table):
     store.erase("u")
     assert store.fold("user", event_table([like(NOW + 365 * DAY_MS)]), at(1)) == 0
 
 
-def test_counts_are_integers_however_large(store, event_table):
+def test_counts_of_any_size_are_integers(store, event_table):
     day = 86_400_000
     plays = [
         {"kind": "play", "event_time_ms": NOW + i, "dwell_ms": day, "event_id": f"{i}"}

@@ -1,4 +1,4 @@
-"""A small world with a planted taste, and an incumbent trained on its first half."""
+"""A small log with a planted taste, and an incumbent trained on its first half."""
 
 from __future__ import annotations
 
@@ -9,50 +9,51 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.ranking.ple.recipe import Config, RankerRecipe
-from models.ranking.ple.train import Training
+from models.ranking.ple.config import RankerConfig, RankerTraining
+from models.ranking.ple.recipe import RankerRecipe
 from models.recipe import TrainingLog
-from models.release.bundle import Bundle, ReleaseStore
-from models.release.promotion import quiet
+from models.release.bundle import Bundle
+from models.release.store import ReleaseStore
 from models.signature import Signature
 from streams.contract.clock import DAY_MS
 from streams.contract.schema import EVENT_SCHEMA
-from streams.feedback.outcomes import FEEDBACK_SCHEMA, TASKS
+from streams.feedback.outcomes import FEEDBACK_SCHEMA, FEEDBACK_TASKS
+from streams.progress import no_progress
 
 START_MS = 1_700_000_000_000
 SERVED_MS = START_MS + 20 * DAY_MS
 END_MS = START_MS + 31 * DAY_MS
-USERS, VIDEOS, GENRES = 60, 90, 6
-AUTHORS = 7  # each of every genre, so that a new taste is not told by whose films one met lately
+USERS, ITEMS, GENRES = 60, 90, 6
+AUTHORS = 7  # each of every genre, so that an author does not reveal the new taste
 SLATES, SLOTS = 20, 6
 
-QUICK = Config(
-    encounters=700,
-    judged_encounters=300,
-    training=Training(epochs=4, groups=64, id_dropout=0.05),
+QUICK = RankerConfig(
+    interactions=700,
+    evaluated_interactions=300,
+    training=RankerTraining(epochs=4, groups=64, id_dropout=0.05),
 )
 
 
 def _items() -> pl.DataFrame:
     return pl.DataFrame(
         {
-            "video_id": [f"v{n}" for n in range(VIDEOS)],
-            "title": [f"Film {n}" for n in range(VIDEOS)],
-            "genres": [[f"genre-{n % GENRES}"] for n in range(VIDEOS)],
-            "author_id": [f"a{n % AUTHORS}" for n in range(VIDEOS)],
-            "duration_ms": [60_000] * VIDEOS,
-            "price_cents": [100] * VIDEOS,
-            "provenance": ["human"] * VIDEOS,
-            "created_ms": [START_MS - DAY_MS] * VIDEOS,
-            "available": [True] * VIDEOS,
+            "video_id": [f"v{n}" for n in range(ITEMS)],
+            "title": [f"Film {n}" for n in range(ITEMS)],
+            "genres": [[f"genre-{n % GENRES}"] for n in range(ITEMS)],
+            "author_id": [f"a{n % AUTHORS}" for n in range(ITEMS)],
+            "duration_ms": [60_000] * ITEMS,
+            "price_cents": [100] * ITEMS,
+            "provenance": ["human"] * ITEMS,
+            "created_ms": [START_MS - DAY_MS] * ITEMS,
+            "available": [True] * ITEMS,
         },
         schema_overrides={"duration_ms": pl.Int64, "price_cents": pl.Int64},
     )
 
 
-def _event(user: int, video: int, kind: str, at_ms: int, token: str | None) -> dict[str, object]:
+def _event(user: int, item: int, kind: str, at_ms: int, token: str | None) -> dict[str, object]:
     return {
-        "event_id": f"{user}:{video}:{kind}:{at_ms}",
+        "event_id": f"{user}:{item}:{kind}:{at_ms}",
         "user_id": f"u{user}",
         "kind": kind,
         "event_time_ms": at_ms,
@@ -61,8 +62,8 @@ def _event(user: int, video: int, kind: str, at_ms: int, token: str | None) -> d
         "origin": "simulated",
         "request_id": token.split(":")[0] if token else None,
         "impression": token,
-        "video_id": f"v{video}",
-        "author_id": f"a{video % AUTHORS}",
+        "video_id": f"v{item}",
+        "author_id": f"a{item % AUTHORS}",
         "provenance": "human",
         "query": None,
         "dwell_ms": 0 if kind == "play" else None,
@@ -74,43 +75,43 @@ def _event(user: int, video: int, kind: str, at_ms: int, token: str | None) -> d
     }
 
 
-def _encounters(rng: np.random.Generator) -> list[dict[str, object]]:
-    """Fourteen videos a user over 20 days, four of five from the user's own genre."""
+def _interactions(rng: np.random.Generator) -> list[dict[str, object]]:
+    """Fourteen items per user over 20 days, eleven of them from the user's own genre."""
     events = []
     for user in range(USERS):
-        own = np.arange(user % GENRES, VIDEOS, GENRES)
+        own = np.arange(user % GENRES, ITEMS, GENRES)
         loved = rng.choice(own, 11, replace=False)
-        others = rng.choice(np.setdiff1d(np.arange(VIDEOS), own), 3, replace=False)
+        others = rng.choice(np.setdiff1d(np.arange(ITEMS), own), 3, replace=False)
         times = np.sort(rng.integers(START_MS, SERVED_MS, 14))
-        for video, at_ms in zip(rng.permutation(np.r_[loved, others]), times, strict=True):
-            events.append(_event(user, int(video), "play", int(at_ms), None))
-            if video in loved:
-                events.append(_event(user, int(video), "like", int(at_ms) + 10, None))
+        for item, at_ms in zip(rng.permutation(np.r_[loved, others]), times, strict=True):
+            events.append(_event(user, int(item), "play", int(at_ms), None))
+            if item in loved:
+                events.append(_event(user, int(item), "like", int(at_ms) + 10, None))
     return events
 
 
 def _slates(rng: np.random.Generator) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Random slates, of which everybody now likes genre 0; lower slots are looked at less."""
+    """Random slates; every user now likes genre 0, and lower slots are looked at less."""
     events, feedback = [], []
     for user in range(USERS):
         for turn in range(SLATES):
             served = int(SERVED_MS + (turn + rng.random()) / SLATES * 9 * DAY_MS)
             request = f"q{user}-{turn}"
-            for slot, video in enumerate(rng.choice(VIDEOS, SLOTS, replace=False)):
+            for slot, item in enumerate(rng.choice(ITEMS, SLOTS, replace=False)):
                 token, shown = f"{request}:{slot}", served + 100
-                likes = 0.7 if video % GENRES == 0 else 0.08
+                likes = 0.7 if item % GENRES == 0 else 0.08
                 acted = bool(rng.random() < likes / np.log2(slot + 2))
-                events.append(_event(user, int(video), "shown", shown, token))
+                events.append(_event(user, int(item), "shown", shown, token))
                 if acted:
-                    events.append(_event(user, int(video), "play", shown + 5_000, token))
-                feedback.append(_feedback(user, int(video), slot, request, served, shown, acted))
+                    events.append(_event(user, int(item), "play", shown + 5_000, token))
+                feedback.append(_feedback(user, int(item), slot, request, served, shown, acted))
     return events, feedback
 
 
 def _feedback(
-    user: int, video: int, slot: int, request: str, served: int, shown: int, acted: bool
+    user: int, item: int, slot: int, request: str, served: int, shown: int, acted: bool
 ) -> dict[str, object]:
-    tasks = {task: task == "play" and acted for task in TASKS}
+    tasks = {task: task == "play" and acted for task in FEEDBACK_TASKS}
     times = {f"{task}_at_ms": shown + 5_000 if done else None for task, done in tasks.items()}
     return (
         tasks
@@ -120,10 +121,10 @@ def _feedback(
             "request_id": request,
             "surface": "feed",
             "user_id": f"u{user}",
-            "video_id": f"v{video}",
+            "video_id": f"v{item}",
             "query": None,
             "slot": slot,
-            "propensity": 1 / (VIDEOS - slot),
+            "propensity": 1 / (ITEMS - slot),
             "explored": False,
             "release": "r0001",
             "served_at_ms": served,
@@ -143,17 +144,17 @@ def _frame(rows: list[dict[str, object]], like: pl.DataFrame) -> pl.DataFrame:
 
 @pytest.fixture(scope="session")
 def small_log() -> TrainingLog:
-    """Encounters with a taste per user, then slates on which everybody likes genre 0."""
+    """Interactions by each user's own taste, then slates on which every user likes genre 0."""
     rng = np.random.default_rng(0)
     empty = pl.from_arrow(EVENT_SCHEMA.empty_table())
     assert isinstance(empty, pl.DataFrame)
     empty = empty.with_columns(pl.col("kind").cast(pl.String))
     slate_events, feedback = _slates(rng)
-    events = _frame(_encounters(rng) + slate_events, empty).sort("event_time_ms", "event_id")
+    events = _frame(_interactions(rng) + slate_events, empty).sort("event_time_ms", "event_id")
     outcome = pl.from_arrow(FEEDBACK_SCHEMA.empty_table())
     assert isinstance(outcome, pl.DataFrame)
-    joined = _frame(feedback, outcome).sort("matured_at_ms", "impression_id")
-    return TrainingLog(events, _items(), joined, END_MS)
+    matured = _frame(feedback, outcome).sort("matured_at_ms", "impression_id")
+    return TrainingLog(events, _items(), matured, END_MS)
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +179,7 @@ def trained(
 ) -> Path:
     """A ranker's bundle folder, trained before anything was served. Do not write into it."""
     folder = tmp_path_factory.mktemp("trained")
-    quick_recipe.train(before_slates, folder, seed=0, progress=quiet)
+    quick_recipe.train(before_slates, folder, seed=0, progress=no_progress)
     return folder
 
 
@@ -191,15 +192,15 @@ def store(trained: Path, tmp_path: Path) -> ReleaseStore:
 
 
 def seal_copy(store: ReleaseStore, folder: Path, signature: Signature | None = None) -> Bundle:
-    """Seals another version with a trained folder's files; `signature`: not today's."""
+    """Seals another version with a trained folder's files; `signature`: other than today's."""
     import shutil
 
     from models.ranking.ple.inputs import SIGNATURE
-    from models.registry import CATALOG
+    from models.registry import REGISTRY
 
     staging = store.staging("ranker")
     shutil.copytree(folder, staging, dirs_exist_ok=True)
-    runtime = CATALOG["ranker"].runtime
+    runtime = REGISTRY["ranker"].runtime
     stated = signature or SIGNATURE
     return store.seal("ranker", staging, runtime=runtime, signature=stated, created_ms=SERVED_MS)
 
@@ -212,7 +213,7 @@ def reseal() -> object:
 
 @pytest.fixture(scope="session")
 def replayed_log() -> TrainingLog:
-    """MovieLens-100K as the world replays it; skipped where its wheel cannot be had."""
+    """MovieLens-100K as the simulation replays it; skipped where its wheel is not available."""
     from deploy.simulation.history import history
     from deploy.simulation.movielens import DataUnavailable
 
@@ -228,11 +229,11 @@ def replayed_log() -> TrainingLog:
 
 @pytest.fixture(scope="session")
 def poisoned_log(small_log: TrainingLog) -> TrainingLog:
-    """The log whose earlier slates lie: what was passed over is said to be played."""
+    """The log with false labels in its earlier slates: passed-over candidates count as played."""
     from models.alignment.ranker import RankerUpdate
     from models.ranking.ple.data import impression_examples
 
     times = impression_examples(small_log, count=10_000).time_ms
-    lie = pl.col("served_at_ms") < int(np.quantile(times, RankerUpdate().train_share))
-    play = pl.when(lie).then(~pl.col("play")).otherwise(pl.col("play"))
+    earlier = pl.col("served_at_ms") < int(np.quantile(times, RankerUpdate().train_share))
+    play = pl.when(earlier).then(~pl.col("play")).otherwise(pl.col("play"))
     return replace(small_log, feedback=small_log.feedback.with_columns(play=play))

@@ -1,4 +1,4 @@
-"""Laws of alignment: preferences are what they say, and the gate tells good from bad."""
+"""Laws of alignment: preference pairs are valid, and the gate separates good from bad."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from models.alignment.off_policy import (
     slate_decisions,
     snips,
 )
-from models.alignment.pairs import examination, preferences
+from models.alignment.pairs import preference_pairs, slot_examination
 from models.alignment.preference import listwise_dpo
 from models.alignment.ranker import RankerUpdate
 from models.ranking.ple.data import impression_examples
 from models.recipe import NotEnoughData, TrainingLog
-from models.release.promotion import quiet
+from streams.progress import no_progress
 
 
-def test_a_slate_comes_back_as_it_was_shown(small_log: TrainingLog) -> None:
+def test_examples_equal_the_shown_slates(small_log: TrainingLog) -> None:
     slates = impression_examples(small_log, count=10_000)
     assert slates.real.sum() == small_log.feedback.height
     assert slates.acted.sum() == small_log.feedback["play"].sum()
     assert (np.diff(slates.slot, axis=1) == 1).all()
 
 
-def test_only_what_was_looked_at_is_rejected(small_log: TrainingLog) -> None:
+def test_only_examined_candidates_are_rejected(small_log: TrainingLog) -> None:
     slates = impression_examples(small_log, count=10_000)
-    wanted = preferences(slates)
+    wanted = preference_pairs(slates)
     assert len(wanted) > 0
     assert slates.acted[wanted.group, wanted.chosen].all()
     assert not (wanted.rejected & slates.acted[wanted.group]).any()
@@ -45,38 +45,40 @@ def test_only_what_was_looked_at_is_rejected(small_log: TrainingLog) -> None:
     assert wanted.weight.mean() == pytest.approx(1, abs=1e-3)
 
 
-def test_lower_slots_are_found_to_be_looked_at_less(small_log: TrainingLog) -> None:
-    looked = examination(impression_examples(small_log, count=10_000))
+def test_estimated_examination_falls_with_the_slot(small_log: TrainingLog) -> None:
+    looked = slot_examination(impression_examples(small_log, count=10_000))
     truth = 1 / np.log2(np.arange(len(looked)) + 2)
     np.testing.assert_allclose(looked, truth, atol=0.12)
 
 
-def test_one_rejected_candidate_makes_it_plain_dpo() -> None:
+def test_with_one_rejected_candidate_the_loss_is_dpos() -> None:
     margin = torch.tensor([[0.3, -0.7]])
     loss = listwise_dpo(margin, torch.tensor([0]), torch.tensor([[False, True]]))
     assert loss.item() == pytest.approx(-np.log(1 / (1 + np.exp(-1.0))), abs=1e-6)
 
 
-def test_honest_feedback_makes_a_challenger_that_passes(
+def test_a_challenger_of_honest_feedback_passes_the_gate(
     small_log: TrainingLog, trained: Path, tmp_path: Path
 ) -> None:
-    verdict = RankerUpdate().challenge(trained, small_log, tmp_path, seed=0, progress=quiet)
+    verdict = RankerUpdate().challenge(trained, small_log, tmp_path, seed=0, progress=no_progress)
     assert verdict.promoted, verdict.reasons
     assert verdict.gauc.difference[1] > 0
     assert (tmp_path / "ranker.onnx").is_file()
 
 
-def test_poisoned_feedback_makes_a_challenger_that_is_refused(
+def test_a_challenger_of_poisoned_feedback_is_refused(
     poisoned_log: TrainingLog, trained: Path, tmp_path: Path
 ) -> None:
-    verdict = RankerUpdate().challenge(trained, poisoned_log, tmp_path, seed=0, progress=quiet)
+    verdict = RankerUpdate().challenge(
+        trained, poisoned_log, tmp_path, seed=0, progress=no_progress
+    )
     assert not verdict.promoted
     assert any("GAUC" in reason for reason in verdict.reasons)
 
 
-def test_slates_of_drawn_weights_are_judged_given_their_weights() -> None:
-    """Two items a slate, ranked by weights drawn anew for each: ratios given the draw find the
-    value of ranking by the mean; ratios that take the mean for what ranked do not."""
+def test_slates_of_drawn_weights_are_evaluated_given_their_weights() -> None:
+    """Two items per slate, each slate ranked by its own draw of weights: ratios given the draw
+    estimate the value of ranking by the mean; ratios that assume the mean ranked do not."""
     rng = np.random.default_rng(0)
     count, mean = 320_000, np.array([0.5, 0.5])
     ratios = rng.gamma(2.0, 0.5, (count, 2, 2))  # [slates, items, tasks]
@@ -100,12 +102,12 @@ def test_slates_of_drawn_weights_are_judged_given_their_weights() -> None:
     assert errors_off(by_mean) > 3
 
 
-def test_too_few_slates_wait_and_say_how_many(
+def test_too_few_slates_are_an_error_with_their_number(
     small_log: TrainingLog, trained: Path, tmp_path: Path
 ) -> None:
     few = replace(small_log, feedback=small_log.feedback.head(60))
     with pytest.raises(NotEnoughData, match="100 needed"):
-        RankerUpdate().challenge(trained, few, tmp_path, seed=0, progress=quiet)
+        RankerUpdate().challenge(trained, few, tmp_path, seed=0, progress=no_progress)
 
 
 def bandit(seed: int, n: int = 3_000) -> tuple[Decisions, float]:
@@ -127,7 +129,7 @@ def bandit(seed: int, n: int = 3_000) -> tuple[Decisions, float]:
 
 
 @pytest.mark.parametrize("estimator", [ips, snips, doubly_robust])
-def test_an_estimate_finds_the_truth_where_the_log_mean_does_not(
+def test_an_estimator_finds_the_true_value_where_the_log_mean_does_not(
     estimator: Callable[[Decisions], Estimate],
 ) -> None:
     values = [estimator(bandit(seed)[0]).value for seed in range(40)]
@@ -148,9 +150,9 @@ def test_even_weights_keep_the_whole_sample() -> None:
     assert effective_sample_size(np.r_[1.0, np.zeros(49)]) == pytest.approx(1)
 
 
-def test_the_same_policy_earns_the_same(small_log: TrainingLog) -> None:
+def test_the_logging_policy_has_its_own_value(small_log: TrainingLog) -> None:
     slates = impression_examples(small_log, count=300)
-    scores = np.random.default_rng(0).normal(size=slates.video.shape)
+    scores = np.random.default_rng(0).normal(size=slates.item.shape)
     same = slate_decisions(
         slates.users.astype(str),
         slates.acted,

@@ -1,4 +1,4 @@
-"""Laws of calibration: truthful probabilities have no error, boastful ones have theirs."""
+"""Laws of calibration: true probabilities have no error, inflated ones their excess."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from models.training.calibration import reliability
 
 
-def test_truthful_probabilities_have_nearly_no_error() -> None:
+def test_true_probabilities_have_nearly_no_error() -> None:
     rng = np.random.default_rng(0)
     p = rng.beta(1, 8, 50_000)
     curve = reliability(p, rng.random(len(p)) < p)
@@ -17,7 +17,7 @@ def test_truthful_probabilities_have_nearly_no_error() -> None:
     assert curve.count.sum() == len(p)
 
 
-def test_a_constant_boast_is_off_by_what_it_adds() -> None:
+def test_a_constant_excess_is_the_error() -> None:
     rng = np.random.default_rng(1)
     p = rng.uniform(0.1, 0.5, 50_000)
     assert reliability(p + 0.3, rng.random(len(p)) < p).ece == pytest.approx(0.3, abs=0.01)

@@ -1,4 +1,4 @@
-"""Laws of training data: read from the log as it lies, and never newer than its moment."""
+"""Laws of training data: it equals the log on disk, and nothing in it is newer than its time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def delivery(events: pl.DataFrame) -> Delivery:
 def test_the_log_on_disk_becomes_training_data(before_slates: TrainingLog, tmp_path: Path) -> None:
     EventLog(tmp_path / "log").append(delivery(before_slates.events))
     item = CatalogueItem(video_id="v1", title="Film", genres=("Drama",))
-    added = ItemAdded(event_id="c1", event_time_ms=1, item=item)
+    added = ItemAdded(event_id="c1", event_time_ms=1_700_000_000_000, item=item)
     CatalogueLog(tmp_path / "log").append([added])
     middle = split_time_ms(before_slates, 0.5)
     found = load_training_log(tmp_path / "log", tmp_path / "feedback", middle)
@@ -40,21 +40,21 @@ def test_the_log_on_disk_becomes_training_data(before_slates: TrainingLog, tmp_p
     assert found.feedback.is_empty()
 
 
-def test_nothing_newer_than_its_moment_gets_through(small_log: TrainingLog) -> None:
-    cut = split_time_ms(small_log, 0.8)
-    earlier = log_until(small_log, cut)
+def test_nothing_newer_than_the_split_is_kept(small_log: TrainingLog) -> None:
+    split_ms = split_time_ms(small_log, 0.8)
+    earlier = log_until(small_log, split_ms)
     assert 0 < earlier.events.height < small_log.events.height
-    assert earlier.events["ingested_at_ms"].to_numpy().max() < cut
-    assert earlier.feedback["matured_at_ms"].to_numpy().max() < cut
+    assert earlier.events["ingested_at_ms"].to_numpy().max() < split_ms
+    assert earlier.feedback["matured_at_ms"].to_numpy().max() < split_ms
 
 
-def test_features_of_a_row_do_not_change_when_the_future_is_cut_off(
+def test_features_of_a_row_do_not_depend_on_later_events(
     small_log: TrainingLog,
 ) -> None:
-    cut = split_time_ms(small_log, 0.6)
-    ids, times = ["u1", "u2", "nobody"], np.array([cut - 1] * 3)
+    split_ms = split_time_ms(small_log, 0.6)
+    ids, times = ["u1", "u2", "unknown"], np.array([split_ms - 1] * 3)
     whole = features_at(small_log, "user", ids, times)
-    earlier = features_at(log_until(small_log, cut), "user", ids, times)
+    earlier = features_at(log_until(small_log, split_ms), "user", ids, times)
     for name, column in whole.columns.items():
         assert column.tolist() == earlier.columns[name].tolist(), name
 

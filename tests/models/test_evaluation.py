@@ -1,4 +1,4 @@
-"""Laws of the measures: they equal their definitions, worked out by hand."""
+"""Laws of the metrics: they equal their definitions, computed by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(
         assert value == pytest.approx(((above > below) + 0.5 * (above == below)).mean())
 
 
-def test_a_user_without_both_outcomes_is_not_judged() -> None:
+def test_a_user_without_both_outcomes_is_left_out() -> None:
     users, labels = np.array(["a", "a", "b", "b"]), np.array([True, False, True, True])
     assert auc_per_user(users, np.arange(4.0), labels).users.tolist() == ["a"]
 
@@ -48,13 +48,13 @@ def test_reciprocal_ranks_by_hand() -> None:
     assert mrr([["x", "y"], ["x", "y"], ["x"]], ["x", "y", "z"]).tolist() == [1, 0.5, 0]
 
 
-def test_recall_by_hand_and_never_of_nothing() -> None:
+def test_recall_by_hand_and_not_without_relevant_items() -> None:
     assert recall_at_k([["x", "y", "z"]], [{"y", "q"}], 2).tolist() == [0.5]
     with pytest.raises(ValueError, match="at least one relevant"):
         recall_at_k([["x"]], [set()], 1)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_at_its_nominal_rate() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for run in range(200):
@@ -63,7 +63,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 180 <= hits <= 199
 
 
-def test_one_user_tells_nothing() -> None:
+def test_one_user_gives_no_interval() -> None:
     assert paired_bootstrap(np.array([0.4]))[1] == -np.inf
 
 

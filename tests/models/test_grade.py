@@ -1,4 +1,4 @@
-"""Laws of the fusion policy: weights are weights, groups judge themselves, nothing leaks."""
+"""Laws of the fusion policy: weights on the simplex, group-relative advantages, no leakage."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import pytest
 import torch
 
 from benchmarks.worlds.ranking.config import RankingWorld
-from benchmarks.worlds.ranking.gate import Drawn, draw, gate
+from benchmarks.worlds.ranking.gate import DrawnWorld, draw, gate
+from models.ranking.grade.config import GroupTraining
 from models.ranking.grade.logs import Observables
 from models.ranking.grade.policy import FusionPolicy, group_advantage
 from models.ranking.grade.rewards import fit_satisfaction, format_reward
 from models.ranking.grade.train import (
-    GroupTraining,
     feedback_reward,
-    group_train,
     lambda_loss,
-    update,
+    train_group_relative,
+    update_policy,
 )
 
 START = torch.tensor([0.3, 0.25, 0.2, 0.1, 0.15])
 
 
-def small(name: str, share: float = 0.04) -> Drawn:
+def small(name: str, share: float = 0.04) -> DrawnWorld:
     torch.set_num_threads(1)
     return draw(RankingWorld.named(name).scaled(share), seed=0, pools=10)
 
 
 @pytest.fixture(scope="module")
-def headline() -> Drawn:
+def headline() -> DrawnWorld:
     return small("headline")
 
 
-def test_weights_are_on_the_simplex_whatever_comes_in() -> None:
+def test_weights_are_on_the_simplex_for_any_input() -> None:
     policy = FusionPolicy(7, START)
     strange = torch.tensor([[float("nan")] * 7, [float("inf")] * 7, [-1e30] * 7, [0.0] * 7])
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_the_policy_has_about_thirty_thousand_parameters() -> None:
     assert 25_000 <= sum(p.numel() for p in FusionPolicy(29, START).parameters()) <= 35_000
 
 
-def test_a_groups_advantages_sum_to_nothing_and_forget_scale_and_level() -> None:
+def test_a_groups_advantages_have_mean_zero_and_ignore_scale_and_level() -> None:
     rewards = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     advantage = group_advantage(rewards)
     assert torch.allclose(advantage.mean(-1), torch.zeros(5), atol=1e-5)
@@ -59,25 +59,25 @@ def test_a_groups_advantages_sum_to_nothing_and_forget_scale_and_level() -> None
     assert torch.equal(advantage.argsort(-1), rewards.argsort(-1))
 
 
-def test_a_group_of_equals_teaches_nothing() -> None:
+def test_equal_rewards_give_no_advantage() -> None:
     assert torch.equal(group_advantage(torch.full((2, 8), 0.3)), torch.zeros(2, 8))
     assert torch.equal(group_advantage(torch.ones(2, 1)), torch.zeros(2, 1))
 
 
-def test_only_weights_off_the_simplex_are_fined() -> None:
+def test_only_weights_off_the_simplex_are_penalised() -> None:
     good, bad = START, torch.tensor([1.2, -0.2, 0.0, 0.0, 0.0])
     assert format_reward(good).item() == pytest.approx(0, abs=1e-6)
     assert format_reward(bad).item() < -0.1
     assert format_reward(2 * good).item() == pytest.approx(-1)
 
 
-def test_a_list_in_the_right_order_loses_less() -> None:
+def test_a_list_in_the_right_order_has_a_smaller_loss() -> None:
     gains = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
     right = lambda_loss(torch.tensor([[4.0, 3.0, 2.0, 1.0]]), gains)
     assert right < lambda_loss(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), gains)
 
 
-def test_what_is_observed_before_a_session_does_not_know_that_session(headline: Drawn) -> None:
+def test_observables_before_a_session_do_not_depend_on_it(headline: DrawnWorld) -> None:
     log, at = headline.log, 20
     other = log.means.clone()
     other[0, at:] = 9.0
@@ -94,13 +94,15 @@ def test_the_same_seed_draws_the_same_log() -> None:
     assert torch.equal(one.observed.values, two.observed.values)
 
 
-def test_logged_weights_are_on_the_simplex_and_their_density_is_finite(headline: Drawn) -> None:
+def test_logged_weights_are_on_the_simplex_and_their_density_is_finite(
+    headline: DrawnWorld,
+) -> None:
     assert torch.allclose(headline.log.weights.sum(-1), torch.ones(1), atol=1e-5)
     assert bool(headline.log.log_density.isfinite().all())
 
 
 def test_the_headline_world_passes_its_gate() -> None:
-    """A tenth of the users is enough to tell; the full figures are in docs/worlds/ranking.md."""
+    """On a tenth of the users; the full figures are in docs/worlds/ranking.md."""
     figures = gate(small("headline", 0.1), 0, steps=300)
     assert 0.07 <= figures.gap <= 0.12
     assert 0.45 <= figures.reachable <= 0.70
@@ -108,8 +110,8 @@ def test_the_headline_world_passes_its_gate() -> None:
     assert figures.spread > 0.3
 
 
-def test_the_null_world_gives_nobody_a_gain() -> None:
-    """Not even to the truth's own regressor, nor to GRADE; and GRADE loses little."""
+def test_the_null_world_gives_no_method_a_gain() -> None:
+    """Neither a regressor of the truth nor GRADE gains, and GRADE loses little."""
     null = small("null")
     assert gate(null, 0, steps=200).gap < 0.002
     static = float(null.test.utility(null.static).mean())
@@ -119,37 +121,37 @@ def test_the_null_world_gives_nobody_a_gain() -> None:
     assert ours.mean() >= static * 0.95  # a 25th of the users: noise costs more than in the bench
 
 
-def _trained(drawn: Drawn) -> FusionPolicy:
+def _trained(drawn: DrawnWorld) -> FusionPolicy:
     torch.manual_seed(0)
     prior = fit_satisfaction(drawn.log, drawn.observed, START, steps=200, seed=0)
     rules = GroupTraining(steps=60)
     reward = feedback_reward(drawn.log, drawn.observed, prior, rules)
     policy = FusionPolicy(drawn.observed.width, START)
-    return group_train(policy, drawn.log, drawn.observed, reward, rules, seed=0)
+    return train_group_relative(policy, drawn.log, drawn.observed, reward, rules, seed=0)
 
 
-def test_group_training_follows_a_reward_for_one_task(headline: Drawn) -> None:
+def test_group_training_follows_a_reward_for_one_task(headline: DrawnWorld) -> None:
     policy = FusionPolicy(headline.observed.width, START)
     now = headline.observed.now[:50]
     before = policy.mean(now)[:, 4].mean()
     rules = GroupTraining(steps=30, batch=64)
-    group_train(policy, headline.log, headline.observed, lambda *a: a[3][..., 4], rules, 0)
+    train_group_relative(policy, headline.log, headline.observed, lambda *a: a[3][..., 4], rules, 0)
     assert policy.mean(now)[:, 4].mean() > before + 0.05
 
 
-def test_an_update_leaves_the_served_policy_as_it_is(headline: Drawn) -> None:
+def test_an_update_does_not_change_the_served_policy(headline: DrawnWorld) -> None:
     policy = FusionPolicy(headline.observed.width, START)
     kept = copy.deepcopy(policy.state_dict())
     prior = fit_satisfaction(headline.log, headline.observed, START, steps=20, seed=0)
     args = (policy, headline.log, headline.observed, prior)
-    challenger = update(*args, since=45, steps=5, seed=0)
+    challenger = update_policy(*args, since=45, steps=5, seed=0)
     assert all(torch.equal(kept[name], value) for name, value in policy.state_dict().items())
     now = headline.observed.now[:50]
     assert not torch.equal(challenger.mean(now), policy.mean(now))
     with pytest.raises(ValueError, match="earlier"):
-        update(*args, since=50, steps=5, seed=0)
+        update_policy(*args, since=50, steps=5, seed=0)
 
 
-def test_an_unknown_world_is_told_with_the_known_ones() -> None:
+def test_an_unknown_world_is_an_error_that_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="headline"):
         RankingWorld.named("nowhere")

@@ -30,7 +30,7 @@ def test_each_ranker_keeps_its_own_order(a: list[int], b: list[int], k: int, see
         assert picks == sorted(picks, key=ranking.index)
 
 
-def test_teams_pick_in_turns_and_the_first_is_drawn_by_lot() -> None:
+def test_teams_pick_in_turns_and_the_first_is_drawn_by_a_coin() -> None:
     drafts = [team_draft(range(10), range(10, 20), 6, seed=seed) for seed in range(400)]
     for draft in drafts:
         assert all(set(draft.teams[n : n + 2]) == {"a", "b"} for n in (0, 2, 4))
@@ -38,7 +38,7 @@ def test_teams_pick_in_turns_and_the_first_is_drawn_by_lot() -> None:
     assert first == pytest.approx(0.5, abs=4 * 0.5 / 20)
 
 
-def test_a_click_counts_for_whose_pick_it_was() -> None:
+def test_a_click_counts_for_the_ranker_that_picked_the_item() -> None:
     draft = team_draft(["x", "y"], ["z", "w"], 4, seed=1)
     mine = {i for i, t in zip(draft.items, draft.teams, strict=True) if t == "b"}
     assert credit(draft, mine) == 2
@@ -47,7 +47,7 @@ def test_a_click_counts_for_whose_pick_it_was() -> None:
 
 
 def compared(better: str | None, seed: int) -> Preference:
-    """Users who look at the top most, and click what is worth it."""
+    """Users who look at the top most often, and click by an item's worth."""
     rng = np.random.default_rng(seed)
     users, credits = [], []
     for slate in range(300):
@@ -64,7 +64,7 @@ def compared(better: str | None, seed: int) -> Preference:
     return preference(users, credits, seed=seed)
 
 
-def test_equal_rankers_are_not_told_apart() -> None:
+def test_equal_rankers_have_no_winner() -> None:
     winners = [compared(None, seed).winner for seed in range(20)]
     assert sum(winner is not None for winner in winners) <= 4  # 5 % each: more has p < 0.003
 

@@ -1,4 +1,4 @@
-"""Laws of `tidemill models`: from an empty home it says what to do, then does it."""
+"""Laws of `tidemill models`: an empty home gives the next command; every command works."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.models import app
-from models.release.bundle import Bundle, ReleaseStore
+from models.release.bundle import Bundle
+from models.release.store import ReleaseStore
 
 Run = Callable[..., tuple[int, str]]
 

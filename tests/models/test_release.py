@@ -1,11 +1,12 @@
-"""Laws of releases: sealed is sealed, live is one atomic switch, bad ones never get there.
+"""Laws of releases: a seal is final, promotion is one atomic switch, bad releases never go live.
 
-Run over the in-process client and over a real Triton alike.
+Run on the in-process client and on a real Triton alike.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,26 +20,28 @@ import pytest
 import torch
 
 from models.client import ModelClient, ModelUnavailable
-from models.echo import came_back, probe
+from models.echo import echo_matches, probe_tensors
 from models.ranking.ple.export import WEIGHTS_FILE, read_network
 from models.ranking.ple.inputs import SIGNATURE
 from models.ranking.ple.network import Ranker
-from models.ranking.ple.recipe import canary
+from models.ranking.ple.recipe import canary_request
 from models.ranking.ple.runtime import RankerRuntime
 from models.recipe import NotEnoughData, TrainingLog
-from models.release.bundle import Bundle, Manifest, ReleaseError, ReleaseStore, read_canary
+from models.release.bundle import Bundle, ReleaseError
+from models.release.canary import read_canary
 from models.release.in_process import InProcessClient
 from models.release.promotion import Promoter, announcement, successor
+from models.release.store import Manifest, ReleaseStore
 from models.release.triton_repository import ModelRepository
 from models.signature import BadInput, Signature
-from models.training.update import Outcome, update, watermark_ms
+from models.training.update import UpdateOutcome, update_model, watermark_ms
 
 Reseal = Callable[[ReleaseStore, Path], Bundle]
 
 
 @dataclass
 class Stack:
-    """A store, a server and what was announced."""
+    """A store, a server and the announced releases."""
 
     store: ReleaseStore
     repository: ModelRepository
@@ -47,8 +50,8 @@ class Stack:
 
     @property
     def promoter(self) -> Promoter:
-        tell = lambda release: self.announced.append(release.release_id)  # noqa: E731
-        return Promoter(self.store, self.repository, self.client, tell)
+        announce = lambda release: self.announced.append(release.release_id)  # noqa: E731
+        return Promoter(self.store, self.repository, self.client, announce)
 
     def go_live(self, version: int, now_ms: int = 1) -> Manifest:
         release = self.store.propose({"ranker": version}, created_ms=now_ms)
@@ -77,15 +80,15 @@ def test_served_equals_in_process(stack: Stack, trained: Path) -> None:
     stack.go_live(1)
     runtime = RankerRuntime(trained)
     for candidates in (0, 1, 3, 500, 5_000):
-        inputs = canary(candidates)
+        inputs = canary_request(candidates)
         served = stack.client.infer("ranker", inputs, version=1, timeout_s=10)
         for name, tensor in runtime.infer(inputs).items():
             np.testing.assert_allclose(served[name], tensor, atol=1e-5)
 
 
-def test_one_bad_request_fails_no_other(stack: Stack) -> None:
+def test_a_bad_request_does_not_fail_others(stack: Stack) -> None:
     stack.go_live(1)
-    good, bad = canary(5), canary(5)
+    good, bad = canary_request(5), canary_request(5)
     bad["user_x"] = np.full_like(bad["user_x"], np.nan)
     outcomes: list[str] = []
 
@@ -104,13 +107,13 @@ def test_one_bad_request_fails_no_other(stack: Stack) -> None:
     assert sorted(outcomes) == ["answered"] * 10 + ["named"] * 10
 
 
-def test_a_swap_fails_no_request(stack: Stack, trained: Path, reseal: Reseal) -> None:
+def test_a_switch_of_releases_fails_no_request(stack: Stack, trained: Path, reseal: Reseal) -> None:
     stack.go_live(1)
     reseal(stack.store, trained)
     stop, failures, answered = threading.Event(), [], []
 
     def ask() -> None:
-        inputs = canary(50)
+        inputs = canary_request(50)
         while not stop.wait(0.002):
             version = stack.store.current().models["ranker"]  # type: ignore[union-attr]
             try:
@@ -132,7 +135,7 @@ def test_a_swap_fails_no_request(stack: Stack, trained: Path, reseal: Reseal) ->
     assert stack.client.versions("ranker") == (1, 2)
 
 
-def test_two_releases_stay_loaded_and_the_third_leaves(
+def test_two_releases_stay_loaded_and_older_ones_are_unloaded(
     stack: Stack, trained: Path, reseal: Reseal
 ) -> None:
     for version in (1, 2, 3):
@@ -143,7 +146,7 @@ def test_two_releases_stay_loaded_and_the_third_leaves(
     assert stack.announced == ["r0001", "r0002", "r0003"]
 
 
-def test_a_bundle_that_does_not_load_leaves_the_live_one(
+def test_a_bundle_that_does_not_load_keeps_the_live_release(
     stack: Stack, trained: Path, reseal: Reseal, tmp_path: Path
 ) -> None:
     stack.go_live(1)
@@ -156,12 +159,12 @@ def test_a_bundle_that_does_not_load_leaves_the_live_one(
     with pytest.raises(ReleaseError, match="stays down"):
         stack.go_live(bundle.version)
     assert stack.store.current().release_id == "r0001"  # type: ignore[union-attr]
-    assert stack.client.infer("ranker", canary(2), version=1)["score"].shape == (2,)
+    assert stack.client.infer("ranker", canary_request(2), version=1)["score"].shape == (2,)
     assert stack.announced == ["r0001"]
     assert stack.repository.versions("ranker") == (1,)
 
 
-def test_a_rollback_quarantines_what_the_bad_release_gathered(
+def test_a_rollback_quarantines_the_feedback_of_the_bad_release(
     stack: Stack, trained: Path, reseal: Reseal
 ) -> None:
     stack.go_live(1, now_ms=10)
@@ -176,10 +179,10 @@ def test_a_rollback_quarantines_what_the_bad_release_gathered(
         stack.promoter.rollback(now_ms=40, reason="again")
 
 
-def test_a_release_of_another_signature_is_left_out_by_name_and_training_brings_one_back(
+def test_a_release_of_another_signature_is_not_served_and_training_makes_a_new_one(
     stack: Stack, trained: Path, reseal: Any, small_log: TrainingLog
 ) -> None:
-    """As after an upgrade: it is live by the book, and its folder lies in the repository."""
+    """As after an upgrade: it is recorded as live, and its folder is in the repository."""
     fewer = [replace(s, shape=(-1, 9)) if s.name == "video_x" else s for s in SIGNATURE.inputs]
     old = reseal(stack.store, trained, Signature(tuple(fewer), SIGNATURE.outputs))
     release = stack.store.propose({"ranker": old.version}, created_ms=1)
@@ -194,14 +197,14 @@ def test_a_release_of_another_signature_is_left_out_by_name_and_training_brings_
         run_update(stack, small_log)
     reseal(stack.store, trained)
     stack.go_live(3)
-    assert stack.client.infer("ranker", canary(2), version=3)["score"].shape == (2,)
+    assert stack.client.infer("ranker", canary_request(2), version=3)["score"].shape == (2,)
     with pytest.raises(ReleaseError, match=says):
         stack.promoter.rollback(now_ms=2, reason="a test")
     assert stack.store.current().models == {"ranker": 3}  # type: ignore[union-attr]
     assert stack.client.versions("ranker") == (3,)
 
 
-def test_a_network_of_other_features_is_not_taught(trained: Path, tmp_path: Path) -> None:
+def test_a_network_of_other_features_is_not_trained(trained: Path, tmp_path: Path) -> None:
     network, vocabulary = read_network(trained)
     wider = replace(network.size, video_x=network.size.video_x + 1)
     state = Ranker(wider, network.genres_of_video).state_dict()
@@ -211,8 +214,8 @@ def test_a_network_of_other_features_is_not_taught(trained: Path, tmp_path: Path
         read_network(tmp_path)
 
 
-def run_update(stack: Stack, log: TrainingLog) -> Outcome:
-    return update("ranker", log, stack.store, stack.promoter, now_ms=log.until_ms)
+def run_update(stack: Stack, log: TrainingLog) -> UpdateOutcome:
+    return update_model("ranker", log, stack.store, stack.promoter, now_ms=log.until_ms)
 
 
 def test_a_good_challenger_goes_live_and_the_feedback_is_used_once(
@@ -246,8 +249,8 @@ def test_a_bad_challenger_is_refused_with_its_reasons(
     assert not stack.store.manifests()[-1].gate["promoted"]  # type: ignore[index]
 
 
-def test_quarantined_feedback_trains_nothing(stack: Stack, small_log: TrainingLog) -> None:
-    from models.release.bundle import Quarantine
+def test_quarantined_feedback_is_not_trained_on(stack: Stack, small_log: TrainingLog) -> None:
+    from models.release.store import Quarantine
 
     stack.go_live(1)
     stack.store.quarantine(Quarantine("r0001", 0, small_log.until_ms, "a test"))
@@ -255,22 +258,22 @@ def test_quarantined_feedback_trains_nothing(stack: Stack, small_log: TrainingLo
         run_update(stack, small_log)
 
 
-def test_the_wire_brings_tensors_back_bit_for_bit(stack: Stack) -> None:
+def test_the_echo_model_returns_tensors_bit_for_bit(stack: Stack) -> None:
     stack.repository.add_echo()
     stack.client.load("echo")
-    sent = probe(seed=7)
-    assert came_back(sent, stack.client.infer("echo", sent, timeout_s=10))
+    sent = probe_tensors(seed=7)
+    assert echo_matches(sent, stack.client.infer("echo", sent, timeout_s=10))
 
 
-def test_a_release_of_another_process_is_found_without_a_server(
+def test_the_in_process_client_finds_a_release_of_another_process(
     store: ReleaseStore, tmp_path: Path
 ) -> None:
     folder = tmp_path / "repository"
     asking = InProcessClient(folder)
     with pytest.raises(ModelUnavailable):
-        asking.infer("ranker", canary(2), version=1)
+        asking.infer("ranker", canary_request(2), version=1)
     Stack(store, ModelRepository(folder), InProcessClient(folder)).go_live(1)
-    assert asking.infer("ranker", canary(2), version=1)["score"].shape == (2,)
+    assert asking.infer("ranker", canary_request(2), version=1)["score"].shape == (2,)
 
 
 def test_a_changed_bundle_is_refused(store: ReleaseStore) -> None:
@@ -280,12 +283,40 @@ def test_a_changed_bundle_is_refused(store: ReleaseStore) -> None:
         store.propose({"ranker": 1}, created_ms=1)
 
 
+@pytest.mark.parametrize("moved", ["models.ranking.runtime:RankerRuntime"])
+def test_a_bundle_that_names_a_moved_module_is_served(
+    store: ReleaseStore, trained: Path, tmp_path: Path, moved: str
+) -> None:
+    """As sealed by an older checkout."""
+    staging = store.staging("ranker")
+    shutil.copytree(trained, staging, dirs_exist_ok=True)
+    store.seal("ranker", staging, runtime=moved, signature=SIGNATURE, created_ms=1)
+    folder = tmp_path / "repository"
+    stack = Stack(store, ModelRepository(folder), InProcessClient(folder))
+    stack.go_live(2)
+    assert stack.client.infer("ranker", canary_request(2), version=2)["score"].shape == (2,)
+
+
+def test_restoring_replaces_the_backend_of_an_older_checkout(
+    store: ReleaseStore, tmp_path: Path
+) -> None:
+    repository = ModelRepository(tmp_path / "repository")
+    repository.add_echo()
+    Stack(store, repository, InProcessClient(repository.folder)).go_live(1)
+    backends = [repository.folder / name / "1" / "model.py" for name in ("echo", "ranker")]
+    current = backends[0].read_bytes()
+    for backend in backends:
+        backend.write_text("from models.catalog import load")
+    Stack(store, repository, InProcessClient(repository.folder)).promoter.restore()
+    assert [backend.read_bytes() for backend in backends] == [current, current]
+
+
 def test_a_missing_bundle_names_the_command(store: ReleaseStore) -> None:
     with pytest.raises(ReleaseError, match="tidemill models train ranker"):
         store.propose({"ranker": 9}, created_ms=1)
 
 
-def test_a_store_read_anew_says_the_same(store: ReleaseStore) -> None:
+def test_a_reopened_store_has_the_same_state(store: ReleaseStore) -> None:
     release = store.propose({"ranker": 1}, created_ms=5, gate={"promoted": True})
     store.set_current(release.release_id, at_ms=6)
     again = ReleaseStore(store.folder)
@@ -299,18 +330,23 @@ def test_an_announcement_is_the_manifest(store: ReleaseStore) -> None:
     assert json.loads(announcement(release).value or b"")["models"] == {"ranker": 1}
 
 
-def test_a_canary_comes_back_as_it_was_stored(trained: Path) -> None:
-    stored = read_canary(trained)
+def test_a_canary_is_read_as_it_was_written(trained: Path) -> None:
+    runtime = "models.ranking.ple.runtime:RankerRuntime"
+    stored = read_canary(trained, runtime)
     assert stored is not None
-    assert all(np.array_equal(stored[name], tensor) for name, tensor in canary().items())
+    assert stored.answer is not None
+    for name, tensor in canary_request().items():
+        assert np.array_equal(stored.request[name], tensor)
+    for name, tensor in RankerRuntime(trained).infer(stored.request).items():
+        assert np.array_equal(stored.answer[name], tensor)
 
 
-def test_the_served_ranker_imports_nothing_that_the_backend_refuses(trained: Path) -> None:
+def test_the_served_ranker_imports_nothing_that_the_backend_lacks(trained: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from models.release.bundle import read_bundle; from models.registry import load\n"
+        "from models.release.bundle import read_bundle; from models.registry import import_attribute\n"
         "from models.signature import BadInput\n"
-        f"load('models.ranking.ple.runtime:RankerRuntime')(Path({str(trained)!r}))\n"
+        f"import_attribute('models.ranking.ple.runtime:RankerRuntime')(Path({str(trained)!r}))\n"
         "print(sorted({'pyarrow', 'feast', 'polars', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
-"""Laws of the served ranker, on a real Triton: offline and served agree, bad input stays alone.
+"""Laws of the served ranker, on a real Triton: offline and served agree, bad input fails alone.
 
-Offline is the training path: point-in-time features of all requests at once, padded, in
-torch. Served is the serving path: one assembly a request, gRPC, Triton, ONNX Runtime.
+Offline is the training path: point-in-time features of all requests at once, padded, in torch.
+Served is the serving path: one assembly per request, gRPC, Triton, ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import pytest
 
 from deploy.services.triton import Triton
 from features.store import Status
-from models.ranking.ple.data import Examples
+from models.ranking.ple.data import RankerExamples
 from models.ranking.ple.export import read_network
-from models.ranking.ple.inputs import TASKS, assemble, id_hash
-from models.ranking.ple.recipe import canary, scores_of
-from models.ranking.ple.tensors import batch_of
+from models.ranking.ple.features import id_hash
+from models.ranking.ple.inputs import RANKER_TASKS, assemble_request
+from models.ranking.ple.recipe import canary_request, served_scores
+from models.ranking.ple.tensors import build_batch
 from models.recipe import TrainingLog
-from models.release.bundle import ReleaseStore
 from models.release.in_process import InProcessClient
+from models.release.store import ReleaseStore
 from models.release.triton_repository import ModelRepository
 from models.signature import BadInput
 from models.training.datasets import catalogue_items, features_at
@@ -62,26 +63,26 @@ def ask(client: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return answer
 
 
-def stored_requests(log: TrainingLog) -> Examples:
-    """200 questions at moments of the log, of 1 to 60 candidates, known and unknown users."""
+def stored_requests(log: TrainingLog) -> RankerExamples:
+    """200 requests at times of the log, with 1 to 60 candidates, of known and unknown users."""
     rng = np.random.default_rng(4)
     users = rng.choice(log.events["user_id"].unique().sort().to_numpy(), REQUESTS).astype(object)
     users[::20] = [f"stranger-{n}" for n in range(len(users[::20]))]
     times = rng.integers(log.events["event_time_ms"].min(), log.until_ms, REQUESTS)
-    video = np.full((REQUESTS, MOST), -1, np.int64)
+    item = np.full((REQUESTS, MOST), -1, np.int64)
     for row in range(REQUESTS):
         wide = int(rng.integers(1, MOST + 1))
-        video[row, :wide] = rng.integers(0, log.items.height, wide)  # duplicates too
-    return Examples(
+        item[row, :wide] = rng.integers(0, log.items.height, wide)  # duplicates too
+    return RankerExamples(
         users=users,
         time_ms=times,
-        video=video,
-        labels=np.zeros((*video.shape, len(TASKS)), bool),
-        known=np.ones(len(TASKS), bool),
-        slot=np.zeros(video.shape, np.int64),
-        propensity=np.ones(video.shape, np.float32),
+        item=item,
+        labels=np.zeros((*item.shape, len(RANKER_TASKS)), bool),
+        known=np.ones(len(RANKER_TASKS), bool),
+        slot=np.zeros(item.shape, np.int64),
+        propensity=np.ones(item.shape, np.float32),
         release=np.full(REQUESTS, "", object),
-        weights=np.full((REQUESTS, len(TASKS)), np.nan, np.float32),
+        weights=np.full((REQUESTS, len(RANKER_TASKS)), np.nan, np.float32),
         log_density=np.full(REQUESTS, np.nan, np.float32),
     )
 
@@ -90,27 +91,27 @@ def test_offline_and_served_scores_agree_on_stored_requests(
     client: Any, trained: Path, small_log: TrainingLog
 ) -> None:
     asked, (network, vocabulary) = stored_requests(small_log), read_network(trained)
-    offline = scores_of(network, batch_of(small_log, asked, vocabulary))
+    offline = served_scores(network, build_batch(small_log, asked, vocabulary))
     items = catalogue_items(small_log.items)
     author_of = {item.video_id: item.author_id or "" for item in items}
     widths, known_authors = set(), 0
     for row in range(REQUESTS):
-        chosen = asked.video[row][asked.real[row]]
+        chosen = asked.item[row][asked.real[row]]
         now = asked.time_ms[row : row + 1]
         user = features_at(small_log, "user", [str(asked.users[row])], now)
         about, at = [items[n] for n in chosen], np.repeat(now, len(chosen))
         videos = features_at(small_log, "video", [item.video_id for item in about], at)
         authors = features_at(small_log, "author", [item.author_id or "" for item in about], at)
         known_authors += int((authors.status == Status.PRESENT).sum())
-        served = ask(client, assemble(user, videos, authors, about, author_of, int(now[0])))
+        served = ask(client, assemble_request(user, videos, authors, about, author_of, int(now[0])))
         np.testing.assert_allclose(served["score"], offline[row, : len(chosen)], atol=1e-5, rtol=0)
         widths.add(len(chosen))
     assert len(widths) > 30, "candidate counts are ragged"
-    assert known_authors > 1_000, "authors' rows say something"
+    assert known_authors > 1_000, "authors have features"
 
 
 def request(candidates: int, seed: int = 0) -> dict[str, np.ndarray]:
-    inputs = canary(candidates)
+    inputs = canary_request(candidates)
     rng = np.random.default_rng(seed)
     inputs["user_hash"] = np.array([id_hash(f"u{seed}")])
     inputs["video_hash"] = np.array(
@@ -160,7 +161,7 @@ def test_a_missing_tensor_is_refused_by_name_and_the_next_request_is_answered(
 @pytest.mark.parametrize("candidates", [0, 1, 5_000])
 def test_any_number_of_candidates_is_answered(client: Any, candidates: int) -> None:
     served = ask(client, request(candidates))
-    assert served["p"].shape == (candidates, len(TASKS))
+    assert served["p"].shape == (candidates, len(RANKER_TASKS))
     assert np.isfinite(served["score"]).all()
     assert served["weights"].sum() == pytest.approx(1, abs=1e-5)
 

@@ -1,4 +1,4 @@
-"""Laws of slate values: inside their assumptions they find a world's exact truth."""
+"""Laws of slate values: where their assumptions hold, they find the true value."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def logged(seed: int, draws: Draws, clash: float) -> tuple[LoggedSlates, float]:
 
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize(("estimator", "draws", "clash"), CASES)
-def test_nine_of_ten_intervals_hold_the_truth_where_the_assumption_does(
+def test_nine_of_ten_intervals_contain_the_truth_where_the_assumption_holds(
     estimator: Estimator, draws: Draws, clash: float, normalised: bool
 ) -> None:
     held = []
@@ -52,7 +52,7 @@ def test_nine_of_ten_intervals_hold_the_truth_where_the_assumption_does(
     assert np.mean(held) >= 0.9 - 1 / 30
 
 
-def test_the_log_mean_lies_outside_the_interval_that_holds_the_truth() -> None:
+def test_the_log_mean_lies_outside_the_interval_of_the_truth() -> None:
     slates, truth = logged(0, "independent", 1.0)
     found = item_position(slates)
     assert found.interval[0] <= truth <= found.interval[1]
@@ -62,9 +62,7 @@ def test_the_log_mean_lies_outside_the_interval_that_holds_the_truth() -> None:
 
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("estimator", [slate_ips, cascade, item_position, pseudoinverse])
-def test_the_logging_policy_is_worth_what_was_logged(
-    estimator: Estimator, normalised: bool
-) -> None:
+def test_the_logging_policy_has_the_logged_value(estimator: Estimator, normalised: bool) -> None:
     slates, _ = logged(3, "independent", 1.0)
     same = replace(slates, target=slates.logged)
     found = estimator(same, normalised=normalised)
@@ -73,7 +71,7 @@ def test_the_logging_policy_is_worth_what_was_logged(
     assert found.effective_n == pytest.approx(len(slates.users))
 
 
-def test_an_assumption_buys_effective_slates() -> None:
+def test_a_stronger_assumption_leaves_more_effective_slates() -> None:
     slates, _ = logged(0, "independent", 1.0)
     assert item_position(slates).effective_n > slate_ips(slates).effective_n
 
@@ -96,7 +94,7 @@ def test_an_undrawn_slate_is_refused() -> None:
         LoggedSlates(np.zeros(1), np.ones((1, 2)), np.array([[0.5, 0.0]]), np.ones((1, 2)))
 
 
-def test_a_target_beyond_the_log_is_refused_with_its_share() -> None:
+def test_a_target_outside_the_log_is_refused_with_its_share() -> None:
     target = np.array([[0.5, 0.25, 0.25]])
     assert outside_support(np.array([[0.6, 0.2, 0.2]]), target) == 0
     with pytest.raises(OutsideSupport, match=r"25\.0%"):
@@ -104,7 +102,7 @@ def test_a_target_beyond_the_log_is_refused_with_its_share() -> None:
 
 
 @pytest.mark.parametrize("draws", ["independent", "plackett_luce"])
-def test_the_worlds_exact_value_is_what_many_visits_come_to(draws: Draws) -> None:
+def test_the_worlds_exact_value_is_the_mean_of_many_visits(draws: Draws) -> None:
     world = replace(small_world(4), clash=0.3)
     seen = visits(world, world.attraction, draws, persons=40_000, each=1, seed=0)
     mean, error = seen.clicks.sum(1).mean(), seen.clicks.sum(1).std() / 200

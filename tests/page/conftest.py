@@ -1,4 +1,4 @@
-"""Chromium against a gateway on a real port, with the mill in memory behind it."""
+"""Chromium against a gateway on a real port, with everything behind it in memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ import uvicorn
 from playwright.sync_api import Browser, Page
 
 from features.memory_store import MemoryFeatureStore
-from models.release.bundle import Manifest
+from models.release.store import Manifest
 from serving.fakes import FakeModelClient
-from serving.http.app import Dependencies, create_app
+from serving.gateway import GatewayConfig, GatewayDependencies
+from serving.http.app import create_app
 from streams.bus.memory import MemoryBus
 from streams.contract.clock import WallClock
 from streams.contract.topics import topic_specs
 
 
-def _mill() -> Any:
-    """The memory mill of tests/serving: the folders have no package in common to import from."""
+def _serving_conftest() -> Any:
+    """tests/serving/conftest.py, loaded by path because the test folders are not packages."""
     name = "tidemill_tests_serving_conftest"
     if name not in sys.modules:
         path = Path(__file__).parents[1] / "serving" / "conftest.py"
@@ -39,13 +40,13 @@ def _mill() -> Any:
 
 @pytest.fixture
 def page(chromium: Browser, serve: Callable[..., str]) -> Iterator[Page]:
-    """A page that fails its test on any error in the console; it closes before the gateway."""
+    """A page that fails its test on any console error. It closes before the gateway."""
     del serve
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     yield page
     context.close()
     assert errors == []
@@ -53,32 +54,31 @@ def page(chromium: Browser, serve: Callable[..., str]) -> Iterator[Page]:
 
 @pytest.fixture
 def serve(free_port: int) -> Iterator[Callable[..., str]]:
-    """`serve(fold=True)` -> the gateway's address. Without the fold the store is never written."""
+    """`serve(fold=True)` -> the gateway's address. With `fold=False` the store is never written."""
     stop, running = threading.Event(), []
     threads: list[threading.Thread] = []
 
     def start(*, fold: bool = True, history: bool = True) -> str:
-        mill = _mill()
+        memory = _serving_conftest()
         bus, store = MemoryBus(), MemoryFeatureStore()
         bus.ensure_topics(topic_specs(2))
         versions = dict.fromkeys(("ranker", "queries", "reactivation"), 1)
         gate = {"passed": True, "metric": "gauc", "difference": 0.012}
-        book = mill.Book(
+        releases = memory.MemoryReleases(
             [Manifest("r0001", versions, 1), Manifest("r0002", versions, 2, "r0001", gate)]
         )
-        deps = Dependencies(
+        deps = GatewayDependencies(
             bus=bus,
             store=store,
             models=FakeModelClient(),
-            catalogue=mill.folded(mill.items()),
+            catalogue=memory.catalogue_of(memory.items()),
             clock=WallClock(),
-            impression_key=mill.KEY,
-            releases=book,
-            snapshot_every_s=60.0,
+            config=GatewayConfig(impression_key=memory.KEY, popularity_every_s=60.0),
+            releases=releases,
         )
-        threads.extend(mill.start_streams(bus, store, stop, fold=fold))
+        threads.extend(memory.start_streams(bus, store, stop, fold=fold))
         if history:
-            mill.write_history(bus)
+            memory.write_history(bus)
             time.sleep(0.5)
         config = uvicorn.Config(
             create_app(deps),

@@ -1,4 +1,4 @@
-"""What a person sees: the page in a real Chromium, on the real fold."""
+"""The console page in a real Chromium, on the real folds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _open(page: Page, address: str, user: str = "user-0") -> None:
 
 def _slate(page: Page) -> list[str]:
     cards = page.locator("#slate .card")
-    return [cards.nth(n).get_attribute("data-video") or "" for n in range(cards.count())]
+    return [cards.nth(n).get_attribute("data-item") or "" for n in range(cards.count())]
 
 
 def _ask_again(page: Page) -> list[str]:
@@ -34,12 +34,12 @@ def _ask_again(page: Page) -> list[str]:
 
 def _like_first(page: Page) -> str:
     first = page.locator("#slate .card").first
-    video = first.get_attribute("data-video") or ""
+    item_id = first.get_attribute("data-item") or ""
     first.locator("button[data-act=like]").click()
-    return video
+    return item_id
 
 
-def test_asking_again_with_the_same_seed_shows_the_same_feed_and_a_click_another(
+def test_the_same_seed_shows_the_same_feed_until_a_click_changes_it(
     page: Page, serve: Serve
 ) -> None:
     _open(page, serve())
@@ -47,9 +47,7 @@ def test_asking_again_with_the_same_seed_shows_the_same_feed_and_a_click_another
     assert _ask_again(page) == before
     liked = _like_first(page)
     expect(page.locator("#freshness")).to_contain_text("ms")
-    page.wait_for_function(
-        "id => !document.querySelector(`#slate [data-video='${id}']`)", arg=liked
-    )
+    page.wait_for_function("id => !document.querySelector(`#slate [data-item='${id}']`)", arg=liked)
     after = _slate(page)
     assert after != before
     changed = page.locator("tr.changed[data-feature=like_count_all]")
@@ -57,7 +55,7 @@ def test_asking_again_with_the_same_seed_shows_the_same_feed_and_a_click_another
     assert int(new.inner_text()) == int(old.inner_text()) + 1
 
 
-def test_with_the_stores_writes_off_a_click_shows_nothing(page: Page, serve: Serve) -> None:
+def test_without_writes_to_the_store_a_click_changes_nothing(page: Page, serve: Serve) -> None:
     _open(page, serve(fold=False))
     before = _slate(page)
     _like_first(page)
@@ -66,7 +64,7 @@ def test_with_the_stores_writes_off_a_click_shows_nothing(page: Page, serve: Ser
     assert _ask_again(page) == before
 
 
-def test_every_candidate_explains_itself_and_has_queries_under_it(page: Page, serve: Serve) -> None:
+def test_every_item_shows_its_score_and_queries(page: Page, serve: Serve) -> None:
     _open(page, serve())
     card = page.locator("#slate .card").first
     expect(card.locator(".bars .bar")).to_have_count(5)
@@ -81,20 +79,20 @@ def test_a_late_event_is_admitted_as_late_and_a_broken_one_becomes_a_dead_letter
 ) -> None:
     _open(page, serve())
     page.click("#send-late")
-    expect(page.locator("#door .badge.late")).to_have_text("late")
+    expect(page.locator("#admission .badge.late")).to_have_text("late")
     page.click("#send-broken")
-    expect(page.locator("#door .badge.dead").first).to_have_text("dead letter")
-    expect(page.locator("#door")).to_contain_text("behaviour")
+    expect(page.locator("#admission .badge.dead").first).to_have_text("dead letter")
+    expect(page.locator("#admission")).to_contain_text("behaviour")
 
 
-def test_a_dormant_users_way_back_names_roles(page: Page, serve: Serve) -> None:
+def test_a_dormant_users_trajectory_shows_roles(page: Page, serve: Serve) -> None:
     _open(page, serve())
     page.wait_for_selector("#dormant option", state="attached")
     assert page.locator("#dormant").input_value() == "user-5"
     expect(page.locator("#dormant option").first).to_contain_text("replayed")
-    page.click("#way")
-    expect(page.locator("#path .badge").first).to_have_text("trigger")
-    expect(page.locator("#path .goal")).to_contain_text("toward:")
+    page.click("#show-trajectory")
+    expect(page.locator("#trajectory .badge").first).to_have_text("trigger")
+    expect(page.locator("#trajectory .goal")).to_contain_text("toward:")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -103,9 +101,9 @@ def test_the_page_fits_the_screen(page: Page, serve: Serve, width: int, tmp_path
     _open(page, serve())
     _like_first(page)
     expect(page.locator("#freshness")).to_contain_text("ms")
-    page.click("#way")
+    page.click("#show-trajectory")
     page.click("#send-broken")
-    page.wait_for_selector("#door .badge.dead")
+    page.wait_for_selector("#admission .badge.dead")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     folder = Path(os.environ.get("TIDEMILL_SCREENSHOTS", tmp_path))
     page.wait_for_timeout(300)

@@ -1,4 +1,4 @@
-"""A whole mill in memory: the real batcher, fold and gateway; a fake model client.
+"""A gateway with everything behind it in memory: the real batcher, folds and HTTP API.
 
 The bus, the store and the models are the fakes that ship with the packages.
 """
@@ -9,7 +9,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import httpx
@@ -19,13 +20,15 @@ from fastapi.testclient import TestClient
 
 from features.live.worker import fold_delivery
 from features.memory_store import MemoryFeatureStore
-from models.release.bundle import Manifest
+from models.release.canary import Canary
+from models.release.store import Manifest
 from serving.fakes import FakeModelClient
-from serving.http.app import Dependencies, create_app
-from serving.pipeline.surfaces import Parts
+from serving.gateway import GatewayConfig, GatewayDependencies
+from serving.http.app import create_app
 from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
-from serving.state.last_rows import Snapshot
+from serving.state.popularity import PopularityCache
+from serving.surfaces import StageDependencies
 from streams.bus.contract import Bus, Outgoing, Stamp
 from streams.bus.delivery import Delivery
 from streams.bus.memory import MemoryBus
@@ -34,15 +37,17 @@ from streams.contract.clock import WallClock
 from streams.contract.events import CatalogueItem, ItemAdded
 from streams.contract.schema import from_ipc
 from streams.contract.topics import BEHAVIOUR, CATALOGUE, ENTITY_TOPIC, topic_specs
-from streams.ingest import service as batcher
-from streams.ingest.admission import AdmissionLimits
+from streams.ingest import service
+from streams.ingest.loop import IngestConfig
 
 KEY = bytes(range(32))
+CONFIG_FIELDS = {field.name for field in fields(GatewayConfig)}
+_AT = 1_700_000_000_000
 GENRES = ("Drama", "Comedy", "Thriller", "Sci-Fi", "Film-Noir", "Romance")
 
 
 def items(count: int = 60) -> list[CatalogueItem]:
-    """Videos v0..: two genres each, so that some are near each other and some are not."""
+    """Items v0, v1, …: two genres each, so that some are similar and some are not."""
     return [
         CatalogueItem(
             video_id=f"v{n}",
@@ -50,30 +55,38 @@ def items(count: int = 60) -> list[CatalogueItem]:
             genres=(GENRES[n % 6], GENRES[(n // 6) % 6]),
             author_id=f"a{n % 9}",
             duration_ms=60_000 + n,
-            created_ms=1_000_000 + n,
+            created_ms=1_700_000_000_000 + n,
         )
         for n in range(count)
     ]
 
 
-def folded(found: Sequence[CatalogueItem]) -> Catalogue:
+def catalogue_of(found: Sequence[CatalogueItem]) -> Catalogue:
     catalogue = Catalogue()
     for item in found:
-        catalogue.apply(ItemAdded(event_id=f"add-{item.video_id}", event_time_ms=1, item=item))
+        catalogue.apply(ItemAdded(event_id=f"add-{item.video_id}", event_time_ms=_AT, item=item))
     return catalogue
 
 
 @dataclass
-class Book:
-    """A release book in memory."""
+class MemoryReleases:
+    """A release store in memory."""
 
     found: list[Manifest] = field(default_factory=list)
+    canaries: dict[tuple[str, int], Canary] = field(default_factory=dict)
 
     def current(self) -> Manifest | None:
         return self.found[-1] if self.found else None
 
     def manifests(self) -> Sequence[Manifest]:
         return self.found
+
+    def canary(self, model: str, version: int) -> Canary | None:
+        return self.canaries.get((model, version))
+
+    def repair_lock(self, model: str, since_s: float) -> AbstractContextManager[bool]:
+        del model, since_s
+        return nullcontext(True)
 
 
 def release(number: int, version: int = 1) -> Manifest:
@@ -82,14 +95,14 @@ def release(number: int, version: int = 1) -> Manifest:
 
 
 @dataclass
-class Mill:
-    """A gateway with everything behind it. `client` speaks HTTP to it."""
+class GatewayHarness:
+    """A running gateway, the HTTP client of it and the fakes behind it."""
 
     client: TestClient
-    deps: Dependencies
+    deps: GatewayDependencies
     bus: Bus
     models: FakeModelClient
-    book: Book
+    releases: MemoryReleases
 
     @property
     def gateway(self) -> Any:
@@ -101,14 +114,16 @@ class Mill:
         found: dict[str, Any] = reply.json()
         return found
 
-    def act(self, kind: str, video_id: str, user_id: str = "u1", **more: Any) -> httpx.Response:
-        return self.client.post("/v1/events", json=event(kind, video_id, user_id, **more))
+    def send_event(
+        self, kind: str, item_id: str, user_id: str = "u1", **more: Any
+    ) -> httpx.Response:
+        return self.client.post("/v1/events", json=event(kind, item_id, user_id, **more))
 
-    def until(self, holds: Callable[[], bool], seconds: float = 8.0) -> None:
-        """Waits for what other threads bring about; fails when it does not come."""
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 8.0) -> None:
+        """Polls the condition; fails if it does not hold within `seconds`."""
         deadline = time.monotonic() + seconds
-        while not holds():
-            assert time.monotonic() < deadline, "it did not come about"
+        while not condition():
+            assert time.monotonic() < deadline, f"the condition did not hold within {seconds:g} s"
             time.sleep(0.02)
 
     def engaged(self, user_id: str = "u1") -> list[str]:
@@ -116,26 +131,26 @@ class Mill:
         return list(features["engaged_video_id"])
 
 
-def event(kind: str, video_id: str, user_id: str = "u1", **more: Any) -> dict[str, Any]:
+def event(kind: str, item_id: str, user_id: str = "u1", **more: Any) -> dict[str, Any]:
     return {
         "event_id": uuid.uuid4().hex,
         "user_id": user_id,
         "kind": kind,
-        "video_id": video_id,
+        "video_id": item_id,
         "event_time_ms": time.time_ns() // 1_000_000,
     } | more
 
 
 def fold_from(bus: Bus, store: Any, stop: threading.Event) -> list[threading.Thread]:
-    """The fold workers' work, without Faust: every entity's topic into the store."""
+    """Folds every entity's topic into the store, as the workers do, without Faust."""
 
     def loop(topic: str, entity: Any) -> None:
         fold, consumer = fold_delivery(store, entity), bus.consumer([topic], f"fold-{entity}")
-        epoch = bus.epoch(topic)
+        topic_id = bus.topic_id(topic)
         while not stop.is_set():
             records = consumer.poll(500, 0.1)
             for record in records:
-                stamp = Stamp(epoch, record.partition, record.offset)
+                stamp = Stamp(topic_id, record.partition, record.offset)
                 fold(Delivery(topic, stamp, from_ipc(record.value or b"")))
             if records:
                 consumer.commit(records)
@@ -152,10 +167,10 @@ def fold_from(bus: Bus, store: Any, stop: threading.Event) -> list[threading.Thr
 def start_streams(
     bus: Bus, store: Any, stop: threading.Event, *, fold: bool = True
 ) -> list[threading.Thread]:
-    """The real batcher and sequencer, and the folds unless the store's writes are to be off."""
+    """The real batcher and sequencer, and with `fold` the threads that write to the store."""
 
     def admit() -> None:
-        batcher.run(bus, clock=WallClock(), limits=AdmissionLimits(), stop=stop)
+        service.run(bus, IngestConfig(), clock=WallClock(), stop=stop)
 
     thread = threading.Thread(target=admit, daemon=True)
     thread.start()
@@ -163,35 +178,35 @@ def start_streams(
 
 
 @pytest.fixture
-def make_mill() -> Iterator[Callable[..., Mill]]:
-    """`make_mill(store=..., host=..., ...)`: overrides go into `Dependencies`."""
+def make_harness() -> Iterator[Callable[..., GatewayHarness]]:
+    """`make_harness(store=..., host=..., ...)` overrides dependencies and config by name."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
     clients: list[TestClient] = []
 
-    def make(**overrides: Any) -> Mill:
+    def make(**overrides: Any) -> GatewayHarness:
         bus = overrides.pop("bus", None) or MemoryBus()
         bus.ensure_topics(topic_specs(2))
         store = overrides.pop("store", None) or MemoryFeatureStore()
-        models, book = FakeModelClient(), Book([release(1)])
+        models, releases = FakeModelClient(), MemoryReleases([release(1)])
         if overrides.pop("streams", True):
             threads.extend(start_streams(bus, store, stop))
-        deps = Dependencies(
+        config = GatewayConfig(impression_key=KEY, popularity_every_s=60.0, monitor_every_s=60.0)
+        config = replace(config, **{f: overrides.pop(f) for f in CONFIG_FIELDS & set(overrides)})
+        deps = GatewayDependencies(
             bus=bus,
             store=store,
             models=models,
-            catalogue=folded(items()),
+            catalogue=catalogue_of(items()),
             clock=WallClock(),
-            impression_key=KEY,
-            releases=book,
-            snapshot_every_s=60.0,
-            watchdog_every_s=60.0,
+            config=config,
+            releases=releases,
         )
         deps = replace(deps, **overrides)
         client = TestClient(create_app(deps))
         client.__enter__()
         clients.append(client)
-        return Mill(client, deps, bus, models, book)
+        return GatewayHarness(client, deps, bus, models, releases)
 
     yield make
     for client in clients:
@@ -202,33 +217,37 @@ def make_mill() -> Iterator[Callable[..., Mill]]:
 
 
 @pytest.fixture
-def mill(make_mill: Callable[..., Mill]) -> Mill:
-    return make_mill()
+def harness(make_harness: Callable[..., GatewayHarness]) -> GatewayHarness:
+    return make_harness()
 
 
 @pytest.fixture
-def parts() -> Parts:
-    """Parts without threads: an empty memory store, sixty videos, fake models."""
-    store, catalogue, clock = MemoryFeatureStore(), LiveCatalogue(folded(items())), WallClock()
-    snapshot = Snapshot(store, catalogue, clock)
-    snapshot.refresh()
-    return Parts(store, FakeModelClient(), catalogue, snapshot, clock, Activity())
+def stage_deps() -> StageDependencies:
+    """Stage dependencies without threads: an empty memory store, 60 items, fake models."""
+    store, catalogue, clock = (
+        MemoryFeatureStore(),
+        LiveCatalogue(catalogue_of(items())),
+        WallClock(),
+    )
+    popularity = PopularityCache(store, catalogue, clock)
+    popularity.refresh()
+    return StageDependencies(store, FakeModelClient(), catalogue, popularity, clock, Activity())
 
 
 def add_item(bus: Bus, item: CatalogueItem) -> None:
-    added = ItemAdded(event_id=uuid.uuid4().hex, event_time_ms=2, item=item)
+    added = ItemAdded(event_id=uuid.uuid4().hex, event_time_ms=1_700_000_000_001, item=item)
     message = Outgoing(CATALOGUE, added.model_dump_json().encode(), item.video_id.encode())
     bus.producer().send([message])
 
 
 def write_history(bus: Bus, users: int = 6, each: int = 14) -> None:
-    """A few users' past, labelled as what it is: the last user fell silent long ago."""
+    """A replayed history of a few users; the last user has been dormant for 30 days."""
     messages = []
     for user in range(users):
         for step in range(each):
             ago_ms = (each - step) * 60_000 + (30 * 86_400_000 if user == users - 1 else 0)
             kind = ("play", "like", "long_view")[step % 3]
-            fields = event(kind, f"v{(user * 7 + step * 5) % 60}", f"user-{user}")
-            fields |= {"origin": "replayed", "event_time_ms": fields["event_time_ms"] - ago_ms}
-            messages.append(Outgoing(BEHAVIOUR, orjson.dumps(fields), fields["user_id"].encode()))
+            body = event(kind, f"v{(user * 7 + step * 5) % 60}", f"user-{user}")
+            body |= {"origin": "replayed", "event_time_ms": body["event_time_ms"] - ago_ms}
+            messages.append(Outgoing(BEHAVIOUR, orjson.dumps(body), body["user_id"].encode()))
     bus.producer().send(messages)

@@ -1,4 +1,4 @@
-"""Laws of the caps: never over, off by default, said with a reason, at a known cost."""
+"""Laws of the caps: never exceeded, off by default, reported with a reason, at a known cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streams.contract.events import CatalogueItem
 
 
 def pool(count: int = 40, *, authors: int = 5, scored: bool = True) -> Pool:
-    """Every other item is generated, and generated ones score higher."""
+    """A pool in which every other item is generated; generated items score higher."""
     candidates = tuple(
         Candidate(
             f"v{n}",
@@ -39,8 +39,10 @@ def query(seed: int = 0, k: int = 10) -> Query:
     return Query("r", "feed", "u", k, 1, seed)
 
 
-def slate(*caps: Cap, seed: int = 0, of: Pool | None = None, sharp: float = 0.3) -> list[Candidate]:
-    rule = PlackettLuce(temperature=sharp, explore=0.0, diversity=0.0, caps=caps)
+def slate(
+    *caps: Cap, seed: int = 0, of: Pool | None = None, temperature: float = 0.3
+) -> list[Candidate]:
+    rule = PlackettLuce(temperature=temperature, explore=0.0, diversity=0.0, caps=caps)
     return list(rule.select(query(seed), of or pool()))
 
 
@@ -65,17 +67,17 @@ def test_a_provenance_never_has_more_than_its_share(share: float) -> None:
     assert len(slate(ProvenanceCap("aigc", share))) == 10
 
 
-def test_what_was_held_back_is_said_with_its_reason() -> None:
+def test_held_back_candidates_are_reported_with_a_reason() -> None:
     rule = PlackettLuce(temperature=1e-3, explore=0.0, diversity=0.0, caps=(AuthorCap(1),))
     shared = pool()
     items = rule.select(query(), shared)
     removed = rule.held_back(query(), shared, items)
     assert {r.stage for r in removed} == {"author_cap"}
     assert all("already has 1" in r.reason for r in removed)
-    assert not {r.video_id for r in removed} & {c.video_id for c in items}
+    assert not {r.item_id for r in removed} & {c.item_id for c in items}
 
 
-def test_without_caps_nothing_is_held_back_and_settings_have_none() -> None:
+def test_by_default_there_are_no_caps_and_nothing_is_held_back() -> None:
     assert caps_of(None, {}) == ()
     assert PlackettLuce().held_back(query(), pool(), tuple(slate())) == []
     assert caps_of(2, {"aigc": 0.2}) == (AuthorCap(2), ProvenanceCap("aigc", 0.2))
@@ -88,7 +90,7 @@ def test_propensities_under_caps_are_the_frequencies_of_the_draw() -> None:
     logged: dict[tuple[str, ...], float] = {}
     for seed in range(runs):
         items = rule.select(query(seed, k=2), small)
-        names = tuple(c.video_id for c in items)
+        names = tuple(c.item_id for c in items)
         drawn[names] += 1
         logged[names] = float(np.prod([c.propensity for c in items]))
     assert len(drawn) == 8
@@ -97,11 +99,11 @@ def test_propensities_under_caps_are_the_frequencies_of_the_draw() -> None:
         assert abs(drawn[names] / runs - p) < 4 * (p * (1 - p) / runs) ** 0.5
 
 
-def test_a_tighter_share_costs_utility_and_never_earns_any() -> None:
-    """The share-utility curve, printed with `pytest -s`."""
+def test_a_tighter_share_never_increases_utility() -> None:
+    """`pytest -s` prints the share-utility curve."""
     curve = []
     for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
-        items = slate(ProvenanceCap("aigc", share), sharp=1e-3)
+        items = slate(ProvenanceCap("aigc", share), temperature=1e-3)
         curve.append(sum(c.score for c in items))
         print(f"aigc at most {share:.0%}: utility {curve[-1]:.2f}, {generated(items)} of 10")
     assert all(low <= high + 1e-6 for low, high in pairwise(curve))

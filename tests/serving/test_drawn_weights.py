@@ -1,4 +1,4 @@
-"""Laws of exploring by weights: a declared share is ranked by a draw, and all of it is told."""
+"""Laws of exploration by weights: the configured share is ranked by a draw, which is logged."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ KEY = bytes(range(32))
 
 
 @pytest.fixture
-def drawing(make_mill: Make, tmp_path: Any) -> Any:
-    """A mill whose every feed is ranked by weights that were drawn."""
-    return make_mill(streams=False, drawn_share=1.0, state_dir=tmp_path / "gateway")
+def drawing(make_harness: Make, tmp_path: Any) -> Any:
+    """A harness in which every feed is ranked by drawn weights."""
+    return make_harness(streams=False, drawn_share=1.0, state_dir=tmp_path / "gateway")
 
 
-def test_a_drawn_answer_says_so_and_is_ranked_by_what_it_says(drawing: Any) -> None:
+def test_a_drawn_reply_is_marked_and_ranked_by_the_weights_it_reports(drawing: Any) -> None:
     reply = drawing.feed()
     assert reply["weights_drawn"] is True
     weights = np.array(list(reply["weights"].values()))
@@ -47,74 +47,72 @@ def test_a_drawn_answer_says_so_and_is_ranked_by_what_it_says(drawing: Any) -> N
     assert drawing.feed(seed=6)["weights"] != reply["weights"]
 
 
-def test_every_token_and_the_served_log_tell_the_draw_and_its_density(drawing: Any) -> None:
+def test_every_token_and_the_served_log_contain_the_draw_and_its_density(drawing: Any) -> None:
     reply = drawing.feed()
     weights = list(reply["weights"].values())
     alpha = 40 * np.array(list(_means(drawing).values()), np.float32)
     density = log_density(alpha, np.array(weights, np.float32))
     for item in reply["items"]:
-        told = verify(item["impression"], KEY)
-        assert told.weights == pytest.approx(weights, abs=1e-6)
-        assert told.log_density == pytest.approx(density, abs=1e-3)
-        assert told.propensity == item["propensity"]
+        token = verify(item["impression"], KEY)
+        assert token.weights == pytest.approx(weights, abs=1e-6)
+        assert token.log_density == pytest.approx(density, abs=1e-3)
+        assert token.propensity == item["propensity"]
     drawing.gateway.served.flush()
-    row = ServedLog(drawing.deps.state_dir / SERVED).read().row(0, named=True)
+    row = ServedLog(drawing.deps.config.state_dir / SERVED).read().row(0, named=True)
     assert row["weights"] == pytest.approx(weights, abs=1e-6)
     assert row["log_density"] == pytest.approx(density, abs=1e-3)
 
 
-def test_a_draw_comes_back_with_what_became_of_it(make_mill: Make, tmp_path: Any) -> None:
-    """Through the door, the shuffle and the join, to what the policy learns from."""
-    mill = make_mill(drawn_share=1.0)
-    reply = mill.feed()
+def test_feedback_contains_the_draw_and_its_outcome(make_harness: Make, tmp_path: Any) -> None:
+    """Through ingest and the feedback join to the rows that the policy is trained on."""
+    harness = make_harness(drawn_share=1.0)
+    reply = harness.feed()
     first = reply["items"][0]
     for kind in ("shown", "like"):
-        sent = mill.act(kind, first["video_id"], impression=first["impression"])
+        sent = harness.send_event(kind, first["video_id"], impression=first["impression"])
         assert sent.status_code == 202, sent.text
-    mill.until(lambda: mill.engaged() == [first["video_id"]], 20.0)
+    harness.wait_until(lambda: harness.engaged() == [first["video_id"]], 20.0)
     feedback = FeedbackStore(tmp_path, key=KEY, windows_ms={"like": 60_000})
-    consumer = mill.bus.consumer([EVENTS_BY_USER], "feedback")
+    consumer = harness.bus.consumer([EVENTS_BY_USER], "feedback")
     while records := consumer.poll(500, 0.3):
         for each in records:
-            stamp = Stamp(mill.bus.epoch(EVENTS_BY_USER), each.partition, each.offset)
+            stamp = Stamp(harness.bus.topic_id(EVENTS_BY_USER), each.partition, each.offset)
             feedback.join(Delivery(EVENTS_BY_USER, stamp, from_ipc(each.value or b"")))
     (row,) = read_feedback(tmp_path).iter_rows(named=True)
-    assert (row["request_id"], row["like"]) == (reply["request_id"], True)
+    assert (row["request_id"], row["like"]) == (reply["slate_id"], True)
     assert row["weights"] == pytest.approx(list(reply["weights"].values()), abs=1e-5)
     assert row["log_density"] == pytest.approx(verify(first["impression"], KEY).log_density)
 
 
-def test_what_is_given_or_looked_at_is_ranked_by_the_mean(drawing: Any) -> None:
-    """The caller's own candidates explore nothing, and a user's page explains the policy."""
-    given = drawing.feed(candidates=["v1", "v2", "v3"])
-    assert given["weights_drawn"] is False
-    assert given["weights"] == pytest.approx(_means(drawing))
-    token = verify(given["items"][0]["impression"], KEY)
+def test_provided_candidates_and_user_pages_are_ranked_by_the_mean(drawing: Any) -> None:
+    """Neither is learned from, so neither explores."""
+    reply = drawing.feed(candidates=["v1", "v2", "v3"])
+    assert reply["weights_drawn"] is False
+    assert reply["weights"] == pytest.approx(_means(drawing))
+    token = verify(reply["items"][0]["impression"], KEY)
     assert (token.weights, token.log_density) == (None, None)
 
 
-def test_the_share_is_kept_over_requests(make_mill: Make) -> None:
-    mill = make_mill(streams=False, drawn_share=0.25)
-    drawn = [mill.gateway.surfaces.answer(FeedRequest(user_id="u", seed=n)) for n in range(200)]
+def test_the_share_holds_over_many_requests(make_harness: Make) -> None:
+    harness = make_harness(streams=False, drawn_share=0.25)
+    drawn = [harness.gateway.surfaces.answer(FeedRequest(user_id="u", seed=n)) for n in range(200)]
     share = np.mean([slate.log_density is not None for slate in drawn])
     assert share == pytest.approx(0.25, abs=0.09)
 
 
 @pytest.mark.parametrize("alpha", [np.nan, -1.0, 0.0, np.inf])
-def test_a_concentration_that_is_none_is_answered_by_the_mean(
-    make_mill: Make, alpha: float
-) -> None:
-    mill = make_mill(streams=False, drawn_share=1.0)
-    spoilt = lambda inputs: fake_ranker(inputs) | {"alpha": np.full(5, alpha, np.float32)}  # noqa: E731
-    mill.models.answers = dict(ANSWERS) | {"ranker": spoilt}
-    reply = mill.feed()
+def test_an_invalid_concentration_is_answered_by_the_mean(make_harness: Make, alpha: float) -> None:
+    harness = make_harness(streams=False, drawn_share=1.0)
+    broken = lambda inputs: fake_ranker(inputs) | {"alpha": np.full(5, alpha, np.float32)}  # noqa: E731
+    harness.models.answers = dict(ANSWERS) | {"ranker": broken}
+    reply = harness.feed()
     assert (reply["fallbacks"], reply["weights_drawn"]) == ([], False)
     assert sum(reply["weights"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_broken_prediction_stays_the_one_candidates_own(make_mill: Make) -> None:
-    mill = make_mill(streams=False)
-    parts = mill.gateway.surfaces.parts
+def test_a_nan_prediction_affects_only_its_own_candidate(make_harness: Make) -> None:
+    harness = make_harness(streams=False)
+    deps = harness.gateway.surfaces.deps
     items = [CatalogueItem(video_id=f"v{n}", title="") for n in range(3)]
     pool = Pool(tuple(Candidate(item.video_id, "given", item=item) for item in items))
 
@@ -123,17 +121,17 @@ def test_a_broken_prediction_stays_the_one_candidates_own(make_mill: Make) -> No
         found["p"][1] = np.nan
         return found
 
-    mill.models.answers = dict(ANSWERS) | {"ranker": one_is_nan}
-    ranker = Ranker(parts.models, parts.catalogue, parts.snapshot, drawn_share=1.0)
+    harness.models.answers = dict(ANSWERS) | {"ranker": one_is_nan}
+    ranker = Ranker(deps.models, deps.catalogue, deps.popularity, drawn_share=1.0)
     scored = ranker.score(Query("r", "feed", "u", 3, 1, 7), pool)
     assert scored.log_density is not None
     assert np.isfinite(scored.score).tolist() == [True, False, True]
     assert np.isfinite(scored.weights).all()
-    still = ranker.score(Query("r", "feed", "u", 3, 1, 7, explores=False), pool)
-    assert still.log_density is None
+    mean = ranker.score(Query("r", "feed", "u", 3, 1, 7, explore=False), pool)
+    assert mean.log_density is None
 
 
-def test_slates_of_before_weights_were_logged_are_read_beside_newer_ones(tmp_path: Any) -> None:
+def test_served_logs_without_weights_are_read_together_with_newer_ones(tmp_path: Any) -> None:
     one = np.zeros(3, np.float32)
     slate = ServedSlate("r1", "u", 1, "r", False, one, np.zeros(2, int), ("v",), one)
     log = ServedLog(tmp_path)
@@ -144,6 +142,6 @@ def test_slates_of_before_weights_were_logged_are_read_beside_newer_ones(tmp_pat
     assert log.read()["log_density"].to_list() == [None, 1.5]
 
 
-def _means(mill: Any) -> dict[str, float]:
-    weights: dict[str, float] = mill.client.get("/v1/users/u1").json()["weights"]
+def _means(harness: Any) -> dict[str, float]:
+    weights: dict[str, float] = harness.client.get("/v1/users/u1").json()["weights"]
     return weights

@@ -1,4 +1,4 @@
-"""Parts go down and come back: there is always an answer, in time, and health tells."""
+"""Services fail and recover: there is always a reply, in time, and health reports the failure."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Any
 import pytest
 
 from deploy.services import process
-from deploy.services.process import PartUnavailable
+from deploy.services.process import ServiceUnavailable
 from deploy.services.valkey import Valkey
 from features.memory_store import MemoryFeatureStore
 from features.online.redis_store import FeastFeatureStore
 from features.store import EntityName, FeatureFrame, StoreDown
-from models.client import ModelUnavailable
 from serving.clients.breaker import Breaker
 from serving.pipeline.runner import Deadlines
 from streams.bus.contract import BusError, Outgoing
 from streams.bus.memory import MemoryBus
 
 DEADLINES = Deadlines(200, 300, 300, 300)
-LONGEST_ANSWER_S = 1.1 + 0.5  # the sum of the deadlines, and this machine's leisure
+LONGEST_REPLY_S = 1.1 + 0.5  # the sum of the deadlines, plus slack for a busy machine
 
 
 def _ids(reply: dict[str, Any]) -> list[str]:
@@ -33,17 +32,17 @@ def _stages(reply: dict[str, Any]) -> set[str]:
     return {fallback["stage"] for fallback in reply["fallbacks"]}
 
 
-def _part(mill: Any, name: str) -> str:
-    return str(mill.client.get("/healthz").json()["parts"][name]["status"])
+def _component(harness: Any, name: str) -> str:
+    return str(harness.client.get("/healthz").json()["parts"][name]["status"])
 
 
 @pytest.fixture
-def valkey_part(tmp_path: Path) -> Any:
-    """A Valkey that a test may kill, on a port that stays."""
+def restartable_valkey(tmp_path: Path) -> Any:
+    """A Valkey that tests kill and restart on the same port."""
     part = Valkey(tmp_path, name="mortal")
     children = []
 
-    class Mortal:
+    class RestartableValkey:
         address = part.address
 
         def start(self) -> None:
@@ -53,40 +52,42 @@ def valkey_part(tmp_path: Path) -> Any:
             children[-1].kill()
 
     try:
-        mortal = Mortal()
-        mortal.start()
-    except PartUnavailable as reason:
+        valkey = RestartableValkey()
+        valkey.start()
+    except ServiceUnavailable as reason:
         pytest.skip(str(reason))
-    yield mortal
+    yield valkey
     for child in children:
         child.stop()
 
 
-def test_with_the_store_killed_answers_come_from_the_last_good_rows_and_recover(
-    make_mill: Any, valkey_part: Any
+def test_while_the_store_is_down_replies_use_the_last_good_rows_and_then_recover(
+    make_harness: Any, restartable_valkey: Any
 ) -> None:
-    store = FeastFeatureStore(valkey_part.address, 0, "faults", timeout_s=0.3)
-    mill = make_mill(store=store, deadlines=DEADLINES, snapshot_every_s=0.5)
-    mill.act("like", "v5")
-    mill.until(lambda: mill.engaged() == ["v5"])
-    good = mill.feed()
+    store = FeastFeatureStore(restartable_valkey.address, 0, "faults", timeout_s=0.3)
+    harness = make_harness(store=store, deadlines=DEADLINES, popularity_every_s=0.5)
+    harness.send_event("like", "v5")
+    harness.wait_until(lambda: harness.engaged() == ["v5"])
+    good = harness.feed()
     assert (good["stale"], good["fallbacks"]) == (False, [])
-    valkey_part.kill()
-    mill.until(lambda: _part(mill, "store") == "down")
-    reply = mill.feed()
+    restartable_valkey.kill()
+    harness.wait_until(lambda: _component(harness, "store") == "down")
+    reply = harness.feed()
     assert {"user_features", "video_features"} <= _stages(reply)
     assert (reply["stale"], len(reply["items"])) == (True, 8)
-    assert "v5" not in _ids(reply), "the last good row still says what the user has seen"
-    assert mill.client.get("/healthz").status_code == 200
-    stranger = mill.feed(user_id="stranger")
-    assert (stranger["cold_start"], len(stranger["items"])) == (True, 8)
-    valkey_part.start()
-    mill.until(lambda: _part(mill, "store") == "up" and not mill.feed()["fallbacks"], 15.0)
-    assert mill.feed()["stale"] is False
+    assert "v5" not in _ids(reply), "the last good row still lists what the user engaged with"
+    assert harness.client.get("/healthz").status_code == 200
+    unknown = harness.feed(user_id="unknown")
+    assert (unknown["cold_start"], len(unknown["items"])) == (True, 8)
+    restartable_valkey.start()
+    harness.wait_until(
+        lambda: _component(harness, "store") == "up" and not harness.feed()["fallbacks"], 15.0
+    )
+    assert harness.feed()["stale"] is False
 
 
-class Frozen:
-    """A store that hangs, as one behind a broken network does."""
+class HangingStore:
+    """A store whose reads take `hang_s`, as behind a broken network."""
 
     def __init__(self) -> None:
         self.inner = MemoryFeatureStore()
@@ -100,119 +101,104 @@ class Frozen:
         return self.inner.read(entity, ids, now_ms)
 
 
-def test_a_store_that_hangs_costs_no_more_than_the_deadlines(make_mill: Any) -> None:
-    store = Frozen()
-    mill = make_mill(store=store, deadlines=DEADLINES)
-    mill.feed()
+def test_a_hanging_store_delays_a_reply_by_at_most_the_deadlines(make_harness: Any) -> None:
+    store = HangingStore()
+    harness = make_harness(store=store, deadlines=DEADLINES)
+    harness.feed()
     store.hang_s = 3.0
     started = time.monotonic()
-    reply = mill.feed()
+    reply = harness.feed()
     took = time.monotonic() - started
     store.hang_s = 0.0
-    assert took < LONGEST_ANSWER_S
+    assert took < LONGEST_REPLY_S
     assert len(reply["items"]) == 8
     assert {"user_features", "video_features"} <= _stages(reply)
 
 
-def test_without_models_every_surface_answers_from_its_fallback(mill: Any) -> None:
-    for video in ("v1", "v2", "v3"):
-        mill.act("like", video)
-    mill.until(lambda: len(mill.engaged()) == 3)
-    mill.models.down = True
-    feed = mill.feed()
+def test_without_models_every_surface_answers_from_its_fallback(harness: Any) -> None:
+    for item in ("v1", "v2", "v3"):
+        harness.send_event("like", item)
+    harness.wait_until(lambda: len(harness.engaged()) == 3)
+    harness.models.down = True
+    feed = harness.feed()
     assert "ranker" in _stages(feed)
     assert (feed["weights"], len(feed["items"])) == ({}, 8)
     body = {"user_id": "u1", "video_id": "v8", "k": 3}
-    queries = mill.client.post("/v1/queries", json=body).json()
+    queries = harness.client.post("/v1/queries", json=body).json()
     assert "generated" in _stages(queries)
     assert len(queries["items"]) == 3
-    back = mill.client.post("/v1/reactivation", json={"user_id": "u1"}).json()
+    back = harness.client.post("/v1/reactivation", json={"user_id": "u1"}).json()
     assert "trajectory" in _stages(back)
     assert not {"v1", "v2", "v3"} & set(_ids(back))
-    mill.until(lambda: _part(mill, "models") == "down")
-    mill.models.down = False
-    mill.until(lambda: not mill.feed()["fallbacks"])
-    mill.until(lambda: _part(mill, "models") == "up")
+    harness.wait_until(lambda: _component(harness, "models") == "down")
+    harness.models.down = False
+    harness.wait_until(lambda: not harness.feed()["fallbacks"])
+    harness.wait_until(lambda: _component(harness, "models") == "up")
 
 
-class Cut(MemoryBus):
-    """A broker that can be cut off."""
+class DisconnectableBus(MemoryBus):
+    """A broker that rejects writes while `disconnected`."""
 
-    cut = False
+    disconnected = False
 
     def producer(self, transactional_id: str | None = None, **more: Any) -> Any:
         inner = super().producer(transactional_id, **more)
         bus = self
 
         class Producer:
-            def send(self, messages: Sequence[Outgoing], **more: Any) -> None:
-                if bus.cut:
-                    raise BusError("the broker is gone")
-                inner.send(messages, **more)
+            def __getattr__(self, name: str) -> Any:
+                return getattr(inner, name)
 
-            settle, close = inner.settle, inner.close
+            def send(self, messages: Sequence[Outgoing], **more: Any) -> Any:
+                if bus.disconnected:
+                    raise BusError("the broker is down")
+                return inner.send(messages, **more)
 
         return Producer()
 
     def healthy(self, timeout_s: float = 1.0) -> bool:
         del timeout_s
-        return not self.cut
+        return not self.disconnected
 
 
-def test_without_the_broker_feeds_go_on_and_events_are_refused_with_the_reason(
-    make_mill: Any,
+def test_without_the_broker_feeds_still_work_and_events_are_rejected_with_a_reason(
+    make_harness: Any,
 ) -> None:
-    bus = Cut()
-    mill = make_mill(bus=bus)
-    bus.cut = True
-    refused = mill.act("like", "v1")
+    bus = DisconnectableBus()
+    harness = make_harness(bus=bus)
+    bus.disconnected = True
+    refused = harness.send_event("like", "v1")
     assert refused.status_code == 503
     assert refused.headers["Retry-After"] == "1"
-    assert len(mill.feed()["items"]) == 8
-    mill.until(lambda: _part(mill, "broker") == "down")
-    bus.cut = False
-    assert mill.act("like", "v1").status_code == 202
-    mill.until(lambda: mill.engaged() == ["v1"])
+    assert len(harness.feed()["items"]) == 8
+    harness.wait_until(lambda: _component(harness, "broker") == "down")
+    bus.disconnected = False
+    assert harness.send_event("like", "v1").status_code == 202
+    harness.wait_until(lambda: harness.engaged() == ["v1"])
 
 
-def test_the_last_popularity_survives_a_restart_without_the_store(
-    make_mill: Any, tmp_path: Path
-) -> None:
-    first = make_mill(state_dir=tmp_path)
+def test_popularity_survives_a_restart_without_the_store(make_harness: Any, tmp_path: Path) -> None:
+    first = make_harness(state_dir=tmp_path)
     for user in range(4):
-        first.act("like", "v33", user_id=f"fan-{user}")
-    first.until(lambda: len(first.engaged("fan-3")) == 1)
-    assert first.gateway.snapshot.refresh()
-    first.gateway.snapshot.save()
+        first.send_event("like", "v33", user_id=f"fan-{user}")
+    first.wait_until(lambda: len(first.engaged("fan-3")) == 1)
+    assert first.gateway.popularity.refresh()
+    first.gateway.popularity.save()
 
-    class Down(Frozen):
+    class DownStore(HangingStore):
         def read(self, entity: EntityName, ids: Sequence[str], now_ms: int) -> FeatureFrame:
             del entity, ids, now_ms
-            raise StoreDown("gone")
+            raise StoreDown("the store is down")
 
-    second = make_mill(state_dir=tmp_path, store=Down(), streams=False)
+    second = make_harness(state_dir=tmp_path, store=DownStore(), streams=False)
     second.models.down = True
-    assert second.gateway.snapshot.stale
+    assert second.gateway.popularity.stale
     assert "v33" in _ids(second.feed(user_id="new", k=3))
 
 
-def test_a_model_that_twice_fails_its_canary_is_loaded_again(mill: Any) -> None:
-    def dead(_: Any) -> Any:
-        raise ModelUnavailable("the stub is gone")
-
-    watchdog = mill.gateway.watchdog
-    watchdog.check()
-    assert watchdog.state == {}
-    mill.models.answers["queries"] = dead
-    watchdog.check()
-    assert (list(watchdog.state), mill.models.reloaded) == (["queries"], [])
-    watchdog.check()
-    assert mill.models.reloaded == ["queries"]
-
-
-def test_a_breaker_lets_one_call_a_rest_through_and_closes_on_success() -> None:
+def test_an_open_breaker_admits_one_trial_call_and_closes_on_success() -> None:
     now = [0.0]
-    breaker = Breaker(failures=2, rest_s=1.0, monotonic=lambda: now[0])
+    breaker = Breaker(failures=2, retry_after_s=1.0, monotonic=lambda: now[0])
     breaker.failed()
     assert breaker.allows()
     breaker.failed()

@@ -1,4 +1,4 @@
-"""Laws of the draw: propensities are the truth about how often a thing is drawn."""
+"""Laws of the draw: a logged propensity is the frequency of its draw."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_logged_propensities_are_the_frequencies_of_the_draw() -> None:
     shared = pool([1.0, 0.4, 0.2, -0.5], fresh={2, 3}, genres="aabb")
     for seed in range(runs):
         slate = RULE.select(query(seed), shared)
-        names = tuple(c.video_id for c in slate)
+        names = tuple(c.item_id for c in slate)
         drawn[names] += 1
         logged[names] = float(np.prod([c.propensity for c in slate]))
     assert len(drawn) == len(list(permutations(range(4), 2)))
@@ -52,42 +52,42 @@ def test_logged_propensities_are_the_frequencies_of_the_draw() -> None:
         assert abs(drawn[names] / runs - p) < error, names
 
 
-def test_new_items_get_their_share_of_slots() -> None:
+def test_fresh_items_get_their_share_of_slots() -> None:
     many = pool([3.0] * 20 + [-3.0] * 5, fresh=set(range(20, 25)))
     rule = PlackettLuce(temperature=0.05, explore=0.2, diversity=0.0)
     explored = [c.explored for seed in range(800) for c in rule.select(query(seed, k=5), many)]
     assert np.mean(explored) == pytest.approx(0.2, abs=0.03)
 
 
-def test_without_exploration_the_best_stands_first_and_is_certain() -> None:
+def test_without_exploration_the_best_is_first_with_propensity_one() -> None:
     rule = PlackettLuce(temperature=1e-3, explore=0.0, diversity=0.0)
     slate = rule.select(query(3, k=4), pool([0.1, 0.9, 0.5, 0.7]))
-    assert [c.video_id for c in slate] == ["v1", "v3", "v2", "v0"]
+    assert [c.item_id for c in slate] == ["v1", "v3", "v2", "v0"]
     assert [c.propensity for c in slate] == pytest.approx([1.0] * 4)
 
 
-def test_diversity_lets_another_genre_in_before_an_equal_of_the_same() -> None:
+def test_diversity_prefers_another_genre_among_equal_scores() -> None:
     rule = PlackettLuce(temperature=1e-3, explore=0.0, diversity=1.0)
     slate = rule.select(query(1), pool([1.0, 0.99, 0.98, 0.0], genres="aabb"))
-    assert [c.video_id for c in slate] == ["v0", "v2"]
+    assert [c.item_id for c in slate] == ["v0", "v2"]
     plain = PlackettLuce(temperature=1e-3, explore=0.0, diversity=0.0)
-    assert [c.video_id for c in plain.select(query(1), pool([1.0, 0.99, 0.98, 0.0]))][1] == "v1"
+    assert [c.item_id for c in plain.select(query(1), pool([1.0, 0.99, 0.98, 0.0]))][1] == "v1"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_slate_is_never_longer_than_its_pool(count: int) -> None:
     slate: Any = RULE.select(query(1, k=10), pool([0.5] * count))
     assert len(slate) == count
-    assert len({c.video_id for c in slate}) == count
+    assert len({c.item_id for c in slate}) == count
 
 
-def test_noise_belongs_to_the_candidate_so_that_one_more_does_not_reshuffle_the_rest() -> None:
+def test_an_additional_candidate_does_not_reshuffle_the_others() -> None:
     rule = PlackettLuce(temperature=0.4, explore=0.0, diversity=0.0)
     scores = [1.0, 0.6, 0.4, 0.1, -0.2, -0.4]
     orders = set()
     for seed in range(60):
-        few = [c.video_id for c in rule.select(query(seed, 3), pool(scores))]
+        few = [c.item_id for c in rule.select(query(seed, 3), pool(scores))]
         more = rule.select(query(seed, 3), pool([*scores, float("nan")]))
-        assert few == [c.video_id for c in more]
+        assert few == [c.item_id for c in more]
         orders.add(tuple(few))
     assert len(orders) > 3

@@ -1,4 +1,4 @@
-"""Laws that every stage is held to, whatever it does."""
+"""The laws that the runner enforces on every stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from features.memory_store import MemoryFeatureStore
 from serving.pipeline.query import Candidate, Pool, Query, Scored, Slate
 from serving.pipeline.runner import Deadlines, Hydration, Pipeline, Runner
 from serving.stages.filters import AlreadyEngaged
-from serving.stages.scorers import AsGiven
+from serving.stages.scorers import SourceScore
 from serving.stages.selectors import InOrder, PlackettLuce
 from serving.state.activity import Activity
 from streams.bus.contract import Stamp
@@ -24,14 +24,21 @@ from streams.contract.schema import EVENT_SCHEMA
 
 
 def query(**fields: Any) -> Query:
-    given = {"request_id": "r", "surface": "feed", "user_id": "u", "k": 3, "now_ms": 1, "seed": 7}
-    return Query(**(given | fields))
+    defaults = {
+        "request_id": "r",
+        "surface": "feed",
+        "user_id": "u",
+        "k": 3,
+        "now_ms": 1,
+        "seed": 7,
+    }
+    return Query(**(defaults | fields))
 
 
 @dataclass
-class Gives:
+class FixedSource:
     ids: Sequence[str]
-    name: str = "gives"
+    name: str = "fixed"
     scores: Sequence[float] = ()
 
     def fetch(self, query: Query) -> list[Candidate]:
@@ -41,20 +48,20 @@ class Gives:
 
 
 @dataclass
-class Breaks:
-    name: str = "breaks"
+class FailingStage:
+    name: str = "failing"
     fields: tuple[str, ...] = ("user",)
     soft: bool = False
 
-    def _break(self, *_: Any) -> Any:
-        raise RuntimeError("it broke")
+    def _fail(self, *_: Any) -> Any:
+        raise RuntimeError("broken")
 
-    fetch = hydrate = judge = score = select = _break
+    fetch = hydrate = removal_reasons = score = select = _fail
 
 
 @dataclass
-class Hangs:
-    name: str = "hangs"
+class SlowSource:
+    name: str = "slow"
 
     def fetch(self, query: Query) -> list[Candidate]:
         del query
@@ -63,32 +70,32 @@ class Hangs:
 
 
 @dataclass
-class Refuses:
-    which: set[str] = field(default_factory=set)
+class RejectingFilter:
+    rejected: set[str] = field(default_factory=set)
     soft: bool = False
-    name: str = "refuses"
+    name: str = "rejecting"
 
-    def judge(self, query: Query, pool: Pool) -> list[str | None]:
+    def removal_reasons(self, query: Query, pool: Pool) -> list[str | None]:
         del query
-        return ["unwanted" if c.video_id in self.which else None for c in pool.candidates]
+        return ["unwanted" if c.item_id in self.rejected else None for c in pool.candidates]
 
 
 @dataclass
-class Drops:
-    name: str = "drops"
+class DroppingHydrator:
+    name: str = "dropping"
 
     def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration:
         del query
-        return Hydration(items=[None] * (len(candidates) - 1))
+        return Hydration(catalogue_items=[None] * (len(candidates) - 1))
 
 
 @dataclass
-class Oversteps:
-    name: str = "oversteps"
+class OversteppingHydrator:
+    name: str = "overstepping"
     fields: tuple[str, ...] = ("stale",)
 
     def hydrate(self, query: Query) -> Query:
-        return replace(query, stale=True, k=99, user_id="somebody else")
+        return replace(query, stale=True, k=99, user_id="another user")
 
 
 @pytest.fixture(scope="module")
@@ -99,94 +106,97 @@ def runner() -> Any:
 
 
 def answer(runner: Runner, asked: Query | None = None, **stages: Any) -> Slate:
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "name": "test",
         "query_hydrators": [],
-        "sources": [Gives("abcde")],
+        "sources": [FixedSource("abcde")],
         "hydrators": [],
         "filters": [],
-        "scorer": AsGiven(),
+        "scorer": SourceScore(),
         "selector": InOrder(),
         "deadlines": Deadlines(100, 100, 100, 100),
     }
-    return runner.run(Pipeline(**(given | stages)), asked or query())
+    return runner.run(Pipeline(**(defaults | stages)), asked or query())
 
 
 def ids(slate: Slate) -> str:
-    return "".join(candidate.video_id for candidate in slate.items)
+    return "".join(candidate.item_id for candidate in slate.items)
 
 
-def said(slate: Slate) -> dict[str, str]:
+def fallback_reasons(slate: Slate) -> dict[str, str]:
     return {fallback.stage: fallback.reason for fallback in slate.fallbacks}
 
 
 def test_a_hydrator_may_not_drop_candidates(runner: Runner) -> None:
-    slate = answer(runner, hydrators=[Drops()])
+    slate = answer(runner, hydrators=[DroppingHydrator()])
     assert ids(slate) == "abc"
-    assert "another number of candidates" in said(slate)["drops"]
+    assert "another number of candidates" in fallback_reasons(slate)["dropping"]
     assert slate.query.stale is False
 
 
 def test_a_query_hydrator_writes_only_the_fields_that_it_declares(runner: Runner) -> None:
-    slate = answer(runner, query_hydrators=[Oversteps()])
+    slate = answer(runner, query_hydrators=[OversteppingHydrator()])
     assert (slate.query.stale, slate.query.k, slate.query.user_id) == (True, 3, "u")
 
 
-def test_a_lost_source_means_fewer_candidates_never_a_lost_answer(runner: Runner) -> None:
-    slate = answer(runner, sources=[Breaks(), Gives("ab")])
+def test_a_failed_source_means_fewer_candidates_not_a_failed_reply(runner: Runner) -> None:
+    slate = answer(runner, sources=[FailingStage(), FixedSource("ab")])
     assert ids(slate) == "ab"
-    assert said(slate) == {"breaks": "RuntimeError: it broke"}
+    assert fallback_reasons(slate) == {"failing": "RuntimeError: broken"}
 
 
-def test_a_source_that_overruns_is_left_behind_and_named(runner: Runner) -> None:
-    slate = answer(runner, sources=[Hangs(), Gives("ab")])
+def test_a_source_that_overruns_is_skipped_and_reported(runner: Runner) -> None:
+    slate = answer(runner, sources=[SlowSource(), FixedSource("ab")])
     assert ids(slate) == "ab"
-    assert said(slate) == {"hangs": "no answer within 100 ms"}
+    assert fallback_reasons(slate) == {"slow": "no answer within 100 ms"}
 
 
-def test_a_fallback_source_is_asked_only_while_there_is_nothing(runner: Runner) -> None:
-    spare = Gives("xyz", name="spare")
-    assert ids(answer(runner, fallback_sources=[spare])) == "abc"
-    slate = answer(runner, sources=[Gives("")], fallback_sources=[Breaks(), spare])
+def test_fallback_sources_are_asked_only_without_candidates(runner: Runner) -> None:
+    fallback = FixedSource("xyz", name="fallback")
+    assert ids(answer(runner, fallback_sources=[fallback])) == "abc"
+    slate = answer(runner, sources=[FixedSource("")], fallback_sources=[FailingStage(), fallback])
     assert ids(slate) == "xyz"
-    assert said(slate)["sources"] == "answered by spare"
+    assert fallback_reasons(slate)["sources"] == "answered by fallback"
 
 
-def test_what_filters_empty_is_filled_again_and_filtered_again(runner: Runner) -> None:
-    wanted = Refuses(which=set("abcdex"))
-    slate = answer(runner, filters=[wanted], fallback_sources=[Gives("xyz", name="spare")])
+def test_fallback_candidates_refill_an_empty_pool_and_are_filtered(runner: Runner) -> None:
+    wanted = RejectingFilter(rejected=set("abcdex"))
+    slate = answer(runner, filters=[wanted], fallback_sources=[FixedSource("xyz", name="fallback")])
     assert ids(slate) == "yz"
 
 
 def test_every_removal_has_a_reason(runner: Runner) -> None:
-    slate = answer(runner, filters=[Refuses(which={"a", "c"})])
+    slate = answer(runner, filters=[RejectingFilter(rejected={"a", "c"})])
     assert ids(slate) == "bde"
-    assert [(r.video_id, r.stage, r.reason) for r in slate.removals] == [
-        ("a", "refuses", "unwanted"),
-        ("c", "refuses", "unwanted"),
+    assert [(r.item_id, r.stage, r.reason) for r in slate.removals] == [
+        ("a", "rejecting", "unwanted"),
+        ("c", "rejecting", "unwanted"),
     ]
 
 
-def test_a_soft_filter_never_leaves_fewer_than_asked_for(runner: Runner) -> None:
-    hard, soft = Refuses(which=set("abcd")), Refuses(which=set("abcd"), soft=True)
+def test_a_soft_filter_never_leaves_fewer_than_k(runner: Runner) -> None:
+    hard, soft = (
+        RejectingFilter(rejected=set("abcd")),
+        RejectingFilter(rejected=set("abcd"), soft=True),
+    )
     assert ids(answer(runner, filters=[hard])) == "e"
     assert ids(answer(runner, filters=[soft])) == "abe"
 
 
-def test_a_broken_filter_keeps_all_and_says_so(runner: Runner) -> None:
-    slate = answer(runner, filters=[Breaks()])
+def test_a_failed_filter_keeps_all_and_is_reported(runner: Runner) -> None:
+    slate = answer(runner, filters=[FailingStage()])
     assert ids(slate) == "abc"
-    assert "breaks" in said(slate)
+    assert "failing" in fallback_reasons(slate)
 
 
-def test_a_scorer_that_fails_is_replaced_and_the_reply_says_so(runner: Runner) -> None:
-    slate = answer(runner, scorer=Breaks(), fallback_scorer=AsGiven())
+def test_a_failed_scorer_is_replaced_and_reported(runner: Runner) -> None:
+    slate = answer(runner, scorer=FailingStage(), fallback_scorer=SourceScore())
     assert ids(slate) == "abc"
-    assert "breaks" in said(slate)
+    assert "failing" in fallback_reasons(slate)
 
 
 @dataclass
-class ScoresTooFew:
+class ShortScorer:
     name: str = "few"
 
     def score(self, query: Query, pool: Pool) -> Scored:
@@ -194,13 +204,13 @@ class ScoresTooFew:
         return Scored(np.zeros(1, np.float32), np.zeros((1, 0), np.float32))
 
 
-def test_a_scorer_of_the_wrong_length_is_not_believed(runner: Runner) -> None:
-    slate = answer(runner, scorer=ScoresTooFew(), fallback_scorer=AsGiven())
-    assert "5 candidates" in said(slate)["few"]
+def test_a_scorer_result_of_the_wrong_length_is_discarded(runner: Runner) -> None:
+    slate = answer(runner, scorer=ShortScorer(), fallback_scorer=SourceScore())
+    assert "5 candidates" in fallback_reasons(slate)["few"]
 
 
-def test_with_every_stage_broken_there_is_still_an_answer(runner: Runner) -> None:
-    broken = Breaks()
+def test_with_every_stage_failing_there_is_still_a_slate(runner: Runner) -> None:
+    broken = FailingStage()
     slate = answer(
         runner,
         query_hydrators=[broken],
@@ -219,14 +229,14 @@ def test_nan_ranks_below_finite_scores(runner: Runner) -> None:
         slate = answer(
             runner,
             query(seed=seed, k=5),
-            sources=[Gives("abcde", scores=scores)],
+            sources=[FixedSource("abcde", scores=scores)],
             selector=PlackettLuce(temperature=5.0),
         )
         assert set(ids(slate)[:2]) == {"b", "d"}
 
 
 def test_the_same_request_and_seed_give_the_same_slate(runner: Runner) -> None:
-    stages: dict[str, Any] = {"sources": [Gives("abcdefgh")]}
+    stages: dict[str, Any] = {"sources": [FixedSource("abcdefgh")]}
     stages["selector"] = PlackettLuce(temperature=3.0)
     slates = {seed: ids(answer(runner, query(seed=seed), **stages)) for seed in range(20)}
     assert slates == {seed: ids(answer(runner, query(seed=seed), **stages)) for seed in range(20)}
@@ -234,26 +244,26 @@ def test_the_same_request_and_seed_give_the_same_slate(runner: Runner) -> None:
 
 
 def _likes(count: int, first_ms: int) -> pa.Table:
-    given = {
+    common = {
         "user_id": "u", "kind": KIND_CODE["like"], "ingested_at_ms": 1, "surface": "feed",
         "origin": "live", "late": False, "duplicate": False, "source_partition": 0,
         "source_offset": 0,
     }  # fmt: skip
     rows = [
-        given | {"event_id": f"e{at}", "video_id": f"v{at}", "event_time_ms": at}
+        common | {"event_id": f"e{at}", "video_id": f"v{at}", "event_time_ms": at}
         for at in range(first_ms, first_ms + count)
     ]
     return pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
 
 
-def test_what_fell_off_the_stores_list_stays_filtered_and_news_come_by_the_store_alone() -> None:
+def test_engagements_beyond_the_stores_list_stay_filtered_and_new_ones_wait_for_the_store() -> None:
     store, activity = MemoryFeatureStore(), Activity()
     store.fold("user", _likes(60, 1), Stamp("e", 0, 0))
     activity.fold(_likes(60, 1))
-    activity.fold(_likes(1, 61))  # the store has not heard of this one yet
+    activity.fold(_likes(1, 61))  # not yet in the store
     asked = query(user=store.read("user", ["u"], 100))
     pool = Pool(tuple(Candidate(f"v{at}", "given") for at in (1, 60, 61)))
-    fallen, kept, news = AlreadyEngaged(activity).judge(asked, pool)
-    assert fallen == "already engaged: earlier"
-    assert kept == "already engaged: like"
-    assert news is None
+    earlier, listed, new = AlreadyEngaged(activity).removal_reasons(asked, pool)
+    assert earlier == "already engaged: earlier"
+    assert listed == "already engaged: like"
+    assert new is None

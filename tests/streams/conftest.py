@@ -13,14 +13,15 @@ import pyarrow as pa
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from streams.bus.contract import Bus, Consumer, Record
+from streams.bus.contract import Bus, Consumer
 from streams.bus.kafka.bus import KafkaBus
 from streams.bus.memory import MemoryBus
+from streams.bus.polled import Record
 from streams.contract.events import KIND_CODE
 from streams.contract.schema import EVENT_SCHEMA
 from streams.contract.topics import topic_specs
 
-sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules, door_*.py
+sys.path.insert(0, str(Path(__file__).parent))  # the suite's own modules
 
 BUSES = ("memory", "embedded_broker", "kafka_broker")
 

@@ -1,4 +1,4 @@
-"""The door as a whole: behaviour in, sequenced events and dead letters out, on real brokers."""
+"""The ingest service as a whole: behaviour in, events and dead letters out, on every bus."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from door_mill import NOW, PARTITIONS, Mill, event, make_mill
+from ingest_harness import NOW, PARTITIONS, IngestHarness, event, make_harness
 
 from deploy.services import process
 from deploy.services.tansu import Tansu
@@ -29,29 +30,34 @@ from streams.contract.topics import (
     EVENTS_BY_USER,
     partition_of,
 )
-from streams.ingest import dead_letters
-from streams.ingest import service as batcher
+from streams.ingest import dead_letters, replay, service
 from streams.ingest.admission import REPLAY_HEADER
+from streams.ingest.loop import IngestConfig
 
 FORMS = [
     *(("memory", True), ("memory", False), ("kafka_broker", True), ("kafka_broker", False)),
-    ("embedded", True),  # it has one door (`deploy.settings`)
+    ("embedded", True),  # a sole batcher only (`deploy.settings`)
 ]
 
 
-@pytest.fixture(params=FORMS, ids=[f"{bus}-{'one' if alone else 'many'}" for bus, alone in FORMS])
-def mill(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mill]:
-    """Which bus, and whether the door is the only one."""
-    bus, alone = request.param
+@pytest.fixture(
+    params=FORMS,
+    ids=[f"{bus}-{'one' if sole_consumer else 'many'}" for bus, sole_consumer in FORMS],
+)
+def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[IngestHarness]:
+    """On each bus, with a sole batcher or one of several."""
+    bus, sole_consumer = request.param
     if bus == "memory":
-        yield make_mill(MemoryBus(), True, alone)
+        yield make_harness(MemoryBus(), True, sole_consumer)
     elif bus == "kafka_broker":
-        yield make_mill(KafkaBus(request.getfixturevalue("wiped_kafka")), True, alone)
+        yield make_harness(KafkaBus(request.getfixturevalue("wiped_kafka")), True, sole_consumer)
     else:
         broker = Tansu(tmp_path, name="own")
         child = process.start(broker, 30.0)
-        yield make_mill(KafkaBus(broker.bootstrap_servers, session_timeout_ms=1_000), False, alone)
-        child.kill()  # a graceful end takes it 5 s, and it keeps nothing
+        yield make_harness(
+            KafkaBus(broker.bootstrap_servers, session_timeout_ms=1_000), False, sole_consumer
+        )
+        child.kill()  # a graceful stop takes 5 s, and nothing is kept
 
 
 BAD: dict[str, tuple[bytes | None, str]] = {
@@ -77,69 +83,76 @@ BAD: dict[str, tuple[bytes | None, str]] = {
 }
 
 
-def test_each_bad_message_is_a_letter_and_the_good_ones_beside_it_arrive(mill: Mill) -> None:
+def test_bad_messages_become_dead_letters_and_do_not_affect_others(harness: IngestHarness) -> None:
     expected = []
-    for place, (value, _) in enumerate(BAD.values()):
-        mill.send(event(f"a{place}"), value, event(f"b{place}"), partition=0)
-        expected += [f"a{place}", f"b{place}"]
-    mill.run_until_quiet()
-    assert mill.counted() == sorted(expected)
-    assert mill.causes() == sorted(cause for _, cause in BAD.values())
-    for record in mill.records(BEHAVIOUR_DEAD):
-        assert dead_letters.read_letter(record).cause.topic == BEHAVIOUR
+    for number, (value, _) in enumerate(BAD.values()):
+        harness.send(event(f"a{number}"), value, event(f"b{number}"), partition=0)
+        expected += [f"a{number}", f"b{number}"]
+    harness.run_until_done()
+    assert harness.counted() == sorted(expected)
+    assert harness.causes() == sorted(cause for _, cause in BAD.values())
+    for record in harness.records(BEHAVIOUR_DEAD):
+        assert dead_letters.parse_dead_letter(record).cause.topic == BEHAVIOUR
 
 
-def test_rows_lie_in_their_entitys_partition_and_in_order(mill: Mill) -> None:
+def test_rows_are_in_their_entitys_partition_and_in_order(harness: IngestHarness) -> None:
     ids = [f"e{i:04d}" for i in range(500)]
     values = [event(e, f"u{i % 17}", video_id=f"v{i % 13}") for i, e in enumerate(ids)]
-    mill.send(*values, partition=1)
-    mill.run_until_quiet()
+    harness.send(*values, partition=1)
+    harness.run_until_done()
     for topic, key in ((EVENTS_BY_USER, "user_id"), (ENTITY_TOPIC["video"], "video_id")):
-        rows = mill.rows(topic)
+        rows = harness.rows(topic)
         assert sorted(rows["event_id"]) == ids
         assert [partition_of(i, PARTITIONS) for i in rows[key]] == rows["at"].to_list()
-    per_user = mill.rows().group_by("user_id", maintain_order=True).agg("event_id")["event_id"]
+    per_user = harness.rows().group_by("user_id", maintain_order=True).agg("event_id")["event_id"]
     assert all(ids.to_list() == sorted(ids) for ids in per_user)
 
 
-def test_a_duplicate_counts_once_in_every_topic_also_after_a_restart(mill: Mill) -> None:
-    mill.send(event("e1"), event("e2"), event("e1"))
-    mill.send(event("e1", "u2"))
-    mill.run_until_quiet()
-    mill.send(event("e2"), event("e3"))
-    mill.run_until_quiet()
-    rows = mill.rows()
+def test_a_duplicate_counts_once_in_every_topic_and_after_a_restart(harness: IngestHarness) -> None:
+    harness.send(event("e1"), event("e2"), event("e1"))
+    harness.send(event("e1", "u2"))
+    harness.run_until_done()
+    harness.send(event("e2"), event("e3"))
+    harness.run_until_done()
+    rows = harness.rows()
     assert len(rows) == 6
     assert rows.filter("duplicate")["event_id"].sort().to_list() == ["e1", "e2"]
-    assert mill.rows(ENTITY_TOPIC["video"])["event_id"].sort().to_list() == ["e1", "e1", "e2", "e3"]
+    assert harness.rows(ENTITY_TOPIC["video"])["event_id"].sort().to_list() == [
+        "e1",
+        "e1",
+        "e2",
+        "e3",
+    ]
 
 
-def test_the_horizon_ends_a_duplicates_memory(mill: Mill) -> None:
-    mill.send(event("e1"))
-    mill.run_until_quiet()
-    mill.clock.advance(mill.limits.duplicate_horizon_ms + 1)
-    mill.send(event("e1"))
-    mill.run_until_quiet()
-    assert mill.counted() == ["e1", "e1"]
+def test_past_the_horizon_a_duplicate_counts(harness: IngestHarness) -> None:
+    harness.send(event("e1"))
+    harness.run_until_done()
+    harness.clock.advance(harness.limits.duplicate_horizon_ms + 1)
+    harness.send(event("e1"))
+    harness.run_until_done()
+    assert harness.counted() == ["e1", "e1"]
 
 
-def test_an_erased_user_does_not_come_back_but_may_return(mill: Mill) -> None:
-    mill.bus.producer().send([erasure.message("gone", NOW - MINUTE_MS)])
+def test_events_before_an_erasure_are_refused_and_later_ones_admitted(
+    harness: IngestHarness,
+) -> None:
+    harness.bus.producer().send([erasure.erasure_message("gone", NOW - MINUTE_MS)])
     before, after = NOW - HOUR_MS, NOW
-    mill.send(event("e1", "gone", event_time_ms=before), event("e2", event_time_ms=before))
-    mill.send(event("e3", "gone", event_time_ms=after))
-    mill.run_until_quiet()
-    assert (mill.counted(), mill.causes()) == (["e2", "e3"], ["erased"])
+    harness.send(event("e1", "gone", event_time_ms=before), event("e2", event_time_ms=before))
+    harness.send(event("e3", "gone", event_time_ms=after))
+    harness.run_until_done()
+    assert (harness.counted(), harness.causes()) == (["e2", "e3"], ["erased"])
 
 
-def test_late_is_marked_and_history_is_not_late(mill: Mill) -> None:
+def test_late_events_are_marked_and_replayed_ones_are_not(harness: IngestHarness) -> None:
     old = NOW - 2 * HOUR_MS
     history = {REPLAY_HEADER: b"1"}
-    mill.send(event("late", event_time_ms=old), event("punctual"))
-    mill.send(event("history", event_time_ms=old - 900 * DAY_MS), headers=history)
-    mill.send(event("ahead", event_time_ms=NOW + HOUR_MS), headers=history)
-    mill.run_until_quiet()
-    rows = {row["event_id"]: row for row in mill.rows().to_dicts()}
+    harness.send(event("late", event_time_ms=old), event("punctual"))
+    harness.send(event("history", event_time_ms=old - 900 * DAY_MS), headers=history)
+    harness.send(event("ahead", event_time_ms=NOW + HOUR_MS), headers=history)
+    harness.run_until_done()
+    rows = {row["event_id"]: row for row in harness.rows().to_dicts()}
     assert {e: row["late"] for e, row in rows.items()} == {
         "late": True,
         "punctual": False,
@@ -147,41 +160,41 @@ def test_late_is_marked_and_history_is_not_late(mill: Mill) -> None:
     }
     assert rows["history"]["ingested_at_ms"] == old - 900 * DAY_MS
     assert rows["late"]["ingested_at_ms"] == NOW
-    assert mill.causes() == ["future"]
+    assert harness.causes() == ["future"]
 
 
-def test_garbage_on_one_partition_does_not_stall_the_other(mill: Mill) -> None:
-    mill.send(*[b"\x00\xffgarbage"] * 3_000, partition=0)
+def test_garbage_on_one_partition_does_not_stall_the_other(harness: IngestHarness) -> None:
+    harness.send(*[b"\x00\xffgarbage"] * 3_000, partition=0)
     good = [f"e{i:04d}" for i in range(300)]
-    mill.send(*[event(e) for e in good], partition=1)
-    mill.run_until_quiet()
-    assert mill.counted() == good
-    assert len(mill.causes()) == 3_000
+    harness.send(*[event(e) for e in good], partition=1)
+    harness.run_until_done()
+    assert harness.counted() == good
+    assert len(harness.causes()) == 3_000
 
 
-def test_a_trace_passes_through_beside_its_row(mill: Mill) -> None:
+def test_a_trace_follows_its_row(harness: IngestHarness) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    mill.send(event("e1"), event("e2", "u2"))
-    mill.send(event("e3", "u3"), headers={"traceparent": trace.encode()})
-    mill.run_until_quiet()
+    harness.send(event("e1"), event("e2", "u2"))
+    harness.send(event("e3", "u3"), headers={"traceparent": trace.encode()})
+    harness.run_until_done()
     for topic in (EVENTS_BY_USER, ENTITY_TOPIC["video"]):
         traced = []
-        for record in mill.records(topic):
+        for record in harness.records(topic):
             ids = from_ipc(record.value or b"")["event_id"].to_pylist()
             marks = orjson.loads(record.header("traceparents") or b"[]")
             traced += [(ids[row], text) for row, text in marks]
         assert traced == [("e3", trace)]
 
 
-def test_a_loop_killed_before_its_commit_writes_nothing_twice(mill: Mill) -> None:
-    mill.send(*[event(f"e{i:02d}", f"u{i}", video_id=f"v{i}") for i in range(40)], b"bad")
-    for loop in mill.loops():
-        _die_before_commit(loop, mill.transactional)
-    mill.run_until_quiet()
-    assert mill.counted() == [f"e{i:02d}" for i in range(40)]
-    assert len(mill.rows()) == 40
-    assert len(mill.rows(ENTITY_TOPIC["video"])) == 40
-    assert mill.causes() == ["not_json"]
+def test_a_loop_killed_before_its_commit_writes_no_row_twice(harness: IngestHarness) -> None:
+    harness.send(*[event(f"e{i:02d}", f"u{i}", video_id=f"v{i}") for i in range(40)], b"bad")
+    for loop in harness.loops():
+        _die_before_commit(loop, harness.transactional)
+    harness.run_until_done()
+    assert harness.counted() == [f"e{i:02d}" for i in range(40)]
+    assert len(harness.rows()) == 40
+    assert len(harness.rows(ENTITY_TOPIC["video"])) == 40
+    assert harness.causes() == ["not_json"]
 
 
 class _Killed(Exception):
@@ -189,9 +202,9 @@ class _Killed(Exception):
 
 
 def _die_before_commit(loop: Any, transactional: bool) -> None:
-    """Ends a loop as a kill would: what it wrote stays, its offsets do not move.
+    """Ends a loop as a kill would: its writes stay, its offsets are not committed.
 
-    A loop that has joined and finds nothing twice has nothing to write.
+    A loop that has joined its group and polls nothing twice has nothing to write.
     """
 
     def killed(*_: Any, **__: Any) -> None:
@@ -204,89 +217,92 @@ def _die_before_commit(loop: Any, transactional: bool) -> None:
     with contextlib.suppress(_Killed):
         idle = 0
         while idle < 2:
-            idle = 0 if loop.turn(0.2) or not loop._input.consumer.generation() else idle + 1
+            count = loop.run_once(0.2)
+            joined = loop._input.consumer.assignment_version() > 0
+            idle = idle + 1 if joined and not count else 0
     loop.close()
 
 
-def test_mended_letters_are_sent_again(mill: Mill) -> None:
-    mill.send(event("x", kind="plya"), event("e1"), key=b"k", headers={"h": b"1"})
-    mill.run_until_quiet()
+def test_repaired_dead_letters_are_resent(harness: IngestHarness) -> None:
+    harness.send(event("x", kind="plya"), event("e1"), key=b"k", headers={"h": b"1"})
+    harness.run_until_done()
 
-    def mend(dead: dead_letters.DeadLetter) -> bytes | None:
+    def repair(dead: dead_letters.DeadLetter) -> bytes | None:
         value = dead.record.value or b""
         return value.replace(b"plya", b"play") if b"plya" in value else None
 
-    done = dead_letters.replay(mill.bus, mend)
-    mill.run_until_quiet()
+    done = replay.replay(harness.bus, repair)
+    harness.run_until_done()
     assert done.sent >= 1
-    assert mill.counted() == ["e1", "x"]
+    assert harness.counted() == ["e1", "x"]
 
 
-@pytest.mark.parametrize("doors", [1, 2])
-def test_run_ends_when_told_and_raises_what_broke_it(doors: int) -> None:
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_run_returns_on_stop_and_raises_the_first_failure(replicas: int) -> None:
     bus = MemoryBus()
-    mill = make_mill(bus, True, doors == 1)
+    harness = make_harness(bus, True, replicas == 1)
     stop = threading.Event()
-    door = partial(batcher.run, clock=mill.clock, limits=mill.limits, stop=stop, doors=doors)
-    thread = _in_thread(lambda: door(bus))
-    mill.send(event("e1"))
+    config = IngestConfig(limits=harness.limits, replicas=replicas)
+    run = partial(service.run, config=config, clock=harness.clock, stop=stop)
+    thread = _in_thread(lambda: run(bus))
+    harness.send(event("e1"))
     deadline = time.monotonic() + 20
-    while not mill.counted() and time.monotonic() < deadline:
+    while not harness.counted() and time.monotonic() < deadline:
         time.sleep(0.05)
     stop.set()
     assert thread() is None
-    assert mill.counted() == ["e1"]
-    assert "ensure_topics" in str(_in_thread(lambda: door(MemoryBus()))())
+    assert harness.counted() == ["e1"]
+    assert "ensure_topics" in str(_in_thread(lambda: run(MemoryBus()))())
 
 
-@pytest.mark.parametrize("mill", [form for form in FORMS if not form[1]], indirect=True)
-def test_the_only_door_first_sequences_what_many_have_admitted(mill: Mill) -> None:
-    """One door is closed with events admitted; the setting changes; copies come in between."""
-    mill.send(event("e1"), event("e2", "u2"))
-    first = mill.batcher()
-    while not first.turn(0.2):
+@pytest.mark.parametrize("harness", [form for form in FORMS if not form[1]], indirect=True)
+def test_a_sole_batcher_first_sequences_what_replicas_admitted(harness: IngestHarness) -> None:
+    """A batcher stops with admitted events; `replicas` becomes 1; duplicates arrive meanwhile."""
+    harness.send(event("e1"), event("e2", "u2"))
+    first = harness.batcher()
+    while not first.run_once(0.2):
         pass
     first.close()
-    assert not mill.counted()
-    mill.send(event("e1"), event("e3"))
+    assert not harness.counted()
+    harness.send(event("e1"), event("e3"))
     stop = threading.Event()
-    run = partial(batcher.run, mill.bus, clock=mill.clock, limits=mill.limits, group=mill.group)
-    thread = _in_thread(lambda: run(stop=stop, transactional=mill.transactional))
+    config = replace(harness.config, replicas=1)
+    thread = _in_thread(lambda: service.run(harness.bus, config, clock=harness.clock, stop=stop))
     deadline = time.monotonic() + 40
-    while len(mill.rows()) < 4 and time.monotonic() < deadline:
+    while len(harness.rows()) < 4 and time.monotonic() < deadline:
         time.sleep(0.1)
     stop.set()
     assert thread() is None
-    assert mill.counted() == ["e1", "e2", "e3"]
-    assert mill.rows().filter("duplicate")["event_id"].to_list() == ["e1"]
+    assert harness.counted() == ["e1", "e2", "e3"]
+    assert harness.rows().filter("duplicate")["event_id"].to_list() == ["e1"]
 
 
-def test_the_only_door_ends_when_it_must_share_the_input() -> None:
-    mill = make_mill(MemoryBus(), True, alone=True)
-    first = mill.batcher()
-    mill.send(event("e1"), partition=0)
-    assert first.turn(0.01) == 1
-    second = mill.batcher()
-    mill.send(event("e2"), partition=0)
-    mill.send(event("e3"), partition=1)
-    with pytest.raises(BusError, match="DOORS"):
-        first.turn(0.01)
+def test_a_sole_batcher_ends_when_another_process_reads_its_input() -> None:
+    harness = make_harness(MemoryBus(), True, sole_consumer=True)
+    first = harness.batcher()
+    harness.send(event("e1"), partition=0)
+    assert first.run_once(0.01) == 1
+    second = harness.batcher()
+    harness.send(event("e2"), partition=0)
+    harness.send(event("e3"), partition=1)
+    with pytest.raises(BusError, match="REPLICAS"):
+        first.run_once(0.01)
     first.close()
-    assert second.turn(0.01) == 2
+    assert second.run_once(0.01) == 2
     second.close()
-    assert mill.counted() == ["e1", "e2", "e3"]
+    assert harness.counted() == ["e1", "e2", "e3"]
 
 
-def test_the_only_door_ends_for_company_though_nothing_comes() -> None:
-    """As one that was stopped, replaced and goes on: its successor has admitted all there is."""
-    mill = make_mill(MemoryBus(), True, alone=True)
-    first = mill.batcher()
-    assert first.turn(0.01) == 0
-    second = mill.batcher()
-    with pytest.raises(BusError, match="DOORS"):
-        first.turn(0.01)
+def test_a_sole_batcher_ends_when_another_joins_though_no_record_arrives() -> None:
+    """As after a freeze, when its successor has admitted everything."""
+    harness = make_harness(MemoryBus(), True, sole_consumer=True)
+    first = harness.batcher()
+    assert first.run_once(0.01) == 0
+    second = harness.batcher()
+    with pytest.raises(BusError, match="REPLICAS"):
+        first.run_once(0.01)
     first.close()
-    assert second.turn(0.01) == 0
+    assert second.run_once(0.01) == 0
     second.close()
 
 

@@ -1,8 +1,7 @@
-"""The door killed with SIGKILL in the middle of its transactions, on Apache Kafka.
+"""The ingest service is killed with SIGKILL during its transactions, on Apache Kafka.
 
-The moments of the kills are counts of messages written, not times, so that they fall into
-the work however fast the machine is. They come from a seed that is named when the law
-fails; set TIDEMILL_SEED to see the same moments again.
+Kills are timed by messages written, so that they interrupt work on any machine. Their seed is
+named when the law fails; set TIDEMILL_SEED to repeat it.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ import polars as pl
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from streams.bus.contract import Outgoing, Record
+from streams.bus.contract import Outgoing
 from streams.bus.kafka.bus import KafkaBus
+from streams.bus.polled import Record
 from streams.contract.schema import from_ipc
 from streams.contract.topics import (
     ADMITTED,
@@ -41,19 +41,19 @@ PARTITIONS, EVENTS, KILLS = 2, 24_000, 8
 PROGRAM = Path(__file__).with_name("batcher_process.py")
 
 
-@pytest.mark.parametrize("doors", [1, 2], ids=["the only door", "one of many"])
-def test_no_kill_loses_or_doubles_anything(doors: int, wiped_kafka: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("replicas", [1, 2], ids=["sole batcher", "replica"])
+def test_kills_lose_and_double_nothing(replicas: int, wiped_kafka: str, tmp_path: Path) -> None:
     seed = int(os.environ.get("TIDEMILL_SEED") or random.SystemRandom().randrange(2**32))
     rng = random.Random(seed)
     bus = KafkaBus(wiped_kafka)
     bus.ensure_topics(topic_specs(PARTITIONS))
     good, bad, stream = _stream(rng)
     share = len(stream) // KILLS + 1
-    door = Door(wiped_kafka, uuid.uuid4().hex, tmp_path, doors)
-    for life in range(KILLS):  # each life finds new work, however fast the one before was
-        _send(bus, stream[life * share : (life + 1) * share])
-        _run_and_kill(door, rng)
-    _run_to_the_end(bus, door, len(good) + len(good) // 100)
+    batcher = BatcherProcess(wiped_kafka, uuid.uuid4().hex, tmp_path, replicas)
+    for number in range(KILLS):  # each process has new work, however fast the last one was
+        _send(bus, stream[number * share : (number + 1) * share])
+        _run_and_kill(batcher, rng)
+    _run_to_end(bus, batcher, len(good) + len(good) // 100)
 
     where = f"seed {seed}"
     rows = _rows(bus, EVENTS_BY_USER)
@@ -62,15 +62,15 @@ def test_no_kill_loses_or_doubles_anything(doors: int, wiped_kafka: str, tmp_pat
     assert Counter(counted) == Counter(good), where
     assert Counter(_rows(bus, ENTITY_TOPIC["video"])["event_id"].to_list()) == Counter(good), where
     assert rows["at"].to_list() == [partition_of(u, PARTITIONS) for u in rows["user_id"]], where
-    dead = [dead_letters.read_letter(r).record.value for r in _records(bus, BEHAVIOUR_DEAD)]
+    dead = [dead_letters.parse_dead_letter(r).record.value for r in _records(bus, BEHAVIOUR_DEAD)]
     assert Counter(dead) == Counter(bad), where
     left = sum(_uncommitted(bus, wiped_kafka, t) for t in (ADMITTED, EVENTS_BY_USER))
-    assert left > 0, f"{where}: no kill fell into a transaction, so this run proves nothing"
+    assert left > 0, f"{where}: no kill interrupted a transaction, so this run proves nothing"
 
 
 def _stream(rng: random.Random) -> tuple[list[str], list[bytes], list[bytes]]:
-    """Ids of good events, malformed values, and both as they are sent: shuffled, and then a
-    hundredth of the good ones a second time."""
+    """Ids of good events, malformed values, and both in the order of sending: shuffled, then a
+    hundredth of the good ones again."""
     now_ms = time.time_ns() // 1_000_000
     good = [f"e{i:05d}" for i in range(EVENTS)]
     bad = [f"malformed {i:03d}".encode() for i in range(EVENTS // 200)]
@@ -98,42 +98,42 @@ def _send(bus: KafkaBus, values: list[bytes]) -> None:
 
 
 @dataclass(frozen=True)
-class Door:
-    """How the door's process is started, and the topic that it writes first."""
+class BatcherProcess:
+    """How to start the ingest service, and the topic that it writes first."""
 
     bootstrap: str
     group: str
     folder: Path
-    doors: int
+    replicas: int
 
     @property
     def topic(self) -> str:
-        return EVENTS_BY_USER if self.doors == 1 else ADMITTED
+        return EVENTS_BY_USER if self.replicas == 1 else ADMITTED
 
 
-def _start(door: Door) -> subprocess.Popen[bytes]:
-    folder = door.folder
+def _start(batcher: BatcherProcess) -> subprocess.Popen[bytes]:
+    folder = batcher.folder
     (folder / "ready").unlink(missing_ok=True)
-    argv = [door.bootstrap, door.group, str(folder), str(door.doors)]
+    argv = [batcher.bootstrap, batcher.group, str(folder), str(batcher.replicas)]
     child = subprocess.Popen([sys.executable, str(PROGRAM), *argv], start_new_session=True)
     deadline = time.monotonic() + 60
     while not (folder / "ready").exists():
-        assert child.poll() is None, "the door ended while it started"
-        assert time.monotonic() < deadline, "the door did not start within 60 s"
+        assert child.poll() is None, "it ended during its start"
+        assert time.monotonic() < deadline, "it did not start within 60 s"
         time.sleep(0.02)
     return child
 
 
-def _run_and_kill(door: Door, rng: random.Random) -> None:
-    """One life: it ends while it writes, once it has written up to ten messages."""
+def _run_and_kill(batcher: BatcherProcess, rng: random.Random) -> None:
+    """Kills it while it writes, after at most ten messages."""
     own = {"group.id": "watch", "isolation.level": "read_uncommitted"}
-    watch = Consumer({"bootstrap.servers": door.bootstrap, **own})
-    wanted = _written(watch, door.topic) + rng.randint(1, 10)
-    child = _start(door)
+    watch = Consumer({"bootstrap.servers": batcher.bootstrap, **own})
+    wanted = _written(watch, batcher.topic) + rng.randint(1, 10)
+    child = _start(batcher)
     deadline = time.monotonic() + 60
-    while _written(watch, door.topic) < wanted:
-        assert child.poll() is None, "the door ended by itself"
-        assert time.monotonic() < deadline, "the door wrote too little within 60 s"
+    while _written(watch, batcher.topic) < wanted:
+        assert child.poll() is None, "it ended by itself"
+        assert time.monotonic() < deadline, "it wrote too little within 60 s"
         time.sleep(0.001)
     child.send_signal(signal.SIGKILL)
     child.wait(10)
@@ -142,18 +142,18 @@ def _run_and_kill(door: Door, rng: random.Random) -> None:
 
 def _written(watch: Consumer, topic: str) -> int:
     """Messages in the topic, committed or not."""
-    places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
-    return sum(int(watch.get_watermark_offsets(place, timeout=10)[1]) for place in places)
+    ends = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+    return sum(int(watch.get_watermark_offsets(end, timeout=10)[1]) for end in ends)
 
 
-def _run_to_the_end(bus: KafkaBus, door: Door, expected: int) -> None:
-    child = _start(door)
+def _run_to_end(bus: KafkaBus, batcher: BatcherProcess, expected: int) -> None:
+    child = _start(batcher)
     deadline = time.monotonic() + 90
     try:
         while len(_rows(bus, EVENTS_BY_USER)) < expected and time.monotonic() < deadline:
-            assert child.poll() is None, "the door ended by itself"
+            assert child.poll() is None, "it ended by itself"
             time.sleep(0.3)
-        time.sleep(0.5)  # what should not come has time to come
+        time.sleep(0.5)  # for surplus messages to show up
     finally:
         child.kill()
         child.wait(10)
@@ -173,7 +173,7 @@ def _rows(bus: KafkaBus, topic: str) -> pl.DataFrame:
 
 
 def _uncommitted(bus: KafkaBus, bootstrap: str, topic: str) -> int:
-    """Messages that lie in `topic` and belong to no committed transaction."""
+    """Messages in `topic` of no committed transaction."""
     reader = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -183,8 +183,8 @@ def _uncommitted(bus: KafkaBus, bootstrap: str, topic: str) -> int:
         }
     )
     reader.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
-    lying = 0
+    found = 0
     while messages := reader.consume(1_000, 1.5):
-        lying += sum(message.error() is None for message in messages)
+        found += sum(message.error() is None for message in messages)
     reader.close()
-    return lying - len(_records(bus, topic))
+    return found - len(_records(bus, topic))

@@ -1,4 +1,4 @@
-"""The vectorised reading of events agrees with pydantic on every message."""
+"""The compiled decoder agrees with pydantic on every message."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.codec.decode import DECODED_SCHEMA, decode, judge
+from streams.codec.decode import decode_json, validate_json_event
 from streams.contract.events import EVENT, KIND_CODE, KINDS
-from streams.contract.schema import EVENT_SCHEMA, conform, from_ipc, to_ipc
+from streams.contract.schema import DECODED_SCHEMA, EVENT_SCHEMA, conform, from_ipc, to_ipc
 from streams.contract.topics import partition_of
 from streams.ingest.partitioning import partitions_of
 from streams.kernels.recent_keys import RecentKeys
@@ -59,7 +59,7 @@ def _messages(draw: st.DrawFn) -> bytes:
 
 
 def _expected(value: bytes | None) -> dict[str, Any] | None:
-    verdict = judge(value)
+    verdict = validate_json_event(value)
     if isinstance(verdict, tuple):
         return None
     named = verdict.model_dump() | {"kind": KIND_CODE[verdict.kind]}
@@ -68,14 +68,14 @@ def _expected(value: bytes | None) -> dict[str, Any] | None:
 
 @settings(max_examples=120, deadline=None)
 @given(st.lists(_messages(), max_size=12))
-def test_columns_and_pydantic_tell_the_same(messages: list[bytes]) -> None:
-    got = decode(messages)
+def test_the_scan_and_pydantic_agree(messages: list[bytes]) -> None:
+    got = decode_json(messages)
     assert got.table.schema.equals(DECODED_SCHEMA)
     rows = dict(zip(got.rows.tolist(), got.table.to_pylist(), strict=True))
-    refused = {refusal.row for refusal in got.refused}
+    rejected = {each.row for each in got.rejected}
     for row, message in enumerate(messages):
         assert rows.get(row) == _expected(message)
-        assert (row in rows) != (row in refused)
+        assert (row in rows) != (row in rejected)
     assert got.rows.tolist() == sorted(got.rows.tolist())
 
 
@@ -90,19 +90,19 @@ def test_columns_and_pydantic_tell_the_same(messages: list[bytes]) -> None:
         [b'{"event_id":"a","event_id":"b",' + orjson.dumps(_GOOD)[1:]] * 2,
     ],
 )
-def test_messages_cannot_borrow_from_their_neighbours(messages: list[bytes]) -> None:
-    got = decode(messages)
+def test_messages_do_not_affect_their_neighbours(messages: list[bytes]) -> None:
+    got = decode_json(messages)
     rows = dict(zip(got.rows.tolist(), got.table.to_pylist(), strict=True))
     assert [rows.get(i) for i in range(len(messages))] == [_expected(m) for m in messages]
 
 
-def test_many_broken_rows_of_every_sort_lose_no_good_one() -> None:
+def test_many_invalid_messages_lose_no_valid_one() -> None:
     good = orjson.dumps(_GOOD)
     broken = [b"{", b'{"kind":1}', good.replace(b'"v"', b"1.5"), good.replace(b"play", b"p")]
     messages = [broken[i // 7 % 4] if i % 7 == 0 else good for i in range(9_000)]
-    got = decode(messages)
+    got = decode_json(messages)
     assert got.rows.tolist() == [i for i in range(9_000) if i % 7]
-    assert [r.row for r in got.refused] == list(range(0, 9_000, 7))
+    assert [r.row for r in got.rejected] == list(range(0, 9_000, 7))
 
 
 def test_null_is_absent() -> None:
@@ -111,15 +111,15 @@ def test_null_is_absent() -> None:
 
 
 def test_an_unknown_field_is_ignored() -> None:
-    assert len(decode([orjson.dumps({**_GOOD, "mood": {"x": [1]}})]).rows) == 1
+    assert len(decode_json([orjson.dumps({**_GOOD, "mood": {"x": [1]}})]).rows) == 1
 
 
-def test_vectorised_partitions_are_the_contracts() -> None:
+def test_vectorised_partitions_match_the_contract() -> None:
     ids = ["u1", "ü", "x" * 300, "", "用户"]
     assert partitions_of(pa.array(ids), 7).tolist() == [partition_of(i, 7) for i in ids]
 
 
-def test_a_batch_survives_the_wire_and_an_older_or_newer_schema() -> None:
+def test_a_batch_round_trips_also_with_an_older_or_newer_schema() -> None:
     row = {
         "event_id": "e",
         "user_id": "u",
@@ -143,7 +143,7 @@ def test_a_batch_survives_the_wire_and_an_older_or_newer_schema() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 30), max_size=40), max_size=12))
-def test_recent_keys_remember_as_a_dictionary_would(batches: list[list[int]]) -> None:
+def test_recent_keys_match_a_dictionary(batches: list[list[int]]) -> None:
     memory, seen = RecentKeys(horizon_ms=3), dict[int, int]()
     for now, batch in enumerate(batches):
         expected = []
@@ -154,7 +154,7 @@ def test_recent_keys_remember_as_a_dictionary_would(batches: list[list[int]]) ->
         assert memory.see(np.array(batch, dtype=np.uint64), now).tolist() == expected
 
 
-def test_recent_keys_grow_and_forget() -> None:
+def test_recent_keys_grow_and_expire() -> None:
     memory = RecentKeys(horizon_ms=10)
     keys = np.random.default_rng(0).integers(1, 2**63, 50_000, dtype=np.uint64)
     assert not memory.see(keys, 0).any()

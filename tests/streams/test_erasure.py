@@ -1,4 +1,4 @@
-"""Laws of erasure: a request on the topic empties every part, and a broken one harms none."""
+"""An erasure on the topic empties every store; an invalid record is ignored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streams.bus.contract import Bus, Outgoing, Stamp
 from streams.bus.delivery import Delivery
 from streams.contract.impression import Impression, sign
 from streams.contract.topics import ERASURES, EVENTS_BY_USER, TopicSpec
-from streams.erasure import Erasures, KeptErasures, follow, message
+from streams.erasure import ErasureJournal, Erasures, consume_erasures, erasure_message
 from streams.event_log import EventLog
 from streams.feedback.store import FeedbackStore, read_feedback
 
@@ -29,7 +29,7 @@ def _shown(user: str) -> dict[str, object]:
             "impression": sign(impression, KEY), "event_time_ms": T0 + 1}  # fmt: skip
 
 
-def test_a_requested_erasure_empties_log_and_feedback_of_that_user_only(
+def test_an_erasure_removes_that_user_only_from_log_and_feedback(
     bus: Bus,
     unique: str,
     tmp_path: Path,
@@ -43,9 +43,9 @@ def test_a_requested_erasure_empties_log_and_feedback_of_that_user_only(
     for take in (log.append, feedback.join):
         take(Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), table))
     producer = bus.producer()
-    producer.send([message(gone, T0 + 100)])
+    producer.send([erasure_message(gone, T0 + 100)])
     producer.send([Outgoing(ERASURES, value) for value in (b"{", None, b'{"user_id": 7}')])
-    producer.send([message(last, T0 + 100)])
+    producer.send([erasure_message(last, T0 + 100)])
     stop = threading.Event()
 
     def until_last(user_id: str, _: int) -> None:
@@ -54,23 +54,25 @@ def test_a_requested_erasure_empties_log_and_feedback_of_that_user_only(
 
     timer = threading.Timer(30, stop.set)
     timer.start()
-    follow(bus, [log.erase, feedback.erase, until_last], stop, group=f"g-{unique}")
+    consume_erasures(bus, [log.erase, feedback.erase, until_last], stop, group=f"g-{unique}")
     timer.cancel()
     assert log.read()["user_id"].to_list() == [stays]
     assert read_feedback(tmp_path / "feedback")["user_id"].to_list() == [stays]
 
 
-def test_erasures_survive_a_broker_that_forgets(bus: Bus, unique: str, tmp_path: Path) -> None:
+def test_erasures_survive_a_broker_that_loses_its_topics(
+    bus: Bus, unique: str, tmp_path: Path
+) -> None:
     bus.ensure_topics([TopicSpec(ERASURES, 1)])
-    kept = KeptErasures(tmp_path / "erasures.jsonl")
+    journal = ErasureJournal(tmp_path / "erasures.jsonl")
     one, two = f"one-{unique}", f"two-{unique}"
-    for user, at_ms in ((one, 5), (one, 5), (two, 7), (one, 9)):
-        kept.keep(user, at_ms)
+    for user, at_ms in ((one, T0), (one, T0), (two, T0 + 2), (one, T0 + 4)):
+        journal.append(user, at_ms)
     with (tmp_path / "erasures.jsonl").open("a") as file:
-        file.write('{"user_id": "cut')
-    kept.keep(f"three-{unique}", 1)
-    assert kept.restore(bus) == 3
-    assert kept.restore(bus) == 0
+        file.write('{"user_id": "torn')
+    journal.append(f"three-{unique}", T0 - 4)
+    assert journal.restore(bus) == 3
+    assert journal.restore(bus) == 0
     table = Erasures(bus)
     table.close()
-    assert (table.until[one], table.until[two]) == (9, 7)
+    assert (table.until_ms[one], table.until_ms[two]) == (T0 + 4, T0 + 2)

@@ -1,4 +1,4 @@
-"""Laws of the feedback join: the same rows in any order, any batches, any number of lives."""
+"""The feedback join gives the same rows for any order, batches and restarts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from streams.bus.contract import Outgoing, Stamp
 from streams.bus.delivery import Delivery, combine
 from streams.contract.impression import Impression, sign
 from streams.contract.topics import EVENTS_BY_USER, FEEDBACK
-from streams.feedback.join import Join, Refusal
-from streams.feedback.outcomes import FEEDBACK_SCHEMA, TASKS, Windows
+from streams.feedback.join import FeedbackJoin, TokenRejection
+from streams.feedback.outcomes import FEEDBACK_SCHEMA, FEEDBACK_TASKS, AttributionWindows
 from streams.feedback.store import FeedbackStore, read_feedback, read_matured
 from streams.storage.segments import Segments
 
@@ -31,7 +31,7 @@ T0 = 1_700_000_000_000
 
 
 class _Topic:
-    """Keeps what was published, and fails as often as it is told to."""
+    """Records what is published; fails the next `failures` sends."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -59,7 +59,7 @@ def _impression(number: int) -> Impression:
 
 
 def _event(number: int, kind: str, after_ms: int, **own: object) -> dict[str, object]:
-    """An event on impression `number`, `after_ms` after T0, as an honest client sends it."""
+    """An event on impression `number`, `after_ms` after T0, with a valid token."""
     impression = _impression(number)
     return {
         "kind": kind, "user_id": impression.user_id, "video_id": impression.video_id,
@@ -74,7 +74,7 @@ def _store(directory: Path, **own: Any) -> FeedbackStore:
 
 @pytest.fixture
 def joined(event_table: Build, tmp_path: Path) -> Callable[..., pl.DataFrame]:
-    """Joins batches of events, one offset each, and reads the feedback back."""
+    """Joins batches of events, one offset each, and returns the feedback."""
 
     def join(*batches: list[dict[str, object]]) -> pl.DataFrame:
         store = _store(tmp_path)
@@ -85,7 +85,7 @@ def joined(event_table: Build, tmp_path: Path) -> Callable[..., pl.DataFrame]:
     return join
 
 
-def test_an_action_before_its_shown_is_joined_when_the_shown_comes(
+def test_an_action_that_precedes_its_shown_counts_once_shown_arrives(
     joined: Callable[..., pl.DataFrame],
 ) -> None:
     row = joined([_event(0, "like", 20)], [_event(0, "shown", 5)]).row(0, named=True)
@@ -94,7 +94,9 @@ def test_an_action_before_its_shown_is_joined_when_the_shown_comes(
     assert row["matured_at_ms"] == T0 + 5 + 100
 
 
-def test_served_is_not_seen(joined: Callable[..., pl.DataFrame], tmp_path: Path) -> None:
+def test_nothing_is_attributed_without_shown(
+    joined: Callable[..., pl.DataFrame], tmp_path: Path
+) -> None:
     row = joined([_event(0, "play", 3)]).row(0, named=True)
     assert not row["play"]
     assert row["shown_at_ms"] is None
@@ -113,28 +115,28 @@ def test_each_task_has_its_own_window_and_its_end_is_inside(
     assert rows[f"{task}_at_ms"].to_list() == [T0 + window, T0 + window + 2]
 
 
-def test_what_a_token_said_is_what_the_row_says(joined: Callable[..., pl.DataFrame]) -> None:
+def test_a_row_states_what_its_token_states(joined: Callable[..., pl.DataFrame]) -> None:
     rows = joined([_event(n, "query_shown" if n == 2 else "shown", 5) for n in range(3)])
     for number, row in enumerate(rows.iter_rows(named=True)):
         impression = _impression(number)
         assert row["impression_id"] == impression.impression_id
-        told = {name: row[name] for name in Impression.model_fields}
-        assert told == impression.model_dump(mode="json")
+        stated = impression.model_dump(mode="json", exclude={"arm", "origin_item_id"})
+        assert stated == {name: row[name] for name in stated}
     assert [row is None for row in rows["weights"]] == [True, False, True]
 
 
-@pytest.mark.parametrize("filed", [False, True], ids=["in the tail", "as Parquet"])
-def test_files_of_before_weights_were_told_are_read_and_joined_to(
-    tmp_path: Path, event_table: Build, filed: bool
+@pytest.mark.parametrize("sealed", [False, True], ids=["write-ahead", "Parquet"])
+def test_files_from_before_weights_existed_are_read_and_joined(
+    tmp_path: Path, event_table: Build, sealed: bool
 ) -> None:
-    """Written by an older version: the last two columns are not there."""
-    joined = Join(KEY).batch(event_table([_event(1, "shown", 5)]))
-    table = joined.alone().table(Windows(WINDOWS))
+    """An older version wrote no columns for weights."""
+    joined = FeedbackJoin(KEY).join_batch(event_table([_event(1, "shown", 5)]))
+    table = joined.to_columns().feedback_rows(AttributionWindows(WINDOWS))
     old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-2]), times=("served_at_ms",))
     assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == {"weights", "log_density"}
     old.append(Stamp("e", 0, 0), table.select(old.schema.names))
-    if filed:
-        old.gather()
+    if sealed:
+        old.flush()
     assert read_feedback(tmp_path).select("weights", "log_density").row(0) == (None, None)
     like = event_table([_event(1, "like", 9)])
     _store(tmp_path).join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 1), like))
@@ -145,38 +147,57 @@ def test_files_of_before_weights_were_told_are_read_and_joined_to(
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"impression": sign(_impression(0), FOREIGN_KEY)}, Refusal.FORGED),
-        ({"impression": sign(_impression(0), KEY)[:-2]}, Refusal.FORGED),
-        ({"impression": "no.token"}, Refusal.FORGED),
-        ({"impression": "äöü"}, Refusal.FORGED),
-        ({"user_id": "thief"}, Refusal.OTHER_USER),
-        ({"video_id": "v7"}, Refusal.OTHER_ITEM),
+        ({"impression": sign(_impression(0), FOREIGN_KEY)}, TokenRejection.FORGED),
+        ({"impression": sign(_impression(0), KEY)[:-2]}, TokenRejection.FORGED),
+        ({"impression": "no.token"}, TokenRejection.FORGED),
+        ({"impression": "äöü"}, TokenRejection.FORGED),
+        ({"user_id": "other"}, TokenRejection.OTHER_USER),
+        ({"video_id": "v7"}, TokenRejection.OTHER_ITEM),
         ({"impression": None}, None),
         ({"duplicate": True}, None),
     ],
 )
-def test_only_an_honest_token_gives_feedback_and_a_good_event_beside_it_does(
-    tmp_path: Path, event_table: Build, change: dict[str, object], cause: Refusal | None
+def test_an_invalid_token_gives_no_feedback_and_harms_no_other_event(
+    tmp_path: Path, event_table: Build, change: dict[str, object], cause: TokenRejection | None
 ) -> None:
-    refused: Counter[Refusal] = Counter()
-    store = _store(tmp_path, refused=refused.update)
+    rejected: Counter[TokenRejection] = Counter()
+    store = _store(tmp_path, on_rejected=rejected.update)
     batch = event_table([{**_event(0, "like", 3), **change}, _event(1, "shown", 2)])
     store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), batch))
     assert read_feedback(tmp_path)["impression_id"].to_list() == [_impression(1).impression_id]
-    assert refused == (Counter([cause]) if cause else Counter())
+    assert rejected == (Counter([cause]) if cause else Counter())
 
 
-def test_a_click_on_another_query_than_was_served_is_refused(
+def test_a_click_on_a_query_that_was_not_served_is_rejected(
     joined: Callable[..., pl.DataFrame],
 ) -> None:
     assert joined([_event(2, "query_click", 3, query="another")]).height == 0
     assert joined([_event(2, "query_click", 3)]).height == 1
 
 
-def test_two_tokens_of_one_impression_are_each_held_against_what_they_say(
+def test_feedback_on_ids_too_long_for_a_token_is_joined_with_their_full_texts(
+    event_table: Build, tmp_path: Path
+) -> None:
+    long = {"user_id": "使" * 128, "video_id": "動" * 128, "query": "詞" * 256}
+    token = sign(_impression(2).model_copy(update=long), KEY)
+    own = {**long, "impression": token, "event_time_ms": T0 + 5}
+    events = [_event(2, "query_shown", 5, **own), _event(2, "query_click", 6, **own)]
+    other = [events[1] | {"user_id": "u9"}, events[1] | {"query": "q9"}]
+    store = _store(tmp_path)
+    store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 0), event_table(events + other)))
+    (row,) = read_feedback(tmp_path).rows(named=True)
+    assert {name: row[name] for name in long} == long
+    assert row["query_click"]
+    unstated = [events[1] | {"kind": "play", "query": None}]
+    found = FeedbackJoin(KEY).join_batch(event_table(other[1:] + unstated))
+    assert found.impressions == {}
+    assert found.rejected == {TokenRejection.OTHER_ITEM: 2}
+
+
+def test_each_of_two_tokens_of_one_impression_is_checked_on_its_own(
     joined: Callable[..., pl.DataFrame],
 ) -> None:
-    """A request that was answered twice: the same slot, another video."""
+    """A request that was answered twice: the same slot, another item."""
     again = _impression(0).model_copy(update={"video_id": "other", "served_at_ms": T0 + 50})
     other = {"impression": sign(again, KEY), "video_id": "other"}
     row = joined([_event(0, "shown", 5), _event(0, "like", 9, **other)]).row(0, named=True)
@@ -184,7 +205,7 @@ def test_two_tokens_of_one_impression_are_each_held_against_what_they_say(
     assert row["revision"] == 1
 
 
-def test_the_last_origin_in_the_alphabet_stands_and_is_a_revision(
+def test_the_alphabetically_last_origin_wins_and_is_a_revision(
     joined: Callable[..., pl.DataFrame],
 ) -> None:
     shown = [_event(0, "shown", 5, origin=origin) for origin in ("replayed", "simulated", "live")]
@@ -192,7 +213,7 @@ def test_the_last_origin_in_the_alphabet_stands_and_is_a_revision(
     assert (row["origin"], row["revision"]) == ("simulated", 2)
 
 
-def test_of_orders_at_once_the_smaller_amount_stands_and_the_first_before_all(
+def test_the_first_order_counts_and_the_smaller_of_two_at_once(
     joined: Callable[..., pl.DataFrame],
 ) -> None:
     orders = [(9, 5), (7, 8), (7, 6), (8, 1)]
@@ -211,7 +232,7 @@ def test_each_matured_impression_is_read_once_by_a_moving_watermark(
     assert second["video_id"].to_list() == ["v3", "v4"]
 
 
-def test_a_failed_publication_takes_nothing_in_and_the_retry_publishes(
+def test_a_failed_publication_changes_nothing_and_the_retry_publishes(
     tmp_path: Path, event_table: Build
 ) -> None:
     topic = _Topic()
@@ -227,7 +248,9 @@ def test_a_failed_publication_takes_nothing_in_and_the_retry_publishes(
     assert set(topic.rows[0]) == set(FEEDBACK_SCHEMA.names)
 
 
-def test_a_store_notices_what_another_process_has_filed(tmp_path: Path, event_table: Build) -> None:
+def test_a_store_notices_what_another_process_has_written(
+    tmp_path: Path, event_table: Build
+) -> None:
     here, there = _store(tmp_path), _store(tmp_path)
 
     def join(store: FeedbackStore, offset: int, *events: dict[str, object]) -> None:
@@ -240,7 +263,7 @@ def test_a_store_notices_what_another_process_has_filed(tmp_path: Path, event_ta
     assert (row["revision"], row["like"], row["play"]) == (3, True, True)
 
 
-def test_an_erased_user_is_gone_from_feedback_and_a_late_action_does_not_bring_them_back(
+def test_an_erased_user_stays_erased_after_a_late_action(
     tmp_path: Path, event_table: Build
 ) -> None:
     topic = _Topic()
@@ -255,14 +278,14 @@ def test_an_erased_user_is_gone_from_feedback_and_a_late_action_does_not_bring_t
     assert len(topic.rows) == 2
 
 
-_KINDS = ["shown", "query_shown", *TASKS, "share"]
+_KINDS = ["shown", "query_shown", *FEEDBACK_TASKS, "share"]
 _EVENTS = st.lists(
     st.builds(
-        lambda number, kind, after, dwell, amount, honest: {
+        lambda number, kind, after, dwell, amount, valid: {
             **_event(number, kind, after),
             "dwell_ms": dwell if kind in ("skip", "play", "long_view") else None,
             "amount_cents": amount if kind == "order" else None,
-            **({} if honest else {"user_id": "thief"}),
+            **({} if valid else {"user_id": "other"}),
         },
         st.integers(0, 5),
         st.sampled_from(_KINDS),
@@ -276,7 +299,7 @@ _EVENTS = st.lists(
 
 
 def _batch_join(events: list[dict[str, object]]) -> pl.DataFrame:
-    """The join again, computed at once by polars from impressions beside events."""
+    """The same join in polars, from all impressions and events at once."""
     served = pl.DataFrame(
         [{"n": n, "served": i.served_at_ms, "owner": i.user_id, "q": i.query,
           "impression_id": i.impression_id} for n in range(6) for i in [_impression(n)]]
@@ -293,9 +316,10 @@ def _batch_join(events: list[dict[str, object]]) -> pl.DataFrame:
     shown_kind = (
         pl.when(pl.col("q").is_null()).then(pl.lit("shown")).otherwise(pl.lit("query_shown"))
     )
-    relevant = on.filter(pl.col("kind").is_in(TASKS) | (pl.col("kind") == shown_kind))
+    relevant = on.filter(pl.col("kind").is_in(FEEDBACK_TASKS) | (pl.col("kind") == shown_kind))
     first = [
-        pl.col("t").filter(pl.col("kind") == task).min().alias(f"{task}_at_ms") for task in TASKS
+        pl.col("t").filter(pl.col("kind") == task).min().alias(f"{task}_at_ms")
+        for task in FEEDBACK_TASKS
     ]
     orders = pl.col("kind") == "order"
     rows = relevant.group_by("impression_id").agg(
@@ -310,14 +334,14 @@ def _batch_join(events: list[dict[str, object]]) -> pl.DataFrame:
         (pl.col(f"{task}_at_ms") <= pl.col("shown_at_ms") + WINDOWS.get(task, longest))
         .fill_null(False)
         .alias(task)
-        for task in TASKS
+        for task in FEEDBACK_TASKS
     ]
     return rows.with_columns(*hit, matured_at_ms=pl.col("shown_at_ms") + longest)
 
 
 @settings(max_examples=60, deadline=None)
 @given(events=_EVENTS, data=st.data())
-def test_the_stream_equals_the_batch_join_under_any_order_combination_replay_and_restart(
+def test_the_stream_equals_the_batch_join_for_any_order_batches_replay_and_restart(
     tmp_path_factory: pytest.TempPathFactory,
     event_table: Build,
     events: list[dict[str, object]],
@@ -331,17 +355,17 @@ def test_the_stream_equals_the_batch_join_under_any_order_combination_replay_and
         for offset, (a, b) in enumerate(edges)
     ]
     topic = _Topic()
-    remembered = data.draw(st.sampled_from([1, 1_000]))
-    store = _store(directory, producer=topic, remembered=remembered)
-    offset, lives = 0, 1
+    cached = data.draw(st.sampled_from([1, 1_000]))
+    store = _store(directory, producer=topic, cached_impressions=cached)
+    offset, restarts = 0, 0
     while offset < len(messages):
-        until = offset + data.draw(st.integers(1, 3))  # as many as wait are handed over together
+        until = offset + data.draw(st.integers(1, 3))  # waiting messages are combined
         store.join(combine(messages[offset:until]))
         offset = min(until, len(messages))
-        if lives < 5 and data.draw(st.integers(0, 2)) == 2:  # killed; the group is behind
-            lives += 1
+        if restarts < 4 and data.draw(st.integers(0, 2)) == 2:  # the group resumes earlier
+            restarts += 1
             offset = data.draw(st.integers(0, offset))
-            store = _store(directory, producer=topic, remembered=remembered)
+            store = _store(directory, producer=topic, cached_impressions=cached)
     expected = _batch_join(events).sort("impression_id")
     got = read_feedback(directory).sort("impression_id")
     assert got.select(expected.columns).equals(expected.select(expected.columns))
@@ -351,5 +375,5 @@ def test_the_stream_equals_the_batch_join_under_any_order_combination_replay_and
     assert read_feedback(clean).sort("impression_id").equals(got)
     last = {row["impression_id"]: row["revision"] for row in topic.rows}
     assert last == dict(zip(got["impression_id"], got["revision"], strict=True))
-    said = {(row["impression_id"], row["revision"]): row for row in topic.rows}
-    assert all(said[row["impression_id"], row["revision"]] == row for row in topic.rows)
+    published = {(row["impression_id"], row["revision"]): row for row in topic.rows}
+    assert all(published[row["impression_id"], row["revision"]] == row for row in topic.rows)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.codec.decode import DECODED_SCHEMA, decode, judge
-from streams.codec.json import scanned, warm
+from streams.codec.decode import decode_json, validate_json_event
+from streams.codec.json import scan_events
 from streams.contract.events import KIND_CODE, KINDS
+from streams.contract.schema import DECODED_SCHEMA
 from streams.kernels import json_scan
 
 T = 1_750_000_000_000
@@ -33,7 +34,7 @@ _FULL = _GOOD | {
 
 def _row(value: bytes) -> dict[str, Any] | None:
     """What pydantic alone makes of the message."""
-    verdict = judge(value)
+    verdict = validate_json_event(value)
     if isinstance(verdict, tuple):
         return None
     named = verdict.model_dump() | {"kind": KIND_CODE[verdict.kind]}
@@ -42,7 +43,7 @@ def _row(value: bytes) -> dict[str, Any] | None:
 
 def _taken(values: list[bytes]) -> dict[int, dict[str, Any]]:
     """What the scan alone makes of the messages."""
-    rows, columns = scanned(values, np.array(list(map(len, values))))
+    rows, columns = scan_events(values, np.array(list(map(len, values))))
     for column in columns.values():
         column.validate(full=True)
     stated = {name: column.to_pylist() for name, column in columns.items()}
@@ -53,10 +54,10 @@ def _agree(values: list[bytes]) -> bool:
     """Whether scan and decode tell what pydantic tells, which is shown where they do not."""
     for row, found in _taken(values).items():
         assert found == _row(values[row]), values[row]
-    got = decode(list(values))
+    got = decode_json(list(values))
     rows = dict(zip(got.rows.tolist(), got.table.to_pylist(), strict=True))
     assert [rows.get(row) for row in range(len(values))] == [_row(value) for value in values]
-    return sorted([*rows, *(refusal.row for refusal in got.refused)]) == list(range(len(values)))
+    return sorted([*rows, *(refusal.row for refusal in got.rejected)]) == list(range(len(values)))
 
 
 NUMBERS = [
@@ -227,7 +228,7 @@ def test_every_character_can_be_escaped() -> None:
     codes = [*range(1, 0x3000), *range(0x3000, 0x110000, 7)]
     texts = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
     values = [orjson.dumps(_GOOD).replace(b'"v"', json.dumps(text).encode()) for text in texts]
-    rows, columns = scanned(values, np.array(list(map(len, values))))
+    rows, columns = scan_events(values, np.array(list(map(len, values))))
     assert columns["video_id"].to_pylist() == [texts[row] for row in rows.tolist()]
     assert len(rows) == len(texts)
 
@@ -288,7 +289,6 @@ def test_a_poll_that_is_cut_into_parts_keeps_its_rows(monkeypatch: pytest.Monkey
 
 
 def test_no_poll_makes_the_door_compile_again() -> None:
-    """What `python -m streams.codec.json` compiled is all that a poll needs."""
-    warm()
-    decode([orjson.dumps(_FULL)] * 3)
+    """What `python -m deploy.compile` compiled is all that a poll needs."""
+    decode_json([orjson.dumps(_FULL)] * 3)
     assert len(json_scan.scan.signatures) == 1

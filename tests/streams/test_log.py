@@ -1,4 +1,4 @@
-"""Laws of the event log: each stamp once, whatever is killed, repeated or restarted."""
+"""The event log holds each stamp once after crashes, repeats and restarts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from streams.contract.schema import to_ipc
 from streams.contract.topics import EVENTS_BY_USER
 from streams.event_log import EventLog
 from streams.storage import segments
-from streams.storage.segment_files import Filed
+from streams.storage.segment_names import SealedFile
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
 Deliver = Callable[..., Delivery]
@@ -31,13 +31,13 @@ Deliver = Callable[..., Delivery]
 
 @pytest.fixture(scope="session")
 def deliver(event_table: Build) -> Deliver:
-    """A batch of `rows` rows whose event ids name its place, so that reads show what is held."""
+    """Makes a batch of `rows` rows whose event ids state its stamp."""
 
-    def make(offset: int, rows: int = 3, partition: int = 0, epoch: str = "e") -> Delivery:
+    def make(offset: int, rows: int = 3, partition: int = 0, topic_id: str = "e") -> Delivery:
         table = event_table(
             [
                 {
-                    "event_id": f"{epoch}/{partition}/{offset}/{row}",
+                    "event_id": f"{topic_id}/{partition}/{offset}/{row}",
                     "user_id": f"u{row}",
                     "event_time_ms": 1_000 * offset + row,
                     "ingested_at_ms": 1_000 * offset + 500,
@@ -47,19 +47,18 @@ def deliver(event_table: Build) -> Deliver:
             ]
         )
         payload = to_ipc(table.combine_chunks().to_batches()[0]) if rows else None
-        return Delivery(EVENTS_BY_USER, Stamp(epoch, partition, offset), table, {}, payload)
+        return Delivery(EVENTS_BY_USER, Stamp(topic_id, partition, offset), table, {}, payload)
 
     return make
 
 
-@pytest.fixture(params=["large files", "small files", "files at once"])
-def gathering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The same law where nothing is gathered, where every third batch is, and where a batch of
-    three rows is Parquet at once."""
-    if request.param == "small files":
-        monkeypatch.setattr(segments, "GATHER_FILES", 3)
-    if request.param == "files at once":
-        monkeypatch.setattr(segments, "AT_ONCE_ROWS", 3)
+@pytest.fixture(params=["no flush", "frequent flush", "direct flush"])
+def flushing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Nothing is flushed, every third batch triggers a flush, or three rows do so directly."""
+    if request.param == "frequent flush":
+        monkeypatch.setattr(segments, "FLUSH_FILES", 3)
+    if request.param == "direct flush":
+        monkeypatch.setattr(segments, "DIRECT_FLUSH_ROWS", 3)
     return str(request.param)
 
 
@@ -67,17 +66,17 @@ def _ids(log: EventLog) -> list[str]:
     return sorted(log.read()["event_id"].to_list())
 
 
-def _expected(offsets: range, rows: int = 3, partition: int = 0, epoch: str = "e") -> list[str]:
-    return sorted(f"{epoch}/{partition}/{o}/{r}" for o in offsets for r in range(rows))
+def _expected(offsets: range, rows: int = 3, partition: int = 0, topic_id: str = "e") -> list[str]:
+    return sorted(f"{topic_id}/{partition}/{o}/{r}" for o in offsets for r in range(rows))
 
 
-def _plain_rows(directory: Path) -> int:
-    """What a reader that knows nothing but Parquet counts."""
+def _parquet_rows(directory: Path) -> int:
+    """The rows that duckdb counts in the Parquet files."""
     query = f"select count(*) from '{directory}/**/*.parquet'"
     return int(duckdb.sql(query).fetchall()[0][0])
 
 
-@pytest.mark.usefixtures("gathering")
+@pytest.mark.usefixtures("flushing")
 def test_a_batch_appended_again_changes_nothing(tmp_path: Path, deliver: Deliver) -> None:
     log = EventLog(tmp_path)
     for offset in [*range(10), *range(5, 10), 0]:
@@ -87,8 +86,8 @@ def test_a_batch_appended_again_changes_nothing(tmp_path: Path, deliver: Deliver
     assert _ids(log) == _expected(range(10))
 
 
-@pytest.mark.usefixtures("gathering")
-def test_two_zombies_write_one_log(tmp_path: Path, deliver: Deliver) -> None:
+@pytest.mark.usefixtures("flushing")
+def test_two_concurrent_writers_write_one_log(tmp_path: Path, deliver: Deliver) -> None:
     one, two = EventLog(tmp_path), EventLog(tmp_path)
     for offset in range(20):
         one.append(deliver(offset))
@@ -99,15 +98,13 @@ def test_two_zombies_write_one_log(tmp_path: Path, deliver: Deliver) -> None:
     assert _ids(one) == _ids(two) == _expected(range(25))
 
 
-@pytest.mark.usefixtures("gathering")
-def test_offsets_that_start_again_in_a_new_epoch_overwrite_nothing(
-    tmp_path: Path, deliver: Deliver
-) -> None:
+@pytest.mark.usefixtures("flushing")
+def test_offsets_of_a_recreated_topic_overwrite_nothing(tmp_path: Path, deliver: Deliver) -> None:
     log = EventLog(tmp_path)
-    for epoch, batches in [("first/=", 7), ("second", 4)]:
+    for topic_id, batches in [("first/=", 7), ("second", 4)]:
         for offset in range(batches):
-            log.append(deliver(offset, epoch=epoch))
-    expected = _expected(range(7), epoch="first/=") + _expected(range(4), epoch="second")
+            log.append(deliver(offset, topic_id=topic_id))
+    expected = _expected(range(7), topic_id="first/=") + _expected(range(4), topic_id="second")
     assert _ids(log) == sorted(expected)
     assert set(log.scan().collect()["epoch"]) == {"first/=", "second"}
 
@@ -124,9 +121,9 @@ def test_an_event_is_on_disk_when_append_returns(tmp_path: Path, deliver: Delive
     assert _ids(EventLog(tmp_path)) == _expected(range(1))
 
 
-@pytest.mark.usefixtures("gathering")
+@pytest.mark.usefixtures("flushing")
 @pytest.mark.parametrize("together", [1, 4])
-def test_a_writer_killed_anywhere_leaves_whole_batches_and_goes_on(
+def test_a_writer_killed_anywhere_leaves_whole_batches_and_can_continue(
     tmp_path: Path, deliver: Deliver, together: int
 ) -> None:
     deliveries = [deliver(offset) for offset in range(3_000)]
@@ -136,10 +133,10 @@ def test_a_writer_killed_anywhere_leaves_whole_batches_and_goes_on(
         for offset in range(0, len(deliveries), together):
             log.append(combine(deliveries[offset : offset + together]))
 
-    for life in range(6):
+    for attempt in range(6):
         child = multiprocessing.get_context("fork").Process(target=write_all)
         child.start()
-        time.sleep(0.05 + 0.037 * life)
+        time.sleep(0.05 + 0.037 * attempt)
         child.kill()
         child.join()
         held = EventLog(tmp_path).last_offset("e", 0)
@@ -149,38 +146,36 @@ def test_a_writer_killed_anywhere_leaves_whole_batches_and_goes_on(
     assert _ids(EventLog(tmp_path)) == _expected(range(held + 50))
 
 
-@pytest.mark.usefixtures("gathering")
-def test_a_combined_delivery_is_as_many_batches_however_it_is_cut(
-    tmp_path: Path, deliver: Deliver
-) -> None:
+@pytest.mark.usefixtures("flushing")
+def test_a_combined_delivery_is_stored_as_its_batches(tmp_path: Path, deliver: Deliver) -> None:
     sent = [deliver(offset, rows) for offset, rows in enumerate([2, 3, 0, 1, 4, 2, 1])]
-    log, zombie = EventLog(tmp_path), EventLog(tmp_path)
-    for each, first, end in [(log, 0, 3), (zombie, 0, 5), (log, 2, 4), (zombie, 4, 7), (log, 3, 7)]:
+    log, other = EventLog(tmp_path), EventLog(tmp_path)
+    for each, first, end in [(log, 0, 3), (other, 0, 5), (log, 2, 4), (other, 4, 7), (log, 3, 7)]:
         each.append(combine(sent[first:end]))
     assert [d.stamp for d in log.deliveries()] == [d.stamp for d in sent if d.table.num_rows]
     tables = [d.table for d in sent if d.table.num_rows]
     assert all(a.table.equals(b) for a, b in zip(log.deliveries(), tables, strict=True))
-    log.gather()
-    assert _plain_rows(tmp_path) == 13
+    log.flush()
+    assert _parquet_rows(tmp_path) == 13
 
 
-def test_a_crash_between_the_files_of_what_came_at_once_counts_nothing_twice(
+def test_a_crash_between_the_files_of_a_direct_flush_counts_nothing_twice(
     tmp_path: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two hours, two files: the first one lies in its place when the process dies."""
-    monkeypatch.setattr(segments, "AT_ONCE_ROWS", 3)
+    """Two hours, two files: the process dies after the first one."""
+    monkeypatch.setattr(segments, "DIRECT_FLUSH_ROWS", 3)
     combined = combine([deliver(1), deliver(3_600), deliver(3_601)])
     log = EventLog(tmp_path)
     log.append(deliver(0, rows=1))
-    add, added = log.segments.files.add, list[Filed]()
+    add, added = log.segments.files.add_sealed, list[SealedFile]()
 
-    def die_at_the_second(file: Filed, content: pa.Buffer) -> None:
+    def die_at_the_second(file: SealedFile, content: pa.Buffer) -> None:
         if added:
             raise KeyboardInterrupt
         added.append(file)
         add(file, content)
 
-    monkeypatch.setattr(log.segments.files, "add", die_at_the_second)
+    monkeypatch.setattr(log.segments.files, "add_sealed", die_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         log.append(combined)
     again = EventLog(tmp_path)
@@ -190,32 +185,32 @@ def test_a_crash_between_the_files_of_what_came_at_once_counts_nothing_twice(
     again.append(combined)
     assert _ids(again) == sorted(held + _expected(range(3_600, 3_602)))
     assert [d.stamp.offset for d in again.deliveries()] == [0, 1, 3_600, 3_601]
-    assert _plain_rows(tmp_path) == 10
+    assert _parquet_rows(tmp_path) == 10
 
 
 @pytest.mark.parametrize("crash", ["after the rename", "in mid-merge"])
-def test_a_crash_while_gathering_counts_nothing_twice(
+def test_a_crash_during_a_flush_counts_nothing_twice(
     tmp_path: Path, deliver: Deliver, crash: str
 ) -> None:
     log = EventLog(tmp_path / "log")
     for offset in range(6):
         log.append(deliver(offset))
         if offset == 2 and crash == "in mid-merge":
-            log.gather()
+            log.flush()
     shutil.copytree(tmp_path / "log", tmp_path / "before")
-    log.gather()
+    log.flush()
     shutil.copytree(tmp_path / "before", tmp_path / "log", dirs_exist_ok=True)
     again = EventLog(tmp_path / "log")
     assert _ids(again) == _expected(range(6))
     assert [d.stamp.offset for d in again.deliveries()] == list(range(6))
     again.append(deliver(6))
-    again.gather()
+    again.flush()
     assert _ids(again) == _expected(range(7))
-    assert _plain_rows(tmp_path / "log") == 21
+    assert _parquet_rows(tmp_path / "log") == 21
 
 
-@pytest.mark.usefixtures("gathering")
-def test_deliveries_come_back_as_they_went_in(tmp_path: Path, deliver: Deliver) -> None:
+@pytest.mark.usefixtures("flushing")
+def test_deliveries_return_what_was_appended(tmp_path: Path, deliver: Deliver) -> None:
     log = EventLog(tmp_path)
     sent = [deliver(offset, rows, partition) for partition in (0, 1, 11) for offset, rows in
             enumerate([3, 1, 7, 2, 5])]  # fmt: skip
@@ -228,17 +223,17 @@ def test_deliveries_come_back_as_they_went_in(tmp_path: Path, deliver: Deliver) 
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_any_way_of_delivering_at_least_once_gives_the_same_log(
+def test_any_at_least_once_delivery_gives_the_same_log(
     tmp_path_factory: pytest.TempPathFactory, deliver: Deliver, data: st.DataObject
 ) -> None:
-    """Restarts fall back to any committed offset; gathering happens whenever it likes."""
+    """Restarts resume at any committed offset; flushes happen at any time."""
     directory = tmp_path_factory.mktemp("log")
     log, next_offset, delivered = EventLog(directory), 0, 0
     for _ in range(data.draw(st.integers(1, 12))):
-        action = data.draw(st.sampled_from(["go on", "restart", "gather", "zombie"]))
-        if action == "gather":
-            log.gather()
-        if action in ("restart", "zombie"):
+        action = data.draw(st.sampled_from(["append", "restart", "flush", "replay"]))
+        if action == "flush":
+            log.flush()
+        if action in ("restart", "replay"):
             next_offset = data.draw(st.integers(0, next_offset))
         if action == "restart":
             log = EventLog(directory)
@@ -250,15 +245,15 @@ def test_any_way_of_delivering_at_least_once_gives_the_same_log(
     assert _ids(log) == sorted(expected)
 
 
-def test_a_gathered_log_is_plain_parquet(tmp_path: Path, deliver: Deliver) -> None:
+def test_a_flushed_log_is_plain_parquet(tmp_path: Path, deliver: Deliver) -> None:
     log = EventLog(tmp_path)
     for offset in range(5):
         log.append(deliver(offset))
-    log.gather()
-    assert _plain_rows(tmp_path) == 15
+    log.flush()
+    assert _parquet_rows(tmp_path) == 15
 
 
-def test_read_selects_by_time_and_kind_and_leaves_duplicates_out(
+def test_read_selects_by_time_and_kind_and_omits_duplicates(
     tmp_path: Path, event_table: Build
 ) -> None:
     log = EventLog(tmp_path)
@@ -284,10 +279,8 @@ def test_an_empty_log_reads_as_no_rows(tmp_path: Path) -> None:
     assert list(log.deliveries()) == []
 
 
-@pytest.mark.usefixtures("gathering")
-def test_an_erased_user_is_gone_and_a_replay_does_not_bring_them_back(
-    tmp_path: Path, deliver: Deliver
-) -> None:
+@pytest.mark.usefixtures("flushing")
+def test_an_erased_user_stays_erased_after_a_replay(tmp_path: Path, deliver: Deliver) -> None:
     log, other_process = EventLog(tmp_path), EventLog(tmp_path)
     for offset in range(7):
         log.append(deliver(offset))
@@ -299,7 +292,7 @@ def test_an_erased_user_is_gone_and_a_replay_does_not_bring_them_back(
     assert held.filter(pl.col("user_id") != "u1").height == 22
     fresh = EventLog(tmp_path)
     for offset in range(11):
-        fresh.append(deliver(offset, epoch="later"))
+        fresh.append(deliver(offset, topic_id="later"))
     assert fresh.read().filter(pl.col("user_id") == "u1").height == 2
     on_disk = b"".join(path.read_bytes() for path in tmp_path.rglob("*.arrow"))
     assert b"e/0/3/1" not in on_disk
@@ -308,7 +301,7 @@ def test_an_erased_user_is_gone_and_a_replay_does_not_bring_them_back(
 def test_a_reader_beside_a_writer_sees_whole_prefixes(
     tmp_path: Path, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "GATHER_FILES", 3)
+    monkeypatch.setattr(segments, "FLUSH_FILES", 3)
     deliveries = [deliver(offset) for offset in range(400)]
 
     def write_all() -> None:

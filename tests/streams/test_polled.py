@@ -1,4 +1,4 @@
-"""A poll in columns is the records it stands for, whoever's messages they are."""
+"""A poll in columns equals its records, whichever client's messages it holds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.bus.contract import Polled, Record, next_offsets
 from streams.bus.kafka import consumer as kafka_consumer
+from streams.bus.polled import Polled, Record, next_offsets
 from streams.ingest.admission import AdmissionLimits, admit
 
 HEADERS = st.lists(st.tuples(st.sampled_from(["a", "tidemill-replay"]), st.just(b"1")), max_size=2)
@@ -37,48 +37,48 @@ def _from_kafka(records: list[Record]) -> Polled:
         )
         for r in records
     ]  # fmt: skip
-    return Polled(messages, kafka_consumer._FIELDS)
+    return Polled(messages, kafka_consumer._GETTERS)
 
 
-SORTS = pytest.mark.parametrize("polled", [Polled, _from_kafka])
+CLIENTS = pytest.mark.parametrize("polled", [Polled, _from_kafka])
 
 
-@SORTS
+@CLIENTS
 @given(records=RECORDS)
-def test_columns_and_records_tell_the_same(
+def test_columns_equal_the_records(
     polled: Callable[[list[Record]], Polled], records: list[Record]
 ) -> None:
     poll = polled(records)
     assert poll == records
     assert (list(poll), len(poll)) == (records, len(records))
-    assert [poll[place] for place in range(-len(records), len(records))] == records * 2
+    assert [poll[index] for index in range(-len(records), len(records))] == records * 2
     assert poll.topics == [r.topic for r in records]
     assert poll.partitions.tolist() == [r.partition for r in records]
     assert poll.offsets.tolist() == [r.offset for r in records]
     assert poll.values == [r.value for r in records]
     assert poll.any_headers == any(r.headers for r in records)
-    assert next_offsets(poll) == next_offsets(records) == _done(records)
+    assert next_offsets(poll) == next_offsets(records) == _next_offsets(records)
 
 
-def _done(records: list[Record]) -> dict[tuple[str, int], int]:
-    done: dict[tuple[str, int], int] = {}
+def _next_offsets(records: list[Record]) -> dict[tuple[str, int], int]:
+    found: dict[tuple[str, int], int] = {}
     for r in records:
-        done[r.topic, r.partition] = max(done.get((r.topic, r.partition), 0), r.offset + 1)
-    return done
+        found[r.topic, r.partition] = max(found.get((r.topic, r.partition), 0), r.offset + 1)
+    return found
 
 
-@SORTS
-@given(records=RECORDS, more=RECORDS, cut=st.slices(5))
-def test_polls_are_joined_and_cut_as_lists_are(
-    polled: Callable[[list[Record]], Polled], records: list[Record], more: list[Record], cut: slice
+@CLIENTS
+@given(records=RECORDS, more=RECORDS, part=st.slices(5))
+def test_polls_concatenate_and_slice_like_lists(
+    polled: Callable[[list[Record]], Polled], records: list[Record], more: list[Record], part: slice
 ) -> None:
     for other in (more, Polled(more), _from_kafka(more)):
         assert (polled(records) + other).values == [r.value for r in records + more]
         assert polled(records) + other == records + more
-    assert polled(records)[cut] == records[cut]
+    assert polled(records)[part] == records[part]
 
 
-def test_admission_makes_no_record_of_what_has_no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_builds_no_record_without_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     event = (
         b'{"event_id":"e","user_id":"u","kind":"like","event_time_ms":1750000000000,"video_id":"v"}'
     )
@@ -95,20 +95,20 @@ ASCENDING = st.lists(
 )
 
 
-@SORTS
+@CLIENTS
 @given(steps=ASCENDING)
-def test_a_poll_in_order_tells_what_its_records_tell(
+def test_offsets_of_an_ordered_poll_equal_the_records(
     polled: Callable[[list[Record]], Polled], steps: list[tuple[int, int]]
 ) -> None:
-    """`steps`: of each record its partition and how far its offset is from the one before."""
+    """`steps`: each record's partition, and its offset's distance from the one before."""
     at, records = [10, 0, 2**40], []
     for partition, step in steps:
         at[partition] += step
         records.append(Record("behaviour", partition, at[partition], None, b"{}"))
     poll = polled(records)
-    ordered = Polled(poll._messages, poll._fields, "behaviour")
+    ordered = Polled(poll._messages, poll._getters, "behaviour")
     assert ordered == records
     assert ordered.topics == poll.topics
     assert ordered.partitions.tolist() == poll.partitions.tolist()
     assert ordered.offsets.tolist() == [r.offset for r in records]
-    assert next_offsets(ordered) == _done(records)
+    assert next_offsets(ordered) == _next_offsets(records)

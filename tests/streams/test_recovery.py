@@ -1,8 +1,8 @@
-"""What a broker lost of a committed transaction is written again, and nothing twice.
+"""What a broker lost of a committed transaction is rewritten, and nothing twice.
 
-A broker that is killed amid a commit may come back without some of its markers (ADR 0018). Here
-the same is brought about on purpose, in real transactions: some messages are written by
-another transaction, which is aborted, while the commit goes through and names them.
+A broker that is killed during a commit may lose some of its markers (ADR 0018). The tests bring
+this about in real transactions: some messages are written in another transaction, which is
+aborted, while the commit succeeds and lists them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,27 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import TopicPartition as RdTopicPartition
 from confluent_kafka.admin import AdminClient
-from door_mill import Mill, event, make_mill
+from ingest_harness import IngestHarness, event, make_harness
 
-from streams.bus.commit_metadata import MAX_BYTES, Step, Target, after, decode, encode
-from streams.bus.contract import BusError, Consumed, Outgoing
+from streams.bus.commit_metadata import (
+    MAX_BYTES,
+    TopicPartition,
+    WrittenRange,
+    decode,
+    encode,
+    with_written,
+)
+from streams.bus.contract import BusError, Outgoing
 from streams.bus.kafka.bus import KafkaBus
+from streams.bus.transaction import InputTransactions
 from streams.contract.topics import BEHAVIOUR_DEAD, ENTITY_TOPIC, EVENTS_BY_USER, TopicSpec
 from streams.ingest import recovery
 
 IDS = [f"e{i:02d}" for i in range(40)]
 BAD = [b"bad", b"worse"]
-TARGETS: dict[str, Target] = {
+TARGETS: dict[str, TopicPartition] = {
     "a user's": (EVENTS_BY_USER, 1),
     "a dead letter's": (BEHAVIOUR_DEAD, 0),
     "a video's": (ENTITY_TOPIC["video"], 0),
@@ -32,66 +40,68 @@ TARGETS: dict[str, Target] = {
 
 
 LOST = [(True, [target]) for target in TARGETS.values()] + [(False, list(TARGETS.values()))]
-LOST_IDS = [*(f"{name}, by the only door" for name in TARGETS), "all, by one of many"]
+LOST_IDS = [*(f"{name}, sole batcher" for name in TARGETS), "all, replica"]
 
 
-@pytest.fixture(params=[True, False], ids=["the only door", "one of many"])
-def door(request: pytest.FixtureRequest, wiped_kafka: str) -> Mill:
-    return make_mill(KafkaBus(wiped_kafka), True, request.param)
+@pytest.fixture(params=[True, False], ids=["sole batcher", "replica"])
+def harness(request: pytest.FixtureRequest, wiped_kafka: str) -> IngestHarness:
+    return make_harness(KafkaBus(wiped_kafka), True, request.param)
 
 
-@pytest.mark.parametrize(("alone", "targets"), LOST, ids=LOST_IDS)
-def test_what_a_commit_names_and_nobody_can_read_is_written_again_once(
-    wiped_kafka: str, alone: bool, targets: Sequence[Target]
+@pytest.mark.parametrize(("sole_consumer", "targets"), LOST, ids=LOST_IDS)
+def test_messages_that_a_commit_lists_and_readers_cannot_see_are_rewritten_once(
+    wiped_kafka: str, sole_consumer: bool, targets: Sequence[TopicPartition]
 ) -> None:
-    door = make_mill(KafkaBus(wiped_kafka), True, alone)
-    _send(door, IDS[:20])
-    _run_losing(door, targets)
-    assert _all_there(door) < 20 + 20 + 2
-    _send(door, IDS[20:])
-    for _ in range(2):  # and the second life finds nothing to mend
-        door.run_until_quiet()
-        assert (door.counted(), len(door.rows())) == (IDS, len(IDS))
-        assert door.causes() == ["not_json"] * 4
-        assert door.rows(ENTITY_TOPIC["video"])["event_id"].sort().to_list() == IDS
+    harness = make_harness(KafkaBus(wiped_kafka), True, sole_consumer)
+    _send(harness, IDS[:20])
+    _run_losing(harness, targets)
+    assert _message_count(harness) < 20 + 20 + 2
+    _send(harness, IDS[20:])
+    for _ in range(2):  # the second run has nothing to recover
+        harness.run_until_done()
+        assert (harness.counted(), len(harness.rows())) == (IDS, len(IDS))
+        assert harness.causes() == ["not_json"] * 4
+        assert harness.rows(ENTITY_TOPIC["video"])["event_id"].sort().to_list() == IDS
 
 
-def test_a_loss_whose_input_has_gone_does_not_end_the_loop(wiped_kafka: str) -> None:
-    door = make_mill(KafkaBus(wiped_kafka), True, True)
-    _send(door, IDS[:20])
-    _run_losing(door, [TARGETS["a video's"]])
-    kept = sorted(door.rows(ENTITY_TOPIC["video"])["event_id"])
+def test_a_loss_whose_input_expired_does_not_end_the_loop(wiped_kafka: str) -> None:
+    harness = make_harness(KafkaBus(wiped_kafka), True, True)
+    _send(harness, IDS[:20])
+    _run_losing(harness, [TARGETS["a video's"]])
+    kept = sorted(harness.rows(ENTITY_TOPIC["video"])["event_id"])
     admin: Any = AdminClient({"bootstrap.servers": wiped_kafka})
-    ends = door.bus.ends(EVENTS_BY_USER).items()
-    gone = [TopicPartition(EVENTS_BY_USER, p, end) for p, (_, end) in ends]
+    ends = harness.bus.ends(EVENTS_BY_USER).items()
+    gone = [RdTopicPartition(EVENTS_BY_USER, p, end) for p, (_, end) in ends]
     for done in admin.delete_records(gone).values():
         done.result(10.0)
-    _send(door, IDS[20:])
-    door.run_until_quiet()
+    _send(harness, IDS[20:])
+    harness.run_until_done()
     assert 0 < len(kept) < 20
-    assert sorted(door.rows(ENTITY_TOPIC["video"])["event_id"]) == kept + IDS[20:]
+    assert sorted(harness.rows(ENTITY_TOPIC["video"])["event_id"]) == kept + IDS[20:]
 
 
-def test_a_lost_commit_does_not_write_its_messages_twice(door: Mill) -> None:
-    _send(door, IDS)
-    for loop in door.loops():
-        loop._producer._mark = lambda *_: None
-        _turn_until_written(loop)
+def test_a_lost_commit_writes_no_message_twice(harness: IngestHarness) -> None:
+    _send(harness, IDS)
+    for loop in harness.loops():
+        loop._producer._commit_input = lambda *_: None
+        _run_to_end(loop)
         loop.close()
-    door.run_until_quiet()
-    assert (door.counted(), len(door.rows())) == (IDS, len(IDS))
-    assert door.causes() == ["not_json"] * 2
-    assert door.rows(ENTITY_TOPIC["video"])["event_id"].sort().to_list() == IDS
+    harness.run_until_done()
+    assert (harness.counted(), len(harness.rows())) == (IDS, len(IDS))
+    assert harness.causes() == ["not_json"] * 2
+    assert harness.rows(ENTITY_TOPIC["video"])["event_id"].sort().to_list() == IDS
 
 
-def test_settling_leaves_nothing_open_and_nothing_to_read(kafka_bus: KafkaBus, unique: str) -> None:
+def test_abort_open_leaves_nothing_open_and_nothing_readable(
+    kafka_bus: KafkaBus, unique: str
+) -> None:
     topic = f"t-{unique}"
     kafka_bus.ensure_topics([TopicSpec(topic, 2)])
     reader = kafka_bus.consumer([topic], f"g-{unique}")
-    while not reader.generation():
+    while not reader.assignment_version():
         reader.poll(1, 0.1)
     writer = kafka_bus.producer(f"w-{unique}")
-    writer.settle([(topic, 0), (topic, 1)], reader)
+    writer.abort_open([(topic, 0), (topic, 1)], reader)
     ends = kafka_bus.ends(topic)
     assert ends == kafka_bus.ends(topic, uncommitted=True)
     assert all(
@@ -102,7 +112,7 @@ def test_settling_leaves_nothing_open_and_nothing_to_read(kafka_bus: KafkaBus, u
     assert [r.value for r in reader.poll(10, 10.0)] == [b"a"]
 
 
-def test_a_commit_carries_its_trail(kafka_bus: KafkaBus, unique: str) -> None:
+def test_a_commit_carries_its_metadata(kafka_bus: KafkaBus, unique: str) -> None:
     source, target = f"in-{unique}", f"out-{unique}"
     kafka_bus.ensure_topics([TopicSpec(source, 1), TopicSpec(target, 2)])
     kafka_bus.producer().send([Outgoing(source, b"abc"[i : i + 1], partition=0) for i in range(3)])
@@ -110,56 +120,61 @@ def test_a_commit_carries_its_trail(kafka_bus: KafkaBus, unique: str) -> None:
     got = _read(reader, 3)
     writer = kafka_bus.producer(f"w-{unique}")
     out = [Outgoing(target, b"x", partition=p) for p in (0, 1, 1)]
-    writer.send(out, consumed=Consumed(reader, got[:2]))
-    writer.send(out[:1], consumed=Consumed(reader, got[2:]))
-    expected = {(target, 0): Step(2, 2, 3), (target, 1): Step(1, 0, 2)}
-    assert reader.trails() == {(source, 0): expected}
-    reader.forget((source, 0), [(target, 1)])
-    writer.send([], consumed=Consumed(reader, got[2:], {(source, 0): 3}))
+    transactions = InputTransactions(writer, reader)
+    transactions.send(out, got[:2])
+    transactions.send(out[:1], got[2:])
+    expected = {(target, 0): WrittenRange(2, 2, 3), (target, 1): WrittenRange(1, 0, 2)}
+    assert reader.commit_metadata() == {(source, 0): expected}
+    transactions.drop_targets((source, 0), [(target, 1)])
+    transactions.send([], got[2:], {(source, 0): 3})
     reader.close()
     again = kafka_bus.consumer([source], f"g-{unique}")
-    while not again.generation():
+    while not again.assignment_version():
         again.poll(1, 0.1)
-    assert again.trails() == {(source, 0): {(target, 0): Step(2, 2, 3)}}
+    assert again.commit_metadata() == {(source, 0): {(target, 0): WrittenRange(2, 2, 3)}}
     assert again.committed() == {(source, 0): 3}
 
 
-def test_a_strangers_open_transaction_is_said(
+def test_another_writers_open_transaction_is_reported(
     wiped_kafka: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "_OPEN_S", 0.5)
-    door = make_mill(KafkaBus(wiped_kafka), True, True)
-    stranger: Any = door.bus.producer("stranger")
-    _send(door, IDS)
-    stranger._producer.begin_transaction()
-    stranger._write([Outgoing(EVENTS_BY_USER, b"", partition=p) for p in (0, 1)])
-    loop = door.batcher()
-    _turn_until_written(loop)
+    monkeypatch.setattr(recovery, "_OPEN_TIMEOUT_S", 0.5)
+    harness = make_harness(KafkaBus(wiped_kafka), True, True)
+    other: Any = harness.bus.producer("other")
+    _send(harness, IDS)
+    other._producer.begin_transaction()
+    other._write([Outgoing(EVENTS_BY_USER, b"", partition=p) for p in (0, 1)])
+    loop = harness.batcher()
+    _run_to_end(loop)
     loop.close()
     with pytest.raises(BusError, match="a transaction is open there"):
-        _turn_until_written(door.batcher())
-    stranger._abort()
+        _run_to_end(harness.batcher())
+    other._abort()
 
 
-def test_targets_that_began_again_are_not_filled(wiped_kafka: str) -> None:
-    door = make_mill(KafkaBus(wiped_kafka), True, True)
-    _send(door, IDS)
-    loop: Any = door.batcher()
+def test_recreated_targets_are_not_refilled(wiped_kafka: str) -> None:
+    harness = make_harness(KafkaBus(wiped_kafka), True, True)
+    _send(harness, IDS)
+    loop: Any = harness.batcher()
     real = loop._producer._write
     loop._producer._write = lambda out: {target: at + 1_000 for target, at in real(out).items()}
-    _turn_until_written(loop)
+    _run_to_end(loop)
     loop.close()
-    door.run_until_quiet()
-    assert (door.counted(), len(door.rows())) == (IDS, len(IDS))
+    harness.run_until_done()
+    assert (harness.counted(), len(harness.rows())) == (IDS, len(IDS))
 
 
-def test_a_trail_comes_back_as_it_was_and_never_outgrows_its_place() -> None:
-    trail = after({}, {("t", 0): 7, ("u", 3): 9}, 4, 6)
-    assert decode(encode(trail)) == trail == {("t", 0): Step(7, 4, 6), ("u", 3): Step(9, 4, 6)}
+def test_metadata_survives_encoding_and_fits_beside_an_offset() -> None:
+    metadata = with_written({}, {("t", 0): 7, ("u", 3): 9}, 4, 6)
+    assert (
+        decode(encode(metadata))
+        == metadata
+        == {("t", 0): WrittenRange(7, 4, 6), ("u", 3): WrittenRange(9, 4, 6)}
+    )
     assert encode({}) == ""
     assert decode("") == decode(None) == decode("[1]") == decode("x") == {}
-    old = after({}, {("old", p): 10**9 + p for p in range(500)}, 0, 1)
-    many = after(old, {("new", p): 10**9 + p for p in range(50)}, 1, 2)
+    old = with_written({}, {("old", p): 10**9 + p for p in range(500)}, 0, 1)
+    many = with_written(old, {("new", p): 10**9 + p for p in range(50)}, 1, 2)
     text = encode(many)
     assert len(text) <= MAX_BYTES
     kept = decode(text)
@@ -167,27 +182,27 @@ def test_a_trail_comes_back_as_it_was_and_never_outgrows_its_place() -> None:
     assert all(many[target] == step for target, step in kept.items())
 
 
-def _send(door: Mill, ids: Sequence[str]) -> None:
+def _send(harness: IngestHarness, ids: Sequence[str]) -> None:
     good = [event(e, f"u{e}", video_id=f"v{e}") for e in ids]
     for partition, half in enumerate((good[::2], good[1::2])):
-        door.send(*half, BAD[partition], partition=partition)
+        harness.send(*half, BAD[partition], partition=partition)
 
 
-def _run_losing(door: Mill, targets: Collection[Target]) -> None:
-    """One life of each loop, of which the broker loses what it writes to `targets`."""
-    for loop in door.loops():
-        _lose(door, loop, targets)
-        _turn_until_written(loop)
+def _run_losing(harness: IngestHarness, targets: Collection[TopicPartition]) -> None:
+    """Runs each loop once; the broker loses what it writes to `targets`."""
+    for loop in harness.loops():
+        _lose_writes(harness, loop, targets)
+        _run_to_end(loop)
         loop.close()
 
 
-def _lose(door: Mill, loop: Any, targets: Collection[Target]) -> None:
+def _lose_writes(harness: IngestHarness, loop: Any, targets: Collection[TopicPartition]) -> None:
     real = loop._producer._write
-    ghost: Any = door.bus.producer(f"ghost-{uuid.uuid4().hex}")
+    ghost: Any = harness.bus.producer(f"ghost-{uuid.uuid4().hex}")
 
-    def write(out: Sequence[Outgoing]) -> dict[Target, int]:
+    def write(out: Sequence[Outgoing]) -> dict[TopicPartition, int]:
         lost = [m for m in out if (m.topic, m.partition) in targets and m.value is not None]
-        written: dict[Target, int] = real([m for m in out if m not in lost])
+        written: dict[TopicPartition, int] = real([m for m in out if m not in lost])
         if lost:
             ghost._producer.begin_transaction()
             written |= ghost._write(lost)
@@ -197,17 +212,17 @@ def _lose(door: Mill, loop: Any, targets: Collection[Target]) -> None:
     loop._producer._write = write
 
 
-def _turn_until_written(loop: Any) -> None:
-    """Until the loop has worked off everything that there is."""
-    while not loop.turn(0.2):
+def _run_to_end(loop: Any) -> None:
+    """Until the loop has processed all of its input."""
+    while not loop.run_once(0.2):
         pass
-    while loop.turn(0.2):
+    while loop.run_once(0.2):
         pass
 
 
-def _all_there(door: Mill) -> int:
-    videos = door.rows(ENTITY_TOPIC["video"])
-    return len(door.rows()) + len(videos) + len(door.causes())
+def _message_count(harness: IngestHarness) -> int:
+    videos = harness.rows(ENTITY_TOPIC["video"])
+    return len(harness.rows()) + len(videos) + len(harness.causes())
 
 
 def _read(reader: Any, count: int) -> list[Any]:

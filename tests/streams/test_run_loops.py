@@ -1,4 +1,4 @@
-"""Laws of loops that run beside each other: one that fails ends them all, at once."""
+"""Laws of loops that run in parallel: one failure stops them all."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from streams.bus.consume import run_loops
 
 
-class Quiet:
-    """Turns until it is told to stop."""
+class IdleLoop:
+    """Runs until it is stopped."""
 
     def __init__(self) -> None:
         self.closed = False
 
-    def turn(self, timeout_s: float) -> int:
+    def run_once(self, timeout_s: float) -> int:
         threading.Event().wait(timeout_s / 100)
         return 0
 
@@ -23,46 +23,46 @@ class Quiet:
         self.closed = True
 
 
-class Failing(Quiet):
-    """Fails in its first turn, and its closing waits until everyone was told to stop."""
+class FailingLoop(IdleLoop):
+    """Fails at once; its close waits until all loops are asked to stop."""
 
     def __init__(self, stop: threading.Event) -> None:
         super().__init__()
-        self.stop, self.told = stop, False
+        self.stop, self.stopped_before_close = stop, False
 
-    def turn(self, timeout_s: float) -> int:
-        super().turn(timeout_s)
+    def run_once(self, timeout_s: float) -> int:
+        super().run_once(timeout_s)
         raise ValueError("the cause")
 
     def close(self) -> None:
-        self.told = self.stop.wait(30)
+        self.stopped_before_close = self.stop.wait(30)
         super().close()
 
 
-def test_a_loop_that_fails_tells_the_others_before_it_closes(caplog):
+def test_a_failing_loop_stops_the_others_before_it_closes(caplog):
     stop = threading.Event()
-    failing, quiet = Failing(stop), Quiet()
+    failing, idle = FailingLoop(stop), IdleLoop()
     with pytest.raises(ValueError, match="the cause"):
-        run_loops({"failing": lambda: failing, "quiet": lambda: quiet}, stop)
-    assert failing.told
+        run_loops({"failing": lambda: failing, "idle": lambda: idle}, stop)
+    assert failing.stopped_before_close
     assert failing.closed
-    assert quiet.closed
+    assert idle.closed
     assert "failing ends: ValueError('the cause')" in caplog.text
 
 
-def test_a_loop_that_cannot_be_made_ends_the_others():
-    stop, quiet = threading.Event(), Quiet()
+def test_a_loop_that_cannot_be_created_stops_the_others():
+    stop, idle = threading.Event(), IdleLoop()
 
-    def unmade() -> Quiet:
+    def make() -> IdleLoop:
         raise ValueError("no broker")
 
     with pytest.raises(ValueError, match="no broker"):
-        run_loops({"unmade": unmade, "quiet": lambda: quiet}, stop)
-    assert quiet.closed
+        run_loops({"broken": make, "idle": lambda: idle}, stop)
+    assert idle.closed
 
 
-def test_what_closing_raises_does_not_hide_the_cause():
-    class Broken(Failing):
+def test_an_error_in_close_does_not_hide_the_cause():
+    class Broken(FailingLoop):
         def close(self) -> None:
             raise OSError("while closing")
 

@@ -1,4 +1,4 @@
-"""Laws of the traces: one event among a thousand is followed from its producer to its fold."""
+"""One event of a thousand can be traced from its producer to its fold."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from streams import telemetry
+from streams.contract.trace_headers import TRACEPARENT_HEADER, TRACES_HEADER
 
 OTHER = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 REMOTE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -26,7 +27,7 @@ UNSAMPLED = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-00"
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TracerProvider], None]]:
-    """Lets a test use a provider of its own; the process-wide one stays as it was."""
+    """Sets a provider for one test only."""
     used: list[TracerProvider] = []
 
     def use(own: TracerProvider) -> None:
@@ -56,14 +57,14 @@ def _context(span: ReadableSpan) -> trace.SpanContext:
     return span.context
 
 
-def test_one_trace_runs_from_an_event_in_a_batch_of_a_thousand_to_its_fold(
+def test_one_trace_runs_from_an_event_in_a_batch_to_its_fold(
     spans: Callable[[], list[ReadableSpan]],
 ) -> None:
     with telemetry.span("post /v1/events"):
         sent = telemetry.inject({"content-type": b"json"})
     parent = telemetry.extract(sent)
     assert parent is not None
-    headers = telemetry.pack({617: parent})
+    headers = telemetry.pack_traceparents({617: parent})
     with (
         telemetry.batch_span("handle events.by_user", headers, {"rows": 1_000}),
         telemetry.span("fold user"),
@@ -79,20 +80,20 @@ def test_one_trace_runs_from_an_event_in_a_batch_of_a_thousand_to_its_fold(
     assert sent["content-type"] == b"json"
 
 
-def test_every_traced_row_of_a_batch_keeps_a_trace_of_its_own(
+def test_every_traced_row_of_a_batch_keeps_its_own_trace(
     spans: Callable[[], list[ReadableSpan]],
 ) -> None:
     parents = {row: f"00-{row + 1:032x}-{row + 1:016x}-01" for row in range(5)}
-    with telemetry.batch_span("handle", telemetry.pack(parents)):
+    with telemetry.batch_span("handle", telemetry.pack_traceparents(parents)):
         pass
     assert sorted(_context(span).trace_id for span in spans()) == [1, 2, 3, 4, 5]
     assert sum(len(span.links) for span in spans()) == 4
 
 
-def test_a_failed_handling_is_marked_in_every_trace(
+def test_an_error_is_marked_in_every_trace(
     spans: Callable[[], list[ReadableSpan]],
 ) -> None:
-    headers = telemetry.pack({0: REMOTE, 1: OTHER})
+    headers = telemetry.pack_traceparents({0: REMOTE, 1: OTHER})
     with pytest.raises(OSError, match="down"), telemetry.batch_span("handle", headers):
         raise OSError("store is down")
     assert [span.status.status_code for span in spans()] == [StatusCode.ERROR] * 2
@@ -100,19 +101,19 @@ def test_a_failed_handling_is_marked_in_every_trace(
 
 def test_rows_of_one_trace_share_a_span(spans: Callable[[], list[ReadableSpan]]) -> None:
     rows = dict.fromkeys(range(1_000), REMOTE) | {700: OTHER}
-    with telemetry.batch_span("handle", telemetry.pack(rows)):
+    with telemetry.batch_span("handle", telemetry.pack_traceparents(rows)):
         pass
     assert {_context(s).trace_id for s in spans()} == {_trace_of(REMOTE), _trace_of(OTHER)}
     assert len(spans()) == 2
 
 
 def test_a_parent_that_was_not_sampled_stays_so(spans: Callable[[], list[ReadableSpan]]) -> None:
-    with telemetry.batch_span("handle", telemetry.pack({0: UNSAMPLED, 1: REMOTE})):
+    with telemetry.batch_span("handle", telemetry.pack_traceparents({0: UNSAMPLED, 1: REMOTE})):
         pass
     assert [_context(span).trace_id for span in spans()] == [_trace_of(REMOTE)]
 
 
-def test_a_batch_without_traced_rows_makes_no_span(
+def test_a_batch_without_traced_rows_opens_no_span(
     spans: Callable[[], list[ReadableSpan]],
 ) -> None:
     with telemetry.batch_span("handle", {}):
@@ -121,15 +122,17 @@ def test_a_batch_without_traced_rows_makes_no_span(
 
 
 @given(st.binary(max_size=60) | st.just(orjson.dumps([[1], "x", [REMOTE, 1], None])))
-def test_headers_of_any_bytes_break_nothing(value: bytes) -> None:
-    assert telemetry.unpack({telemetry.TRACEPARENTS: value}) == {}
-    assert telemetry.extract({telemetry.TRACEPARENT: value}) is None
+def test_malformed_headers_are_ignored(value: bytes) -> None:
+    assert telemetry.unpack_traceparents({TRACES_HEADER: value}) == {}
+    assert telemetry.extract({TRACEPARENT_HEADER: value}) is None
 
 
-def test_a_packed_header_is_the_contract_s_json() -> None:
-    assert orjson.loads(telemetry.pack({3: REMOTE})[telemetry.TRACEPARENTS]) == [[3, REMOTE]]
-    assert telemetry.unpack(telemetry.pack({3: REMOTE, 7: UNSAMPLED})) == {3: REMOTE, 7: UNSAMPLED}
-    assert telemetry.pack({}) == {}
+def test_the_batch_header_is_json_and_round_trips() -> None:
+    assert orjson.loads(telemetry.pack_traceparents({3: REMOTE})[TRACES_HEADER]) == [[3, REMOTE]]
+    assert telemetry.unpack_traceparents(
+        telemetry.pack_traceparents({3: REMOTE, 7: UNSAMPLED})
+    ) == {3: REMOTE, 7: UNSAMPLED}
+    assert telemetry.pack_traceparents({}) == {}
 
 
 def test_spans_reach_a_collector_over_otlp_http(
@@ -148,9 +151,9 @@ def test_spans_reach_a_collector_over_otlp_http(
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    own = telemetry.configure("facts", f"http://127.0.0.1:{server.server_port}/")
+    own = telemetry.configure("log-writer", f"http://127.0.0.1:{server.server_port}/")
     provider(own)
-    with telemetry.batch_span("handle events.by_user", telemetry.pack({5: REMOTE})):
+    with telemetry.batch_span("handle events.by_user", telemetry.pack_traceparents({5: REMOTE})):
         pass
     own.shutdown()
     server.shutdown()
@@ -162,4 +165,4 @@ def test_spans_reach_a_collector_over_otlp_http(
     assert span.trace_id.hex() == REMOTE.split("-")[1]
     assert span.parent_span_id.hex() == REMOTE.split("-")[2]
     names = {a.key: a.value.string_value for a in resource.resource.attributes}
-    assert names["service.name"] == "facts"
+    assert names["service.name"] == "log-writer"

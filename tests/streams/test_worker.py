@@ -1,5 +1,4 @@
-"""Laws of the worker, each on the embedded broker and on Apache Kafka: real processes,
-real signals."""
+"""Laws of the worker on the embedded broker and on Apache Kafka, with real processes."""
 
 from __future__ import annotations
 
@@ -34,20 +33,20 @@ PARTITIONS = 2
 
 @dataclass
 class Bench:
-    """One topic, and the workers that were started on it."""
+    """One topic and its workers."""
 
     servers: str
     topic: str
     directory: Path
     session_s: float
     batch: Callable[[str], bytes]
-    lives: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def make_topic(self) -> None:
         KafkaBus(self.servers).ensure_topics([TopicSpec(self.topic, PARTITIONS)])
 
     def send(self, names: list[str]) -> None:
-        """One batch of three events per name, over the partitions in turn."""
+        """One batch of three events per name, round-robin over partitions."""
         messages = [
             Outgoing(self.topic, self.batch(name), partition=number % PARTITIONS)
             for number, name in enumerate(names)
@@ -62,38 +61,38 @@ class Bench:
                    str(self.directory), str(self.session_s), *mode]  # fmt: skip
         log = open(self.directory / "worker.log", "ab")  # noqa: SIM115
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.lives.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        return self.lives[-1]
+        self.workers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        return self.workers[-1]
 
     def start_beside(self, mode: str) -> subprocess.Popen[bytes]:
-        """A second member; returns when partitions were assigned anew."""
+        """A second member; returns when partitions were reassigned."""
         ready = self.directory / "ready"
         ready.unlink()
-        life = self.start(mode, "beside")
+        worker = self.start(mode, "beside")
         deadline = time.monotonic() + 40
         while not ready.exists():
-            assert time.monotonic() < deadline, self._story(0)
+            assert time.monotonic() < deadline, self._report(0)
             time.sleep(0.02)
-        return life
+        return worker
 
     def handled(self) -> list[tuple[str, int, int]]:
-        """(epoch, partition, offset) of every handling so far, in order."""
-        trail = self.directory / "handled"
-        lines = trail.read_text().splitlines() if trail.exists() else []
+        """(topic id, partition, offset) of every handled message so far, in order."""
+        file = self.directory / "handled"
+        lines = file.read_text().splitlines() if file.exists() else []
         return [(e, int(p), int(o)) for e, p, o, _ in (line.split() for line in lines)]
 
     def await_handled(self, count: int, timeout_s: float = 40.0) -> None:
         """Until `count` different batches were handled."""
         deadline = time.monotonic() + timeout_s
         while len(set(self.handled())) < count:
-            assert time.monotonic() < deadline, self._story(count)
+            assert time.monotonic() < deadline, self._report(count)
             time.sleep(0.05)
 
     def names_in_log(self) -> list[str]:
         ids = EventLog(self.directory / "log").read()["event_id"].to_list()
         return sorted(ids)
 
-    def _story(self, count: int) -> str:
+    def _report(self, count: int) -> str:
         log = (self.directory / "worker.log").read_text()[-3_000:]
         return f"{len(set(self.handled()))} of {count} batches were handled\n{log}"
 
@@ -122,9 +121,9 @@ def open_bench(
         return benches[-1]
 
     yield build
-    for life in (life for bench in benches for life in bench.lives):
-        life.kill()
-        life.wait()
+    for worker in (worker for bench in benches for worker in bench.workers):
+        worker.kill()
+        worker.wait()
 
 
 @pytest.fixture(params=SESSION_S)
@@ -134,16 +133,16 @@ def bench(request: pytest.FixtureRequest, open_bench: Callable[[str, float], Ben
     return made
 
 
-def test_a_worker_killed_at_random_moments_loses_nothing_and_files_nothing_twice(
+def test_a_killed_worker_loses_nothing_and_logs_nothing_twice(
     bench: Bench,
 ) -> None:
     names = [f"n{number}" for number in range(120)]
     bench.send(names)
     for reached in (20, 60):
-        life = bench.start("slow")
+        worker = bench.start("slow")
         bench.await_handled(reached)
-        life.kill()
-        life.wait()
+        worker.kill()
+        worker.wait()
     bench.start()
     bench.await_handled(len(names))
     assert bench.names_in_log() == _ids(names)
@@ -152,13 +151,13 @@ def test_a_worker_killed_at_random_moments_loses_nothing_and_files_nothing_twice
         assert offsets == set(range(60))
 
 
-def test_queued_messages_are_combined_in_their_order_and_a_kill_loses_none(bench: Bench) -> None:
+def test_queued_messages_are_combined_in_order_and_a_kill_loses_none(bench: Bench) -> None:
     names = [f"n{number}" for number in range(400)]
     bench.send(names)
-    life = bench.start("combine")
+    worker = bench.start("combine")
     bench.await_handled(60)
-    life.kill()
-    life.wait()
+    worker.kill()
+    worker.wait()
     bench.start("combine")
     bench.await_handled(len(names))
     sizes = [int(line) for line in (bench.directory / "combined").read_text().split()]
@@ -171,18 +170,18 @@ def test_queued_messages_are_combined_in_their_order_and_a_kill_loses_none(bench
 
 
 @pytest.mark.parametrize("mode", ["slow", "combine"])
-def test_partitions_that_come_and_go_end_no_worker_and_leave_nothing_out(
+def test_rebalances_end_no_worker_and_skip_nothing(
     kafka_broker: str, open_bench: Callable[[str, float], Bench], mode: str
 ) -> None:
-    """A second worker joins and ends, again and again, while much lies before both.
+    """A second worker joins and ends repeatedly, while both lag.
 
-    On Apache Kafka alone: on the embedded broker a group whose leader left may never be
-    given its partitions again."""
+    On Apache Kafka only: the embedded broker may never reassign the partitions of a group whose
+    leader left."""
     bench = open_bench(kafka_broker, SESSION_S["kafka_broker"])
     bench.make_topic()
-    life, sent = bench.start(mode), 0
-    for turn in range(3):
-        names = [f"n{turn}-{number}" for number in range(160)]
+    worker, sent = bench.start(mode), 0
+    for cycle in range(3):
+        names = [f"n{cycle}-{number}" for number in range(160)]
         bench.send(names)
         sent += len(names)
         bench.await_handled(sent - 120)
@@ -191,7 +190,7 @@ def test_partitions_that_come_and_go_end_no_worker_and_leave_nothing_out(
         beside.send_signal(signal.SIGTERM)
         assert beside.wait(20) == Exit.STOPPED
     bench.await_handled(sent)
-    assert life.poll() is None, "the worker ended as partitions moved"
+    assert worker.poll() is None, "the worker ended in a rebalance"
     for partition in range(PARTITIONS):
         offsets = {o for _, p, o in bench.handled() if p == partition}
         assert offsets == set(range(sent // PARTITIONS))
@@ -199,35 +198,35 @@ def test_partitions_that_come_and_go_end_no_worker_and_leave_nothing_out(
         assert len(set(bench.names_in_log())) == len(bench.names_in_log()) == 3 * sent
 
 
-def test_a_failing_batch_is_retried_then_the_worker_exits_and_the_batch_is_not_skipped(
+def test_a_failing_batch_ends_the_worker_and_is_not_skipped(
     bench: Bench,
 ) -> None:
     names = [f"n{number}" for number in range(6)]
     bench.send(names)
     assert bench.start("fail").wait(40) == Exit.GAVE_UP
     assert bench.handled() == []
-    (bench.directory / "mended").touch()
-    life = bench.start("fail")
+    (bench.directory / "repaired").touch()
+    worker = bench.start("fail")
     bench.await_handled(len(names))
-    life.terminate()
-    assert life.wait(20) == Exit.STOPPED
+    worker.terminate()
+    assert worker.wait(20) == Exit.STOPPED
     for partition in range(PARTITIONS):
         assert [o for _, p, o in bench.handled() if p == partition] == [0, 1, 2]
 
 
-def test_a_worker_in_retries_still_obeys_sigterm(bench: Bench) -> None:
+def test_sigterm_ends_a_worker_that_retries(bench: Bench) -> None:
     bench.send(["a", "b"])
-    life = bench.start("fail")
+    worker = bench.start("fail")
     deadline = time.monotonic() + 40
-    while "again in" not in (bench.directory / "worker.log").read_text():
+    while "retry in" not in (bench.directory / "worker.log").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    life.send_signal(signal.SIGTERM)
-    assert life.wait(20) == Exit.STOPPED
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == Exit.STOPPED
     assert bench.handled() == []
 
 
-def test_after_sigterm_the_next_worker_begins_where_the_last_one_ended(bench: Bench) -> None:
+def test_after_sigterm_the_next_worker_resumes_at_the_commit(bench: Bench) -> None:
     bench.send(["a", "b"])
     first = bench.start()
     bench.await_handled(2)
@@ -239,7 +238,7 @@ def test_after_sigterm_the_next_worker_begins_where_the_last_one_ended(bench: Be
     assert [offset for _, _, offset in bench.handled()] == [0, 0, 1, 1]
 
 
-def test_a_batch_that_cannot_be_decoded_stops_the_worker_instead_of_being_skipped(
+def test_an_undecodable_batch_ends_the_worker_and_is_not_skipped(
     bench: Bench,
 ) -> None:
     bench.send(["a"])
@@ -250,7 +249,7 @@ def test_a_batch_that_cannot_be_decoded_stops_the_worker_instead_of_being_skippe
     assert f"{bench.topic}[0]@1" in (bench.directory / "worker.log").read_text()
 
 
-def test_an_aborted_transaction_is_never_handled_and_gaps_skip_nothing(
+def test_aborted_transactions_are_not_handled_and_gaps_skip_nothing(
     kafka_broker: str, open_bench: Callable[[str, float], Bench]
 ) -> None:
     bench = open_bench(kafka_broker, SESSION_S["kafka_broker"])
@@ -268,16 +267,16 @@ def test_an_aborted_transaction_is_never_handled_and_gaps_skip_nothing(
             producer.commit_transaction(20)
         else:
             producer.abort_transaction(20)
-    life = bench.start("slow")
+    worker = bench.start("slow")
     bench.await_handled(7)
-    life.kill()
-    life.wait()
+    worker.kill()
+    worker.wait()
     bench.start("slow")
     bench.await_handled(len(committed))
     assert bench.names_in_log() == _ids(committed)
 
 
-def test_a_broker_that_starts_again_at_offset_0_overwrites_nothing_and_nothing_is_ignored(
+def test_a_recreated_topic_overwrites_nothing_and_is_not_ignored(
     tmp_path: Path, free_port: int, open_bench: Callable[[str, float], Bench]
 ) -> None:
     broker = Tansu(tmp_path, name="mortal", port=free_port)
@@ -286,7 +285,7 @@ def test_a_broker_that_starts_again_at_offset_0_overwrites_nothing_and_nothing_i
     bench.make_topic()
     before = [f"before{number}" for number in range(10)]
     bench.send(before)
-    life = bench.start()
+    worker = bench.start()
     bench.await_handled(10)
     os.kill(child.pid, signal.SIGKILL)
     child.stop()
@@ -295,10 +294,10 @@ def test_a_broker_that_starts_again_at_offset_0_overwrites_nothing_and_nothing_i
         bench.make_topic()
         after = [f"after{number}" for number in range(40)]
         bench.send(after)
-        assert life.wait(40) == Exit.NEW_EPOCH
+        assert worker.wait(40) == Exit.TOPIC_RECREATED
         bench.start()
         bench.await_handled(50)
         assert bench.names_in_log() == _ids(before + after)
-        assert len({epoch for epoch, _, _ in bench.handled()}) == 2
+        assert len({topic_id for topic_id, _, _ in bench.handled()}) == 2
     finally:
         child.stop()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.kernels import xxh3
-from streams.kernels.xxh3 import hashes, joined_hashes, warm
+from streams.kernels.xxh3 import hashes, joined_hashes
 
 WORDS = st.lists(st.binary(max_size=300), max_size=12)
 
@@ -77,8 +77,7 @@ def test_of_nothing_there_are_no_hashes() -> None:
 
 
 def test_no_array_makes_it_compile_again() -> None:
-    """What `python -m streams.kernels.xxh3` compiled is all that there is, whoever owns the bytes."""
-    warm()
+    """What `python -m deploy.compile` compiled is enough, whatever owns the bytes."""
     own = np.frombuffer(bytearray(b"ab"), np.uint8), np.array([0, 1, 2], np.int32)
     buffers = [None, pa.py_buffer(own[1]), pa.py_buffer(own[0])]
     writable = pa.Array.from_buffers(pa.string(), 2, buffers)

@@ -1,12 +1,12 @@
-"""A worker in a process of its own, for tests that kill it: log and a trail of handlings.
+"""A worker as a process, for tests that kill it. It logs events and records its handler calls.
 
 Usage:
   worker_process.py NAME TOPIC BOOTSTRAP DIRECTORY SESSION_TIMEOUT_S [fail|slow|combine] [beside]
 
-Writes DIRECTORY/ready once partitions are assigned and one line per handling to
-DIRECTORY/handled ("epoch partition offset rows"). With `combine` the trail has a line per
-message too, and "combined" in place of the log says how many messages each handling had.
-`beside`: a member of its own, next to one without it.
+Writes DIRECTORY/ready once partitions are assigned and one line per message to
+DIRECTORY/handled ("topic_id partition offset rows"). With `combine`, DIRECTORY/combined takes the
+place of the event log: one line per handler call, the number of its messages.
+`beside`: a second member, next to one without it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ import pyarrow.compute as pc
 
 from streams.bus.delivery import MESSAGE_OFFSET, Delivery, in_order
 from streams.event_log import EventLog
-from streams.workers.worker import Patience, Rounds, run_worker
+from streams.workers.batching import BatchingPolicy
+from streams.workers.config import WorkerConfig
+from streams.workers.retry import RetryPolicy
+from streams.workers.worker import run_worker
 
 
 def main() -> int:
@@ -28,17 +31,17 @@ def main() -> int:
     directory = Path(folder)
     log = EventLog(directory / "log")
 
-    def trail(delivery: Delivery) -> None:
-        if "fail" in mode and not (directory / "mended").exists():
+    def record(delivery: Delivery) -> None:
+        if "fail" in mode and not (directory / "repaired").exists():
             raise RuntimeError("the store is down")
         if "slow" in mode:
             time.sleep(0.02)
         stamp = delivery.stamp
         with open(directory / "handled", "a") as file:
-            line = f"{stamp.epoch} {stamp.partition} {stamp.offset} {delivery.table.num_rows}\n"
+            line = f"{stamp.topic_id} {stamp.partition} {stamp.offset} {delivery.table.num_rows}\n"
             file.write(line)
 
-    def trail_of_many(delivery: Delivery) -> None:
+    def record_combined(delivery: Delivery) -> None:
         time.sleep(0.02)
         parts = [delivery]
         if MESSAGE_OFFSET in delivery.table.column_names:
@@ -54,20 +57,22 @@ def main() -> int:
         with open(directory / "combined", "a") as file:
             file.write(f"{len(parts)}\n")
         for part in parts:
-            trail(part)
+            record(part)
 
     combining = "combine" in mode
     member = f"{name}-{2 if 'beside' in mode else 1}"
     return run_worker(
         name,
-        {topic: trail_of_many if combining else in_order(log.append, trail)},
-        rounds=Rounds(20_000 if combining else 0),
-        bootstrap_servers=bootstrap,
-        data_dir=directory,
+        {topic: record_combined if combining else in_order(log.append, record)},
+        WorkerConfig(
+            bootstrap_servers=bootstrap,
+            data_dir=directory,
+            instance_id=member if float(session_timeout) >= 6 else None,
+            session_timeout_s=float(session_timeout),
+            retry=RetryPolicy(handler_s=1.5, topics_s=20.0),
+            batching=BatchingPolicy(20_000 if combining else 0),
+        ),
         ready=lambda: (directory / "ready").write_text(str(time.time())) and None,
-        patience=Patience(handler_s=1.5, topics_s=20.0),
-        session_timeout_s=float(session_timeout),
-        instance_id=member if float(session_timeout) >= 6 else None,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from deploy.simulation.config import WorldConfig
 from deploy.simulation.history import History, history
-from deploy.simulation.movielens import DataUnavailable, MovieLens, load
+from deploy.simulation.movielens import DataUnavailable, MovieLens, drawn_share, load
 from deploy.simulation.people import People, people
 
 
@@ -26,6 +26,12 @@ def data() -> MovieLens:
 @pytest.fixture(scope="session")
 def crowd(data: MovieLens, world: WorldConfig) -> People:
     return people(data, world, 0)
+
+
+@pytest.fixture(scope="session")
+def replayed(data: MovieLens, world: WorldConfig) -> MovieLens:
+    """The ratings that the seed-0 history replays."""
+    return drawn_share(data, world.replay.share, 0)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Laws of the crowd over HTTP: it speaks the contract, keeps its pace, labels itself."""
+"""The crowd over HTTP: it keeps to the contract and its rate, and labels its events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from deploy.simulation.config import WorldConfig
-from deploy.simulation.crowd import Crowd, Pace
+from deploy.simulation.crowd import Crowd, RateLimiter
 from deploy.simulation.history import History
 from deploy.simulation.movielens import MovieLens
 from deploy.simulation.queries import legal
@@ -26,13 +26,13 @@ RATE = 2_000.0
 
 
 class _Gateway(ThreadingHTTPServer):
-    """Answers as the gateway does, from the world's own films, and keeps what it hears."""
+    """Answers like the gateway, from the world's films, and records events."""
 
     def __init__(self, truth: Truth) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.truth = truth
         self.asked: list[tuple[float, str, dict[str, Any]]] = []
-        self.heard: list[Event] = []
+        self.events: list[Event] = []
 
     def reply(self, surface: str, body: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((time.monotonic(), surface, body))
@@ -63,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = orjson.loads(self.rfile.read(int(self.headers["Content-Length"])))
         surface = self.path.removeprefix("/v1/")
         if surface == "events":
-            self.server.heard += [EVENT.validate_python(event) for event in body]
+            self.server.events += [EVENT.validate_python(event) for event in body]
             self._answer(202, {"accepted": len(body)})
         else:
             self._answer(200, self.server.reply(surface, body))
@@ -80,15 +80,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def hasty() -> WorldConfig:
+def fast_world() -> WorldConfig:
     usual = WorldConfig.load()
     crowd = usual.crowd.model_copy(update={"requests_per_s": 60.0, "reactivation_share": 0.3})
     return usual.model_copy(update={"crowd": crowd})
 
 
 @pytest.fixture(scope="module")
-def truth(data: MovieLens, hasty: WorldConfig) -> Truth:
-    return plant(data, hasty, 0)
+def truth(data: MovieLens, fast_world: WorldConfig) -> Truth:
+    return plant(data, fast_world, 0)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def test_all_three_surfaces_are_asked(lived: Lived) -> None:
 
 def test_every_event_is_labelled_and_answers_its_impression(lived: Lived) -> None:
     gateway, _, _, _ = lived
-    assert len(gateway.heard) > 100
-    for event in gateway.heard:
+    assert len(gateway.events) > 100
+    for event in gateway.events:
         assert event.origin == "simulated"
         assert event.impression is not None
         assert event.impression.split(":")[0] == event.request_id
@@ -134,20 +134,20 @@ def test_every_event_is_labelled_and_answers_its_impression(lived: Lived) -> Non
 
 def test_no_event_is_reported_before_it_happens(lived: Lived) -> None:
     gateway, _, _, ended_ms = lived
-    assert max(event.event_time_ms for event in gateway.heard) <= ended_ms
+    assert max(event.event_time_ms for event in gateway.events) <= ended_ms
 
 
 def test_every_event_has_an_id_of_its_own(lived: Lived) -> None:
     gateway, _, _, _ = lived
-    ids = [event.event_id for event in gateway.heard]
+    ids = [event.event_id for event in gateway.events]
     assert len(set(ids)) == len(ids)
 
 
 def test_an_action_comes_only_on_what_was_shown(lived: Lived) -> None:
     gateway, _, _, _ = lived
-    shown = {event.impression for event in gateway.heard if event.kind == "shown"}
-    asked = {event.impression for event in gateway.heard if event.kind == "query_shown"}
-    for event in gateway.heard:
+    shown = {event.impression for event in gateway.events if event.kind == "shown"}
+    asked = {event.impression for event in gateway.events if event.kind == "query_shown"}
+    for event in gateway.events:
         assert event.impression in (asked if event.kind.startswith("query") else shown)
 
 
@@ -156,32 +156,32 @@ def test_the_tally_counts_the_ranked_slates_it_reported(lived: Lived) -> None:
     at_random = {f"r{n}" for n, (_, _, body) in enumerate(gateway.asked, 1) if "candidates" in body}
     mine = [
         event
-        for event in gateway.heard
+        for event in gateway.events
         if event.surface == "feed" and event.request_id not in at_random
     ]
-    heard = {kind: sum(event.kind == kind for event in mine) for kind in ("shown", "play")}
+    events = {kind: sum(event.kind == kind for event in mine) for kind in ("shown", "play")}
     clicks = tally.click_rate("now", "1")
-    cut = heard["shown"] - clicks.n  # slates whose report was under way at the end
-    assert 0 <= cut <= heard["shown"] * 0.1
-    assert heard["play"] - cut <= round(clicks.value * clicks.n) <= heard["play"]
+    cut = events["shown"] - clicks.n  # slates whose report was under way at the end
+    assert 0 <= cut <= events["shown"] * 0.1
+    assert events["play"] - cut <= round(clicks.value * clicks.n) <= events["play"]
 
 
-def test_requests_keep_the_stated_pace(lived: Lived, hasty: WorldConfig) -> None:
+def test_requests_keep_the_configured_rate(lived: Lived, fast_world: WorldConfig) -> None:
     gateway, _, _, _ = lived
     times = np.asarray([at for at, _, _ in gateway.asked])
-    assert len(times) / (times[-1] - times[0]) <= hasty.crowd.requests_per_s * 1.1
+    assert len(times) / (times[-1] - times[0]) <= fast_world.crowd.requests_per_s * 1.1
 
 
-def test_called_back_users_are_silent_ones_and_return(lived: Lived, truth: Truth) -> None:
+def test_called_back_users_are_dormant_ones(lived: Lived, truth: Truth) -> None:
     gateway, tally, crowd, _ = lived
     called = {body["user_id"] for _, surface, body in gateway.asked if surface == "reactivation"}
     assert called
     assert sum(tally.returns.values()) >= len(called)
     fresh = Crowd(truth, [], "http://127.0.0.1:1", crowd._clock, Tally())
-    assert fresh.silent.mean() == pytest.approx(truth.world.session.dormant_share, abs=0.01)
+    assert fresh.dormant.mean() == pytest.approx(truth.world.session.dormant_share, abs=0.01)
 
 
-async def test_a_pace_lets_through_no_more_than_its_rate() -> None:
-    pace, began = Pace(200.0), time.monotonic()
-    await asyncio.gather(*(pace.turn() for _ in range(41)))
+async def test_a_rate_limiter_keeps_its_rate() -> None:
+    limiter, began = RateLimiter(200.0), time.monotonic()
+    await asyncio.gather(*(limiter.wait() for _ in range(41)))
     assert time.monotonic() - began >= 40 / 200.0

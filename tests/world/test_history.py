@@ -1,4 +1,4 @@
-"""Laws of the replayed history: order, truth to the ratings, one constant shift."""
+"""The replayed history: its order, its agreement with the ratings, one constant shift."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from deploy.simulation import queries
 from deploy.simulation.config import WorldConfig
 from deploy.simulation.history import DEFAULT_END_MS, FRAME_SCHEMA, History, history
-from deploy.simulation.movielens import LAST_RATING_MS, MovieLens
+from deploy.simulation.movielens import LAST_RATING_MS, MovieLens, drawn_share
 from deploy.simulation.people import People
 from streams.contract.events import EVENT, KINDS
 from streams.contract.schema import EVENT_SCHEMA
@@ -38,26 +38,50 @@ def test_events_come_in_event_time_order(past: History) -> None:
     assert past.frame["event_id"].is_unique().all()
 
 
-def test_one_constant_shifts_every_rating(past: History, data: MovieLens) -> None:
+def test_one_constant_shifts_every_rating(past: History, replayed: MovieLens) -> None:
     plays = past.frame.filter(kind="play").sort("user_id", "video_id")
-    ratings = data.ratings.sort("user_id", "video_id")
+    ratings = replayed.ratings.sort("user_id", "video_id")
     off = plays["event_time_ms"] - ratings["time_ms"] - past.shift_ms
     assert off.min() == 0
     assert 0 <= int(off.max()) < 1000  # type: ignore[arg-type]
     assert plays["event_time_ms"].max() // 1000 == DEFAULT_END_MS // 1000  # type: ignore[operator]
 
 
-def test_the_replay_keeps_each_users_order(past: History, data: MovieLens) -> None:
+def test_the_replay_keeps_each_users_order(past: History, replayed: MovieLens) -> None:
     replayed = past.frame.filter(kind="play").group_by("user_id").agg("video_id").sort("user_id")
-    rated = data.ratings.group_by("user_id", maintain_order=True).agg("video_id").sort("user_id")
+    rated = (
+        replayed.ratings.group_by("user_id", maintain_order=True).agg("video_id").sort("user_id")
+    )
     assert replayed.equals(rated)
 
 
 @pytest.mark.parametrize(("kind", "stars"), [("play", 1), ("long_view", 3), ("like", 4)])
 def test_each_kind_counts_the_ratings_it_stands_for(
-    past: History, data: MovieLens, kind: str, stars: int
+    past: History, replayed: MovieLens, kind: str, stars: int
 ) -> None:
-    assert past.frame.filter(kind=kind).height == int((data.ratings["rating"] >= stars).sum())
+    assert past.frame.filter(kind=kind).height == int((replayed.ratings["rating"] >= stars).sum())
+
+
+def test_the_stated_share_of_each_user_is_replayed(
+    replayed: MovieLens, data: MovieLens, world: WorldConfig
+) -> None:
+    counts = (
+        data.ratings.group_by("user_id")
+        .len()
+        .join(replayed.ratings.group_by("user_id").len("kept"), on="user_id")
+    )
+    assert counts.height == 943
+    assert (counts["kept"] == (counts["len"] * world.replay.share).ceil()).all()
+    ends = pl.col("time_ms").max()
+    assert (data.ratings.group_by("user_id").agg(ends).sort("user_id")).equals(
+        replayed.ratings.group_by("user_id").agg(ends).sort("user_id")
+    )
+
+
+def test_a_share_of_one_replays_every_rating(data: MovieLens, replayed: MovieLens) -> None:
+    assert drawn_share(data, 1.0, 0) is data
+    assert replayed.ratings.equals(drawn_share(data, 0.5, 0).ratings)
+    assert not replayed.ratings.equals(drawn_share(data, 0.5, 1).ratings)
 
 
 def test_follows_and_orders_come_only_from_liked_films(past: History) -> None:

@@ -1,4 +1,4 @@
-"""Laws of the crowd: stated rates hold, bias is where it is stated, null worlds are null."""
+"""Reactions: configured rates and biases hold, and null worlds have no personal effects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deploy.simulation.config import WorldConfig
 from deploy.simulation.movielens import MovieLens
 from deploy.simulation.queries import legal
 from deploy.simulation.reactions import Visit, clicks_query, comes_back, goes_on, watch_slate
-from deploy.simulation.truth import TASKS, Truth, plant
+from deploy.simulation.truth import WORLD_TASKS, Truth, plant
 
 ALL = np.arange(1682)
 
@@ -74,7 +74,7 @@ def test_random_slates_play_at_the_stated_rate(truth: Truth) -> None:
 def test_actions_after_a_play_hold_their_stated_rates(truth: Truth) -> None:
     visits = _random_visits(truth, 6000)
     plays = sum(len(visit.slots("play")) for visit in visits)
-    for task in TASKS[1:]:
+    for task in WORLD_TASKS[1:]:
         share = sum(len(visit.slots(task)) for visit in visits) / plays
         assert share == pytest.approx(getattr(truth.world.rates, task), rel=0.25)
 
@@ -82,7 +82,7 @@ def test_actions_after_a_play_hold_their_stated_rates(truth: Truth) -> None:
 def test_nothing_follows_without_a_play(truth: Truth) -> None:
     for visit in _random_visits(truth, 500):
         played = set(visit.slots("play"))
-        for task in TASKS[1:]:
+        for task in WORLD_TASKS[1:]:
             assert set(visit.slots(task)) <= played
         assert played.isdisjoint(visit.slots("skip"))
         assert visit.slots("shown") == list(range(10))
@@ -128,13 +128,13 @@ def test_personalisation_gains_in_the_world_and_never_in_the_null_one(
     assert gains.mean() + 1.96 * gains.std() / np.sqrt(len(gains)) <= 0.0
 
 
-def test_repeats_bore(truth: Truth) -> None:
+def test_repeated_exposures_lower_the_odds(truth: Truth) -> None:
     fresh = truth.odds(0, ALL)
     tired = truth.odds(0, ALL, seen=np.full(1682, 2))
     assert (tired < fresh).all()
 
 
-def test_better_visits_lead_to_more(truth: Truth) -> None:
+def test_better_slates_lead_to_more_slates(truth: Truth) -> None:
     rng = np.random.default_rng(0)
     stays = [
         np.mean([goes_on(truth, Visit((), utility, 0), rng) for _ in range(2000)])
@@ -144,7 +144,7 @@ def test_better_visits_lead_to_more(truth: Truth) -> None:
     assert stays[2] - stays[0] > 0.2
 
 
-def test_a_liked_film_brings_back_more_silent_users(truth: Truth) -> None:
+def test_a_liked_film_brings_back_more_dormant_users(truth: Truth) -> None:
     rng = np.random.default_rng(0)
     worst_best = np.argsort(truth.odds(5, ALL)[:, 0])[[0, -1]]
     back = [
@@ -159,7 +159,7 @@ def test_a_wanted_query_is_clicked_more_than_a_foreign_one(truth: Truth) -> None
     rng = np.random.default_rng(0)
     own = legal(truth.data.films[0], truth.world.queries.kinds)[:6]
     clicks = [clicks_query(truth, 3, 0, own, rng) is not None for _ in range(1000)]
-    strange = [clicks_query(truth, 3, 0, ["nobody asks this"], rng) for _ in range(200)]
+    strange = [clicks_query(truth, 3, 0, ["an unrelated query"], rng) for _ in range(200)]
     assert np.mean(clicks) > 0.2
     assert strange == [None] * 200
 

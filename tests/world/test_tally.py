@@ -1,4 +1,4 @@
-"""Laws of the count: rates are sums over sums, intervals cover, phases stay apart."""
+"""The tally: rates are ratios of sums, intervals cover, phases are counted separately."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_interval_covers_the_truth_nineteen_times_of_twenty() -> None:
     assert 0.90 <= inside / 200 <= 0.99
 
 
-def test_phases_and_releases_stay_apart() -> None:
+def test_phases_and_releases_are_counted_separately() -> None:
     tally = Tally()
     tally.watched("before", "r1", "u1", [10, 2, 1])
     tally.watched("before", "r1", "u1", [10, 4, 0])
@@ -48,7 +48,7 @@ def test_phases_and_releases_stay_apart() -> None:
     assert tally.click_rate("before", "r2").n == 0
 
 
-def test_latencies_and_fallbacks_are_kept_by_surface() -> None:
+def test_latencies_and_fallbacks_are_counted_by_surface() -> None:
     tally = Tally()
     for took_ms in (1.0, 2.0, 3.0):
         tally.answered(_reply("feed", "ranker"), took_ms)

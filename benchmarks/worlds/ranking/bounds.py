@@ -1,6 +1,6 @@
-"""What could be reached in a ranking world: best static, oracle, and the ceiling's regressor.
+"""Upper bounds in a ranking world: the best static weights and the ceiling's regressor.
 
-Knows the truth, and is used for nothing but to judge.
+Knows the truth; used only for evaluation.
 """
 
 from __future__ import annotations
@@ -8,19 +8,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from benchmarks.worlds.ranking.pools import Judge
+from benchmarks.worlds.ranking.pools import PoolEvaluator
 
 
-def best_static(judge: Judge, start: torch.Tensor, trials: int, seed: int) -> torch.Tensor:
-    """float32 [T]: searched on true utility, always on the same pools, so that luck of a
-    noisy search cannot lower the bar (1-4 % otherwise). Dirichlet steps that narrow."""
+def best_static(
+    evaluator: PoolEvaluator, start: torch.Tensor, trials: int, seed: int
+) -> torch.Tensor:
+    """float32 [T]: searched on true utility by narrowing Dirichlet steps, always on the same pools,
+    since a noisy search would lower this baseline by 1 to 4 %."""
     generator = torch.Generator().manual_seed(seed)
-    best, value = start, float(judge.utility(start).mean())
+    best, value = start, float(evaluator.utility(start).mean())
     for trial in range(trials):
         concentration = 30.0 * 40.0 ** (trial / max(trials - 1, 1))
         gammas = torch._standard_gamma(best * concentration + 0.1, generator=generator)
         step = gammas / gammas.sum()
-        found = float(judge.utility(step).mean())
+        found = float(evaluator.utility(step).mean())
         if found > value:
             best, value = step, found
     return best
@@ -29,7 +31,7 @@ def best_static(judge: Judge, start: torch.Tensor, trials: int, seed: int) -> to
 def regress_truth(
     observed: torch.Tensor, truth: torch.Tensor, steps: int, seed: int
 ) -> nn.Sequential:
-    """Learns w* itself from the observables: observed [N, D], truth [N, T]; returns logits."""
+    """A regression of w* on the observables: observed [N, D], truth [N, T]; returns logits."""
     torch.manual_seed(seed)
     last = nn.Linear(128, truth.shape[1])
     net = nn.Sequential(

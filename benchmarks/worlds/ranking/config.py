@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 WORLDS = Path(__file__).with_name("worlds")
-TASKS = ("play", "long_view", "like", "follow", "order")
+WORLD_TASKS = ("play", "long_view", "like", "follow", "order")
 PerTask = tuple[float, float, float, float, float]
 
 

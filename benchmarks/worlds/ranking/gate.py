@@ -1,6 +1,7 @@
-"""The gate of a ranking world: is there something to gain, and is it within reach?
+"""The gate of a ranking world: how much personal weights can gain, and how much of it is reachable.
 
-Knows the truth. Run it first, and choose constants by it alone: `python -m benchmarks.worlds.ranking.gate`.
+Knows the truth, not the methods. Choose a world's constants by it alone, before any method is run:
+`python -m benchmarks.worlds.ranking.gate`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 
 from benchmarks.worlds.ranking.bounds import best_static, explained, regress_truth
 from benchmarks.worlds.ranking.config import WORLDS, RankingWorld
-from benchmarks.worlds.ranking.logs import keep_log
-from benchmarks.worlds.ranking.pools import Judge, PoolMaker
+from benchmarks.worlds.ranking.logs import simulate_log
+from benchmarks.worlds.ranking.pools import PoolEvaluator, PoolMaker
 from benchmarks.worlds.ranking.population import Population, populate
 from models.ranking.grade.logs import FusionLog, Observables
 
@@ -22,15 +23,15 @@ STATIC_TRIALS = 100
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One world, drawn: users, the log, the judges of test and validation users."""
+class DrawnWorld:
+    """One drawn world: users, the log, the evaluators of validation and test users."""
 
     world: RankingWorld
     population: Population
     log: FusionLog
     observed: Observables
-    valid: Judge
-    test: Judge
+    valid: PoolEvaluator
+    test: PoolEvaluator
     static: torch.Tensor  # float32 [T]: best static weights
 
     @property
@@ -54,19 +55,19 @@ class Gate:
     play_lift: float
 
 
-def draw(world: RankingWorld, seed: int, pools: int = 20) -> Drawn:
+def draw(world: RankingWorld, seed: int, pools: int = 20) -> DrawnWorld:
     population, maker, size = populate(world, seed), PoolMaker.of(world), world.size
-    log = keep_log(population, maker, seed)
+    log = simulate_log(population, maker, seed)
     valid_users = torch.arange(size.train_users, size.train_users + size.valid_users)
     test_users = torch.arange(size.train_users + size.valid_users, size.users)
-    valid = Judge.of(population, maker, valid_users, pools, seed * 31 + 1)
-    test = Judge.of(population, maker, test_users, pools, seed * 31 + 2)
+    valid = PoolEvaluator.of(population, maker, valid_users, pools, seed * 31 + 1)
+    test = PoolEvaluator.of(population, maker, test_users, pools, seed * 31 + 2)
     start = population.utilities(size.sessions).mean(0)
     static = best_static(valid, start, STATIC_TRIALS, seed)
-    return Drawn(world, population, log, Observables.of(log), valid, test, static)
+    return DrawnWorld(world, population, log, Observables.of(log), valid, test, static)
 
 
-def gate(drawn: Drawn, seed: int, steps: int = 1500) -> Gate:
+def gate(drawn: DrawnWorld, seed: int, steps: int = 1500) -> Gate:
     truth, now = drawn.truth, drawn.observed.now
     n = drawn.world.size.train_users
     net = regress_truth(now[:n], truth[:n], steps, seed)
@@ -79,13 +80,13 @@ def gate(drawn: Drawn, seed: int, steps: int = 1500) -> Gate:
     z = (z - z.mean(1, keepdim=True)).flatten(0, 1)
     pairs = torch.corrcoef(z.T)[torch.triu_indices(5, 5, 1).unbind()]
     odds, effect = torch.logit(torch.tensor(drawn.world.feedback.rate)), drawn.world.feedback.effect
-    worth_telling = oracle - static > 1e-3 * static
+    can_gain = oracle - static > 1e-3 * static
     return Gate(
         spread=float(0.5 * (truth - truth.mean(0)).abs().sum(-1).mean()),
         correlation=float(pairs.mean()),
         r2=explained(predicted, truth[drawn.test.users]),
         gap=oracle / static - 1,
-        reachable=(reached - static) / (oracle - static) if worth_telling else 0.0,
+        reachable=(reached - static) / (oracle - static) if can_gain else 0.0,
         effect=float(torch.sigmoid(odds + effect) - torch.sigmoid(odds - effect)),
         play_lift=drawn.test.actions(torch.tensor(drawn.world.logging.weights))[0],
     )

@@ -1,6 +1,6 @@
-"""The platform's log in a ranking world: static weights, explored, and what users did.
+"""The platform's log in a ranking world: explored static weights and users' actions.
 
-Knows the truth that users act by, and hands out the log alone.
+Knows the truth that users act by, and returns only the log.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.worlds.ranking.population import Population
 from models.ranking.grade.logs import FusionLog
 
 
-def keep_log(population: Population, maker: PoolMaker, seed: int) -> FusionLog:
+def simulate_log(population: Population, maker: PoolMaker, seed: int) -> FusionLog:
     """Serves every user every session; the same arguments give the same log."""
     world = maker.world
     generator = torch.Generator().manual_seed(seed * 7919 + 11)
@@ -35,7 +35,7 @@ def _session(
     spread: tuple[float, float],
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, ...]:
-    world, looked = maker.world, attention(maker.world)
+    world, attended = maker.world, attention(maker.world)
     learners, users = world.size.train_users, world.size.users
     served, true = maker.draw(population.habit, generator)
     weights, density = _explore(world, users, generator)
@@ -43,14 +43,14 @@ def _session(
     wide = shown[..., None].expand(-1, -1, served.shape[-1])
     seen, real = served.gather(1, wide), true.gather(1, wide)
     now = population.utilities(session)
-    utility = slate_mean(item_value(world, real, now), looked, 1)
+    utility = slate_mean(item_value(world, real, now), attended, 1)
     odds = _log_odds(world.feedback.rate)
     p = torch.sigmoid(odds + world.feedback.effect * (utility - spread[0]) / spread[1])
     satisfied = torch.bernoulli(p, generator=generator)
-    chance = (real * maker.rates).clamp_max(1) * looked[:, None]
+    chance = (real * maker.rates).clamp_max(1) * attended[:, None]
     labels = torch.rand(chance.shape, generator=generator) < chance
     return (
-        slate_mean(seen, looked, 1), weights, density, satisfied, labels.sum(1).float(),
+        slate_mean(seen, attended, 1), weights, density, satisfied, labels.sum(1).float(),
         served[:learners].half(), shown[:learners].to(torch.uint8), labels[:learners],
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 Knows aggregates only; no row of any table is shipped. `measure` makes the small table
 `marginals.json` from the public user table; rates of exposure come from published
-aggregates (KuaiRand, arXiv 2208.08696) that were not measured again here.
+aggregates (KuaiRand, arXiv 2208.08696) and were not measured here.
 """
 
 from __future__ import annotations

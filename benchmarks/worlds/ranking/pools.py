@@ -1,4 +1,4 @@
-"""Candidate pools as the policy meets them, slates ranked from them, and what they are worth.
+"""Candidate pools, slates ranked from them, and their true value.
 
 Knows predictions, attention and true value. Everything is relative: a task's P(action)
 over its population rate, so that weights compare tasks and not units (predictions of
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.worlds.ranking.config import TASKS, RankingWorld
+from benchmarks.worlds.ranking.config import WORLD_TASKS, RankingWorld
 from benchmarks.worlds.ranking.population import Population
 
-T = len(TASKS)
-_MOST = 0.98  # no prediction is certain
+T = len(WORLD_TASKS)
+_MAX_P = 0.98  # of any prediction
 
 
 def attention(world: RankingWorld) -> torch.Tensor:
@@ -68,7 +68,7 @@ class PoolMaker:
         )
 
     def _ratio(self, odds: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(odds).clamp_max(_MOST) / self.rates
+        return torch.sigmoid(odds).clamp_max(_MAX_P) / self.rates
 
 
 def item_value(world: RankingWorld, ratios: torch.Tensor, utilities: torch.Tensor) -> torch.Tensor:
@@ -93,8 +93,8 @@ def slate_mean(values: torch.Tensor, weights_of_slots: torch.Tensor, dim: int) -
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Fixed pools of some users, on which every policy is judged alike (common randomness)."""
+class PoolEvaluator:
+    """Fixed pools of some users, on which all policies are evaluated (common random numbers)."""
 
     world: RankingWorld
     users: torch.Tensor
@@ -106,7 +106,7 @@ class Judge:
     @classmethod
     def of(
         cls, population: Population, maker: PoolMaker, users: torch.Tensor, pools: int, seed: int
-    ) -> Judge:
+    ) -> PoolEvaluator:
         generator = torch.Generator().manual_seed(seed)
         world, size = maker.world, maker.world.size
         habit = population.habit[users].repeat_interleave(pools, 0)

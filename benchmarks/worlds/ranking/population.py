@@ -1,6 +1,6 @@
-"""Who lives in a ranking world: profiles, true utility vectors, habits, when tastes turn.
+"""The users of a ranking world: profiles, true utility vectors, habits, changes of taste.
 
-Knows the planted truth of users. No policy may read it: methods get the log's arrays.
+Knows the planted truth of users. Policies get only the log's arrays.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from benchmarks.worlds.ranking import marginals
-from benchmarks.worlds.ranking.config import TASKS, RankingWorld
+from benchmarks.worlds.ranking.config import WORLD_TASKS, RankingWorld
 
-T = len(TASKS)
+T = len(WORLD_TASKS)
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ def populate(world: RankingWorld, seed: int) -> Population:
     rng = np.random.default_rng([seed, 1])
     users, rules = world.size.users, world.utility
     profile = marginals.profiles(marginals.load(), users, rng)
-    told = profile @ rng.normal(size=(profile.shape[1], T))
-    told = (told - told.mean(0)) / told.std(0)
-    untold, later = _untold(world, rng), _untold(world, rng)
-    turned = rng.random(users) < world.drift.share
+    explained = profile @ rng.normal(size=(profile.shape[1], T))
+    explained = (explained - explained.mean(0)) / explained.std(0)
+    hidden, later = _hidden(world, rng), _hidden(world, rng)
+    changed = rng.random(users) < world.drift.share
     turn = rng.integers(world.drift.first_session, world.drift.last_session + 1, users)
     keep = world.drift.keep
-    new = np.where(turned[:, None], keep * untold + np.sqrt(1 - keep**2) * later, untold)
+    new = np.where(changed[:, None], keep * hidden + np.sqrt(1 - keep**2) * later, hidden)
     mix = rules.from_profile
 
     def simplex(personal: np.ndarray) -> np.ndarray:
-        deviation = np.sqrt(mix) * told + np.sqrt(1 - mix) * personal
+        deviation = np.sqrt(mix) * explained + np.sqrt(1 - mix) * personal
         raw = np.asarray(rules.base) * np.exp(rules.spread * deviation)
         return np.asarray(raw / raw.sum(1, keepdims=True))
 
@@ -55,20 +55,20 @@ def populate(world: RankingWorld, seed: int) -> Population:
     habit = world.candidates.habit * np.log(np.maximum(after, 1e-3) / np.asarray(rules.base))
     return Population(
         profile=torch.from_numpy(profile),
-        before=torch.from_numpy(simplex(untold)).float(),
+        before=torch.from_numpy(simplex(hidden)).float(),
         after=torch.from_numpy(after).float(),
-        turn=torch.from_numpy(np.where(turned, turn, 0)),
+        turn=torch.from_numpy(np.where(changed, turn, 0)),
         habit=torch.from_numpy(habit - habit.mean(0)).float(),
     )
 
 
-def _untold(world: RankingWorld, rng: np.random.Generator) -> np.ndarray:
-    """float64 [U, T], unit deviation: the part of taste that no profile tells."""
+def _hidden(world: RankingWorld, rng: np.random.Generator) -> np.ndarray:
+    """float64 [U, T], unit deviation: the part of taste that profiles do not predict."""
     users, kinds = world.size.users, world.utility.segments
     if kinds == 0:
         return rng.normal(size=(users, T))
     centres = rng.normal(size=(kinds, T))
     centres = (centres - centres.mean(0)) / centres.std(0)
-    within = 0.35  # of a kind's deviation: kinds are clouds, not points
+    within = 0.35  # deviation of users around the centre of their segment
     spread = np.sqrt(1 - within**2) * centres[rng.integers(kinds, size=users)]
     return np.asarray(spread + within * rng.normal(size=(users, T)))

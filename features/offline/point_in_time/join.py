@@ -1,16 +1,15 @@
-"""What the online reader would have given at past moments: the point-in-time join.
+"""The point-in-time join: features of entities at past moments, as the online reader saw them.
 
-Knows events and labels. Does not know stores. Values are those of the kernel and of
-`finish`; laws in the tests hold the three together.
+Knows events and labels. Does not know stores. Tests hold its values equal to folding and
+finalizing stored rows.
 
-An event counts at a label when it had *arrived* before the label's time (strictly: a
-label never sees itself, nor what came in its own millisecond), and in the windows that
-its *event time* falls into. So a late event is missing at the labels between its time
-and its arrival, exactly as it was online.
+An event counts at a label if it had *arrived* before the label's time (strictly: a label sees
+nothing of its own millisecond), in the windows that its *event time* falls into. A late event
+is therefore missing at the labels between its time and its arrival, exactly as it was online.
 
-No row is folded: events and labels are put in order once (`features.offline.point_in_time.order`), a count
-is the difference of a running sum at two places (`features.offline.point_in_time.counts`), and a last-n
-list is a range of the entity's events (`features.offline.point_in_time.lists`).
+No row is folded. Events and labels are sorted once (`order`), a count is the difference of a
+running sum at two places (`counts`), and a last-n list is a range of the entity's events
+(`lists`). `replay` folds again where only that is exact.
 """
 
 from __future__ import annotations
@@ -26,23 +25,22 @@ import pyarrow.compute as pc
 from features.definitions import DEFINITIONS, EntityDefinition
 from features.kernels import labels as label_loops
 from features.offline.point_in_time.counts import counts_at
-from features.offline.point_in_time.lists import Lists, list_series, lists_at, python_lists
-from features.offline.point_in_time.order import History, Keys, Order, order_by
-from features.offline.point_in_time.replay import replayed
+from features.offline.point_in_time.lists import LabelLists, list_series, lists_at, python_lists
+from features.offline.point_in_time.order import EventHistory, LabelOrder, SortedMoments, order_by
+from features.offline.point_in_time.replay import replay_features, with_kind_codes
 from features.rows.aggregate import READER_SLACK_MS, event_hashes
 from features.store import EntityName, FeatureFrame, Status
-from streams.contract.events import KIND_CODE
 from streams.contract.schema import EVENT_SCHEMA
 
 
-def joined(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> pl.DataFrame:
-    """The labels with `status`, `last_event_ms` and every declared column beside them.
+def join_features(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> pl.DataFrame:
+    """The labels with `status`, `last_event_ms` and every declared column appended.
 
-    One row per label, in their order: counts and sums int64, last-n columns lists. `events`
-    and `labels` as in `features_as_of`; the labels' other columns stay.
+    One row per label, in their order: counts and sums int64, last-n columns lists. `events` and
+    `labels` as in `features_as_of`; the labels' other columns stay.
     """
     definition = DEFINITIONS[entity]
-    found = _find(definition, events, labels)
+    found = _join(definition, events, labels)
     if isinstance(found, FeatureFrame):
         return labels.hstack(_series(definition, found))
     columns = [pl.Series("status", found.status), pl.Series("last_event_ms", found.last)]
@@ -53,7 +51,7 @@ def joined(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> pl
 
 
 def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> FeatureFrame:
-    """The same as the frame that an online reader gets: last-n columns as Python lists.
+    """The same as the online reader's frame: last-n columns as Python lists, newest first.
 
     Args:
         events: `EVENT_SCHEMA`'s columns (absent ones are null); `kind` as a code or as a
@@ -62,7 +60,7 @@ def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityNam
             `time_ms`, int64.
     """
     definition = DEFINITIONS[entity]
-    found = _find(definition, events, labels)
+    found = _join(definition, events, labels)
     if isinstance(found, FeatureFrame):
         return found
     columns = found.counts | dict(python_lists(found.lists, found.order, found.history))
@@ -72,36 +70,36 @@ def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityNam
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The answer in the labels' own order."""
+class _JoinResult:
+    """The features in the labels' order."""
 
-    order: Order
-    history: History
+    order: LabelOrder
+    history: EventHistory
     status: np.ndarray  # uint8 [L]
-    last: np.ndarray  # int64 [L], ms
+    last: np.ndarray  # int64 [L], event time of the newest event, ms
     counts: dict[str, np.ndarray]
-    lists: list[Lists]
+    lists: list[LabelLists]
 
 
-def _find(
+def _join(
     definition: EntityDefinition, events: pl.DataFrame, labels: pl.DataFrame
-) -> _Found | FeatureFrame:
-    """The answer by places, or by folding again where only that is exact."""
+) -> _JoinResult | FeatureFrame:
+    """The features from sorted order, or as a frame by folding again where only that is exact."""
     ids = labels[definition.id_column]
     times = labels["time_ms"].to_numpy().astype(np.int64)
     known = _text(ids).dictionary_encode()
     frame = _events(definition, events)
     place, row = _labelled(definition, frame, known.dictionary)
     if _comes_twice(frame, place):
-        return replayed(definition, events, ids.to_list(), times)
+        return replay_features(definition, events, ids.to_list(), times)
     history, moments = _history(frame, place, row)
     arrival = frame["ingested_at_ms"].to_numpy()[history.place]
     if int((moments.time - arrival).max(initial=0)) > READER_SLACK_MS:
-        return replayed(definition, events, ids.to_list(), times)
+        return replay_features(definition, events, ids.to_list(), times)
     asked, back = _asked(known, times)
-    order = Order(moments, arrival, asked)
+    order = LabelOrder(moments, arrival, asked)
     last = order.newest()[back]
-    return _Found(
+    return _JoinResult(
         order,
         history,
         _status(definition, last, times),
@@ -127,16 +125,13 @@ def _status(definition: EntityDefinition, last: np.ndarray, now: np.ndarray) -> 
 
 def _events(definition: EntityDefinition, events: pl.DataFrame) -> pl.DataFrame:
     """The columns that the join reads, absent ones null, kinds as codes."""
-    wanted = {*_PLACED, *definition.event_columns}
+    wanted = {*_JOIN_COLUMNS, *definition.event_columns}
     have = events.select(*sorted(wanted & set(events.columns)), _kept(events)).rechunk()
     absent = [pl.lit(None, _dtype(name)).alias(name) for name in sorted(wanted - set(have.columns))]
-    if have.schema["kind"] in (pl.String, pl.Categorical, pl.Enum):
-        named = pl.col("kind").cast(pl.String)
-        have = have.with_columns(named.replace_strict(KIND_CODE, return_dtype=pl.UInt8))
-    return have.with_columns(*absent)
+    return with_kind_codes(have).with_columns(*absent)
 
 
-_PLACED = ("user_id", "event_id", "kind", "event_time_ms", "ingested_at_ms")
+_JOIN_COLUMNS = ("user_id", "event_id", "kind", "event_time_ms", "ingested_at_ms")
 
 
 def _kept(events: pl.DataFrame) -> pl.Expr:
@@ -152,7 +147,7 @@ def _dtype(name: str) -> pl.DataType:
 def _labelled(
     definition: EntityDefinition, events: pl.DataFrame, known: pa.Array
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the labelled entities' events, and the place of their ids in `known`."""
+    """The labelled entities' events: their places in `events`, and their ids' places in `known`."""
     found = pc.index_in(_text(events[definition.id_column]), known, skip_nulls=True)
     row = found.fill_null(-1).to_numpy(zero_copy_only=False)
     place = np.flatnonzero((row >= 0) & events["kept"].to_numpy())
@@ -164,8 +159,8 @@ def _text(ids: pl.Series) -> pa.Array:
 
 
 def _comes_twice(events: pl.DataFrame, place: np.ndarray) -> bool:
-    """Whether an event comes again unmarked."""
-    # A collision of these 64 bits costs time and never a wrong value.
+    """Whether an event is repeated without being marked duplicate."""
+    # A collision of these 64 bits costs time but never gives a wrong value.
     by_event = pl.col("event_id").hash(2)
     return not (
         _distinct(events, by_event, place)
@@ -177,8 +172,10 @@ def _distinct(events: pl.DataFrame, key: pl.Expr, place: np.ndarray) -> bool:
     return not label_loops.repeats(events.select(key).to_series().to_numpy()[place])
 
 
-def _history(events: pl.DataFrame, place: np.ndarray, row: np.ndarray) -> tuple[History, Keys]:
-    """The events at these places by entity, event time and hash, oldest first."""
+def _history(
+    events: pl.DataFrame, place: np.ndarray, row: np.ndarray
+) -> tuple[EventHistory, SortedMoments]:
+    """The events at these places, sorted by entity, event time and hash, oldest first."""
     time = events["event_time_ms"].to_numpy()[place]
     order = order_by(row, time)
     row, time, place = row[order], time[order], place[order]
@@ -189,14 +186,14 @@ def _history(events: pl.DataFrame, place: np.ndarray, row: np.ndarray) -> tuple[
     if len(at):
         hashes = event_hashes(events[["user_id", "event_id"]][place[at]].to_arrow())
         place[at] = place[at][np.lexsort((hashes, time[at], row[at]))]
-    return History(events["kind"].to_numpy()[place], place, events), Keys(row, time)
+    return EventHistory(events["kind"].to_numpy()[place], place, events), SortedMoments(row, time)
 
 
-def _asked(known: pa.DictionaryArray, times: np.ndarray) -> tuple[Keys, np.ndarray]:
-    """The labels by entity and time, and int64 [L]: each label's place among them."""
-    nobody = len(known.dictionary)
-    row = known.indices.fill_null(nobody).to_numpy(zero_copy_only=False).astype(np.int64)
+def _asked(known: pa.DictionaryArray, times: np.ndarray) -> tuple[SortedMoments, np.ndarray]:
+    """The labels sorted by entity and time, and int64 [L]: each label's place among them."""
+    no_entity = len(known.dictionary)
+    row = known.indices.fill_null(no_entity).to_numpy(zero_copy_only=False).astype(np.int64)
     order = order_by(row, times)
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
-    return Keys(row[order], times[order]), back
+    return SortedMoments(row[order], times[order]), back

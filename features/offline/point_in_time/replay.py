@@ -1,9 +1,8 @@
-"""The point-in-time join by folding again: exact for any history, and slow.
+"""The point-in-time join by folding again: exact for any history, but slow.
 
-Knows rounds of the kernel: round j folds what arrived between each entity's label j-1
-and j. `features.offline.point_in_time.join` answers ordinary histories without folding and comes here
-when an event comes twice unmarked or is dated far ahead of its arrival, because then
-only the kernel's own memory of recent ids and tiles says what the row would have held.
+Knows rounds of the fold: round j folds what arrived between each entity's labels j-1 and j.
+Does not know sorted order. `join` falls back to it when an event is repeated unmarked or dated
+far ahead of its arrival: then only a row's own recent ids and tiles say what it held.
 """
 
 from __future__ import annotations
@@ -15,50 +14,56 @@ import polars as pl
 import pyarrow as pa
 
 from features.definitions import EntityDefinition
-from features.rows.aggregate import Batch, fold, group
-from features.rows.byte_slices import Spans
-from features.rows.finalize import finish_blobs
+from features.rows.aggregate import EventBatch, fold_events, group_by_entity
+from features.rows.byte_slices import ByteSlices
+from features.rows.finalize import finalize_rows
 from features.store import FeatureFrame
 from streams.bus.contract import Stamp
 from streams.contract.events import KIND_CODE
 from streams.contract.schema import EVENT_SCHEMA, conform
 
-LABELS_AT_ONCE = 16_384  # finished together: bounds memory to their rows
+LABELS_AT_ONCE = 16_384  # finalized together: bounds memory to their rows
 _TIME_BITS = 43  # milliseconds until the year 2248
 
 
-def replayed(
+def replay_features(
     definition: EntityDefinition, events: pl.DataFrame, ids: list[str], times: np.ndarray
 ) -> FeatureFrame:
     """Features of `ids` at `times` (int64 [L], ms), one row per label, in their order."""
-    batch = group(definition, event_table(events))
+    batch = group_by_entity(definition, to_event_table(events))
     place = {entity_id: row for row, entity_id in enumerate(batch.ids)}
     rows = np.array([place.get(entity_id, -1) for entity_id in ids], np.int64)
     frames, order = [], []
     for labelled, blobs in _replay(definition, batch, rows, times):
         part = [ids[i] for i in labelled]
-        frames.append(finish_blobs(definition, part, blobs, times[labelled]))
+        frames.append(finalize_rows(definition, part, blobs, times[labelled]))
         order.append(labelled)
     return _in_order(definition, ids, frames, order)
 
 
-def event_table(events: pl.DataFrame) -> pa.Table:
-    """Events as the kernel folds them (`EVENT_SCHEMA`); `kind` may be a code or a string."""
-    if events.schema["kind"] in (pl.String, pl.Categorical, pl.Enum):
-        codes = pl.col("kind").cast(pl.String).replace_strict(KIND_CODE, return_dtype=pl.UInt8)
-        events = events.with_columns(codes)
+def to_event_table(events: pl.DataFrame) -> pa.Table:
+    """Events as a fold takes them (`EVENT_SCHEMA`); `kind` may be a code or a string."""
+    events = with_kind_codes(events)
     if "duplicate" not in events.columns:
         events = events.with_columns(duplicate=pl.lit(False))
     return conform(events.to_arrow(), EVENT_SCHEMA)
 
 
-def _replay(
-    definition: EntityDefinition, batch: Batch, rows: np.ndarray, times: np.ndarray
-) -> Iterator[tuple[np.ndarray, list[bytes | None]]]:
-    """Labels (as places) with the stored rows that their reader would have met.
+def with_kind_codes(events: pl.DataFrame) -> pl.DataFrame:
+    """The events with `kind` as a wire code (uint8), whether it was a code or a string."""
+    if events.schema["kind"] not in (pl.String, pl.Categorical, pl.Enum):
+        return events
+    kind = pl.col("kind").cast(pl.String)
+    return events.with_columns(kind.replace_strict(KIND_CODE, return_dtype=pl.UInt8))
 
-    Round j folds what arrived between each entity's label j-1 and j, for all entities
-    at once, then takes the rows as they stand.
+
+def _replay(
+    definition: EntityDefinition, batch: EventBatch, rows: np.ndarray, times: np.ndarray
+) -> Iterator[tuple[np.ndarray, list[bytes | None]]]:
+    """Labels (as places) with the rows that were stored when their reader came.
+
+    Round j folds what arrived between each entity's labels j-1 and j, for all entities at once,
+    then takes the rows.
     """
     known = np.flatnonzero(rows >= 0)
     known = known[np.lexsort((times[known], rows[known]))]
@@ -69,10 +74,11 @@ def _replay(
     blobs: list[bytes | None] = [None] * int((rows < 0).sum())
     in_round = known[np.argsort(label_round, kind="stable")]
     ends = np.cumsum(np.bincount(label_round)) if len(known) else np.zeros(0, np.int64)
-    for turn, end in enumerate(ends.tolist()):
-        if turn < len(starts):
-            _fold_round(definition, batch, by_round[starts[turn] : stops[turn]], stored, turn)
-        labelled = in_round[ends[turn - 1] if turn else 0 : end]
+    for number, end in enumerate(ends.tolist()):
+        if number < len(starts):
+            events = by_round[starts[number] : stops[number]]
+            _fold_round(definition, batch, events, stored, number)
+        labelled = in_round[ends[number - 1] if number else 0 : end]
         pending.append(labelled)
         blobs.extend(stored[row] for row in rows[labelled].tolist())
         if len(blobs) >= LABELS_AT_ONCE:
@@ -83,12 +89,12 @@ def _replay(
 
 
 def _rounds(
-    batch: Batch, label_row: np.ndarray, label_time: np.ndarray
+    batch: EventBatch, label_row: np.ndarray, label_time: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Events by the round that folds them: (starts, stops) per round into the third array.
+    """Events by the round that folds them: per round (starts, stops) of the third array.
 
-    An event's round is the number of its entity's labels at or before its arrival;
-    events after the last label belong to none.
+    An event's round is the number of its entity's labels at or before its arrival; events after
+    the last label have no round.
     """
     arrival = batch.table.column("ingested_at_ms").to_numpy()
     label_key = (label_row << _TIME_BITS) + label_time
@@ -105,16 +111,16 @@ def _rounds(
 
 def _fold_round(
     definition: EntityDefinition,
-    batch: Batch,
+    batch: EventBatch,
     picked: np.ndarray,
     stored: list[bytes | None],
-    turn: int,
+    number: int,
 ) -> None:
     """Folds the picked events into `stored`, in place."""
     if len(picked) == 0:
         return
     rows, row = np.unique(batch.row[picked], return_inverse=True)
-    part = Batch(
+    part = EventBatch(
         names=batch.names.take(pa.array(rows)),
         row=row.astype(np.int64),
         time=batch.time[picked],
@@ -122,8 +128,8 @@ def _fold_round(
         hash=batch.hash[picked],
         table=batch.table.take(pa.array(picked)),
     )
-    before = Spans.of([stored[r] for r in rows])
-    folded = fold(definition, before, part, Stamp("point-in-time", 0, turn))
+    current = ByteSlices.from_list([stored[r] for r in rows])
+    folded = fold_events(definition, current, part, Stamp("point-in-time", 0, number))
     for changed, blob in zip(folded.changed.tolist(), folded.rows.to_list(), strict=True):
         stored[rows[changed]] = blob
 
@@ -140,9 +146,9 @@ def _in_order(
     frames: list[FeatureFrame],
     order: list[np.ndarray],
 ) -> FeatureFrame:
-    """The parts as one frame in the labels' own order; no label is lost."""
+    """The parts as one frame in the labels' order; no label is lost."""
     if not frames:
-        return finish_blobs(definition, [], [], 0)
+        return finalize_rows(definition, [], [], 0)
     back = np.argsort(np.concatenate(order))
     assert len(back) == len(ids)
     columns = {

@@ -1,1 +1,1 @@
-"""GRADE: each user's own fusion weights over the tasks of the ranker."""
+"""GRADE: each user's own fusion weights over the ranker's tasks. README.md is its model card."""

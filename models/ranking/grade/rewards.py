@@ -1,7 +1,7 @@
 """The rewards of a weight vector: posterior feedback, dense prior, format.
 
 Knows slates ranked by weights, and a model of satisfaction that is fitted on logged
-feedback. Does not know policies nor what users truly value.
+feedback. Does not know policies or what users truly value.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.ranking.grade.config import FIRST_SESSION
 from models.ranking.grade.logs import FusionLog, Observables
 from models.ranking.grade.worth import CredibleWorth, Worth
 
-FIRST_SESSION = 6  # before it a user's own feedback says nothing to learn from
 
+def slate_means(
+    pools: torch.Tensor, weights: torch.Tensor, attention: torch.Tensor
+) -> torch.Tensor:
+    """Mean predictions of the slates that weights select.
 
-def slate_means(pools: torch.Tensor, weights: torch.Tensor, looked: torch.Tensor) -> torch.Tensor:
-    """What slates would hold: pools [N, C, T], weights [N, G, T], looked [K] ->
-    float32 [N, G, T], attention-weighted means of the K best by weighted sum."""
-    top = torch.bmm(weights, pools.transpose(1, 2)).topk(len(looked), -1).indices
+    pools [N, C, T], weights [N, G, T], attention [K] -> float32 [N, G, T], attention-weighted
+    means over the K best candidates by weighted sum.
+    """
+    top = torch.bmm(weights, pools.transpose(1, 2)).topk(len(attention), -1).indices
     wide = top.flatten(1)[..., None].expand(-1, -1, pools.shape[-1])
     chosen = pools.gather(1, wide).view(*top.shape, pools.shape[-1])
-    return (chosen * looked[:, None]).sum(2) / looked.sum()
+    return (chosen * attention[:, None]).sum(2) / attention.sum()
 
 
 def engagement(means: torch.Tensor) -> torch.Tensor:
-    """The prior of a platform without posterior feedback: predicted plays of the slate,
-    with a little of long views; dense, cheap, and not what users value."""
+    """The prior without posterior feedback: the slate's predicted plays and a little of its
+    long views; dense, cheap, and not what users value. [..., T] -> [...]."""
     return 0.9 * means[..., 0] + 0.1 * means[..., 1]
 
 
@@ -42,8 +46,8 @@ def format_reward(weights: torch.Tensor) -> torch.Tensor:
 class Satisfaction(nn.Module):
     """The dense prior after correction: logit P(satisfied | observables, slate means).
 
-    The user's own level, plus a slope times what the slate holds beyond the user's usual
-    one, each task at its own worth to the user.
+    The user's own level, plus a slope times the slate's excess over the user's usual slate,
+    each task weighted by its worth to the user.
     """
 
     def __init__(self, worth: Worth, width: int, rate: float) -> None:
@@ -75,10 +79,12 @@ def fit_satisfaction(
     seed: int,
     first: int = FIRST_SESSION,
 ) -> Satisfaction:
-    """Binary cross-entropy on logged satisfaction, point in time: the most probable model
-    after the feedback, given what `CredibleWorth` takes for probable before it. So few
-    coefficients are found by L-BFGS over all rows, `steps` at most: no rates to tune. In float64,
-    since single precision ends the search before the shared coefficients have settled."""
+    """The maximum a posteriori model of logged satisfaction, point in time.
+
+    Binary cross-entropy plus the prior of `CredibleWorth`. L-BFGS over all rows, at most `steps`
+    iterations, needs no learning rate for so few coefficients. In float64: float32 ends the
+    search before the shared coefficients have converged.
+    """
     torch.manual_seed(seed)
     worth = CredibleWorth(observed.width, observed.rates, start)
     model = Satisfaction(worth, observed.width, float(log.satisfied.mean()))
@@ -87,15 +93,18 @@ def fit_satisfaction(
     beyond = (log.means[users, sessions] - observed.usual[users, sessions])[:, None].double()
     satisfied = log.satisfied[users, sessions].double()
     optimiser = torch.optim.LBFGS(
-        model.double().parameters(), max_iter=steps, history_size=20,
-        tolerance_change=1e-10, line_search_fn="strong_wolfe",
-    )  # fmt: skip
+        model.double().parameters(),
+        max_iter=steps,
+        history_size=20,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
         logits = model(values, beyond)[:, 0]
-        unlikely = functional.binary_cross_entropy_with_logits(logits, satisfied)
-        total = unlikely + worth.improbability() / len(users)
+        likelihood = functional.binary_cross_entropy_with_logits(logits, satisfied)
+        total = likelihood + worth.negative_log_prior() / len(users)
         total.backward()  # type: ignore[no-untyped-call]
         return total
 

@@ -1,20 +1,19 @@
-"""Learning fusion policies: listwise first, then group-relative, then as feedback arrives.
+"""Training of fusion policies: listwise, then group-relative, then updates on new feedback.
 
-Knows policies, logs and rewards. Does not know truth, except through a reward that a
+Knows policies, logs and rewards. Does not know a planted truth, except through a reward that a
 caller passes in to measure a ceiling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
+from models.ranking.grade.config import GroupTraining
 from models.ranking.grade.logs import FusionLog, Observables
 from models.ranking.grade.policy import FusionPolicy, group_advantage
 from models.ranking.grade.rewards import (
-    FIRST_SESSION,
     Satisfaction,
     engagement,
     format_reward,
@@ -22,42 +21,26 @@ from models.ranking.grade.rewards import (
     training_rows,
 )
 
-MAX_LOG_RATIO = 1.5  # a vector served long ago by other weights must not outweigh its group
-Progress = Callable[[int, FusionPolicy], None]
+MAX_LOG_RATIO = 1.5  # a vector that an old policy served must not outweigh its group
+StepCallback = Callable[[int, FusionPolicy], None]
+"""Called after each step with its number and the policy."""
 
 
-@dataclass(frozen=True)
-class GroupTraining:
-    """prior, posterior: weights of the rewards. engaged: the prior is predicted engagement
-    alone, as where no posterior feedback exists. kl: pull to the first stage."""
-
-    steps: int = 400
-    batch: int = 192
-    group: int = 16
-    rate: float = 1.5e-3
-    clip: float = 0.2
-    kl: float = 0.002
-    prior: float = 1.0
-    posterior: float = 0.02
-    engaged: bool = False
-    first: int = FIRST_SESSION
-
-
-Reward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+GroupReward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(users [N], sessions [N], pools [N, C, T], weights [N, G, T]) -> rewards [N, G]."""
 
 
-def ltr(
+def train_listwise(
     log: FusionLog, observed: Observables, start: torch.Tensor, *, steps: int, seed: int
 ) -> FusionPolicy:
     """Stage 1: LambdaLoss (Wang et al., CIKM 2018; NDCG weights) over logged slates.
 
-    Gains are actions, each in units of its own rate and divided by the slot's attention,
-    so that where an item stood is not taken for what it is.
+    Gains are actions, each in units of its own rate and divided by the slot's attention, to
+    correct for position bias.
     """
     torch.manual_seed(seed)
     policy = FusionPolicy(observed.width, start)
-    sharpness = torch.zeros(1, requires_grad=True)  # else weights bend to set the scores' scale
+    sharpness = torch.zeros(1, requires_grad=True)  # else the weights would set the scores' scale
     optimiser = torch.optim.AdamW([*policy.parameters(), sharpness], 1e-3, weight_decay=1e-2)
     users, sessions = training_rows(log)
     rate = log.labels.float().mean((0, 1, 2)).clamp_min(1e-5)
@@ -79,8 +62,8 @@ def ltr(
 
 
 def lambda_loss(scores: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
-    """scores, gains [N, K]: pairs' logistic loss, each pair weighed by what swapping the
-    two would change of the list's DCG."""
+    """Pairwise logistic loss over scores and gains [N, K], each pair weighted by the change of
+    DCG if the two were swapped."""
     order = scores.detach().argsort(-1, descending=True).argsort(-1)
     discount = 1 / torch.log2(order + 2.0)
     gain_gap = gains[:, :, None] - gains[:, None, :]
@@ -90,17 +73,17 @@ def lambda_loss(scores: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
     return (pairs * swap * better).sum((1, 2)).mean() / gains.mean().clamp_min(1e-6)
 
 
-def group_train(
+def train_group_relative(
     policy: FusionPolicy,
     log: FusionLog,
     observed: Observables,
-    reward: Reward,
+    reward: GroupReward,
     rules: GroupTraining,
     seed: int,
     *,
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
 ) -> FusionPolicy:
-    """Stage 2, in place; the policy as it comes in is the reference. Returns it."""
+    """Stage 2, in place; the incoming policy is the reference. Returns the policy."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     reference = policy.frozen()
@@ -152,9 +135,12 @@ def clipped_objective(
 
 def feedback_reward(
     log: FusionLog, observed: Observables, prior: Satisfaction | None, rules: GroupTraining
-) -> Reward:
-    """Member 0 of each group is the vector that was served: only it has posterior feedback,
-    told as what the prior did not expect. Without a prior it is told against the mean."""
+) -> GroupReward:
+    """The reward of logged feedback: posterior plus dense prior.
+
+    Member 0 of each group is the served vector; only it has posterior feedback, relative to the
+    prior's expectation, or to the mean without a prior.
+    """
     base = float(log.satisfied.mean())
 
     def reward(
@@ -175,7 +161,7 @@ def feedback_reward(
     return reward
 
 
-def update(
+def update_policy(
     policy: FusionPolicy,
     log: FusionLog,
     observed: Observables,
@@ -185,8 +171,9 @@ def update(
     steps: int,
     seed: int,
 ) -> FusionPolicy:
-    """Goes on from a served policy with the sessions from `since` on: a new policy, near the
-    old one; the old one is left as it is.
+    """A new policy, trained from a served one on the sessions from `since` on.
+
+    It stays near the served policy, which is not changed.
 
     Raises:
         ValueError: there is no session from `since` on.
@@ -196,4 +183,4 @@ def update(
     challenger = policy.frozen().requires_grad_(True)
     rules = GroupTraining(steps=steps, rate=3e-4, kl=0.01, first=since)
     reward = feedback_reward(log, observed, prior, rules)
-    return group_train(challenger, log, observed, reward, rules, seed)
+    return train_group_relative(challenger, log, observed, reward, rules, seed)

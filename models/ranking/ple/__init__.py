@@ -1,1 +1,1 @@
-"""The multi-task ranker (PLE): its recipe, inputs, data, network, training and runtime."""
+"""The multi-task ranker (PLE). README.md is its model card."""

@@ -1,9 +1,8 @@
-"""P(action) made to mean what it says, per task, on slates later than those learned from.
+"""Calibration of P(action) per task, on slates later than those of training.
 
-Platt scaling: two numbers a task, folded into the task's last layer, so that nothing
-about the served graph changes and a task's order stays. Fitted where the held-out time
-shows enough actions of a task and enough without, else the task is left as it is.
-Knows the ranker's tensors. Does not know when or from what it was trained.
+Platt scaling is folded into each task's last layer, so the served graph and a task's order stay
+the same. A task is scaled only where the held-out time shows enough actions of it. Knows the
+ranker's tensors. Does not know how it was trained.
 """
 
 from __future__ import annotations
@@ -14,105 +13,77 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models.ranking.ple.data import Examples
-from models.ranking.ple.inputs import TASKS
-from models.ranking.ple.network import Ranker
-from models.ranking.ple.position import SlotBias
-from models.ranking.ple.tensors import Batch
-from models.training.calibration import Reliability, reliability
+from models.ranking.ple.data import RankerExamples
+from models.ranking.ple.inputs import RANKER_TASKS
+from models.ranking.ple.network import Ranker, SlotBias
+from models.ranking.ple.tensors import RankerBatch
+from models.training.calibration import MIN_OUTCOMES, Platt, Reliability, fit_platt, reliability
 
-HELD = 0.1  # of slates, the last in time
-ENOUGH = 30  # actions, and as many without, that two numbers are fitted on
-_ROUNDS, _RIDGE, _LEAST_SLOPE = 50, 1.0, 0.05
+HELD_OUT_SHARE = 0.1  # of slates, the last in time
 
 
 @dataclass(frozen=True)
-class Platt:
-    """logit -> slope * logit + shift; (1, 0) says: left as it was."""
-
-    slope: float = 1.0
-    shift: float = 0.0
-
-
-def platt(logits: np.ndarray, happened: np.ndarray, offset: np.ndarray | float = 0.0) -> Platt:
-    """The maximum-likelihood scaling of `logits` [N], drawn a little towards (1, 0).
-
-    offset: log-odds that are explained already (a slot's), not scaled.
-    """
-    if min(happened.sum(), (~happened).sum()) < ENOUGH:
-        return Platt()
-    x = np.stack([logits, np.ones_like(logits)], 1).astype(float)
-    start = np.array([1.0, 0.0])
-    found = start.copy()
-    for _ in range(_ROUNDS):
-        p = 1 / (1 + np.exp(-np.clip(x @ found + offset, -30, 30)))
-        slope = x.T @ (p - happened) + _RIDGE * (found - start)
-        curve = (x * (p * (1 - p))[:, None]).T @ x + _RIDGE * np.eye(2)
-        step = np.linalg.solve(curve, slope)
-        found = found - step / max(1.0, float(np.abs(step).max()))
-        if np.abs(step).max() < 1e-8:
-            break
-    return Platt(max(float(found[0]), _LEAST_SLOPE), float(found[1]))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What slots cost, and what was done to each task; none where nothing was held out."""
+class RankerCalibration:
+    """The slots' biases and each task's scaling; `scaled` is empty without held-out slates."""
 
     slots: SlotBias
-    done: tuple[Platt, ...] = ()
+    scaled: tuple[Platt, ...] = ()
 
 
-def held_out(slates: Examples) -> tuple[Examples, Examples]:
-    """Slates to learn from and the last tenth in time; all and none where those show little."""
+def held_out(slates: RankerExamples) -> tuple[RankerExamples, RankerExamples]:
+    """Training slates and the last tenth in time; all and none where that shows few actions."""
     if not len(slates):
         return slates, slates
-    cut = int(np.quantile(slates.time_ms, 1 - HELD))
-    later = slates.since(cut)
-    if later.acted.sum() < ENOUGH:
+    split_ms = int(np.quantile(slates.time_ms, 1 - HELD_OUT_SHARE))
+    later = slates.since(split_ms)
+    if later.acted.sum() < MIN_OUTCOMES:
         return slates, slates.take(np.zeros(0, np.int64))
-    return slates.before(cut), later
+    return slates.before(split_ms), later
 
 
-def calibrated(network: Ranker, held: Batch | None, slots: SlotBias) -> Calibration:
-    """The network calibrated in place on what was held out, where anything was."""
-    return Calibration(slots, () if held is None else calibrate(network, held, slots))
+def calibrate_held_out(
+    network: Ranker, held: RankerBatch | None, slots: SlotBias
+) -> RankerCalibration:
+    """Calibrates the network in place on the held-out slates, where there are any."""
+    return RankerCalibration(slots, () if held is None else calibrate(network, held, slots))
 
 
-def told(network: Ranker, slates: Batch | None, fitted: Calibration) -> tuple[str, ...]:
+def calibration_report(
+    network: Ranker, slates: RankerBatch | None, fitted: RankerCalibration
+) -> tuple[str, ...]:
     """One line a task: ECE as served and before calibration, and the reliability curve."""
     if slates is None:
         return ("no slates to judge calibration by: P(action) means the sampling of negatives",)
-    served = curves(network, slates, fitted.slots)
-    before = curves(network, slates, fitted.slots, fitted.done)
+    served = reliability_by_task(network, slates, fitted.slots)
+    before = reliability_by_task(network, slates, fitted.slots, fitted.scaled)
     return tuple(
         f"{task}: ECE {now.ece:.4f} (uncalibrated {raw.ece:.4f}); predicted/happened by tenth: "
         + " ".join(f"{p:.3f}/{y:.3f}" for p, y in zip(now.predicted, now.happened, strict=True))
-        for task, now, raw in zip(TASKS, served, before, strict=True)
+        for task, now, raw in zip(RANKER_TASKS, served, before, strict=True)
     )
 
 
 @torch.no_grad()
-def calibrate(network: Ranker, batch: Batch, slots: SlotBias) -> tuple[Platt, ...]:
-    """Scales each task's last layer in place; returns what was done, one a task."""
-    logits, offset, labels = logits_of(network, batch, slots)
-    done = []
+def calibrate(network: Ranker, batch: RankerBatch, slots: SlotBias) -> tuple[Platt, ...]:
+    """Scales each task's last layer in place; returns the scaling of each task."""
+    logits, offset, labels = candidate_logits(network, batch, slots)
+    scaled = []
     for task, tower in enumerate(network.towers):
-        found = platt(logits[:, task], labels[:, task], offset[:, task])
+        found = fit_platt(logits[:, task], labels[:, task], offset[:, task])
         tower.weight.mul_(found.slope)  # type: ignore[operator]
         tower.bias.mul_(found.slope).add_(found.shift)  # type: ignore[operator]
-        done.append(found)
-    return tuple(done)
+        scaled.append(found)
+    return tuple(scaled)
 
 
-def curves(
-    network: Ranker, batch: Batch, slots: SlotBias, undone: Sequence[Platt] = ()
+def reliability_by_task(
+    network: Ranker, batch: RankerBatch, slots: SlotBias, undone: Sequence[Platt] = ()
 ) -> list[Reliability]:
-    """One reliability curve a task, at the slots where things were shown.
+    """One reliability curve a task, at the slots where candidates were shown.
 
     undone: scalings to take back first, to see what they changed.
     """
-    logits, offset, labels = logits_of(network, batch, slots)
+    logits, offset, labels = candidate_logits(network, batch, slots)
     for task, each in enumerate(undone):
         logits[:, task] = (logits[:, task] - each.shift) / each.slope
     p = 1 / (1 + np.exp(-(logits + offset)))
@@ -120,8 +91,8 @@ def curves(
 
 
 @torch.no_grad()
-def logits_of(
-    network: Ranker, batch: Batch, slots: SlotBias
+def candidate_logits(
+    network: Ranker, batch: RankerBatch, slots: SlotBias
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of real candidates: logits float64 [N, T], their slots' log-odds, labels bool [N, T]."""
     parts = []

@@ -1,10 +1,10 @@
 """Training examples of the ranker: groups of candidates that one user chose among.
 
-Knows two sources. *Impressions*: slates with matured feedback, what was passed over is
-negative. *Encounters*: actions without an impression (replayed histories hold only
-those); their negatives are sampled per user and time, a stated share evenly from the
-catalogue of that time and the rest from earlier encounters (so by popularity as it then
-was), never a video that the user ever acted on. Does not know features or networks.
+Knows two sources. *Impressions*: slates with matured feedback; candidates without an action are
+negatives. *Unlogged interactions*: actions without an impression, the only ones in replayed
+histories; their negatives are sampled per user and time, a stated share uniformly from the
+catalogue of that time and the rest from earlier interactions (by popularity as it then was),
+never an item that the user ever acted on. Does not know features or networks.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from models.ranking.ple.inputs import TASKS
+from models.ranking.ple.inputs import RANKER_TASKS
 from models.recipe import NotEnoughData, TrainingLog
 from streams.contract.clock import DAY_MS
 
-PRIOR_IMPRESSIONS = 50.0  # strength of the prior in `examination`, in impressions a slot
-MIN_ENCOUNTERS, MIN_USERS, MIN_VIDEOS = 200, 10, 20
+PRIOR_IMPRESSIONS = 50.0  # strength of the prior in `slot_examination`, per slot
+MIN_ACTIONS, MIN_USERS, MIN_ITEMS = 200, 10, 20
 _FEED = "feed"
 
 
 @dataclass(frozen=True)
-class Examples:
+class RankerExamples:
     """G groups of up to C candidates.
 
-    users: str [G]; time_ms: int64 [G], the moment features are taken at; video: int64
-    [G, C], the row of the log's items, -1 for padding; labels: bool [G, C, T]; known:
-    bool [T], tasks that the source could show at all; slot: int64 [G, C] (encounters:
-    0); propensity: float32 [G, C] (encounters: 1); release: str [G] ("" for encounters).
-    weights: float32 [G, T], the fusion weights drawn for a slate, and log_density: float32
-    [G] of the draw; NaN where the policy's mean ranked, and for encounters.
+    users: str [G]; time_ms: int64 [G], the moment of the features; item: int64 [G, C], the row
+    of the log's items, -1 for padding; labels: bool [G, C, T]; known: bool [T], tasks that the
+    source can show at all. weights: float32 [G, T], the fusion weights drawn for a slate, and
+    log_density: float32 [G] of the draw; NaN where the policy's mean ranked.
+
+    slot: int64 [G, C]; propensity: float32 [G, C]; release: str [G]. Unlogged interactions have
+    slot 0, propensity 1, release "", and NaN weights.
     """
 
     users: np.ndarray
     time_ms: np.ndarray
-    video: np.ndarray
+    item: np.ndarray
     labels: np.ndarray
     known: np.ndarray
     slot: np.ndarray
@@ -51,25 +52,25 @@ class Examples:
 
     @property
     def impressions(self) -> bool:
-        """Whether these are slates of a release; encounters have none."""
+        """Whether these are slates of a release, not unlogged interactions."""
         return bool(len(self)) and bool((self.release != "").any())
 
     @property
     def real(self) -> np.ndarray:
         """bool [G, C]: candidates that are not padding."""
-        return self.video >= 0
+        return self.item >= 0
 
     @property
     def acted(self) -> np.ndarray:
         """bool [G, C]: candidates with any action."""
         return np.asarray(self.labels.any(-1))
 
-    def take(self, rows: np.ndarray) -> Examples:
+    def take(self, rows: np.ndarray) -> RankerExamples:
         """The groups of these rows, in their order."""
-        return Examples(
+        return RankerExamples(
             self.users[rows],
             self.time_ms[rows],
-            self.video[rows],
+            self.item[rows],
             self.labels[rows],
             self.known,
             self.slot[rows],
@@ -79,36 +80,39 @@ class Examples:
             self.log_density[rows],
         )
 
-    def since(self, time_ms: int) -> Examples:
+    def since(self, time_ms: int) -> RankerExamples:
+        """The groups at or after `time_ms`."""
         return self.take(np.flatnonzero(self.time_ms >= time_ms))
 
-    def before(self, time_ms: int) -> Examples:
+    def before(self, time_ms: int) -> RankerExamples:
+        """The groups before `time_ms`."""
         return self.take(np.flatnonzero(self.time_ms < time_ms))
 
-    def newest(self, count: int) -> Examples:
+    def newest(self, count: int) -> RankerExamples:
+        """The last `count` groups in time, in order of time."""
         order = np.argsort(self.time_ms, kind="stable")
         return self.take(order[-count:] if count else order[:0])
 
 
-def encounters(log: TrainingLog) -> pl.DataFrame:
-    """First encounters without an impression: user_id, item (row), time_ms, one bool per task.
+def unlogged_interactions(log: TrainingLog) -> pl.DataFrame:
+    """A user's first interaction with an item, where no impression was logged.
 
-    A video's later encounters with the same user are left out; actions within a day of
-    the first belong to it. An encounter at the item's creation is left out: where the
-    catalogue only knows an item from its first event, its age would tell the answer.
-    Ordered by time.
+    Columns: user_id, item (int64, row of the log's items), time_ms, one bool per task; ordered
+    by time. Actions within a day of the first belong to it; later ones are left out. So is an
+    interaction at the item's creation: where the catalogue knows an item only from its first
+    event, the item's age would reveal the label.
     """
     rows = log.items.select("video_id", "created_ms").with_row_index("item")
     key = ["user_id", "video_id"]
     return (
         log.events.lazy()
-        .filter(pl.col("kind").is_in(TASKS) & pl.col("impression").is_null())
+        .filter(pl.col("kind").is_in(RANKER_TASKS) & pl.col("impression").is_null())
         .with_columns(first=pl.col("event_time_ms").min().over(key))
         .filter(pl.col("event_time_ms") - pl.col("first") < DAY_MS)
         .group_by(key)
         .agg(
             pl.col("first").first().alias("time_ms"),
-            *((pl.col("kind") == task).any().alias(task) for task in TASKS),
+            *((pl.col("kind") == task).any().alias(task) for task in RANKER_TASKS),
         )
         .join(rows.lazy().cast({"item": pl.Int64}), on="video_id")
         .filter(pl.col("time_ms") > pl.col("created_ms"))
@@ -117,42 +121,42 @@ def encounters(log: TrainingLog) -> pl.DataFrame:
     )
 
 
-def encounter_examples(
+def unlogged_examples(
     log: TrainingLog,
     *,
     negatives: int,
-    even_share: float,
+    uniform_share: float,
     since_ms: int,
     count: int,
     seed: int,
-    unmet: int = 0,
-) -> Examples:
-    """Groups of one encounter and `negatives` sampled videos, features a moment before it.
+    whole_catalogue: int = 0,
+) -> RankerExamples:
+    """Groups of one interaction and `negatives` sampled items, features 1 ms before it.
 
-    At most `count` encounters from `since_ms` on, drawn at random by `seed`;
-    `even_share` of the negatives come evenly from the catalogue of that time; the first
-    `unmet` of them from the whole catalogue, so also videos that nobody has met yet.
+    At most `count` interactions from `since_ms` on, drawn at random by `seed`. `uniform_share`
+    of the negatives are drawn uniformly from the catalogue of that time, the first
+    `whole_catalogue` of them from all items, including those that no user has played yet.
     """
     rng = np.random.default_rng(seed)
-    seen = encounters(log)
+    seen = unlogged_interactions(log)
     times = seen["time_ms"].to_numpy()
     rows = np.flatnonzero(times >= since_ms)
     rows = np.sort(rng.choice(rows, min(count, len(rows)), replace=False))
-    labels = np.zeros((len(rows), 1 + negatives, len(TASKS)), bool)
-    labels[:, 0] = seen.select(TASKS).to_numpy()[rows]
-    video = np.full((len(rows), 1 + negatives), -1, np.int64)
-    video[:, 0] = seen["item"].to_numpy()[rows]
-    video[:, 1:] = _negatives(log, seen, rows, negatives, even_share, unmet, rng)
-    return Examples(
+    labels = np.zeros((len(rows), 1 + negatives, len(RANKER_TASKS)), bool)
+    labels[:, 0] = seen.select(RANKER_TASKS).to_numpy()[rows]
+    item = np.full((len(rows), 1 + negatives), -1, np.int64)
+    item[:, 0] = seen["item"].to_numpy()[rows]
+    item[:, 1:] = _negatives(log, seen, rows, negatives, uniform_share, whole_catalogue, rng)
+    return RankerExamples(
         users=seen["user_id"].to_numpy()[rows],
-        time_ms=times[rows] - 1,  # a moment before, so the action itself is not a feature
-        video=video,
+        time_ms=times[rows] - 1,  # so that the action itself is not a feature
+        item=item,
         labels=labels,
-        known=seen.select(pl.col(TASKS).any()).to_numpy()[0],
-        slot=np.zeros(video.shape, np.int64),
-        propensity=np.ones(video.shape, np.float32),
+        known=seen.select(pl.col(RANKER_TASKS).any()).to_numpy()[0],
+        slot=np.zeros(item.shape, np.int64),
+        propensity=np.ones(item.shape, np.float32),
         release=np.full(len(rows), "", object),
-        weights=np.full((len(rows), len(TASKS)), np.nan, np.float32),
+        weights=np.full((len(rows), len(RANKER_TASKS)), np.nan, np.float32),
         log_density=np.full(len(rows), np.nan, np.float32),
     )
 
@@ -162,20 +166,20 @@ def _negatives(
     seen: pl.DataFrame,
     rows: np.ndarray,
     count: int,
-    even_share: float,
-    unmet: int,
+    uniform_share: float,
+    whole_catalogue: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """int64 [rows, count] of item rows, -1 where three draws only met the user's own videos."""
+    """int64 [rows, count] of item rows, -1 where three draws gave only the user's own items."""
     items, n_items = seen["item"].to_numpy(), log.items.height
     user = seen["user_id"].rank("dense").to_numpy().astype(np.int64)
     own = np.unique(user * n_items + items)
     created = np.sort(log.items["created_ms"].to_numpy())
     by_age = np.argsort(log.items["created_ms"].to_numpy(), kind="stable")
     existing = np.maximum(np.searchsorted(created, seen["time_ms"].to_numpy()[rows], "right"), 1)
-    reach = np.where(np.arange(count) < unmet, n_items, existing[:, None])
+    reach = np.where(np.arange(count) < whole_catalogue, n_items, existing[:, None])
     drawn = np.full((len(rows), count), -1, np.int64)
-    even = np.arange(count) < round(count * even_share)
+    even = np.arange(count) < round(count * uniform_share)
     for _ in range(3):
         from_all = by_age[(rng.random(drawn.shape) * reach).astype(np.int64)]
         earlier = (rng.random(drawn.shape) * np.maximum(rows, 1)[:, None]).astype(np.int64)
@@ -185,10 +189,10 @@ def _negatives(
     return drawn
 
 
-def impression_examples(log: TrainingLog, *, count: int) -> Examples:
-    """The newest `count` slates of the feed that were seen, one group a request.
+def impression_examples(log: TrainingLog, *, count: int) -> RankerExamples:
+    """The newest `count` slates of the feed that were seen, one group per request.
 
-    Only what was on screen is a candidate; features are taken at the time of serving.
+    Only items that were on screen are candidates; features are taken at the time of serving.
     """
     seen = _seen_feedback(log)
     requests = seen.group_by("request_id", maintain_order=True).agg(
@@ -203,14 +207,14 @@ def impression_examples(log: TrainingLog, *, count: int) -> Examples:
     width = int(requests["n"].max() or 0)  # type: ignore[arg-type]
     at = (seen["group"].to_numpy(), seen["place"].to_numpy())
     shape = (requests.height, width)
-    labels = seen.select(TASKS).to_numpy().astype(bool).reshape(-1, len(TASKS))
-    weights, log_density = _drawn(requests)
-    return Examples(
+    labels = seen.select(RANKER_TASKS).to_numpy().astype(bool).reshape(-1, len(RANKER_TASKS))
+    weights, log_density = _drawn_weights(requests)
+    return RankerExamples(
         users=requests["user_id"].to_numpy(),
         time_ms=requests["served_at_ms"].to_numpy().astype(np.int64),
-        video=_spread(shape, at, seen["item"].to_numpy(), -1, np.int64),
-        labels=_spread((*shape, len(TASKS)), at, labels, 0, np.bool_),
-        known=np.ones(len(TASKS), bool),
+        item=_spread(shape, at, seen["item"].to_numpy(), -1, np.int64),
+        labels=_spread((*shape, len(RANKER_TASKS)), at, labels, 0, np.bool_),
+        known=np.ones(len(RANKER_TASKS), bool),
         slot=_spread(shape, at, seen["slot"].to_numpy(), 0, np.int64),
         propensity=_spread(shape, at, seen["propensity"].to_numpy(), 1, np.float32),
         release=requests["release"].to_numpy(),
@@ -219,16 +223,19 @@ def impression_examples(log: TrainingLog, *, count: int) -> Examples:
     )
 
 
-def _drawn(requests: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [G, T] and log density [G] that slates were drawn with; both NaN unless the
-    weights are of these tasks, on the simplex, and their density is told."""
-    weights = np.full((requests.height, len(TASKS)), np.nan, np.float32)
+def _drawn_weights(requests: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [G, T] that slates were ranked with and the draw's log density [G].
+
+    Both are NaN unless the weights are of these tasks and on the simplex, and a density is
+    logged.
+    """
+    weights = np.full((requests.height, len(RANKER_TASKS)), np.nan, np.float32)
     density = requests["log_density"].fill_null(np.nan).to_numpy().astype(np.float32)
-    for row, told in enumerate(requests["weights"].to_list()):
-        if told is not None and len(told) == len(TASKS):
-            weights[row] = [np.nan if each is None else each for each in told]
-    sound = np.isfinite(density) & (weights > 0).all(1) & (np.abs(weights.sum(1) - 1) < 1e-3)
-    weights[~sound], density = np.nan, np.where(sound, density, np.float32(np.nan))
+    for row, logged in enumerate(requests["weights"].to_list()):
+        if logged is not None and len(logged) == len(RANKER_TASKS):
+            weights[row] = [np.nan if each is None else each for each in logged]
+    valid = np.isfinite(density) & (weights > 0).all(1) & (np.abs(weights.sum(1) - 1) < 1e-3)
+    weights[~valid], density = np.nan, np.where(valid, density, np.float32(np.nan))
     return weights / weights.sum(1, keepdims=True), density
 
 
@@ -252,12 +259,12 @@ def _spread(
     return out
 
 
-def examination(examples: Examples) -> np.ndarray:
-    """How much each slot is looked at, relative to the first; float64 [slots], in (0, 1].
+def slot_examination(examples: RankerExamples) -> np.ndarray:
+    """P(a slot is looked at), relative to the first slot; float64 [slots], in (0, 1].
 
-    The rate of action by slot, shrunk to the prior 1 / log2(slot + 2). The better items
-    stand higher, so the raw rate overstates the decay; the shrinkage
-    and the callers' clips bound what that can do.
+    The rate of action by slot, shrunk to the prior 1 / log2(slot + 2). Better items stand
+    higher, so the raw rate overstates the decay; the shrinkage and the callers' clips bound
+    that error.
     """
     real = examples.real
     slot = examples.slot[real]
@@ -269,13 +276,13 @@ def examination(examples: Examples) -> np.ndarray:
     return np.asarray(np.clip(relative, 0.05, 1.0))
 
 
-def require_enough(log: TrainingLog) -> None:
-    """Raises `NotEnoughData` that says what is missing, and how much of it."""
-    acted = log.events.filter(pl.col("kind").is_in(TASKS))
+def check_enough_data(log: TrainingLog) -> None:
+    """Raises `NotEnoughData`, naming what is missing and how much of it."""
+    acted = log.events.filter(pl.col("kind").is_in(RANKER_TASKS))
     have = {
-        "actions": (acted.height, MIN_ENCOUNTERS),
+        "actions": (acted.height, MIN_ACTIONS),
         "users with actions": (acted["user_id"].n_unique(), MIN_USERS),
-        "videos in the catalogue": (log.items.height, MIN_VIDEOS),
+        "items in the catalogue": (log.items.height, MIN_ITEMS),
     }
     short = [f"{what}: {n} of {least}" for what, (n, least) in have.items() if n < least]
     if short:

@@ -1,6 +1,6 @@
-"""A trained ranker on disk: the ONNX graph that serves, and the weights that train on.
+"""A trained ranker on disk: the ONNX graph for serving, the weights for further training.
 
-Knows files of a ranker's bundle. Does not know how it was trained. `weights.pt` holds
+Knows the files of a ranker's bundle. Does not know how it was trained. `weights.pt` holds
 tensors only and is read with `weights_only=True`.
 """
 
@@ -14,21 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.ranking.ple.inputs import (
-    GENRE_BUCKETS,
-    HISTORY,
-    SIGNATURE,
-    TASKS,
-    USER_FEATURES,
-    VIDEO_FEATURES,
-)
-from models.ranking.ple.network import Ranker, Size
+from models.ranking.ple.config import RankerSize
+from models.ranking.ple.features import GENRE_BUCKETS, HISTORY, ITEM_FEATURES, USER_FEATURES
+from models.ranking.ple.inputs import RANKER_TASKS, SIGNATURE
+from models.ranking.ple.network import Ranker
 from models.ranking.ple.runtime import ONNX_FILE
-from models.ranking.ple.tensors import Vocabulary
+from models.ranking.ple.tensors import RankerVocabulary
 from models.release.bundle import ReleaseError
 
 WEIGHTS_FILE = "weights.pt"
-FUSION_FILE = "fusion.json"  # for people: rates and start as the graph holds them
+FUSION_FILE = "fusion.json"  # rates and start of the graph, for readers
 
 
 class OneRequest(nn.Module):
@@ -44,20 +39,20 @@ class OneRequest(nn.Module):
         user_x: Tensor,
         history: Tensor,
         history_kind: Tensor,
-        video: Tensor,
+        item: Tensor,
         author: Tensor,
         genres: Tensor,
-        video_x: Tensor,
+        item_x: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """p [C, T], weights [T], alpha [T], rates [T], score [C]."""
-        rest = (user_x, history, history_kind, video, author, genres, video_x)
+        rest = (user_x, history, history_kind, item, author, genres, item_x)
         logits, weights, score = self.network(user, *(each.unsqueeze(0) for each in rest))
         alpha = self.network.alpha(user_x.unsqueeze(0))
-        rates = self.network.rates + 0 * weights[0]  # an output must hang on the inputs
+        rates = self.network.rates + 0 * weights[0]  # ONNX: an output must depend on an input
         return logits[0].sigmoid(), weights[0], alpha[0], rates, score[0]
 
 
-def write_bundle(network: Ranker, vocabulary: Vocabulary, folder: Path) -> None:
+def write_bundle(network: Ranker, vocabulary: RankerVocabulary, folder: Path) -> None:
     """Writes graph, weights and vocabulary into `folder`."""
     network.eval()
     vocabulary.save(folder)
@@ -67,10 +62,10 @@ def write_bundle(network: Ranker, vocabulary: Vocabulary, folder: Path) -> None:
 
 
 def fusion_of(network: Ranker) -> dict[str, object]:
-    """Each task's population rate and start weight, and whether weights are each user's own."""
+    """Each task's population rate and start weight, and whether weights are personal."""
     return {
-        "rates": dict(zip(TASKS, network.rates.tolist(), strict=True)),
-        "start": dict(zip(TASKS, network.start.tolist(), strict=True)),
+        "rates": dict(zip(RANKER_TASKS, network.rates.tolist(), strict=True)),
+        "start": dict(zip(RANKER_TASKS, network.start.tolist(), strict=True)),
         "personal": bool(network.personal),
     }
 
@@ -78,8 +73,8 @@ def fusion_of(network: Ranker) -> dict[str, object]:
 def _write_graph(request: OneRequest, path: Path) -> None:
     names = ["user", "user_x", "history", "history_kind", "video", "author", "genres", "video_x"]
     with warnings.catch_warnings():
-        # The tracing exporter writes this graph in 0.3 s, torch.export's takes 25 s on a
-        # busy core, for the same answers at the same speed; an update cannot wait for it.
+        # The tracing exporter writes this graph in 0.3 s. torch.export takes 25 s on a busy
+        # core, for the same answers at the same speed; an update cannot wait for that.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             request,
@@ -92,26 +87,25 @@ def _write_graph(request: OneRequest, path: Path) -> None:
         )
 
 
-def read_network(folder: Path) -> tuple[Ranker, Vocabulary]:
-    """The network of a bundle, ready to be trained on.
+def read_network(folder: Path) -> tuple[Ranker, RankerVocabulary]:
+    """The network of a bundle and its vocabulary, for further training.
 
     Raises:
-        ReleaseError: the bundle was written by another form of the network, or for others
-            than today's features.
+        ReleaseError: the bundle has another architecture or other features than this code.
     """
     stored = torch.load(folder / WEIGHTS_FILE, weights_only=True)
-    size = Size(**stored["size"])
+    size = RankerSize(**stored["size"])
     network = Ranker(size, torch.zeros_like(stored["state"]["genres_of_video"]))
     try:
-        if (size.user_x, size.video_x) != (len(USER_FEATURES), len(VIDEO_FEATURES)):
-            raise RuntimeError("its features are others")
+        if (size.user_x, size.video_x) != (len(USER_FEATURES), len(ITEM_FEATURES)):
+            raise RuntimeError("the number of features differs")
         network.load_state_dict(stored["state"])
     except RuntimeError as error:
         raise ReleaseError(
-            f"the ranker in {folder} has another form and cannot be taught or compared: "
-            "`tidemill models train ranker` makes a new one"
+            f"the ranker in {folder} has another architecture or other features and cannot be "
+            "trained or compared: `tidemill models train ranker` makes a new one"
         ) from error
-    return network.eval(), Vocabulary.read(folder)
+    return network.eval(), RankerVocabulary.read(folder)
 
 
 def example_inputs(candidates: int) -> tuple[Tensor, ...]:
@@ -128,5 +122,5 @@ def example_inputs(candidates: int) -> tuple[Tensor, ...]:
         rows(candidates),
         rows(candidates),
         torch.zeros(candidates, GENRE_BUCKETS),
-        torch.zeros(candidates, len(VIDEO_FEATURES)),
+        torch.zeros(candidates, len(ITEM_FEATURES)),
     )

@@ -1,7 +1,7 @@
 """The served ranker: ONNX Runtime over an exported bundle, in Triton and in process alike.
 
-Knows the bundle's files and how ids become rows of the embedding tables: an id that
-training never saw falls into the cold bucket. Does not know torch or features.
+Knows the bundle's files and how ids become rows of the embedding tables; an id that was not
+in training falls into the cold bucket. Does not know torch or features.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from models.ranking.ple.inputs import HISTORY_KINDS, SIGNATURE
+from models.ranking.ple.features import HISTORY_KINDS
+from models.ranking.ple.inputs import SIGNATURE
 from models.signature import BadInput, Signature
 
 ONNX_FILE = "ranker.onnx"
 VOCABULARY_FILE = "vocabulary.npz"
-# One thread: requests come side by side, and a candidate set is small.
+# One thread: requests are parallel, and a candidate set is small.
 _THREADS = 1
 _CANDIDATE_INPUTS = ("video_hash", "author_hash", "genres", "video_x")
 
@@ -38,7 +39,7 @@ class RankerRuntime:
             self._known = {name: stored[name] for name in ("user", "video", "author")}
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """p [C, T], weights [T], alpha [T], rates [T], score [C]. No candidate is a question too: C may be 0.
+        """p [C, T], weights [T], alpha [T], rates [T], score [C], float32; C may be 0.
 
         Raises `BadInput` for tensors outside the signature or of unequal candidates.
         """
@@ -53,7 +54,7 @@ class RankerRuntime:
         return found | {name: found[name][:count] for name in ("p", "score")}
 
     def _feed(self, inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-        # The graph is exported for one candidate or more; a row of zeros is cut off again.
+        # The graph needs at least one candidate: without any, a row of zeros is fed and cut off.
         fill = {n: inputs[n] if count else _one_zero_row(inputs[n]) for n in _CANDIDATE_INPUTS}
         return {
             "user": rows_of(self._known["user"], inputs["user_hash"]),
@@ -68,7 +69,7 @@ class RankerRuntime:
 
 
 def rows_of(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Embedding rows of id hashes: 0 for none, 1 (cold) for an unknown id, else 2 + its place.
+    """Embedding rows of id hashes: 0 for none, 1 (cold) for an unknown id, else 2 + its index.
 
     known: int64 [K], ascending; hashes: int64 of any shape.
     """

@@ -1,55 +1,39 @@
-"""How the ranker learns: one loop over groups, a loss per task and one over each group.
+"""Training of the ranker: one loop over groups, a loss per task and one over each group.
 
-Knows losses, the optimiser and seeds. Does not know where groups come from. The same
-seed and log give the same weights on one machine (threads are fixed while it runs).
+Knows losses, the optimiser and seeds. Does not know where groups come from. The same seed and
+log give the same weights on one machine (the number of threads is fixed during training).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
-from models.ranking.ple.network import COLD, NONE, Ranker
-from models.ranking.ple.position import SlotBias
-from models.ranking.ple.tensors import Batch
-from models.recipe import Progress
+from models.ranking.ple.config import RankerTraining
+from models.ranking.ple.network import COLD, NONE, Ranker, SlotBias
+from models.ranking.ple.tensors import RankerBatch
+from streams.progress import ProgressCallback
 
 _TINY = 1e-6
 _SIDES = ("user", "video")
-_STILL = 1e-5  # deviation below which a feature did not vary
-_LEAST_RATE = 0.002  # a rarer action would outweigh everything by the noise of its prediction
-_LEAST_WEIGHT = 0.02  # of a task that the log has not shown yet: an update may raise it
-# What an acted-on candidate counts for in the listwise loss, by task (order of TASKS).
-GAINS = (1.0, 1.0, 2.0, 3.0, 4.0)
-# Everybody's fusion weights before feedback has taught any (order of TASKS). Declared, not
-# fitted: in a history without impressions P(play) tells what people came across, the later
-# actions what they liked of it; so the commonest of those leads, and the rare, noisy ones follow.
-START = (0.1, 0.2, 0.4, 0.1, 0.2)
-
-
-@dataclass(frozen=True)
-class Training:
-    """The optimiser's settings. `id_dropout`: share of ids hidden, so the cold bucket learns."""
-
-    epochs: int = 3
-    groups: int = 256
-    rate: float = 3e-3
-    decay: float = 1e-4
-    id_dropout: float = 0.1
-    user_dropout: float = 0.5
-    listwise: float = 1.0
-    slot_rate: float = 6e-2  # of slots' biases: few numbers, which must not lag behind the rest
-    threads: int = 1
+_MIN_DEVIATION = 1e-5  # below it a feature did not vary
+_MIN_RATE = 0.002  # a rarer action would outweigh all others by the noise of its prediction
+_MIN_WEIGHT = 0.02  # of a task that the log has not shown yet; an update may raise it
+# Gain of an acted-on candidate in the listwise loss, in the order of RANKER_TASKS.
+TASK_GAINS = (1.0, 1.0, 2.0, 3.0, 4.0)
+# Fusion weights before any feedback, in the order of RANKER_TASKS. Declared, not fitted: in a
+# history without impressions P(play) says what people came across, and the later actions what
+# they liked of it. So the commonest of those leads, and the rare, noisy ones follow.
+START_WEIGHTS = (0.1, 0.2, 0.4, 0.1, 0.2)
 
 
 @contextmanager
-def repeatable(seed: int, threads: int) -> Iterator[torch.Generator]:
-    """A seeded generator, with torch's threads and global seed as they were afterwards."""
+def seeded_torch(seed: int, threads: int) -> Iterator[torch.Generator]:
+    """A seeded generator; torch's thread count and global seed are restored afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -60,42 +44,46 @@ def repeatable(seed: int, threads: int) -> Iterator[torch.Generator]:
         torch.set_num_threads(before)
 
 
-def standardise(network: Ranker, batches: Sequence[Batch], without: Sequence[int] = ()) -> None:
-    """Sets the network's means and deviations from what it will be trained on.
+def init_standardisation(
+    network: Ranker, batches: Sequence[RankerBatch], without: Sequence[int] = ()
+) -> None:
+    """Sets the network's means and deviations from its training data.
 
-    What does not vary there (nothing was shown in a replayed history) is silenced: its
-    weights would stay as they were drawn, and be noise as soon as it varies in serving.
-    `without`: columns of video_x that are silenced whatever they do, for ablations.
+    A feature that does not vary there (nothing was shown in a replayed history) is frozen: its
+    weights would keep their initial values and be noise once it varies in serving. `without`:
+    columns of item_x that are frozen in any case, for ablations.
     """
     for side in _SIDES:
         getattr(network, f"{side}_std").fill_(torch.inf)
-    awaken(network, batches)
+    init_unfrozen_features(network, batches)
     network.video_std[list(without)] = torch.inf
     with torch.no_grad():
         for side in _SIDES:
-            silent = getattr(network, f"{side}_std").isinf()
-            for columns in network.first_columns(side):
-                columns[:, silent] = 0.0
+            frozen = getattr(network, f"{side}_std").isinf()
+            for columns in network.input_columns(side):
+                columns[:, frozen] = 0.0
 
 
-def awaken(network: Ranker, batches: Sequence[Batch]) -> None:
-    """Gives silenced features that vary by now a mean and a deviation. Their weights are 0,
-    so no score changes until they have learned."""
+def init_unfrozen_features(network: Ranker, batches: Sequence[RankerBatch]) -> None:
+    """Gives frozen features that vary by now a mean and a deviation.
+
+    Their weights are 0, so no score changes until training has moved them.
+    """
     values = {
         "user": torch.cat([b.user_x for b in batches]),
-        "video": torch.cat([b.video_x[b.real] for b in batches]),
+        "video": torch.cat([b.item_x[b.real] for b in batches]),
     }
     with torch.no_grad():
         for side, rows in values.items():
             mean, std = getattr(network, f"{side}_mean"), getattr(network, f"{side}_std")
-            spread = rows.std(0, unbiased=False)
-            woken = std.isinf() & (spread > _STILL)
-            mean.copy_(torch.where(woken, rows.mean(0), mean))
-            std.copy_(torch.where(woken, spread.clamp_min(0.05), std))
+            deviation = rows.std(0, unbiased=False)
+            unfrozen = std.isinf() & (deviation > _MIN_DEVIATION)
+            mean.copy_(torch.where(unfrozen, rows.mean(0), mean))
+            std.copy_(torch.where(unfrozen, deviation.clamp_min(0.05), std))
 
 
-def start_biases(network: Ranker, batches: Sequence[Batch]) -> None:
-    """Each task starts at its own base rate; one that was never seen starts rare."""
+def init_task_biases(network: Ranker, batches: Sequence[RankerBatch]) -> None:
+    """Each task starts at its own base rate; a task without actions starts rare."""
     with torch.no_grad():
         labels = torch.cat([b.labels[b.real] for b in batches])
         rate = labels.mean(0).clamp(0.005, 0.5)
@@ -103,36 +91,36 @@ def start_biases(network: Ranker, batches: Sequence[Batch]) -> None:
             tower.bias.fill_(float(torch.logit(share)))  # type: ignore[operator]
 
 
-def start_fusion(network: Ranker, batches: Sequence[Batch]) -> None:
-    """Population rates of the actions, and the declared start of the weights.
+def init_fusion(network: Ranker, batches: Sequence[RankerBatch]) -> None:
+    """Sets the actions' population rates and the declared start of the weights.
 
-    The weights are not learned from histories: a listwise loss over sampled negatives says
-    nothing of which action a user values, and ends at one task that the seed picks.
+    The weights are not learned from histories: a listwise loss over sampled negatives does not
+    depend on which action a user values, and would end at one task that the seed picks.
     """
     with torch.no_grad():
         labels = torch.cat([b.labels[b.real] for b in batches])
-        network.rates.copy_(labels.mean(0).clamp_min(_LEAST_RATE))
-        start = torch.where(labels.any(0), labels.new_tensor(START), _LEAST_WEIGHT)
+        network.rates.copy_(labels.mean(0).clamp_min(_MIN_RATE))
+        start = torch.where(labels.any(0), labels.new_tensor(START_WEIGHTS), _MIN_WEIGHT)
         network.start.copy_(start / start.sum())
-        network.fusion.begin_at(network.start)
+        network.fusion.set_start_weights(network.start)
 
 
-def fit(
+def train_ranker(
     network: Ranker,
-    batches: Sequence[Batch],
-    settings: Training,
+    batches: Sequence[RankerBatch],
+    settings: RankerTraining,
     generator: torch.Generator,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> SlotBias:
     """Trains in place over every group of every source, `epochs` times.
 
-    Returns what slots were found to cost; it is no part of what serves.
+    Returns the slots' biases, which are not served.
     """
     slots = SlotBias(network.size.tasks)
-    table = [p for _, p in network.predicting() if p.ndim == 2]
-    rest = [p for _, p in network.predicting() if p.ndim != 2]
+    tables = [p for _, p in network.prediction_parameters() if p.ndim == 2]
+    rest = [p for _, p in network.prediction_parameters() if p.ndim != 2]
     optimiser = torch.optim.AdamW(
-        [{"params": table, "weight_decay": settings.decay}, {"params": rest, "weight_decay": 0.0}],
+        [{"params": tables, "weight_decay": settings.decay}, {"params": rest, "weight_decay": 0.0}],
         lr=settings.rate,
     )
     optimiser.add_param_group({"params": list(slots.parameters()), "weight_decay": 0.0})
@@ -144,9 +132,9 @@ def fit(
     network.train()
     done = 0
     for epoch in range(settings.epochs):
-        for source, rows in _order(batches, settings.groups, generator):
+        for source, rows in _shuffled_chunks(batches, settings.groups, generator):
             batch = hide_ids(batches[source].take(rows), settings, generator)
-            loss = loss_of(network, batch, settings.listwise, slots)
+            loss = ranker_loss(network, batch, settings.listwise, slots)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -158,31 +146,31 @@ def fit(
     return slots
 
 
-def loss_of(
-    network: Ranker, batch: Batch, listwise: float, slots: SlotBias | None = None
+def ranker_loss(
+    network: Ranker, batch: RankerBatch, listwise: float, slots: SlotBias | None = None
 ) -> Tensor:
-    """Per-task cross-entropy over real candidates and known tasks, over what was played
-    once more given the play, plus the listwise loss.
+    """Cross-entropy per task over real candidates and known tasks, plus the later actions' given
+    a play, plus `listwise` times the listwise loss.
 
-    slots: explains what is due to the place that a candidate was shown at.
+    slots: explains the effect of the position that a candidate was shown at.
     """
     logits, _, scores = network(*batch.inputs())
-    place = None
+    position = None
     if slots is not None:
-        logits, place = logits + slots.tasks(batch.slot), slots.group(batch.slot)
+        logits, position = logits + slots.tasks(batch.slot), slots.group(batch.slot)
     known = batch.real.unsqueeze(-1) & batch.known
     each = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
     pointwise = (each * known).sum() / batch.real.sum().clamp_min(1)
-    pointwise = pointwise + liking_loss(logits, batch)
-    return pointwise + listwise * listwise_loss(scores, batch.labels, batch.real, place)
+    pointwise = pointwise + action_given_play_loss(logits, batch)
+    return pointwise + listwise * listwise_loss(scores, batch.labels, batch.real, position)
 
 
-def liking_loss(logits: Tensor, batch: Batch) -> Tensor:
+def action_given_play_loss(logits: Tensor, batch: RankerBatch) -> Tensor:
     """Cross-entropy of the later actions given a play, P(action) / P(play); logits [G, C, T].
 
-    Whether a video was met at all is chance, the page or the crowd; what followed once it
-    played is taste. Among five sampled negatives that signal drowns, here it stands alone.
-    A proper score of the same P(action), so calibration is not bent.
+    Whether a user came across an item depends on chance, the page or the crowd; what followed
+    a play shows taste. Among five sampled negatives that signal is lost, here it stands alone.
+    It is a proper score of the same P(action), so calibration is kept.
     """
     played = batch.real & (batch.labels[..., 0] > 0)
     given = (logsigmoid(logits[..., 1:]) - logsigmoid(logits[..., :1]))[played].clamp_max(-1e-3)
@@ -192,17 +180,17 @@ def liking_loss(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def listwise_loss(
-    scores: Tensor, labels: Tensor, real: Tensor, place: Tensor | None = None
+    scores: Tensor, labels: Tensor, real: Tensor, position: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy of each group's gains and its softmax over log-scores (ListNet's top one).
+    """Cross-entropy of each group's gains and its softmax over log-scores (ListNet, top one).
 
-    scores [G, C]; labels [G, C, T]; real bool [G, C]; place [G, C], added to log-scores for
-    what a slot explains. Groups without an action say nothing.
+    scores: float32 [G, C]; labels: float32 [G, C, T]; real: bool [G, C]; position: float32
+    [G, C], added to the log-scores. Groups without an action contribute nothing.
     """
-    gains = (labels * labels.new_tensor(GAINS)).amax(-1) * real
+    gains = (labels * labels.new_tensor(TASK_GAINS)).amax(-1) * real
     total = gains.sum(-1, keepdim=True)
     wanted = gains / total.clamp_min(_TINY)
-    preferred = log_score(scores) if place is None else log_score(scores) + place
+    preferred = log_score(scores) if position is None else log_score(scores) + position
     chosen = log_softmax(preferred.masked_fill(~real, -1e9), -1)
     return -(wanted * chosen).sum() / (total > 0).sum().clamp_min(1)
 
@@ -212,8 +200,10 @@ def log_score(scores: Tensor) -> Tensor:
     return (scores + _TINY).log()
 
 
-def hide_ids(batch: Batch, settings: Training, generator: torch.Generator) -> Batch:
-    """The batch with a share of its ids turned cold."""
+def hide_ids(
+    batch: RankerBatch, settings: RankerTraining, generator: torch.Generator
+) -> RankerBatch:
+    """The batch with a share of its ids replaced by the cold bucket."""
 
     def hide(ids: Tensor, share: float) -> Tensor:
         drop = (torch.rand(ids.shape, generator=generator) < share) & (ids != NONE)
@@ -221,27 +211,27 @@ def hide_ids(batch: Batch, settings: Training, generator: torch.Generator) -> Ba
 
     hidden = {
         "user": hide(batch.user, settings.user_dropout),
-        "video": hide(batch.video, settings.id_dropout),
+        "item": hide(batch.item, settings.id_dropout),
         "author": hide(batch.author, settings.id_dropout),
         "history": hide(batch.history, settings.id_dropout),
     }
     fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-    return Batch(**(fields | hidden))
+    return RankerBatch(**(fields | hidden))
 
 
-def chunks_of(rows: Tensor, size: int) -> list[Tensor]:
+def split_rows(rows: Tensor, size: int) -> list[Tensor]:
     """The rows in consecutive chunks of at most `size`."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _order(
-    batches: Sequence[Batch], size: int, generator: torch.Generator
+def _shuffled_chunks(
+    batches: Sequence[RankerBatch], size: int, generator: torch.Generator
 ) -> list[tuple[int, Tensor]]:
-    """Every source's groups in shuffled chunks, sources mixed."""
+    """Every source's groups in shuffled chunks, the sources mixed: (source, rows) each."""
     chunks = [
         (source, rows)
         for source, batch in enumerate(batches)
-        for rows in chunks_of(torch.randperm(len(batch), generator=generator), size)
+        for rows in split_rows(torch.randperm(len(batch), generator=generator), size)
     ]
     mixed = torch.randperm(len(chunks), generator=generator).tolist()
     return [chunks[n] for n in mixed]

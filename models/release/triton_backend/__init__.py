@@ -1,1 +1,1 @@
-"""What lies in Triton's repository beside a bundle: one thin model.py for every system."""
+"""The Triton backend that is copied beside each bundle: one model.py for every model."""

@@ -1,10 +1,10 @@
-"""Triton's Python backend for every bundle: it loads the bundle's Runtime and asks it.
+"""Triton's Python backend for every bundle: loads the bundle's Runtime and calls it.
 
-Knows the backend's calls and how an error is told to one request. Does not know any
-system: the class is named in `bundle.json`. This file is copied into each version
-folder. It imports neither pyarrow, polars nor Feast: the backend's numpy is 1.26.
+Knows the backend's calls and how to answer one request with an error. Does not know any
+model: `bundle.json` names the class. This file is copied into each version folder. It
+imports neither pyarrow, polars nor Feast, because the backend's numpy is 1.26.
 
-A refused input is told as "BadInput: ..." to the request that sent it, and to no other.
+A request with invalid tensors gets "BadInput: ..."; other requests of its batch are served.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ class TritonPythonModel:
     """One version of one model; Triton calls `initialize` once and `execute` per batch."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Raises on a bundle that does not load: Triton then keeps the old version."""
+        """Raises on a bundle that does not load; Triton then keeps the old version."""
         config = json.loads(args["model_config"])
         root = os.environ.get("TIDEMILL_ROOT") or config["parameters"]["root"]["string_value"]
         if root not in sys.path:
             sys.path.insert(0, root)
-        from models.registry import load, misfit
-        from models.release.bundle import ReleaseError, read_bundle
+        from models.registry import import_attribute
+        from models.release.bundle import ReleaseError, read_bundle, signature_mismatch
 
         bundle = read_bundle(_version_folder(args) / "bundle")
-        if why := misfit(bundle):
+        if why := signature_mismatch(bundle):
             raise ReleaseError(why)
-        self.runtime = load(bundle.runtime)(bundle.path)
+        self.runtime = import_attribute(bundle.runtime)(bundle.path)
         self.signature = bundle.signature
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response per request, in order; nothing is raised out of here."""
+        """One response per request, in order. Never raises."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
@@ -49,7 +49,7 @@ class TritonPythonModel:
         except BadInput as error:
             return _refusal(f"BadInput: {error}", pb_utils.TritonError.INVALID_ARG)
         except Exception as error:
-            # One request's surprise must not fail the others of its batch.
+            # A failed request must not fail the others of its batch.
             return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
         tensors = [pb_utils.Tensor(s.name, _wire(outputs[s.name])) for s in self.signature.outputs]
         return pb_utils.InferenceResponse(output_tensors=tensors)

@@ -1,4 +1,4 @@
-// Calls to the gateway. Knows addresses and keys; does not know the page.
+// Calls to the gateway. Knows URLs and API keys. Does not know the page.
 
 const KEY = "tidemill-key";
 export const key = () => sessionStorage.getItem(KEY) || "";
@@ -15,27 +15,28 @@ export async function call(method, path, body, raw = false) {
     options.body = raw ? body : JSON.stringify(body);
   }
   const reply = await fetch(path, options);
-  const told = await reply.json().catch(() => ({}));
-  if (!reply.ok) throw Object.assign(new Error(words(reply.status, told)), { status: reply.status });
-  return told;
+  const content = await reply.json().catch(() => ({}));
+  if (!reply.ok) throw Object.assign(new Error(errorText(reply.status, content)), { status: reply.status });
+  return content;
 }
 
-function words(status, told) {
-  const first = Array.isArray(told.detail) ? told.detail[0] : null;
-  return first ? `${first.field}: ${first.msg}` : told.detail || `the gateway answered ${status}`;
+function errorText(status, content) {
+  const first = Array.isArray(content.detail) ? content.detail[0] : null;
+  return first ? `${first.field}: ${first.msg}` : content.detail || `the gateway answered ${status}`;
 }
 
-// Server-sent events by fetch, because EventSource cannot carry a key. Connects again by itself.
-export function listen(userId, take, onState) {
+// Server-sent events through fetch, because EventSource cannot send an API key. Reconnects
+// after 1 s.
+export function listen(userId, onMessage, onState) {
   const stop = new AbortController();
   (async () => {
     while (!stop.signal.aborted) {
       try {
-        const address = `/v1/stream?user_id=${encodeURIComponent(userId)}`;
-        const reply = await fetch(address, { headers: headers(), signal: stop.signal });
+        const url = `/v1/stream?user_id=${encodeURIComponent(userId)}`;
+        const reply = await fetch(url, { headers: headers(), signal: stop.signal });
         if (!reply.ok) throw new Error(`the stream answered ${reply.status}`);
         onState(true);
-        await read(reply.body.getReader(), take);
+        await readMessages(reply.body.getReader(), onMessage);
       } catch (error) {
         if (stop.signal.aborted) return;
       }
@@ -46,7 +47,7 @@ export function listen(userId, take, onState) {
   return () => stop.abort();
 }
 
-async function read(reader, take) {
+async function readMessages(reader, onMessage) {
   const decoder = new TextDecoder();
   let rest = "";
   for (;;) {
@@ -57,7 +58,7 @@ async function read(reader, take) {
     rest = blocks.pop();
     for (const block of blocks) {
       const kind = /^event: (.*)$/m.exec(block), data = /^data: (.*)$/m.exec(block);
-      if (kind && data) take(kind[1], JSON.parse(data[1]));
+      if (kind && data) onMessage(kind[1], JSON.parse(data[1]));
     }
   }
 }

@@ -1,12 +1,12 @@
-// The console: one user's feed and what moves it. Plain modules, no build step.
+// The console: one user's feed and the events that change it. Plain modules, no build step.
 
 import { call, key, listen, setKey } from "/page/api.js";
-import { bars, card, eventLine, make, pathStep, short, updateLine } from "/page/parts.js";
+import { card, eventLine, make, releaseLine, short, trajectoryStep } from "/page/elements.js";
 
-const at = (id) => document.getElementById(id);
+const element = (id) => document.getElementById(id);
 const state = {
-  user: "", reply: null, unseen: new Set(), offset: 0, pending: null, hangUp: () => {},
-  features: {}, before: {}, changed: new Set(), probes: new Map(), asked: 0,
+  user: "", reply: null, unseen: { feed: [], queries: [], trajectory: [] }, offset: 0, pending: null, disconnect: () => {},
+  features: {}, before: {}, changed: new Set(), probes: new Map(), requests: 0,
 };
 const FEATURES = [
   "play_count_1h", "long_view_count_1h", "like_count_1h", "order_count_1h", "query_click_count_1h",
@@ -16,98 +16,109 @@ const FEATURES = [
 const now = () => Math.round(Date.now() + state.offset);
 const newId = () => "page-" + crypto.getRandomValues(new Uint32Array(3)).join("-");
 
-function say(text) {
-  at("notice").hidden = !text;
-  at("notice").textContent = text || "";
+function showNotice(text) {
+  element("notice").hidden = !text;
+  element("notice").textContent = text || "";
 }
 
-async function guarded(work) {
+async function orNotice(work) {
   try {
     const value = await work();
-    say("");
+    showNotice("");
     return value;
   } catch (error) {
-    if (error.status === 401 || error.status === 403) at("key-label").hidden = false;
-    say(error.message);
+    if (error.status === 401 || error.status === 403) element("key-label").hidden = false;
+    showNotice(error.message);
     return null;
   }
 }
 
 // ---- feed -------------------------------------------------------------------------------
 
-async function ask({ keepPlaces = false } = {}) {
-  const turn = ++state.asked;
-  const body = { user_id: state.user, k: 8, seed: Number(at("seed").value) || 0 };
-  const reply = await guarded(() => call("POST", "/v1/feed", body));
-  if (!reply || turn !== state.asked) return;
-  const places = keepPlaces && state.reply ? new Map(state.reply.items.map((i) => [i.video_id, i.slot])) : null;
+async function ask({ showMoves = false } = {}) {
+  const turn = ++state.requests;
+  const body = { user_id: state.user, k: 8, seed: Number(element("seed").value) || 0 };
+  const reply = await orNotice(() => call("POST", "/v1/feed", body));
+  if (!reply || turn !== state.requests) return;
+  const oldSlots = showMoves && state.reply ? new Map(state.reply.items.map((i) => [i.video_id, i.slot])) : null;
   state.reply = reply;
-  state.unseen = new Set(reply.items);
-  draw(reply, places);
-  for (const item of reply.items) queriesUnder(item, turn);
+  state.unseen.feed = reply.items.map((item) => ["shown", item, reply]);
+  state.unseen.queries = [];
+  draw(reply, oldSlots);
+  for (const item of reply.items) showQueries(item, turn);
 }
 
-function draw(reply, places) {
-  const slate = at("slate");
-  slate.replaceChildren(...reply.items.map((item) => card(item, reply, places, act)));
+function draw(reply, oldSlots) {
+  const slate = element("slate");
+  slate.replaceChildren(...reply.items.map((item) => card(item, reply, oldSlots, actOn(reply))));
   slate.dataset.state = "ready";
   slate.dataset.request = reply.request_id;
   const notes = [`release ${reply.release}`, `${reply.candidates} candidates`];
-  if (reply.removed_total) notes.push(`${reply.removed_total} left out`);
+  if (reply.removed_total) notes.push(`${reply.removed_total} removed`);
   if (reply.cold_start) notes.push("cold start");
-  if (reply.stale) notes.push("from last good features");
+  if (reply.stale) notes.push("last good features");
   for (const f of reply.fallbacks) notes.push(`${f.stage}: ${f.reason}`);
-  at("feed-about").textContent = notes.join(" · ");
+  element("feed-about").textContent = notes.join(" · ");
   const weights = Object.entries(reply.weights).map(([task, w]) => `${task.replace("_", " ")} ${w.toFixed(2)}`);
   const ranker = reply.models.ranker ? `ranker v${reply.models.ranker}: ` : "";
-  at("weights").textContent = weights.length ? `— ${ranker}${weights.join(", ")}${reply.weights_drawn ? " (drawn to explore)" : ""}` : "— no ranker yet: popularity and taste";
+  element("weights").textContent = weights.length ? `— ${ranker}${weights.join(", ")}${reply.weights_drawn ? " (drawn to explore)" : ""}` : "— no ranker is live: ranked by popularity and genres";
 }
 
-async function queriesUnder(item, turn) {
-  const body = { user_id: state.user, video_id: item.video_id, k: 3, seed: Number(at("seed").value) || 0 };
+async function showQueries(item, turn) {
+  const body = { user_id: state.user, video_id: item.video_id, k: 3, seed: Number(element("seed").value) || 0 };
   const reply = await call("POST", "/v1/queries", body).catch(() => null);
   const bar = document.querySelector(`[data-queries="${CSS.escape(item.video_id)}"]`);
-  if (!reply || !bar || turn !== state.asked) return;
+  if (!reply || !bar || turn !== state.requests) return;
+  state.unseen.queries.push(...reply.items.map((found) => ["query_shown", found, reply, { query: found.query }]));
   bar.replaceChildren(...reply.items.map((found) => {
     const button = make("button", { text: found.query, title: `log-probability ${short(found.score)} · ${found.source}` });
-    button.onclick = () => act("query_click", found, button);
+    button.onclick = () => actOn(reply)("query_click", found, button);
     return button;
   }));
 }
 
 // ---- events -----------------------------------------------------------------------------
 
-function event(kind, item, more = {}) {
+// An event on an item of `reply`, for the user and surface that were asked for.
+function event(kind, item, reply, more = {}) {
   return {
-    event_id: newId(), user_id: state.user, kind, event_time_ms: now(), video_id: item.video_id,
-    surface: kind === "query_click" ? "queries" : "feed", request_id: state.reply.request_id,
+    event_id: newId(), user_id: reply.user_id, kind, event_time_ms: now(), video_id: item.video_id,
+    surface: reply.surface, request_id: reply.request_id,
     impression: item.impression, ...(item.author_id ? { author_id: item.author_id } : {}), ...more,
   };
 }
 
-// A slate counts as shown when the user acts on it or leaves it; asking again is neither.
-function shown() {
-  const events = [...state.unseen].map((item) => event("shown", item));
-  state.unseen.clear();
+// `unseen` holds arguments of `event`. Items, queries and steps count as shown once the user acts
+// on the page or leaves it, not on "Ask again".
+function takeShownEvents(surfaces = ["feed", "queries", "trajectory"]) {
+  const events = surfaces.flatMap((surface) => state.unseen[surface].map((shown) => event(...shown)));
+  for (const surface of surfaces) state.unseen[surface] = [];
   return events;
 }
 
-async function act(kind, item, button) {
+const actOn = (reply) => async (kind, item, button) => {
   const more = { play: { dwell_ms: 30000 }, order: { amount_cents: 1999 }, query_click: { query: item.query } }[kind] || {};
-  const own = event(kind, item, more);
-  state.before = { ...state.features };
-  state.changed.clear();
-  state.pending = { id: own.event_id, since: performance.now(), kind };
-  at("freshness").textContent = "…";
+  const own = event(kind, item, reply, more);
   button.classList.add("done");
   button.disabled = true;
-  const sent = await guarded(() => call("POST", "/v1/events", [...shown(), own]));
-  if (!sent) { state.pending = null; button.disabled = false; at("freshness").textContent = "—"; }
-}
+  const timed = reply.user_id === state.user; // only this user's features are watched
+  if (timed) {
+    state.before = { ...state.features };
+    state.changed.clear();
+    state.pending = { id: own.event_id, since: performance.now(), kind };
+    element("freshness").textContent = "…";
+  }
+  const sent = await orNotice(() => call("POST", "/v1/events", [...takeShownEvents(), own]));
+  const refused = sent?.refused[0];
+  if (refused) showNotice(`${refused.field}: ${refused.msg}`);
+  if (sent && !refused) return;
+  button.disabled = false;
+  if (timed) { state.pending = null; element("freshness").textContent = "—"; }
+};
 
-async function leave() {
-  if (!state.reply || !state.unseen.size) return;
-  await call("POST", "/v1/events", shown()).catch(() => null);
+async function sendShown(surfaces) {
+  const events = takeShownEvents(surfaces);
+  if (events.length) await call("POST", "/v1/events", events).catch(() => null);
 }
 
 // ---- live -------------------------------------------------------------------------------
@@ -121,56 +132,56 @@ function onFeature({ changed }) {
   }
   const pending = state.pending;
   if (pending && COUNTED[pending.kind] in changed) {
-    at("freshness").textContent = `${Math.round(performance.now() - pending.since)} ms`;
-    at("freshness-about").textContent = `from your ${pending.kind.replace("_", " ")} to the changed row, read back and told to this page`;
+    element("freshness").textContent = `${Math.round(performance.now() - pending.since)} ms`;
+    element("freshness-about").textContent = `from your ${pending.kind.replace("_", " ")} until this page received the changed row`;
     state.pending = null;
-    ask({ keepPlaces: true });
+    ask({ showMoves: true });
   }
   drawFeatures();
 }
 
 function onEvent(row) {
-  prepend(at("events"), eventLine(row), 14);
+  prepend(element("events"), eventLine(row), 14);
   const probe = state.probes.get(row.event_id);
   if (!probe) return;
   state.probes.delete(row.event_id);
   const took = Math.round(performance.now() - probe.since);
   probe.line.replaceChildren(
-    make("span", { class: `badge ${row.late ? "late" : "live"}`, text: row.late ? "late" : "in time" }),
-    ` admitted after ${took} ms, counted at its own time (${clockTime(row.event_time_ms)}), not now`,
+    make("span", { class: `badge ${row.late ? "late" : "live"}`, text: row.late ? "late" : "on time" }),
+    ` admitted after ${took} ms, counted at its event time (${clockTime(row.event_time_ms)})`,
   );
 }
 
-function onDead(letter) {
-  const probe = [...state.probes].find(([id]) => (letter.value || "").includes(id));
+function onDeadLetter(record) {
+  const probe = [...state.probes].find(([id]) => (record.value || "").includes(id));
   const line = probe ? probe[1].line : make("li");
   if (probe) state.probes.delete(probe[0]);
-  const place = `${letter.topic} ${letter.partition}/${letter.offset}`;
-  line.replaceChildren(make("span", { class: "badge dead", text: "dead letter" }), ` ${letter.cause}: ${letter.detail} — kept whole, from ${place}`);
-  if (!probe) prepend(at("door"), line, 5);
+  const position = `${record.topic} ${record.partition}/${record.offset}`;
+  line.replaceChildren(make("span", { class: "badge dead", text: "dead letter" }), ` ${record.cause}: ${record.detail} — kept unchanged, from ${position}`);
+  if (!probe) prepend(element("admission"), line, 5);
 }
 
 function onStats(stats) {
   state.offset = stats.now_ms - Date.now();
-  const figures = [`${count(stats.events)} events`, `${stats.events_per_s ?? 0}/s`, `${count(stats.late)} late`, `${count(stats.dead)} dead letters`, `${count(stats.users)} users`, `${count(stats.videos)} videos`];
-  at("rate").textContent = figures.join(" · ");
-  at("parts").replaceChildren(...Object.entries(stats.parts).map(([name, status]) => {
+  const figures = [`${count(stats.events)} events`, `${stats.events_per_s ?? 0}/s`, `${count(stats.late)} late`, `${count(stats.dead)} dead letters`, `${count(stats.users)} users`, `${count(stats.videos)} items`];
+  element("rate").textContent = figures.join(" · ");
+  element("components").replaceChildren(...Object.entries(stats.parts).map(([name, status]) => {
     const item = make("li", { text: name, title: `${name} is ${status}` });
     item.dataset.status = status;
     return item;
   }));
 }
 
-const TAKE = {
-  feature: onFeature, event: onEvent, dead: onDead, stats: onStats,
-  release: () => { models(); ask({ keepPlaces: true }); }, update: () => models(),
+const ON_MESSAGE = {
+  feature: onFeature, event: onEvent, dead: onDeadLetter, stats: onStats,
+  release: () => { loadModels(); ask({ showMoves: true }); }, update: () => loadModels(),
 };
 
 function connect() {
-  state.hangUp();
-  state.hangUp = listen(state.user, (kind, data) => TAKE[kind]?.(data), (up) => {
+  state.disconnect();
+  state.disconnect = listen(state.user, (kind, data) => ON_MESSAGE[kind]?.(data), (up) => {
     document.body.dataset.live = up ? "yes" : "no";
-    if (!up) at("rate").textContent = "the gateway does not answer; trying again";
+    if (!up) element("rate").textContent = "the gateway does not answer; reconnecting";
   });
 }
 
@@ -184,81 +195,83 @@ function drawFeatures() {
     row.append(make("td", { text: name }), make("td", { text: shownValue(state.before[name]) }), make("td", { text: shownValue(state.features[name]) }));
     return row;
   });
-  at("features").tBodies[0].replaceChildren(...rows);
+  element("features").tBodies[0].replaceChildren(...rows);
 }
 
-async function features() {
-  const found = await guarded(() => call("GET", `/v1/users/${encodeURIComponent(state.user)}`));
+async function loadFeatures() {
+  const found = await orNotice(() => call("POST", "/v1/users/lookup", { user_id: state.user }));
   if (!found) return;
   state.features = found.features;
   state.before = {};
   state.changed.clear();
-  at("features-about").textContent = found.cold_start ? "— nobody we know yet" : "";
+  element("features-about").textContent = found.cold_start ? "— no features yet" : "";
   drawFeatures();
 }
 
-async function models() {
+async function loadModels() {
   const found = await call("GET", "/v1/models").catch(() => null);
   if (!found) return;
-  at("release").textContent = found.release;
+  element("release").textContent = found.release;
   const live = Object.entries(found.models).map(([name, version]) => `${name} v${version} (loaded ${(found.loaded[name] || []).join(", ") || "none"})`);
-  at("versions").textContent = live.join(" · ") || "No model is live yet: answers come from popularity and taste.";
-  at("updates").replaceChildren(...found.releases.slice().reverse().slice(0, 6).map((each) => updateLine(each, found.release)));
+  element("versions").textContent = live.join(" · ") || "No model is live: replies use popularity and genres.";
+  element("updates").replaceChildren(...found.releases.slice().reverse().slice(0, 6).map((each) => releaseLine(each, found.release)));
 }
 
-async function people() {
+async function loadUsers() {
   const [latest, dormant] = await Promise.all([
     call("GET", "/v1/users?limit=60").catch(() => ({ users: [] })),
     call("GET", "/v1/users?order=dormant&limit=12").catch(() => ({ users: [] })),
   ]);
-  at("users").replaceChildren(...latest.users.map((u) => make("option", { value: u.user_id })));
+  element("users").replaceChildren(...latest.users.map((u) => make("option", { value: u.user_id })));
   const picks = latest.users.slice(0, 5).map((u) => u.user_id);
-  at("picks").replaceChildren(...[...new Set([...picks, "newcomer"])].map((id) => {
+  element("picks").replaceChildren(...[...new Set([...picks, "newcomer"])].map((id) => {
     const button = make("button", { text: id });
     button.setAttribute("aria-pressed", String(id === state.user));
-    button.onclick = () => choose(id);
+    button.onclick = () => selectUser(id);
     return button;
   }));
-  const chosen = at("dormant").value;
-  at("dormant").replaceChildren(...dormant.users.map((u) => make("option", { value: u.user_id, text: `${u.user_id} (silent since ${day(u.last_event_ms)}, ${u.origin})` })));
-  if (chosen) at("dormant").value = chosen;
+  const chosen = element("dormant").value;
+  element("dormant").replaceChildren(...dormant.users.map((u) => make("option", { value: u.user_id, text: `${u.user_id} (inactive since ${day(u.last_event_ms)}, ${u.origin})` })));
+  if (chosen) element("dormant").value = chosen;
   return latest.users;
 }
 
-async function way() {
-  const user = at("dormant").value || state.user;
-  const reply = await guarded(() => call("POST", "/v1/reactivation", { user_id: user, k: 6 }));
+async function showTrajectory() {
+  const user = element("dormant").value || state.user;
+  if (state.unseen.trajectory[0]?.[2].user_id !== user) await sendShown(["trajectory"]);
+  const reply = await orNotice(() => call("POST", "/v1/reactivation", { user_id: user, k: 6 }));
   if (!reply) return;
-  const steps = reply.items.map((item) => pathStep(item));
+  state.unseen.trajectory = reply.items.map((item) => ["shown", item, reply]);
+  const steps = reply.items.map((item) => trajectoryStep(item, actOn(reply)));
   if (reply.goal) steps.push(make("li", { class: "goal", text: `toward: ${reply.goal.title}` }));
   for (const f of reply.fallbacks) steps.push(make("li", { class: "quiet", text: `${f.stage}: ${f.reason}` }));
-  at("path").replaceChildren(...steps);
+  element("trajectory").replaceChildren(...steps);
 }
 
 // ---- probes -----------------------------------------------------------------------------
 
 function probe(text) {
   const line = make("li", { text });
-  prepend(at("door"), line, 5);
+  prepend(element("admission"), line, 5);
   return { line, since: performance.now() };
 }
 
 async function sendLate() {
   const item = state.reply?.items[0];
   if (!item) return;
-  const late = { ...event("play", item, { dwell_ms: 1000 }), event_time_ms: now() - 2 * 3600_000, impression: undefined };
-  state.probes.set(late.event_id, probe("a play that happened two hours ago is on its way…"));
-  await guarded(() => call("POST", "/v1/events", late));
+  const late = { ...event("play", item, state.reply, { dwell_ms: 1000 }), event_time_ms: now() - 2 * 3600_000, impression: undefined };
+  state.probes.set(late.event_id, probe("sending a play from 2 hours ago…"));
+  await orNotice(() => call("POST", "/v1/events", late));
 }
 
 async function sendBroken() {
   const id = newId();
   const broken = JSON.stringify({ event_id: id, user_id: state.user, kind: "teleport", event_time_ms: "yesterday" });
-  state.probes.set(id, probe("an event of a kind that does not exist is on its way, past the gateway’s check…"));
-  await guarded(() => call("POST", "/v1/events?admit=async", broken, true));
+  state.probes.set(id, probe("sending an event of an unknown kind, without the gateway’s validation…"));
+  await orNotice(() => call("POST", "/v1/events?admit=async", broken, true));
 }
 
-// ---- small things -----------------------------------------------------------------------
+// ---- formatting -----------------------------------------------------------------------
 
 const count = (n) => Number(n || 0).toLocaleString("en");
 const clockTime = (ms) => new Date(ms).toLocaleTimeString("en-GB");
@@ -267,43 +280,43 @@ function shownValue(value) {
   if (value === undefined || value === null) return "";
   return Array.isArray(value) ? value.slice(0, 3).join(", ") : String(value);
 }
-function prepend(list, line, most) {
+function prepend(list, line, limit) {
   list.prepend(line);
-  while (list.children.length > most) list.lastChild.remove();
+  while (list.children.length > limit) list.lastChild.remove();
 }
 
-async function choose(user) {
-  await leave();
+async function selectUser(user) {
+  await sendShown();
   state.user = user;
   state.reply = null;
   state.pending = null;
-  at("user").value = user;
-  at("freshness").textContent = "—";
-  at("slate").dataset.state = "empty";
+  element("user").value = user;
+  element("freshness").textContent = "—";
+  element("slate").dataset.state = "empty";
   history.replaceState(null, "", `?user=${encodeURIComponent(user)}`);
-  for (const button of at("picks").children) button.setAttribute("aria-pressed", String(button.textContent === user));
+  for (const button of element("picks").children) button.setAttribute("aria-pressed", String(button.textContent === user));
   connect();
-  await Promise.all([ask(), features()]);
+  await Promise.all([ask(), loadFeatures()]);
 }
 
 async function start() {
-  at("again").onclick = () => ask({ keepPlaces: true });
-  at("reseed").onclick = async () => { await leave(); at("seed").value = Math.floor(Math.random() * 1e6); ask(); };
-  at("user").onchange = () => at("user").value.trim() && choose(at("user").value.trim());
-  at("way").onclick = way;
-  at("send-late").onclick = sendLate;
-  at("send-broken").onclick = sendBroken;
-  at("key").value = key();
-  at("key").onchange = () => { setKey(at("key").value); location.reload(); };
+  element("again").onclick = () => ask({ showMoves: true });
+  element("reseed").onclick = async () => { await sendShown(); element("seed").value = Math.floor(Math.random() * 1e6); ask(); };
+  element("user").onchange = () => element("user").value.trim() && selectUser(element("user").value.trim());
+  element("show-trajectory").onclick = showTrajectory;
+  element("send-late").onclick = sendLate;
+  element("send-broken").onclick = sendBroken;
+  element("key").value = key();
+  element("key").onchange = () => { setKey(element("key").value); location.reload(); };
   addEventListener("pagehide", () => {
-    const events = state.reply ? shown() : [];
+    const events = takeShownEvents();
     if (events.length && !key()) navigator.sendBeacon("/v1/events", JSON.stringify(events));
   });
-  const found = await people();
+  const found = await loadUsers();
   const named = new URLSearchParams(location.search).get("user");
-  await choose(named || found[0]?.user_id || "newcomer");
-  models();
-  setInterval(people, 15_000);
+  await selectUser(named || found[0]?.user_id || "newcomer");
+  loadModels();
+  setInterval(loadUsers, 15_000);
 }
 
 start();

@@ -1,4 +1,4 @@
-"""The HTTP routes, one file per resource. Each knows its own requests and replies.
+"""The HTTP routes, one file per resource.
 
-How the parts behind them are put together is `serving.http.app`.
+Each knows its own requests and replies. `serving.http.app` puts them together.
 """

@@ -1,4 +1,7 @@
-"""PUT and DELETE /v1/catalogue/{video_id}: what may be recommended; GET to look at it."""
+"""/v1/catalogue/{video_id}: GET reads an item, PUT adds or replaces it, DELETE takes it down.
+
+Knows catalogue events. Does not know how they are folded.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,19 @@ import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Path
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
-from serving.gateway import Gateway, gateway_of
+from serving.gateway import Gateway
+from serving.http.api.errors import KEYED, WRITTEN, responses
+from serving.http.api.gateway_state import GatewayState
 from serving.http.api.json import json_reply
 from serving.http.auth import needs
-from streams.bus.contract import BusError, Outgoing
+from serving.http.paths import decodable_path
+from streams.bus.contract import BusError, MessagesRejected, Outgoing
+from streams.contract.bounds import MAX_GENRES, DurationMs, Genre, Id, PriceCents, TimeMs, Title
 from streams.contract.events import (
     CatalogueEvent,
     CatalogueItem,
@@ -23,65 +31,83 @@ from streams.contract.events import (
 )
 from streams.contract.topics import CATALOGUE
 
-router = APIRouter(prefix="/v1/catalogue", tags=["catalogue"])
-State = Annotated[Gateway, Depends(gateway_of)]
-VideoId = Annotated[str, Path(min_length=1, max_length=128)]
+router = APIRouter(
+    prefix="/v1/catalogue", tags=["catalogue"], dependencies=[Depends(decodable_path)]
+)
+ItemId = Annotated[Id, Path(alias="video_id")]
 _EXAMPLE: JsonDict = {"title": "Kolya (1996)", "genres": ["Comedy"], "duration_ms": 6_300_000}
 
 
 class ItemBody(BaseModel):
-    """An item's fields; the id stands in the address."""
+    """An item's fields; its id is in the path."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
 
-    title: Annotated[str, Field(min_length=1, max_length=512)]
-    genres: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=32)
-    ] = []
-    author_id: Annotated[str | None, Field(max_length=128)] = None
-    duration_ms: Annotated[int, Field(ge=0)] = 0
-    price_cents: Annotated[int, Field(ge=0)] = 0
+    title: Annotated[Title, Field(min_length=1)]
+    genres: Annotated[list[Genre], Field(max_length=MAX_GENRES)] = []
+    author_id: Id | None = None
+    duration_ms: DurationMs = 0
+    price_cents: PriceCents = 0
     provenance: Provenance = "human"
-    created_ms: Annotated[int | None, Field(ge=0, description="now when absent")] = None
+    created_ms: Annotated[TimeMs | None, Field(description="now when absent")] = None
 
 
-@router.get("/{video_id}", dependencies=[Depends(needs("recommend"))])
-def look(video_id: VideoId, gateway: State) -> Response:
-    """What the catalogue says of one video, and whether it may be shown."""
-    item = gateway.catalogue.get(video_id)
+@router.get(
+    "/{video_id:id}",
+    dependencies=[Depends(needs("recommend"))],
+    responses={**KEYED, **responses(404)},
+)
+def get_item(item_id: ItemId, gateway: GatewayState) -> Response:
+    """Returns one item of the catalogue and whether it is available."""
+    item = gateway.catalogue.get(item_id)
     if item is None:
-        raise HTTPException(404, f"no video {video_id!r} in the catalogue")
-    return json_reply(_shown(gateway, item))
+        raise HTTPException(404, f"no item {item_id!r} in the catalogue")
+    available = gateway.catalogue.available(item.video_id)
+    return json_reply(item.model_dump() | {"available": available})
 
 
-@router.put("/{video_id}", status_code=202, dependencies=[Depends(needs("admin"))])
-def put(video_id: VideoId, body: ItemBody, gateway: State) -> Response:
-    """Adds or replaces a video. It can be recommended as soon as the event is read back."""
+@router.put(
+    "/{video_id:id}",
+    status_code=202,
+    dependencies=[Depends(needs("admin"))],
+    responses=WRITTEN,
+)
+def put_item(item_id: ItemId, body: ItemBody, gateway: GatewayState) -> Response:
+    """Adds or replaces an item. It can be recommended once the event is read back."""
     now_ms = gateway.clock.now_ms()
     created_ms = now_ms if body.created_ms is None else body.created_ms
-    fields = body.model_dump() | {"video_id": video_id, "created_ms": created_ms}
-    item = CatalogueItem.model_validate(fields)
+    fields = body.model_dump() | {"video_id": item_id, "created_ms": created_ms}
+    try:
+        item = CatalogueItem.model_validate(fields)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        raise RequestValidationError(
+            [{**problem, "loc": ("body", *problem["loc"])} for problem in problems]
+        ) from error
     event = ItemChanged(event_id=uuid.uuid4().hex, event_time_ms=now_ms, item=item)
-    _publish(gateway, video_id, event)
-    return json_reply({"accepted": 1, "video_id": video_id}, 202)
+    return _publish(gateway, item_id, event)
 
 
-@router.delete("/{video_id}", status_code=202, dependencies=[Depends(needs("admin"))])
-def take_down(video_id: VideoId, gateway: State) -> Response:
-    """Takes a video down: no answer holds it once the event is read back."""
+@router.delete(
+    "/{video_id:id}",
+    status_code=202,
+    dependencies=[Depends(needs("admin"))],
+    responses=WRITTEN,
+)
+def take_down(item_id: ItemId, gateway: GatewayState) -> Response:
+    """Takes an item down. No reply contains it once the event is read back."""
     now_ms = gateway.clock.now_ms()
-    event = ItemTakenDown(event_id=uuid.uuid4().hex, event_time_ms=now_ms, video_id=video_id)
-    _publish(gateway, video_id, event)
-    return json_reply({"accepted": 1, "video_id": video_id}, 202)
+    event = ItemTakenDown(event_id=uuid.uuid4().hex, event_time_ms=now_ms, video_id=item_id)
+    return _publish(gateway, item_id, event)
 
 
-def _publish(gateway: Gateway, video_id: str, event: CatalogueEvent) -> None:
-    message = Outgoing(CATALOGUE, event.model_dump_json().encode(), video_id.encode())
+def _publish(gateway: Gateway, item_id: str, event: CatalogueEvent) -> Response:
+    message = Outgoing(CATALOGUE, event.model_dump_json().encode(), item_id.encode())
     try:
         gateway.outbox.send([message])
+    except MessagesRejected as error:
+        raise HTTPException(413, str(error)) from error
     except BusError as error:
         raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
-
-
-def _shown(gateway: Gateway, item: CatalogueItem) -> dict[str, Any]:
-    return item.model_dump() | {"available": gateway.catalogue.available(item.video_id)}
+    reply: dict[str, Any] = {"accepted": 1, "video_id": item_id}
+    return json_reply(reply, 202)

@@ -1,31 +1,42 @@
-"""POST /v1/events: behaviour in, one event or up to a thousand.
+"""POST /v1/events: writes one behaviour event, or a list of up to 1,000, to the bus.
 
-Validation here tells an honest client what is wrong at once. It is not the door: the
-batcher's admission decides for every producer alike, and `?admit=async` leaves it all
-to admission, dead letters included.
+Knows the reply. Does not know how an event is checked (`serving.http.api.event_batch`). Does not
+decide admission: the batcher validates the events of every producer. The check here gives
+clients the same verdict at once; `?admit=async` skips it, and invalid events become dead letters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import ValidationError
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from serving.gateway import Gateway, gateway_of
+from serving.gateway import Gateway
+from serving.http.api.errors import WRITTEN
+from serving.http.api.event_batch import (
+    MAX_EVENTS,
+    BadBatch,
+    CheckedEvent,
+    RefusedEvent,
+    check_event,
+    split_events,
+)
 from serving.http.api.examples import PLAY
-from serving.http.api.json import json_reply
+from serving.http.api.gateway_state import GatewayState
+from serving.http.api.json import json_reply, problem_entry
 from serving.http.auth import needs
-from serving.monitoring.trace import context_of, current_header_bytes, tracer
-from streams.bus.contract import BusError, Outgoing
-from streams.contract.events import EVENT
+from serving.pipeline.trace import context_of, current_header_bytes, tracer
+from streams.bus.contract import BusError, MessagesRejected, Outgoing
+from streams.codec.decode import reject_unreadable
 from streams.contract.topics import BEHAVIOUR
 
-MAX_EVENTS = 1_000
+_MAX_PROBLEMS = 50
+_TOO_LARGE = "too_large"
 router = APIRouter(prefix="/v1", tags=["events"], dependencies=[Depends(needs("events"))])
 _BODY = {
     "requestBody": {
@@ -40,87 +51,120 @@ _BODY = {
 }
 
 
-@router.post("/events", status_code=202, openapi_extra=_BODY)
+class EventsReply(BaseModel):
+    """How many events were accepted, and which were not."""
+
+    accepted: int
+    refused: list[RefusedEvent] = []
+
+
+@dataclass
+class _Batch:
+    """The events of one request. `problems`: of the refused ones, for the error reply."""
+
+    messages: list[Outgoing] = field(default_factory=list)
+    users: set[str] = field(default_factory=set)
+    refused: list[RefusedEvent] = field(default_factory=list)
+    problems: list[dict[str, Any]] = field(default_factory=list)
+
+    def refuse(self, index: int, checked: CheckedEvent) -> None:
+        self.refused.append(checked.refused(index))
+        self.problems += [
+            problem_entry({**problem, "loc": ("body", index, *problem["loc"])})
+            for problem in checked.problems
+        ]
+
+
+@router.post(
+    "/events",
+    status_code=202,
+    openapi_extra=_BODY,
+    responses={**WRITTEN, 202: {"model": EventsReply}},
+)
 async def events(
     request: Request,
-    gateway: Annotated[Gateway, Depends(gateway_of)],
+    gateway: GatewayState,
     admit: Annotated[
         Literal["sync", "async"],
-        Query(description="async: forward the bytes unread and let admission judge them"),
+        Query(description="async: forward events unchecked; invalid ones become dead letters"),
     ] = "sync",
+    all_or_nothing: Annotated[
+        bool, Query(description="one refused event refuses all of the list")
+    ] = False,
 ) -> Response:
-    """Accepts events; 422 names the index and the field of what is wrong, and takes none."""
-    raw = await request.body()
+    """Accepts events. `refused` names the index, field and cause of each that is not accepted.
+
+    422 if none is accepted, 413 if all are too large.
+    """
+    body = await request.body()
     with tracer().start_as_current_span("POST /v1/events", context=context_of(request.headers)):
         headers = current_header_bytes()
-        if admit == "async":
-            messages = [Outgoing(BEHAVIOUR, raw, headers=headers)]
-            users: set[str] = set()
-        else:
-            messages, users = _checked(raw, headers, gateway)
+        try:
+            parts = [body] if admit == "async" and not _is_list(body) else split_events(body)
+        except BadBatch as error:
+            return _bad_batch(str(error))
+        batch = _unchecked(parts, gateway) if admit == "async" else _checked(parts, gateway)
+        gateway.metrics.events_refused.inc(len(batch.refused))
+        if batch.refused and (all_or_nothing or not batch.messages):
+            return _none_accepted(batch)
+        messages = [message._replace(headers=headers) for message in batch.messages]
         await run_in_threadpool(_send, gateway, messages)
-    for user_id in users:
-        gateway.watch.poke(user_id)
-    return json_reply({"accepted": len(messages)}, 202)
+    for user_id in batch.users:
+        gateway.watch.notify(user_id)
+    return json_reply(_counts(len(messages), batch.refused), 202)
+
+
+def _is_list(body: bytes) -> bool:
+    return body.lstrip().startswith(b"[")
+
+
+def _checked(parts: Sequence[bytes], gateway: Gateway) -> _Batch:
+    """The events that admission would accept now, keyed by user."""
+    batch, now_ms = _Batch(), gateway.clock.now_ms()
+    for index, raw in enumerate(parts):
+        checked = check_event(raw, now_ms, gateway.admission)
+        if checked.event is None:
+            batch.refuse(index, checked)
+        else:
+            user_id = checked.event.user_id
+            batch.users.add(user_id)
+            batch.messages.append(Outgoing(BEHAVIOUR, raw, user_id.encode()))
+    return batch
+
+
+def _unchecked(parts: Sequence[bytes], gateway: Gateway) -> _Batch:
+    """All events but those that are larger than the topic accepts."""
+    batch, limit = _Batch(), gateway.admission.max_event_bytes
+    for index, raw in enumerate(parts):
+        if len(raw) <= limit:
+            batch.messages.append(Outgoing(BEHAVIOUR, raw))
+            continue
+        cause, msg = reject_unreadable(raw, limit)
+        problem = {"type": cause, "loc": (), "msg": msg}
+        batch.refuse(index, CheckedEvent(raw, None, cause, (problem,)))
+    return batch
+
+
+def _counts(accepted: int, refused: Sequence[RefusedEvent]) -> dict[str, Any]:
+    return {"accepted": accepted, "refused": [each.model_dump() for each in refused]}
+
+
+def _bad_batch(why: str) -> Response:
+    entry = problem_entry({"type": "json_invalid", "loc": ("body",), "msg": why})
+    return json_reply({"detail": [entry], **_counts(0, [])}, 422)
+
+
+def _none_accepted(batch: _Batch) -> Response:
+    too_large = all(refused.cause == _TOO_LARGE for refused in batch.refused)
+    reply = {"detail": batch.problems[:_MAX_PROBLEMS], **_counts(0, batch.refused)}
+    return json_reply(reply, 413 if too_large else 422)
 
 
 def _send(gateway: Gateway, messages: list[Outgoing]) -> None:
     try:
         gateway.outbox.send(messages)
+    except MessagesRejected as error:
+        raise HTTPException(413, str(error)) from error
     except BusError as error:
         raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
     gateway.metrics.events_accepted.inc(len(messages))
-
-
-def _checked(
-    raw: bytes, headers: dict[str, bytes], gateway: Gateway
-) -> tuple[list[Outgoing], set[str]]:
-    """Each event as its own message. Raises 422 when any is wrong; then none is sent."""
-    found = _parsed(raw)
-    problems: list[dict[str, Any]] = []
-    messages: list[Outgoing] = []
-    users: set[str] = set()
-    for index, one in enumerate(found):
-        try:
-            event = EVENT.validate_python(one)
-        except ValidationError as error:
-            problems += [_problem(index, detail) for detail in error.errors(include_url=False)]
-            continue
-        users.add(event.user_id)
-        messages.append(
-            Outgoing(BEHAVIOUR, orjson.dumps(one), event.user_id.encode(), headers=headers)
-        )
-    if problems:
-        gateway.metrics.events_refused.inc(len(found))
-        raise RequestValidationError(problems[:50])
-    return messages, users
-
-
-def _parsed(raw: bytes) -> list[Any]:
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        problem = {"type": "json_invalid", "loc": ("body",), "msg": f"not JSON: {error}"}
-        raise RequestValidationError([problem]) from error
-    found = body if isinstance(body, list) else [body]
-    if not found or len(found) > MAX_EVENTS:
-        raise RequestValidationError(
-            [
-                {
-                    "type": "too_long",
-                    "loc": ("body",),
-                    "msg": f"{len(found)} events; send 1 to {MAX_EVENTS} at a time",
-                }
-            ]
-        )
-    return found
-
-
-def _problem(index: int, detail: Any) -> dict[str, Any]:
-    """pydantic's error with its place in the body; the input itself is not echoed."""
-    kind_tags = {"shown", "skip", "play", "long_view", "like", "share", "follow"}
-    kind_tags |= {"query_shown", "query_click", "search", "cart", "order"}
-    path = [part for part in detail["loc"] if part not in kind_tags]
-    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        path = ["kind"]
-    return {"type": detail["type"], "loc": ("body", index, *path), "msg": detail["msg"]}

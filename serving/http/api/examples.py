@@ -1,4 +1,7 @@
-"""Examples that the OpenAPI page shows."""
+"""Examples for the OpenAPI page.
+
+Knows wire fields. Does not know the models that validate them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 FEED_REPLY: dict[str, Any] = {
     "request_id": "8b6f0f0d7f6e4a70a2f0c7c5f2e6a7d1",
+    "slate_id": "5f0c3b0e6a0b4c0c9a55d1b7a3c2e901",
     "surface": "feed",
     "user_id": "u196",
     "seed": 7,
@@ -29,7 +33,7 @@ FEED_REPLY: dict[str, Any] = {
             "propensity": 0.83,
             "explored": False,
             "source": "genres",
-            "impression": "eyJyZXF1ZXN0X2lkIjoi...",
+            "impression": "2.eyJpIjoiNWYwYzNiMGU2...",
         }
     ],
     "removed": [

@@ -1,54 +1,68 @@
-"""POST /v1/feed, /v1/queries, /v1/reactivation: one envelope for all."""
+"""POST /v1/feed, /v1/queries and /v1/reactivation: one reply format for all.
+
+Knows requests and replies. Does not know how a slate is made (`serving.surfaces`).
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from serving.gateway import Gateway, gateway_of
+from serving.gateway import Gateway
+from serving.http.api.errors import Responses, responses
 from serving.http.api.examples import FEED_REPLY
-from serving.http.api.json import json_reply
+from serving.http.api.gateway_state import GatewayState
+from serving.http.api.json import json_bytes, json_reply, json_response, problem_entry
 from serving.http.auth import needs
-from serving.monitoring.trace import context_of, tracer
 from serving.pipeline.reply import to_reply
 from serving.pipeline.requests import FeedRequest, QueriesRequest, ReactivationRequest
+from serving.pipeline.trace import context_of, tracer
+from serving.state.replies import RequestConflict
 
 router = APIRouter(prefix="/v1", tags=["recommend"], dependencies=[Depends(needs("recommend"))])
-State = Annotated[Gateway, Depends(gateway_of)]
-_EXAMPLES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"example": FEED_REPLY}}}
+_ERRORS = responses(400, 401, 403, 409, 413, 415, 422)
+_EXAMPLES: Responses = {
+    **_ERRORS,
+    200: {"content": {"application/json": {"example": FEED_REPLY}}},
 }
 
 
 @router.post("/feed", responses=_EXAMPLES)
-def feed(body: FeedRequest, request: Request, gateway: State) -> Response:
-    """Videos for a user, best first, each explained: P(action) per task × the user's weights."""
-    return _answer(body, request, gateway)
+def feed(body: FeedRequest, request: Request, gateway: GatewayState) -> Response:
+    """Items for a user, best first, each with P(action) per task and the user's weights."""
+    return _reply(body, request, gateway)
 
 
-@router.post("/queries")
-def queries(body: QueriesRequest, request: Request, gateway: State) -> Response:
-    """What to search for next, for the bar under the video that is playing."""
-    return _answer(body, request, gateway)
+@router.post("/queries", responses=_ERRORS)
+def queries(body: QueriesRequest, request: Request, gateway: GatewayState) -> Response:
+    """Search queries to suggest under the item that is playing."""
+    return _reply(body, request, gateway)
 
 
-@router.post("/reactivation")
-def reactivation(body: ReactivationRequest, request: Request, gateway: State) -> Response:
-    """A dormant user's way back: items in order, each with its role, toward a goal."""
-    return _answer(body, request, gateway)
+@router.post("/reactivation", responses=_ERRORS)
+def reactivation(body: ReactivationRequest, request: Request, gateway: GatewayState) -> Response:
+    """A trajectory for a dormant user: items in order, each with its role, toward a goal."""
+    return _reply(body, request, gateway)
 
 
-def _answer(
+def _reply(
     body: FeedRequest | QueriesRequest | ReactivationRequest, request: Request, gateway: Gateway
 ) -> Response:
-    started = time.perf_counter()
+    def answer() -> bytes:
+        started = time.perf_counter()
+        slate = gateway.surfaces.answer(body)
+        reply = json_bytes(to_reply(slate, gateway.impression_key, gateway.catalogue))
+        gateway.served.record(slate)
+        gateway.metrics.observe_reply(slate, time.perf_counter() - started)
+        return reply
+
     name = f"POST /v1/{body.surface}"
     with tracer().start_as_current_span(name, context=context_of(request.headers)):
-        slate = gateway.surfaces.answer(body)
-        reply = to_reply(slate, gateway.impression_key, gateway.catalogue)
-    gateway.served.keep(slate)
-    gateway.metrics.answered(slate, time.perf_counter() - started)
-    return json_reply(reply)
+        try:
+            return json_response(gateway.replies.reply(body, answer))
+        except RequestConflict as error:
+            loc = ("body", "request_id")
+            entry = problem_entry({"type": "conflict", "loc": loc, "msg": str(error)})
+            return json_reply({"detail": [entry]}, 409)

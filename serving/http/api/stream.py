@@ -1,7 +1,8 @@
-"""GET /v1/stream: server-sent events, what happens now.
+"""GET /v1/stream: live messages as server-sent events.
 
-Kinds: event, dead, feature, release, update, stats. A comment line every few seconds
-keeps connections open; `id` is not given, since nothing is kept to be sent again.
+Knows subscribers and the SSE format. Does not know where messages come from
+(`serving.console.live`). A comment line every 5 s keeps the connection open. There is no
+`id`, since messages are not kept for replay.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ import orjson
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 
-from serving.console.live import Mailbox, Message
-from serving.gateway import Gateway, gateway_of
+from serving.console.hub import LiveMessage, Subscriber
+from serving.gateway import Gateway
+from serving.http.api.errors import KEYED
+from serving.http.api.gateway_state import GatewayState
 from serving.http.auth import needs
+from streams.contract.bounds import Id
 
 router = APIRouter(prefix="/v1", tags=["page"])
-_BEAT_S = 5.0
+_KEEPALIVE_S = 5.0
 
 
-@router.get("/stream", dependencies=[Depends(needs("admin"))])
+@router.get("/stream", dependencies=[Depends(needs("admin"))], responses=KEYED)
 async def stream(
     request: Request,
-    gateway: Annotated[Gateway, Depends(gateway_of)],
-    user_id: Annotated[str | None, Query(max_length=128)] = None,
+    gateway: GatewayState,
+    user_id: Annotated[Id | None, Query()] = None,
 ) -> StreamingResponse:
-    """Live events; those of `user_id` all, of others a sample."""
+    """Streams live messages: all events of `user_id`, a sample of the other users'."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     lines = _lines(request, gateway, user_id)
     return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
@@ -36,22 +40,22 @@ async def stream(
 
 async def _lines(request: Request, gateway: Gateway, user_id: str | None) -> AsyncIterator[bytes]:
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    mailbox = Mailbox(user_id, lambda: loop.call_soon_threadsafe(ready.set))
-    gateway.live.subscribe(mailbox)
+    subscriber = Subscriber(user_id, lambda: loop.call_soon_threadsafe(ready.set))
+    gateway.hub.subscribe(subscriber)
     try:
         yield b": connected\n\n"
-        yield _line(Message("stats", gateway.stats()))
+        yield _line(LiveMessage("stats", gateway.stats()))
         while not (gateway.stopping.is_set() or await request.is_disconnected()):
             try:
-                await asyncio.wait_for(ready.wait(), _BEAT_S)
+                await asyncio.wait_for(ready.wait(), _KEEPALIVE_S)
             except TimeoutError:
                 yield b": beat\n\n"
             ready.clear()
-            while mailbox.messages:
-                yield _line(mailbox.messages.popleft())
+            while subscriber.messages:
+                yield _line(subscriber.messages.popleft())
     finally:
-        gateway.live.unsubscribe(mailbox)
+        gateway.hub.unsubscribe(subscriber)
 
 
-def _line(message: Message) -> bytes:
+def _line(message: LiveMessage) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (message.kind.encode(), orjson.dumps(message.data))

@@ -1,4 +1,9 @@
-"""GET /v1/users and /v1/users/{id}: who there is, what is known of one; DELETE forgets."""
+"""/v1/users: GET lists users, GET /{user_id} returns features and weights, DELETE erases.
+
+POST /v1/users/lookup and POST /v1/erasures do the same with the id in the body, for ids that
+clients or proxies change in a path. Knows activity, the feature store and erasure. Does not know
+the event log.
+"""
 
 from __future__ import annotations
 
@@ -7,73 +12,121 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query
 from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
 
 from features.store import FeatureFrame, Status, StoreDown
 from serving.console.feature_watch import plain_row
-from serving.gateway import Gateway, gateway_of
+from serving.gateway import Gateway
+from serving.http.api.errors import KEYED, WRITTEN, responses
+from serving.http.api.gateway_state import GatewayState
 from serving.http.api.json import json_reply
 from serving.http.auth import needs
+from serving.http.paths import decodable_path
 from serving.pipeline.query import Slate
 from serving.pipeline.requests import FeedRequest
 from serving.stages.scorers import RANKER
 from streams import erasure
-from streams.bus.contract import BusError
+from streams.bus.contract import BusError, MessagesRejected
+from streams.contract.bounds import Id
 
-router = APIRouter(prefix="/v1/users", tags=["users"])
-State = Annotated[Gateway, Depends(gateway_of)]
-UserId = Annotated[str, Path(min_length=1, max_length=128)]
+router = APIRouter(prefix="/v1", tags=["users"], dependencies=[Depends(decodable_path)])
+UserId = Annotated[Id, Path()]
 
 
-@router.get("", dependencies=[Depends(needs("admin"))])
+class UserBody(BaseModel):
+    """The user's id, which may be any that an event may have."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"user_id": "u196"}]})
+
+    user_id: Id
+
+
+@router.get("/users", dependencies=[Depends(needs("admin"))], responses=KEYED)
 def users(
-    gateway: State,
+    gateway: GatewayState,
     order: Annotated[str, Query(pattern="^(latest|dormant)$")] = "latest",
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
 ) -> Response:
-    """Users seen on the bus: the latest active, or those with a history who fell silent."""
+    """Users seen on the bus: the most recently active, or the longest dormant."""
     activity = gateway.activity
     found = activity.latest(limit) if order == "latest" else activity.dormant(limit)
     return json_reply({"users": [asdict(user) for user in found], "known": len(activity)})
 
 
-@router.get("/{user_id}", dependencies=[Depends(needs("recommend"))])
-def user(user_id: UserId, gateway: State) -> Response:
-    """The user's features as a request would read them now, and their fusion weights."""
+@router.get(
+    "/users/{user_id:id}",
+    dependencies=[Depends(needs("recommend"))],
+    responses={**KEYED, **responses(503)},
+)
+def user(user_id: UserId, gateway: GatewayState) -> Response:
+    """The user's current features and fusion weights, as a request would use them."""
+    return _lookup(user_id, gateway)
+
+
+@router.post("/users/lookup", dependencies=[Depends(needs("recommend"))], responses=WRITTEN)
+def look_up_user(body: UserBody, gateway: GatewayState) -> Response:
+    """GET /v1/users/{user_id} with the id in the body."""
+    return _lookup(body.user_id, gateway)
+
+
+@router.delete(
+    "/users/{user_id:id}",
+    status_code=202,
+    dependencies=[Depends(needs("admin"))],
+    responses=WRITTEN,
+)
+def delete_user(user_id: UserId, gateway: GatewayState) -> Response:
+    """Erases the user: publishes a tombstone, deletes the store's rows and in-memory state.
+
+    The process that owns the event log and feedback files erases them when it reads the
+    tombstone; `erased` lists what is already done.
+    """
+    return _erase(user_id, gateway)
+
+
+@router.post(
+    "/erasures", status_code=202, dependencies=[Depends(needs("admin"))], responses=WRITTEN
+)
+def erase_user(body: UserBody, gateway: GatewayState) -> Response:
+    """DELETE /v1/users/{user_id} with the id in the body."""
+    return _erase(body.user_id, gateway)
+
+
+def _lookup(user_id: str, gateway: Gateway) -> Response:
     now_ms = gateway.clock.now_ms()
     stale = False
     try:
         frame = gateway.store.read("user", [user_id], now_ms)
     except StoreDown as error:
-        last = gateway.surfaces.parts.last_users.get(user_id)
-        if last is None:
+        last_row = gateway.surfaces.deps.last_users.get(user_id)
+        if last_row is None:
             raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
-        frame, stale = last, True
-    return json_reply(_described(gateway, user_id, frame, stale) | {"now_ms": now_ms})
+        frame, stale = last_row, True
+    return json_reply(_description(gateway, user_id, frame, stale) | {"now_ms": now_ms})
 
 
-@router.delete("/{user_id}", status_code=202, dependencies=[Depends(needs("admin"))])
-def erase(user_id: UserId, gateway: State) -> Response:
-    """Forgets the user: a tombstone on the bus, the store's row, and what this process holds.
-
-    The log and the feedback files are cleared by the process that owns them, which reads
-    the same tombstone; `erased` names what is already done.
-    """
+def _erase(user_id: str, gateway: Gateway) -> Response:
     now_ms = gateway.clock.now_ms()
     try:
-        gateway.outbox.send([erasure.message(user_id, now_ms)])
+        gateway.outbox.send([erasure.erasure_message(user_id, now_ms)])
         gateway.store.erase(user_id, now_ms)
+    except MessagesRejected as error:
+        raise HTTPException(413, str(error)) from error
     except (BusError, StoreDown) as error:
         raise HTTPException(
-            503, f"{error}; nothing is lost by asking again", {"Retry-After": "1"}
+            503, f"{error}; the request can safely be repeated", {"Retry-After": "1"}
         ) from error
-    gateway.surfaces.parts.last_users.forget(user_id)
+    gateway.surfaces.deps.last_users.forget(user_id)
     gateway.activity.forget(user_id)
+    gateway.replies.forget(user_id)
     gateway.served.erase(user_id)
     return json_reply({"user_id": user_id, "at_ms": now_ms, "erased": ["tombstone", "store"]}, 202)
 
 
-def _described(gateway: Gateway, user_id: str, frame: FeatureFrame, stale: bool) -> dict[str, Any]:
-    slate = gateway.surfaces.answer(FeedRequest(user_id=user_id, k=1, seed=0), explores=False)
+def _description(
+    gateway: Gateway, user_id: str, frame: FeatureFrame, stale: bool
+) -> dict[str, Any]:
+    slate = gateway.surfaces.answer(FeedRequest(user_id=user_id, k=1, seed=0), explore=False)
     status = Status(int(frame.status[0]))
     return {
         "user_id": user_id,
@@ -84,15 +137,15 @@ def _described(gateway: Gateway, user_id: str, frame: FeatureFrame, stale: bool)
         "features": plain_row(frame),
         "tasks": list(slate.weights),
         "weights": dict(slate.weights),
-        "ranker": _ranker(slate),
+        "ranker": _ranker_tasks(slate),
         "release": slate.query.release.release_id,
     }
 
 
-def _ranker(slate: Slate) -> dict[str, Any] | None:
-    """Tasks × weights by the live ranker; None where something else answered.
+def _ranker_tasks(slate: Slate) -> dict[str, Any] | None:
+    """Tasks and weights of the live ranker; None where a fallback answered.
 
-    `p`: P(action) of the video that it would put first.
+    `p`: P(action) of the item ranked first.
     """
     if not slate.weights or not slate.items:
         return None
@@ -106,4 +159,4 @@ def _ranker(slate: Slate) -> dict[str, Any] | None:
         for task, weight in slate.weights.items()
     ]
     version = slate.query.release.version(RANKER)
-    return {"version": version, "video_id": slate.items[0].video_id, "tasks": tasks}
+    return {"version": version, "video_id": slate.items[0].item_id, "tasks": tasks}

@@ -1,10 +1,10 @@
 """The bus on anything that speaks Kafka's protocol, through librdkafka.
 
-Knows topics, their ids and their ends. Does not know what the bytes mean, nor how one
-message is delivered (`streams.bus.kafka.producer`, `streams.bus.kafka.consumer`). Every consumer
+Knows topics, their ids and their ends. Does not know what the bytes mean, nor how a message is
+written or read (`streams.bus.kafka.producer`, `streams.bus.kafka.consumer`). Every consumer
 reads committed records only and moves its offsets only by `commit`, or inside a producer's
 transaction. On a broker without real transactions (the embedded one) a plain idempotent
-producer writes first and commits the offsets after it.
+producer writes first and commits the offsets afterwards.
 """
 
 from __future__ import annotations
@@ -16,20 +16,27 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer as RdConsumer
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition, admin
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, admin
 from confluent_kafka import TopicCollection as Topics
+from confluent_kafka import TopicPartition as RdTopicPartition
 
-from streams.bus.contract import BusError, Record, partition_mismatch
-from streams.bus.kafka.client import ANSWER_S, JOIN_S, client_config, went_down
+from streams.bus.contract import BusError, partition_mismatch
+from streams.bus.kafka.client import (
+    JOIN_TIMEOUT_S,
+    REQUEST_TIMEOUT_S,
+    client_config,
+    to_bus_error,
+)
 from streams.bus.kafka.consumer import KafkaConsumer, record_of
 from streams.bus.kafka.producer import KafkaProducer
+from streams.bus.polled import Record
 from streams.contract.topics import TopicSpec
 
-# librdkafka's Python client is typed in part only: what it leaves open is Any here.
+# The untyped parts of librdkafka's Python client are Any here.
 _ADMIN: Any = admin
-GATHERED_BYTES = 1_000_000  # an answer so large is given at once
+FETCH_MIN_BYTES = 1_000_000  # a response of this size is sent at once
 _ISOLATION = (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
-# An answer that waited for more would hold back the word that there is none.
+# A response that waited for more records would delay the end-of-partition event.
 _TO_THE_END = {"enable.partition.eof": True, "fetch.wait.max.ms": 5}
 _EARLIEST, _LATEST = _ADMIN.OffsetSpec.earliest(), _ADMIN.OffsetSpec.latest()
 
@@ -38,7 +45,7 @@ class KafkaBus:
     """Implements `streams.bus.contract.Bus` on `bootstrap_servers`. Safe to share between threads.
 
     `session_timeout_ms`: how long a silent member keeps its partitions; brokers bound it
-    (Apache Kafka takes no less than 6 s). The embedded broker answers a join after half of it.
+    (Apache Kafka: at least 6 s). The embedded broker answers a join after half of it.
     """
 
     def __init__(self, bootstrap_servers: str, *, session_timeout_ms: int = 6_000) -> None:
@@ -56,13 +63,13 @@ class KafkaBus:
         if not missing:
             return
         for name, future in self._admin().create_topics(missing).items():
-            _settle(f"create topic {name}", future, tolerate=KafkaError.TOPIC_ALREADY_EXISTS)
+            _result(f"create topic {name}", future, tolerate=KafkaError.TOPIC_ALREADY_EXISTS)
         self._await_topics({spec.name for spec in specs})
 
-    def epoch(self, topic: str) -> str:
-        return self.epochs([topic])[topic]
+    def topic_id(self, topic: str) -> str:
+        return self.topic_ids([topic])[topic]
 
-    def epochs(self, topics: Collection[str]) -> dict[str, str]:
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
         futures = self._admin().describe_topics(Topics(list(topics)))
         return {topic: _topic_id(topic, futures[topic]) for topic in topics}
 
@@ -76,17 +83,17 @@ class KafkaBus:
         firsts = self._offsets(topic, count, _EARLIEST)
         lasts = self._read_ends(topic, self._offsets(topic, count, _LATEST))
         if uncommitted:
-            asked = self._offsets(topic, count, _LATEST, uncommitted=True)
-            lasts = {p: max(last, asked[p]) for p, last in lasts.items()}
+            high = self._offsets(topic, count, _LATEST, uncommitted=True)
+            lasts = {p: max(last, high[p]) for p, last in lasts.items()}
         return {p: (firsts[p], lasts[p]) for p in range(count)}
 
     def scan(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
         if start >= stop:
             return
-        reader = RdConsumer(self._reading("tidemill-scan") | _TO_THE_END)
+        reader = RdConsumer(self._consumer_config("tidemill-scan") | _TO_THE_END)
         try:
-            reader.assign([TopicPartition(topic, partition, start)])
-            yield from _until(reader, stop)
+            reader.assign([RdTopicPartition(topic, partition, start)])
+            yield from _read_until(reader, stop)
         finally:
             reader.close()
 
@@ -101,23 +108,24 @@ class KafkaBus:
         group: str,
         *,
         from_start: bool = True,
-        gather_s: float = 0.0,
+        fetch_max_wait_s: float = 0.0,
     ) -> KafkaConsumer:
         known = self._partition_counts()
         absent = [topic for topic in topics if topic not in known]
         if absent:
             raise BusError(f"topic {absent[0]!r} does not exist: call ensure_topics first")
-        member = self._reading(f"{group}.{self._epochs(topics)}") | _gathering(gather_s)
-        consumer = KafkaConsumer(member, topics, None if from_start else self.ends)
+        config = self._consumer_config(f"{group}.{self._group_suffix(topics)}")
+        config |= _fetch_wait_config(fetch_max_wait_s)
+        consumer = KafkaConsumer(config, topics, None if from_start else self.ends)
         if not from_start:
             consumer.await_assignment()
         return consumer
 
-    def _epochs(self, topics: Sequence[str]) -> str:
-        """Part of every group's name: no offset, and no member that is about to notice that the
-        topics began again, outlives their epoch."""
-        epochs = self.epochs(topics)
-        text = ",".join(epochs[topic] for topic in sorted(topics))
+    def _group_suffix(self, topics: Sequence[str]) -> str:
+        """A hash of the topics' ids. With it in a group's name, no commit and no member of the
+        group outlives a recreated topic."""
+        ids = self.topic_ids(topics)
+        text = ",".join(ids[topic] for topic in sorted(topics))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def healthy(self, timeout_s: float = 1.0) -> bool:
@@ -127,7 +135,7 @@ class KafkaBus:
             return False
         return True
 
-    def _reading(self, group: str) -> dict[str, Any]:
+    def _consumer_config(self, group: str) -> dict[str, Any]:
         return client_config(self.bootstrap_servers) | {
             "group.id": group,
             "enable.auto.commit": False,
@@ -151,37 +159,37 @@ class KafkaBus:
 
     def _partition_counts(self) -> dict[str, int]:
         try:
-            listed = self._admin().list_topics(timeout=ANSWER_S).topics
+            listed = self._admin().list_topics(timeout=REQUEST_TIMEOUT_S).topics
         except KafkaException as error:
-            raise went_down("list topics", error, self.bootstrap_servers) from error
+            raise to_bus_error("list topics", error, self.bootstrap_servers) from error
         return {name: len(t.partitions) for name, t in listed.items() if t.error is None}
 
     def _await_topics(self, names: set[str]) -> None:
-        """A created topic is not at once known to every request: wait for its metadata."""
-        deadline = time.monotonic() + ANSWER_S
+        """Waits for the metadata of new topics: until then requests may not know them."""
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S
         while names - self._partition_counts().keys():
             if time.monotonic() > deadline:
-                raise BusError(f"the broker did not make {sorted(names)} known: look at its log")
+                raise BusError(f"the broker does not list {sorted(names)}: see its log")
             time.sleep(0.05)
 
     def _read_ends(self, topic: str, at_least: Mapping[int, int]) -> dict[int, int]:
-        """Reads on to where each partition ends.
+        """Reads on to the end of each partition.
 
-        The embedded broker names the *first* offset of the last batch plus one, so its
-        answer to the request is only a place to start from.
+        The embedded broker answers with the *first* offset of the last batch plus one, so its
+        answer is only a starting point.
         """
-        reader = RdConsumer(self._reading("tidemill-ends") | _TO_THE_END)
+        reader = RdConsumer(self._consumer_config("tidemill-ends") | _TO_THE_END)
         try:
-            reader.assign([TopicPartition(topic, p, at) for p, at in at_least.items()])
-            return _ends(reader, len(at_least))
+            reader.assign([RdTopicPartition(topic, p, at) for p, at in at_least.items()])
+            return _read_to_ends(reader, len(at_least))
         finally:
             reader.close()
 
     def _offsets(
         self, topic: str, count: int, spec: Any, *, uncommitted: bool = False
     ) -> dict[int, int]:
-        """Asks again while a new topic has no leader yet."""
-        deadline = time.monotonic() + ANSWER_S
+        """Retries while a new topic has no leader yet."""
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S
         while True:
             try:
                 return self._ask_offsets(topic, count, spec, _ISOLATION[uncommitted])
@@ -193,54 +201,54 @@ class KafkaBus:
     def _ask_offsets(
         self, topic: str, count: int, spec: Any, isolation: IsolationLevel
     ) -> dict[int, int]:
-        asked = {TopicPartition(topic, p): spec for p in range(count)}
+        asked = {RdTopicPartition(topic, p): spec for p in range(count)}
         futures = self._admin().list_offsets(
-            asked, isolation_level=isolation, request_timeout=ANSWER_S
+            asked, isolation_level=isolation, request_timeout=REQUEST_TIMEOUT_S
         )
         return {
-            place.partition: int(_settle(f"list offsets of {topic}", future).offset)
-            for place, future in futures.items()
+            at.partition: int(_result(f"list offsets of {topic}", future).offset)
+            for at, future in futures.items()
         }
 
 
 def _topic_id(topic: str, described: Any) -> str:
     what = f"describe topic {topic!r} (call ensure_topics first)"
-    return str(_settle(what, described).topic_id)
+    return str(_result(what, described).topic_id)
 
 
-def _gathering(gather_s: float) -> dict[str, Any]:
-    if not gather_s:
+def _fetch_wait_config(fetch_max_wait_s: float) -> dict[str, Any]:
+    if not fetch_max_wait_s:
         return {}
-    return {"fetch.min.bytes": GATHERED_BYTES, "fetch.wait.max.ms": int(gather_s * 1_000)}
+    return {"fetch.min.bytes": FETCH_MIN_BYTES, "fetch.wait.max.ms": int(fetch_max_wait_s * 1_000)}
 
 
 def _new_topic(spec: TopicSpec) -> Any:
     return _ADMIN.NewTopic(spec.name, spec.partitions, config=spec.config())
 
 
-def _ends(reader: Any, count: int) -> dict[int, int]:
-    deadline = time.monotonic() + ANSWER_S
+def _read_to_ends(reader: Any, count: int) -> dict[int, int]:
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
     ends: dict[int, int] = {}
     while len(ends) < count:
-        for message in _come(reader):
+        for message in _consume_available(reader):
             error = message.error()
             if error is not None and error.code() == KafkaError._PARTITION_EOF:
                 ends[message.partition()] = int(message.offset())
         if time.monotonic() > deadline:
-            raise BusError(f"the broker did not say where {count} partitions end: look at its log")
+            raise BusError(f"the broker did not report the ends of {count} partitions: see its log")
     return ends
 
 
-def _come(reader: Any) -> list[Any]:
-    """What is there, or else the next message. `consume` waits for all that it is asked for."""
+def _consume_available(reader: Any) -> list[Any]:
+    """The messages at hand, or the next one: `consume` waits for as many as it is asked for."""
     return list(reader.consume(1_000, 0.0) or reader.consume(1, 0.05))
 
 
-def _until(reader: Any, stop: int) -> Iterator[Record]:
-    quiet_since = time.monotonic()
+def _read_until(reader: Any, stop: int) -> Iterator[Record]:
+    last_message = time.monotonic()
     while True:
-        for message in _come(reader):
-            quiet_since = time.monotonic()
+        for message in _consume_available(reader):
+            last_message = time.monotonic()
             error = message.error()
             if error is not None and error.code() == KafkaError._PARTITION_EOF:
                 return
@@ -248,13 +256,13 @@ def _until(reader: Any, stop: int) -> Iterator[Record]:
                 yield record_of(message)
             if error is None and message.offset() >= stop - 1:
                 return
-        if time.monotonic() - quiet_since > JOIN_S:
+        if time.monotonic() - last_message > JOIN_TIMEOUT_S:
             raise BusError(f"the broker stopped answering while reading up to offset {stop}")
 
 
-def _settle(what: str, future: Any, tolerate: int | None = None) -> Any:
+def _result(what: str, future: Any, tolerate: int | None = None) -> Any:
     try:
-        return future.result(timeout=ANSWER_S)
+        return future.result(timeout=REQUEST_TIMEOUT_S)
     except KafkaException as error:
         if tolerate is not None and error.args[0].code() == tolerate:
             return None

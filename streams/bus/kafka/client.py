@@ -1,6 +1,6 @@
-"""What librdkafka's producer and consumer have in common here: settings, limits, errors.
+"""What librdkafka's producer and consumer share: settings, time limits, errors.
 
-Knows which errors end a process, and how to leave a call that does not come back.
+Knows librdkafka's errors and how to abandon a call that does not return. Does not know messages.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from streams.bus.contract import BusError
 
 T = TypeVar("T")
 LOG = logging.getLogger(__name__)
-ANSWER_S = 10.0  # how long one request to the broker may take before it counts as down
-JOIN_S = 20.0
+REQUEST_TIMEOUT_S = 10.0  # after which the broker counts as down
+JOIN_TIMEOUT_S = 20.0
 
 
 def client_config(bootstrap_servers: str) -> dict[str, Any]:
@@ -30,24 +30,25 @@ def client_config(bootstrap_servers: str) -> dict[str, Any]:
     }
 
 
-def went_down(what: str, error: KafkaException, bootstrap: str) -> BusError:
+def to_bus_error(what: str, error: KafkaException, bootstrap: str) -> BusError:
+    """`what`: the action that failed, such as "list topics"."""
     reason = error.args[0]
     return BusError(f"could not {what} at {bootstrap}: {reason.str()} ({reason.name()})")
 
 
-def within(seconds: float, call: Callable[..., T], *args: Any) -> T:
-    """`call(*args)`, in a thread that is left behind when the call does not come back.
+def call_with_timeout(seconds: float, call: Callable[..., T], *args: Any) -> T:
+    """`call(*args)` in a daemon thread, which is abandoned if the call does not return.
 
     Raises:
-        TimeoutError: it did not within `seconds`.
+        TimeoutError: it did not return within `seconds`.
     """
-    came: Future[T] = Future()
+    result: Future[T] = Future()
 
     def work() -> None:
         try:
-            came.set_result(call(*args))
+            result.set_result(call(*args))
         except BaseException as error:
-            came.set_exception(error)
+            result.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    return came.result(seconds)
+    return result.result(seconds)

@@ -1,33 +1,28 @@
-"""librdkafka's consumer in the form that `streams.bus.contract` asks for.
+"""librdkafka's consumer as a `streams.bus.contract.Consumer`.
 
-Knows groups, polls and commits, and what lies beside a commit (`streams.bus.commit_metadata`). Does not
-know topics' creation, epochs or ends (`streams.bus.kafka.bus`), nor what the bytes mean.
+Knows groups, polls, commits and the metadata beside them (`streams.bus.commit_metadata`). Does
+not know how topics are created, their ids or ends (`streams.bus.kafka.bus`), nor what the bytes
+mean.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import Consumer as RdConsumer
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as RdTopicPartition
 
-from streams.bus.commit_metadata import Target, Trail, after, decode
-from streams.bus.contract import (
-    BusError,
-    Consumed,
-    Fields,
-    Polled,
-    Record,
-    first_offsets,
-    next_offsets,
-)
-from streams.bus.kafka.client import ANSWER_S, JOIN_S, LOG, went_down
+from streams.bus.commit_metadata import CommitMetadata, TopicPartition, decode
+from streams.bus.contract import BusError
+from streams.bus.kafka.client import JOIN_TIMEOUT_S, LOG, REQUEST_TIMEOUT_S, to_bus_error
+from streams.bus.polled import MessageGetters, Polled, Record, next_offsets
 
-_LEAVE_S, _LOOK_S = 2.0, 0.01  # how long partitions may take to go before a close
-_LEFT_MESSAGES = 10_000  # that were fetched already, taken at once
+_LEAVE_TIMEOUT_S, _LEAVE_POLL_S = 2.0, 0.01  # for partitions to be given up before a close
+_LEAVE_MESSAGES = 10_000  # fetched already, discarded in one call
 
 
 class KafkaConsumer:
@@ -37,39 +32,44 @@ class KafkaConsumer:
         topics: Sequence[str],
         ends: Callable[[str], dict[int, tuple[int, int]]] | None = None,
     ) -> None:
-        """With `ends`, a partition without a commit is read from its end."""
+        """`ends`: gives a topic's ends; a partition without a commit is then read from its end."""
         self.client: Any = RdConsumer(config)
         self._bootstrap = str(config["bootstrap.servers"])
         self._topic = topics[0] if len(topics) == 1 else None
         self._held: list[Any] = []
-        self._generation = 0
-        self._trails: dict[Target, Trail] = {}
+        self._assignment_version = 0
         self._ends = ends
         self.client.subscribe(
             list(topics),
-            on_assign=self._given,
-            on_revoke=self._taken,
-            on_lost=self._taken,
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_revoke,
         )
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:
-        before, (held, self._held) = self._generation, (self._held, [])
-        # `consume` waits for all it was asked for: so wait for one, then take what is there.
+        before, (held, self._held) = self._assignment_version, (self._held, [])
+        # `consume` waits for as many as it is asked for: wait for one, then take what is there.
         messages = held or self._consume(max_records, 0.0) or self._consume(1, timeout_s)
         if messages and len(messages) < max_records:
-            messages = self._and_behind(messages, max_records - len(messages))
+            messages = self._with_fetched(messages, max_records - len(messages))
         if list(map(Message.error, messages)).count(None) < len(messages):
             messages = [m for m in messages if is_record(m, self._bootstrap)]
-        # Whoever is given a partition again may be given records again, in the same poll.
-        return Polled(messages, _FIELDS, self._topic if self._generation == before else None)
+        # After a rebalance amid the poll, records may be repeated in it: offsets do not ascend.
+        return Polled(
+            messages, _GETTERS, self._topic if self._assignment_version == before else None
+        )
 
-    def _and_behind(self, messages: list[Any], count: int) -> list[Any]:
-        """These and at most `count` that are there behind them. Where partitions move in between,
-        these are left to whoever is given them: he begins at their commits."""
-        generation = self._generation
-        behind = self._consume(count, 0.0)
-        begins_at_commits = self._ends is None
-        return behind if begins_at_commits and self._generation != generation else messages + behind
+    def _with_fetched(self, messages: list[Any], count: int) -> list[Any]:
+        """`messages` and at most `count` more that are fetched already.
+
+        Records fetched before a rebalance are discarded; the new owner resumes at the committed
+        offset. (Not with `ends`: without a commit the new owner would skip them.)
+        """
+        version = self._assignment_version
+        more = self._consume(count, 0.0)
+        resumes_at_commits = self._ends is None
+        rebalanced = self._assignment_version != version
+        return more if resumes_at_commits and rebalanced else messages + more
 
     def commit(self, records: Sequence[Record]) -> None:
         if not records:
@@ -77,119 +77,103 @@ class KafkaConsumer:
         try:
             done = self.client.commit(offsets=positions_of(records), asynchronous=False)
         except KafkaException as error:
-            raise went_down("commit offsets", error, self._bootstrap) from error
-        refused = [place for place in done or [] if place.error is not None]
+            raise to_bus_error("commit offsets", error, self._bootstrap) from error
+        refused = [at for at in done or [] if at.error is not None]
         if refused:
             raise BusError(f"{refused[0].topic}/{refused[0].partition}: {refused[0].error.str()}")
 
     def seek(self, topic: str, partition: int, offset: int) -> None:
         try:
-            self.client.seek(TopicPartition(topic, partition, offset))
+            self.client.seek(RdTopicPartition(topic, partition, offset))
         except KafkaException as error:
-            raise went_down(f"seek in {topic}/{partition}", error, self._bootstrap) from error
+            raise to_bus_error(f"seek in {topic}/{partition}", error, self._bootstrap) from error
 
     def lag(self) -> int:
-        return sum(self._lag_of(place) for place in self.client.position(self.client.assignment()))
+        return sum(self._lag_of(at) for at in self.client.position(self.client.assignment()))
 
-    def assignment(self) -> frozenset[tuple[str, int]]:
-        return frozenset((place.topic, place.partition) for place in self.client.assignment())
+    def assignment(self) -> frozenset[TopicPartition]:
+        return frozenset((at.topic, at.partition) for at in self.client.assignment())
 
-    def committed(self) -> dict[tuple[str, int], int]:
-        return {(place.topic, place.partition): place.offset for place in self._commits()}
+    def committed(self) -> dict[TopicPartition, int]:
+        return {(commit.topic, commit.partition): commit.offset for commit in self._commits()}
 
-    def trails(self) -> dict[Target, Trail]:
-        commits = self._commits()
-        self._trails = {(c.topic, c.partition): decode(c.metadata) for c in commits}
-        return dict(self._trails)
-
-    def trails_after(
-        self, consumed: Consumed, written: Mapping[Target, int]
-    ) -> dict[Target, Trail]:
-        """Of each input partition of a round that wrote last at `written`."""
-        firsts, until = first_offsets(consumed.records), next_offsets(consumed.records)
-        kept = {place: self._trails.get(place, {}) for place in consumed.until or {}}
-        return kept | {
-            place: after(self._trails.get(place, {}), written, first, until[place])
-            for place, first in firsts.items()
-        }
-
-    def keep(self, trails: Mapping[Target, Trail]) -> None:
-        """These were committed."""
-        self._trails.update(trails)
-
-    def forget(self, place: Target, targets: Collection[Target]) -> None:
-        trail = self._trails.get(place, {})
-        self._trails[place] = {t: step for t, step in trail.items() if t not in targets}
+    def commit_metadata(self) -> dict[TopicPartition, CommitMetadata]:
+        return {(c.topic, c.partition): decode(c.metadata) for c in self._commits()}
 
     def _commits(self) -> list[Any]:
         if not (assigned := self.client.assignment()):
             return []
         try:
-            places = self.client.committed(assigned, timeout=ANSWER_S)
+            commits = self.client.committed(assigned, timeout=REQUEST_TIMEOUT_S)
         except KafkaException as error:
-            raise went_down("read commits", error, self._bootstrap) from error
-        return [place for place in places if place.offset >= 0]
+            raise to_bus_error("read commits", error, self._bootstrap) from error
+        return [commit for commit in commits if commit.offset >= 0]
 
-    def generation(self) -> int:
-        return self._generation
+    def assignment_version(self) -> int:
+        return self._assignment_version
 
     def close(self) -> None:
-        """Leaves the group; a second time changes nothing.
+        """Leaves the group. Idempotent.
 
-        A partition that comes or goes amid librdkafka's close, as where the session ran out just
-        before, may be asked about where nobody answers any more (its issue 4884), and the binding
-        waits for that with the interpreter's lock. So the partitions are given up before.
+        A rebalance during librdkafka's close (after a session timeout, say) can make it wait for
+        an answer that never comes (its issue 4884), and the binding holds the GIL meanwhile.
+        Giving up all partitions before the close avoids that.
         """
-        deadline = time.monotonic() + _LEAVE_S
-        with suppress(KafkaException, RuntimeError):  # a BusError, or one that is closed already
+        deadline = time.monotonic() + _LEAVE_TIMEOUT_S
+        with suppress(KafkaException, RuntimeError):  # a BusError, or the client is closed
             self.client.unsubscribe()
-            while self._consume(_LEFT_MESSAGES, 0.0) or self.client.assignment():
+            while self._consume(_LEAVE_MESSAGES, 0.0) or self.client.assignment():
                 if time.monotonic() > deadline:
                     break
-                time.sleep(_LOOK_S)
+                time.sleep(_LEAVE_POLL_S)
         self.client.close()
 
     def await_assignment(self) -> None:
         """Returns when partitions are assigned and their starting offsets are fixed."""
-        deadline = time.monotonic() + JOIN_S
-        while self._generation == 0:
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        while self._assignment_version == 0:
             self._held += self._consume(1, 0.05)
             if time.monotonic() > deadline:
-                raise BusError(f"{self._bootstrap} gave no partitions within {JOIN_S:.0f} s")
+                raise BusError(
+                    f"{self._bootstrap} assigned no partitions within {JOIN_TIMEOUT_S:.0f} s"
+                )
 
-    def _lag_of(self, place: Any) -> int:
-        low, asked = self.client.get_watermark_offsets(place, timeout=ANSWER_S)
-        # What the last fetch said is fresher than the embedded broker's answer, and may be absent.
-        high = max(asked, self.client.get_watermark_offsets(place, cached=True)[1])
-        at = place.offset
-        if at < 0:
-            stored = self.client.committed([place], timeout=ANSWER_S)[0].offset
-            at = stored if stored >= 0 else low
-        return int(max(0, high - at))
+    def _lag_of(self, position: Any) -> int:
+        low, asked = self.client.get_watermark_offsets(position, timeout=REQUEST_TIMEOUT_S)
+        # The last fetch's watermark is fresher than the embedded broker's answer; may be absent.
+        high = max(asked, self.client.get_watermark_offsets(position, cached=True)[1])
+        offset = position.offset
+        if offset < 0:
+            stored = self.client.committed([position], timeout=REQUEST_TIMEOUT_S)[0].offset
+            offset = stored if stored >= 0 else low
+        return int(max(0, high - offset))
 
     def _consume(self, count: int, timeout_s: float) -> list[Any]:
         try:
             return list(self.client.consume(count, timeout_s))
         except KafkaException as error:
-            raise went_down("read", error, self._bootstrap) from error
+            raise to_bus_error("read", error, self._bootstrap) from error
 
-    def _given(self, client: Any, places: list[Any]) -> None:
+    def _on_assign(self, client: Any, assigned: list[Any]) -> None:
         if self._ends is not None:
-            # "The end" becomes an offset here: librdkafka would find it some time later.
-            ends = {topic: self._ends(topic) for topic in {place.topic for place in places}}
-            client.assign([self._begin(client, p, ends[p.topic][p.partition][1]) for p in places])
-        self._generation += 1
+            # Resolve the end to an offset now: librdkafka would do so some time later.
+            ends = {topic: self._ends(topic) for topic in {at.topic for at in assigned}}
+            client.assign(
+                [self._start_at(client, a, ends[a.topic][a.partition][1]) for a in assigned]
+            )
+        self._assignment_version += 1
 
-    def _begin(self, client: Any, place: Any, end: int) -> Any:
-        stored = client.committed([place], timeout=ANSWER_S)[0].offset
-        return TopicPartition(place.topic, place.partition, stored if stored >= 0 else end)
+    def _start_at(self, client: Any, assigned: Any, end: int) -> Any:
+        stored = client.committed([assigned], timeout=REQUEST_TIMEOUT_S)[0].offset
+        offset = stored if stored >= 0 else end
+        return RdTopicPartition(assigned.topic, assigned.partition, offset)
 
-    def _taken(self, _client: object, _places: object) -> None:
-        self._generation += 1
+    def _on_revoke(self, _client: object, _revoked: object) -> None:
+        self._assignment_version += 1
 
 
 def record_of(message: Any) -> Record:
-    # Not by Record(...): a loop may look at tens of thousands, and arguments would be half the cost.
+    # Not by Record(...): for tens of thousands of records, arguments would be half the cost.
     headers = message.headers()
     fields = (
         message.topic(),
@@ -204,7 +188,7 @@ def record_of(message: Any) -> Record:
 
 
 _MESSAGE: Any = Message
-_FIELDS = Fields(
+_GETTERS = MessageGetters(
     _MESSAGE.topic,
     _MESSAGE.partition,
     _MESSAGE.offset,
@@ -215,7 +199,10 @@ _FIELDS = Fields(
 
 
 def is_record(message: Any, bootstrap: str) -> bool:
-    """Whether this is a record. Errors that librdkafka works on by itself are only logged."""
+    """Whether this is a record. Logs errors that librdkafka retries by itself.
+
+    Raises `BusError` for the others.
+    """
     error = message.error()
     if error is None:
         return True
@@ -227,4 +214,4 @@ def is_record(message: Any, bootstrap: str) -> bool:
 
 
 def positions_of(records: Sequence[Record]) -> list[Any]:
-    return [TopicPartition(t, p, o) for (t, p), o in next_offsets(records).items()]
+    return [RdTopicPartition(t, p, o) for (t, p), o in next_offsets(records).items()]

@@ -1,6 +1,6 @@
-"""librdkafka's producer in the form that `streams.bus.contract` asks for.
+"""librdkafka's producer as a `streams.bus.contract.Producer`.
 
-Knows delivery and transactions. Does not know topics' creation, epochs or ends
+Knows delivery and transactions. Does not know how topics are created, their ids or ends
 (`streams.bus.kafka.bus`), nor what the bytes mean.
 """
 
@@ -12,17 +12,42 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as RdProducer
+from confluent_kafka import TopicPartition as RdTopicPartition
 
-from streams.bus.commit_metadata import Target, Trail, encode
-from streams.bus.contract import BusError, Consumed, Consumer, Outgoing, next_offsets
-from streams.bus.kafka.client import ANSWER_S, JOIN_S, LOG, client_config, went_down, within
+from streams.bus.commit_metadata import CommitMetadata, TopicPartition, encode
+from streams.bus.contract import (
+    MAX_MESSAGE_BYTES,
+    BusError,
+    Consumed,
+    Consumer,
+    MessagesRejected,
+    Outgoing,
+)
+from streams.bus.kafka.client import (
+    JOIN_TIMEOUT_S,
+    LOG,
+    REQUEST_TIMEOUT_S,
+    call_with_timeout,
+    client_config,
+    to_bus_error,
+)
 from streams.bus.kafka.consumer import KafkaConsumer
 
 _GRACE_S = 2.0  # beyond a call's own limit
-# A transaction left behind by a killed writer holds its readers back this long at most.
-_TRANSACTION_MS = 10_000
+# The longest that a killed producer's open transaction blocks the readers of its topics.
+_TRANSACTION_TIMEOUT_MS = 10_000
+# Errors of one message that no retry cures; all others concern the broker.
+_PERMANENT = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_TIMESTAMP,
+    }
+)
 
 
 class KafkaProducer:
@@ -33,108 +58,135 @@ class KafkaProducer:
     ) -> None:
         config = client_config(bootstrap_servers) | {
             "enable.idempotence": True,
-            "partitioner": "murmur2_random",  # what Java clients choose for the same key
+            "partitioner": "murmur2_random",  # the Java client's choice for the same key
             "linger.ms": 2,
             "batch.size": 1_000_000,
-            "message.max.bytes": 1_000_000,
+            "message.max.bytes": MAX_MESSAGE_BYTES,
             "queue.buffering.max.messages": 500_000,
             "delivery.timeout.ms": int(timeout_s * 1000),
         }
         self._transactional = transactional_id is not None
         self._bootstrap = bootstrap_servers
-        # librdkafka looks at its time-outs now and then: a little longer than they say.
-        limit_s = _TRANSACTION_MS / 1000 if transactional_id is not None else timeout_s
-        self._patience_s = limit_s + ANSWER_S
+        # librdkafka checks its timeouts periodically: allow more than their values.
+        limit_s = _TRANSACTION_TIMEOUT_MS / 1000 if transactional_id is not None else timeout_s
+        self._flush_timeout_s = limit_s + REQUEST_TIMEOUT_S
         self._lock = threading.Lock()
         if transactional_id is not None:
             config["transactional.id"] = transactional_id
-            config["transaction.timeout.ms"] = _TRANSACTION_MS
-            config["delivery.timeout.ms"] = _TRANSACTION_MS
+            config["transaction.timeout.ms"] = _TRANSACTION_TIMEOUT_MS
+            config["delivery.timeout.ms"] = _TRANSACTION_TIMEOUT_MS
         self._producer: Any = RdProducer(config)
         if self._transactional:
-            self._try("begin as a transactional writer", self._producer.init_transactions, JOIN_S)
+            start = self._producer.init_transactions
+            self._call("start as a transactional producer", start, JOIN_TIMEOUT_S)
 
-    def send(self, messages: Sequence[Outgoing], *, consumed: Consumed | None = None) -> None:
+    def send(
+        self, messages: Sequence[Outgoing], *, consumed: Consumed | None = None
+    ) -> Mapping[TopicPartition, CommitMetadata]:
         with self._lock:
             if self._transactional:
-                self._transact(messages, consumed)
-                return
+                return self._transact(messages, consumed)
             self._write(messages)
         if consumed is not None:
             consumed.consumer.commit(consumed.records)
+        return {}
 
-    def settle(self, targets: Sequence[Target], consumer: Consumer) -> None:
+    def abort_open(self, targets: Sequence[TopicPartition], consumer: Consumer) -> None:
         with self._lock:
             if not self._transactional or not targets:
                 return
-            self._try("begin a transaction", self._producer.begin_transaction)
+            self._call("begin a transaction", self._producer.begin_transaction)
             self._write([Outgoing(topic, None, partition=p) for topic, p in targets])
-            with suppress(BusError):  # a group that is moving takes no offsets, but was named
-                self._mark(consumer, dict.fromkeys(consumer.assignment(), 0), {})
-            abort = partial(within, ANSWER_S + _GRACE_S, self._producer.abort_transaction)
-            self._try("abort what was left open", abort, ANSWER_S)
+            with suppress(
+                BusError
+            ):  # a rebalancing group refuses offsets, but is in the transaction
+                self._commit_input(consumer, dict.fromkeys(consumer.assignment(), 0), {})
+            abort = partial(
+                call_with_timeout, REQUEST_TIMEOUT_S + _GRACE_S, self._producer.abort_transaction
+            )
+            self._call("abort an open transaction", abort, REQUEST_TIMEOUT_S)
 
     def close(self) -> None:
-        """Waits for what is under way; a writer that is closed must not be used again."""
-        self._producer.flush(ANSWER_S)
+        """Waits for messages in flight. A closed producer must not be used again."""
+        self._producer.flush(REQUEST_TIMEOUT_S)
 
-    def _transact(self, messages: Sequence[Outgoing], consumed: Consumed | None) -> None:
-        self._try("begin a transaction", self._producer.begin_transaction)
-        trails: dict[Target, Trail] = {}
+    def _transact(
+        self, messages: Sequence[Outgoing], consumed: Consumed | None
+    ) -> Mapping[TopicPartition, CommitMetadata]:
+        self._call("begin a transaction", self._producer.begin_transaction)
+        metadata: Mapping[TopicPartition, CommitMetadata] = {}
         try:
             written = self._write(messages)
             if consumed is not None:
-                trails = _reader(consumed.consumer).trails_after(consumed, written)
-                done = consumed.until or next_offsets(consumed.records)
-                self._mark(consumed.consumer, done, trails)
-            self._try("commit", self._producer.commit_transaction, ANSWER_S)
+                metadata = consumed.metadata_after(written)
+                self._commit_input(consumed.consumer, consumed.next_offsets(), metadata)
+            self._call("commit", self._producer.commit_transaction, REQUEST_TIMEOUT_S)
         except BusError:
             self._abort()
             raise
-        if consumed is not None:
-            _reader(consumed.consumer).keep(trails)
+        return metadata
 
-    def _mark(
-        self, consumer: Consumer, done: Mapping[Target, int], trails: Mapping[Target, Trail]
+    def _commit_input(
+        self,
+        consumer: Consumer,
+        next_offsets: Mapping[TopicPartition, int],
+        metadata: Mapping[TopicPartition, CommitMetadata],
     ) -> None:
-        """`done`: the offset after what was worked off, by input partition."""
-        reader = _reader(consumer).client
-        positions = [
-            TopicPartition(*place, offset, encode(trails.get(place, {})))
-            for place, offset in done.items()
+        group = _kafka_client(consumer).consumer_group_metadata()
+        offsets = [
+            RdTopicPartition(*source, offset, encode(metadata.get(source, {})))
+            for source, offset in next_offsets.items()
         ]
-        # librdkafka waits past its time for a group's coordinator that went away (its #5456).
-        self._try(
-            "mark the input as done",
-            partial(within, ANSWER_S + _GRACE_S, self._producer.send_offsets_to_transaction),
-            positions,
-            reader.consumer_group_metadata(),
-            ANSWER_S,
+        # librdkafka exceeds its timeout while a group's coordinator is away (its #5456).
+        send = self._producer.send_offsets_to_transaction
+        self._call(
+            "commit the input's offsets",
+            partial(call_with_timeout, REQUEST_TIMEOUT_S + _GRACE_S, send),
+            offsets,
+            group,
+            REQUEST_TIMEOUT_S,
         )
 
-    def _write(self, messages: Sequence[Outgoing]) -> dict[Target, int]:
-        """Where the last message of each partition lies now."""
-        failures: list[KafkaError] = []
-        written: dict[Target, int] = {}
+    def _write(self, messages: Sequence[Outgoing]) -> dict[TopicPartition, int]:
+        """Returns the offset of the last message in each partition.
 
-        def delivered(error: KafkaError | None, message: Any) -> None:
+        Raises:
+            MessagesRejected: the broker refuses some of them for good; the others are written.
+            BusError: some were not written.
+        """
+        failures: dict[int, KafkaError] = {}
+        written: dict[TopicPartition, int] = {}
+
+        def delivered(index: int, error: KafkaError | None, message: Any) -> None:
             if error is not None:
-                failures.append(error)
+                failures[index] = error
             else:  # a partition's reports come in the order of its messages
                 written[message.topic(), message.partition()] = message.offset()
 
-        for message in messages:
-            self._produce(message, delivered)
-        left = self._try("write", self._producer.flush, self._patience_s)
+        for index, message in enumerate(messages):
+            if error := self._produce(message, partial(delivered, index)):
+                failures[index] = error
+        left = self._call("write", self._producer.flush, self._flush_timeout_s)
         if failures or left:
-            why = failures[0].str() if failures else "it did not answer"
-            raise BusError(
-                f"{self._bootstrap} did not take {len(failures) or left} messages: {why}"
-            )
+            raise self._write_error(failures, left)
         return written
 
-    def _produce(self, message: Outgoing, delivered: Any) -> None:
-        place = {} if message.partition is None else {"partition": message.partition}
+    def _write_error(self, failures: Mapping[int, KafkaError], left: int) -> BusError:
+        if not left and all(error.code() in _PERMANENT for error in failures.values()):
+            return MessagesRejected({index: error.str() for index, error in failures.items()})
+        why = next((e.str() for e in failures.values() if e.code() not in _PERMANENT), "")
+        return BusError(
+            f"{self._bootstrap} did not take {len(failures) or left} messages: "
+            f"{why or 'it did not answer'}"
+        )
+
+    def _produce(self, message: Outgoing, delivered: Any) -> KafkaError | None:
+        """Queues a message; the error if it can never be sent.
+
+        Raises:
+            BusError: the client does not work.
+        """
+        target = {} if message.partition is None else {"partition": message.partition}
         headers = list(message.headers.items())
         while True:
             try:
@@ -144,36 +196,41 @@ class KafkaProducer:
                     message.key,
                     headers=headers,
                     on_delivery=delivered,
-                    **place,
+                    **target,
                 )
-                return
+                return None
             except BufferError:
                 self._producer.poll(0.05)
             except KafkaException as error:
+                reason: KafkaError = error.args[0]
+                if reason.code() in _PERMANENT:
+                    return reason
                 raise BusError(f"{message.topic!r} did not take a message: {error}") from error
 
-    def _try(self, what: str, call: Any, *args: Any) -> Any:
+    def _call(self, what: str, call: Any, *args: Any) -> Any:
+        """`call(*args)`; Kafka's errors become a `BusError` that says `what` failed."""
         try:
             return call(*args)
         except TimeoutError as error:
             raise BusError(f"{self._bootstrap} did not answer: {what}") from error
         except (KafkaException, SystemError) as error:
-            # A fatal error is raised amid the delivery reports: the next of them meets it, and
-            # Python says so by a SystemError.
+            # A fatal error raised during delivery reports surfaces in the next of them, as a
+            # SystemError with the KafkaException as its cause.
             cause = error.__cause__ if isinstance(error, SystemError) else error
             if not isinstance(cause, KafkaException):
                 raise
-            raise went_down(what, cause, self._bootstrap) from error
+            raise to_bus_error(what, cause, self._bootstrap) from error
 
     def _abort(self) -> None:
-        """Best effort: a writer that cannot abort is fenced or dead, and its process ends."""
+        """Best effort: a producer that cannot abort is fenced or dead, and its process ends."""
+        limit_s = REQUEST_TIMEOUT_S + _GRACE_S
         try:
-            within(ANSWER_S + _GRACE_S, self._producer.abort_transaction, ANSWER_S)
+            call_with_timeout(limit_s, self._producer.abort_transaction, REQUEST_TIMEOUT_S)
         except (KafkaException, TimeoutError) as error:
             LOG.warning("could not abort a transaction: %r", error)
 
 
-def _reader(consumer: Consumer) -> KafkaConsumer:
+def _kafka_client(consumer: Consumer) -> Any:
     if not isinstance(consumer, KafkaConsumer):
         raise TypeError("a Kafka transaction takes the offsets of a Kafka consumer")
-    return consumer
+    return consumer.client

@@ -6,18 +6,19 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.generation.config import QueriesConfig
 from models.generation.recipe import write_bundle
-from models.generation.train import Config, Trained, fit
+from models.generation.train import TrainedQueries, train_queries
 from models.recipe import TrainingLog
 
 GENRES = ("Comedy", "Horror", "War", "Drama")
-SMALL = Config(steps=60, batch=64, min_clicks=50, threads=1)
+SMALL = QueriesConfig(steps=60, batch=64, min_clicks=50, threads=1)
 START_MS = 1_700_000_000_000
 
 
 @pytest.fixture(scope="session")
 def click_log() -> TrainingLog:
-    """40 videos, 60 users: a user's taste decides which genre's words are clicked."""
+    """40 items, 60 users: a user's taste decides which genre's words are clicked."""
     rng = np.random.default_rng(5)
     items = pl.DataFrame(
         {
@@ -29,12 +30,12 @@ def click_log() -> TrainingLog:
     )
     rows = []
     for at in range(3000):
-        user, video = int(rng.integers(60)), int(rng.integers(40))
-        genres = [GENRES[video % 4], GENRES[(video + 1) % 4]]
+        user, item = int(rng.integers(60)), int(rng.integers(40))
+        genres = [GENRES[item % 4], GENRES[(item + 1) % 4]]
         liked = next((g for g in genres if g == GENRES[user % 4]), genres[0])
-        query = f"{liked.lower()} movies" if rng.random() < 0.7 else f"film number{video}"
+        query = f"{liked.lower()} movies" if rng.random() < 0.7 else f"film number{item}"
         kind = "query_click" if at % 3 else "play"
-        rows.append((f"u{user}", kind, f"v{video}", query if kind != "play" else None))
+        rows.append((f"u{user}", kind, f"v{item}", query if kind != "play" else None))
     rows.append(("u0", "query_click", "v0", "my private words"))
     events = pl.DataFrame(rows, schema=["user_id", "kind", "video_id", "query"], orient="row")
     times = START_MS + 60_000 * np.arange(len(rows))
@@ -47,12 +48,12 @@ def click_log() -> TrainingLog:
 
 
 @pytest.fixture(scope="session")
-def trained(click_log: TrainingLog) -> Trained:
-    return fit(click_log, SMALL, seed=0, progress=lambda *_: None)
+def trained(click_log: TrainingLog) -> TrainedQueries:
+    return train_queries(click_log, SMALL, seed=0, progress=lambda *_: None)
 
 
 @pytest.fixture(scope="session")
-def query_bundle(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def query_bundle(trained: TrainedQueries, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("queries")
     write_bundle(trained, folder)
     return folder

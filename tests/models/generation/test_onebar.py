@@ -1,4 +1,4 @@
-"""Laws of the query recommender: legality, parity, bad input, and its floor."""
+"""Laws of the query recommender: legality, parity, bad input, and its baseline."""
 
 import subprocess
 import sys
@@ -8,20 +8,22 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.generation.config import QueriesConfig
 from models.generation.data import items_of, query_clicks
 from models.generation.inputs import SIGNATURE
 from models.generation.network import TorchNetwork
-from models.generation.prompt import Context
+from models.generation.prompt import QueryContext
 from models.generation.recipe import QueriesRecipe
-from models.generation.recommend import recommend
+from models.generation.recommend import recommend_queries
 from models.generation.runtime import QueriesRuntime, context_of
-from models.generation.train import Config, fit
-from models.generation.words import legal, words
+from models.generation.train import train_queries
+from models.generation.words import legal_queries, split_words
 from models.recipe import NotEnoughData, TrainingLog
 from models.signature import BadInput, byte_list, text_list
+from streams.feedback.outcomes import FEEDBACK_SCHEMA
 
 
-def quiet(share, what):
+def check_progress(share, what):
     assert 0.0 <= share <= 1.0
     assert what
 
@@ -44,7 +46,7 @@ def answered(runtime, **changed):
     return text_list(runtime.infer(request(**changed))["query"])
 
 
-def test_only_legal_queries_come_out_and_each_once(query_bundle, trained):
+def test_every_legal_query_is_recommended_once_and_no_other(query_bundle, trained):
     found = answered(QueriesRuntime(query_bundle), k=np.array([100]))
     assert len(found) == len(set(found)) == len(trained.lexicon.queries)
     assert set(found) == set(trained.lexicon.queries.texts)
@@ -56,17 +58,17 @@ def test_probabilities_of_all_legal_queries_sum_to_one(query_bundle):
     assert (np.diff(score) <= 0).all()
 
 
-def test_one_persons_words_are_not_legal(trained):
+def test_one_users_words_are_not_legal(trained):
     assert trained.lexicon.queries.find("my private words") is None
 
 
-def test_a_query_taken_down_before_training_never_comes_out(click_log):
-    config = Config(steps=2, min_clicks=50, threads=1, taken_down=("Comedy  Movies",))
-    gone = fit(click_log, config, seed=0, progress=quiet)
+def test_a_query_taken_down_before_training_is_not_legal(click_log):
+    config = QueriesConfig(steps=2, min_clicks=50, threads=1, taken_down=("Comedy  Movies",))
+    gone = train_queries(click_log, config, seed=0, progress=check_progress)
     assert gone.lexicon.queries.find("comedy movies") is None
 
 
-def test_a_query_taken_down_since_the_release_never_comes_out(query_bundle):
+def test_a_query_taken_down_since_the_release_is_blocked(query_bundle):
     runtime = QueriesRuntime(query_bundle)
     assert "comedy movies" in answered(runtime, k=np.array([100]))
     blocked = byte_list(["COMEDY movies", "never heard of"])
@@ -76,28 +78,30 @@ def test_a_query_taken_down_since_the_release_never_comes_out(query_bundle):
 def test_the_exported_runtime_equals_the_trained_network(query_bundle, trained):
     runtime = QueriesRuntime(query_bundle)
     network = TorchNetwork(trained.network)
-    for video in range(8):
-        tensors = request(video_id=byte_list([f"v{video}"]), k=np.array([8]))
+    for item in range(8):
+        tensors = request(video_id=byte_list([f"v{item}"]), k=np.array([8]))
         served = runtime.infer(tensors)
         lexicon, tables = trained.lexicon, trained.tables
-        ours = recommend(network, lexicon, tables, context_of(tensors), k=8)
+        ours = recommend_queries(network, lexicon, tables, context_of(tensors), k=8)
         assert text_list(served["query"]) == [suggestion.query for suggestion in ours]
         assert np.allclose(served["score"], [s.score for s in ours], atol=1e-5)
 
 
 def test_the_same_seed_trains_the_same_model(click_log):
-    config = Config(steps=3, min_clicks=50, threads=1)
-    first, second = (fit(click_log, config, seed=3, progress=quiet) for _ in range(2))
+    config = QueriesConfig(steps=3, min_clicks=50, threads=1)
+    first, second = (
+        train_queries(click_log, config, seed=3, progress=check_progress) for _ in range(2)
+    )
     assert np.array_equal(first.tables.embedding, second.tables.embedding)
 
 
-def test_an_example_knows_nothing_of_its_own_click_or_later(click_log):
+def test_an_example_does_not_depend_on_its_own_click_or_later(click_log):
     clicks = query_clicks(click_log, items_of(click_log))
     first = clicks[0]
-    assert first.context.video_query == ()
+    assert first.context.item_query == ()
     assert len(first.earlier) == 0
-    later = [click for click in clicks if click.context.video_id == first.context.video_id]
-    assert later[1].context.video_query == (first.query,)
+    later = [click for click in clicks if click.context.item_id == first.context.item_id]
+    assert later[1].context.item_query == (first.query,)
 
 
 def test_anchors_are_marked(query_bundle):
@@ -110,7 +114,7 @@ def test_anchors_are_marked(query_bundle):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"video_id": byte_list(["nobody knows it"])},
+        {"video_id": byte_list(["unknown"])},
         {"video_id": byte_list([]), "title": byte_list([]), "genres": byte_list([])},
         {"user_history": byte_list([]), "user_query": byte_list([]), "video_query": byte_list([])},
         {"title": np.array([b"\xff\xfe"], dtype=object)},
@@ -147,30 +151,30 @@ def test_everything_blocked_is_an_empty_answer(query_bundle, trained):
 def test_too_few_clicks_say_what_is_missing(click_log):
     few = replace(click_log, events=click_log.events.head(20))
     with pytest.raises(NotEnoughData, match="are needed"):
-        fit(few, Config(), seed=0, progress=quiet)
+        train_queries(few, QueriesConfig(), seed=0, progress=check_progress)
 
 
 def test_spelling_does_not_make_a_second_query():
     asked = [("a", "Sci Fi"), ("b", "sci  fi"), ("c", "sci fi"), ("d", "only once")]
-    queries = legal(asked, min_users=2)
+    queries = legal_queries(asked, min_users=2)
     assert queries.texts == ("sci fi",)
-    assert words("Toy Story (1995)") == ("toy", "story", "1995")
+    assert split_words("Toy Story (1995)") == ("toy", "story", "1995")
 
 
-def test_the_users_taste_decides_between_a_videos_genres(trained):
+def test_the_users_taste_decides_between_an_items_genres(trained):
     network = TorchNetwork(trained.network)
-    video = Context("v0", "Film number0 (1995)", ("Comedy", "Horror"), (), (), ())
+    item = QueryContext("v0", "Film number0 (1995)", ("Comedy", "Horror"), (), (), ())
 
     def best(query):
-        context = replace(video, user_query=(query,) * 5)
-        ranked = recommend(network, trained.lexicon, trained.tables, context, k=3)
+        context = replace(item, user_query=(query,) * 5)
+        ranked = recommend_queries(network, trained.lexicon, trained.tables, context, k=3)
         return next(s.query for s in ranked if s.query.endswith("movies"))
 
     assert best("comedy movies") == "comedy movies"
     assert best("horror movies") == "horror movies"
 
 
-def test_the_runtime_imports_no_torch_arrow_polars_or_feast():
+def test_the_query_runtime_imports_no_torch_arrow_polars_or_feast():
     code = (
         "import sys, models.generation.runtime\n"
         "bad = {'torch', 'pyarrow', 'polars', 'feast'} & set(sys.modules)\n"
@@ -179,12 +183,16 @@ def test_the_runtime_imports_no_torch_arrow_polars_or_feast():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def empty_feedback():
+    return pl.from_arrow(FEEDBACK_SCHEMA.empty_table())
+
+
 @pytest.mark.slow
 def test_it_beats_the_most_frequent_legal_query_on_a_time_split():
     from deploy.simulation.history import history
 
     world = history(0)
     until_ms = int(world.frame["event_time_ms"].max()) + 1
-    log = TrainingLog(world.frame, world.items_frame, pl.DataFrame(), until_ms)
-    judged = QueriesRecipe().evaluate(log, seed=0, progress=quiet)
-    assert judged.beats_baseline, judged
+    log = TrainingLog(world.frame, world.items_frame, empty_feedback(), until_ms)
+    found = QueriesRecipe().evaluate(log, seed=0, progress=check_progress)
+    assert found.beats_baseline, found

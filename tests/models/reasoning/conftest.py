@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.reasoning.data import Config
+from models.reasoning.config import ReactivationConfig
 from models.reasoning.reasoner import Reasoner
-from models.reasoning.train import fit
+from models.reasoning.train import fit_reasoner
 from models.recipe import TrainingLog
 
 HOUR_MS = 3_600_000
@@ -17,7 +17,7 @@ START_MS = 1_700_000_000_000
 
 @pytest.fixture(scope="session")
 def session_log() -> TrainingLog:
-    """60 videos of 4 genres, 80 users; v59 is taken down; every fifth step ends in an order."""
+    """60 items of 4 genres, 80 users; v59 is taken down; every fifth step ends in an order."""
     rng = np.random.default_rng(9)
     items = pl.DataFrame(
         {
@@ -32,11 +32,11 @@ def session_log() -> TrainingLog:
         for session in range(6):
             for step in range(5):
                 near = rng.random() < 0.8
-                video = 4 * int(rng.integers(15)) + user % 4 if near else int(rng.integers(60))
+                item = 4 * int(rng.integers(15)) + user % 4 if near else int(rng.integers(60))
                 at = START_MS + (session * 200 + user) * HOUR_MS + step * 90_000
-                rows.append((f"u{user}", "play", f"v{video}", at))
+                rows.append((f"u{user}", "play", f"v{item}", at))
                 if step == 4:
-                    rows.append((f"u{user}", "order", f"v{video}", at + 1_000))
+                    rows.append((f"u{user}", "order", f"v{item}", at + 1_000))
     schema = ["user_id", "kind", "video_id", "event_time_ms"]
     events = pl.DataFrame(rows, schema=schema, orient="row").sort("event_time_ms")
     return TrainingLog(events, items, pl.DataFrame(), int(events["event_time_ms"].max()) + 1)
@@ -44,7 +44,7 @@ def session_log() -> TrainingLog:
 
 @pytest.fixture(scope="session")
 def reasoner(session_log: TrainingLog) -> Reasoner:
-    return fit(session_log, Config(), lambda *_: None)
+    return fit_reasoner(session_log, ReactivationConfig(), lambda *_: None)
 
 
 @pytest.fixture(scope="session")

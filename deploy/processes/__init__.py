@@ -1,0 +1,20 @@
+"""The stack's own processes, one module each with a `run(process)` that returns the exit code.
+
+Knows the names by which they are started, in the order of a stack's start.
+"""
+
+PROCESSES = {  # name -> module of this package
+    "batcher": "ingest",
+    "log-writer": "log_writer",
+    "features": "features",
+    "gateway": "gateway",
+    "kafka-requests": "kafka_requests",
+}
+
+
+def kind_and_instance(name: str) -> tuple[str, str]:
+    """("log-writer", "2") for "log-writer-2", ("log-writer", "") for "log-writer"."""
+    if name in PROCESSES or "-" not in name:
+        return name, ""
+    kind, _, instance = name.rpartition("-")
+    return kind, instance

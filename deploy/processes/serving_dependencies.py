@@ -1,0 +1,42 @@
+"""What the gateway and the Kafka requests process need to answer, built from settings.
+
+Knows which object serves which part of `serving.gateway.GatewayDependencies`. Does not know how
+answers are made.
+"""
+
+from __future__ import annotations
+
+from deploy import wiring
+from deploy.processes.lifecycle import Process
+from models.release.store import ReleaseStore
+from serving.gateway import GatewayConfig, GatewayDependencies
+from serving.stages.caps import caps_of
+from streams.catalogue import CatalogueLog
+
+
+def serving_dependencies(process: Process) -> GatewayDependencies:
+    """Opens the bus, the stores and the models; state lies in a folder of the process's own."""
+    settings = process.settings
+    models = wiring.model_client(settings)
+    if settings.triton.kind == "in_process":
+        process.run_in_thread("models", lambda: wiring.follow_repository(models, process.stop))
+    config = GatewayConfig(
+        impression_key=wiring.impression_key(settings),
+        api_keys=settings.security.api_keys,
+        host=settings.gateway.host,
+        state_dir=settings.home / process.storage_name,
+        blocked_queries=settings.home / "blocked-queries.json",
+        caps=caps_of(settings.blend.author_cap, settings.blend.provenance_caps),
+        drawn_share=settings.explore.weights_share,
+        cors_origins=settings.gateway.cors_origins,
+        admission=wiring.ingest_config(settings).limits,
+    )
+    return GatewayDependencies(
+        bus=wiring.bus(settings, ensure_topics=True),
+        store=wiring.feature_store(settings),
+        models=models,
+        catalogue=CatalogueLog(settings.log_dir).load(),
+        clock=wiring.clock(settings.clock),
+        config=config,
+        releases=ReleaseStore(settings.releases_dir),
+    )

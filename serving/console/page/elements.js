@@ -1,0 +1,99 @@
+// Elements of the page. Knows the DOM. Does not know calls or state. Text is never set as HTML.
+
+export function make(tag, { text, class: name, ...attributes } = {}) {
+  const element = document.createElement(tag);
+  if (text !== undefined) element.textContent = text;
+  if (name) element.className = name;
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  return element;
+}
+
+export const short = (n) => (n === null || n === undefined ? "—" : Math.abs(n) >= 10 ? n.toFixed(1) : n.toFixed(3));
+const badge = (text, kind = "") => make("span", { class: `badge ${kind}`, text });
+
+export function card(item, reply, oldSlots, act) {
+  const element = make("li", { class: "card" });
+  element.dataset.item = item.video_id;
+  const title = make("h3");
+  title.append(make("span", { class: "slot", text: String(item.slot + 1) }), item.title);
+  const badges = make("div", { class: "badges" });
+  badges.append(badge(item.source), ...item.genres.map((genre) => badge(genre)));
+  if (item.explored) badges.append(badge("explored", "explored"));
+  badges.append(badge(`p ${short(item.propensity)}`));
+  const move = oldSlots ? slotChange(item, oldSlots) : "";
+  if (move) { badges.prepend(badge(move, "move")); element.classList.add("moved"); }
+  const queries = make("div", { class: "queries", "aria-label": "Search next" });
+  queries.dataset.queries = item.video_id;
+  element.append(title, badges, bars(item, reply), queries, actionButtons(item, act));
+  return element;
+}
+
+function actionButtons(item, act) {
+  const actions = make("div", { class: "actions" });
+  for (const [kind, label] of [["play", "▶ Play"], ["like", "♥ Like"], ["order", "Buy"]]) {
+    const button = make("button", { text: label });
+    button.dataset.act = kind;
+    button.onclick = () => act(kind, item, button);
+    actions.append(button);
+  }
+  return actions;
+}
+
+function slotChange(item, oldSlots) {
+  if (!oldSlots.has(item.video_id)) return "new";
+  const up = oldSlots.get(item.video_id) - item.slot;
+  return up > 0 ? `↑ ${up}` : up < 0 ? `↓ ${-up}` : "";
+}
+
+// One row per task. Pale: P(action). Full colour: the task's share of the score, which is
+// P(action) ÷ population rate × the user's weight.
+export function bars(item, { weights, rates }) {
+  const grid = make("div", { class: "bars" });
+  const tasks = Object.keys(item.p);
+  if (!tasks.length) grid.append(make("span", { text: "score" }), make("span"), make("span", { text: short(item.score) }));
+  for (const task of tasks) {
+    const p = item.p[task] ?? 0, w = weights[task] ?? 0, rate = rates[task] || 1;
+    const part = (p / rate) * w;
+    const formula = `P(${task}) ${short(p)} ÷ rate ${short(rate)} × weight ${short(w)} = ${short(part)} of ${short(item.score)}`;
+    const bar = make("span", { class: "bar", title: formula });
+    const pale = make("i"), full = make("i", { class: "w" });
+    pale.style.width = `${100 * p}%`;
+    full.style.width = `${item.score > 0 ? Math.min(100, 100 * part / item.score) : 0}%`;
+    bar.append(pale, full);
+    grid.append(make("span", { text: task.replace("_", " ") }), bar, make("span", { text: short(p) }));
+  }
+  return grid;
+}
+
+export function eventLine(row) {
+  const line = make("li");
+  line.append(badge(row.origin, row.origin));
+  if (row.late) line.append(badge("late", "late"));
+  if (row.duplicate) line.append(badge("duplicate", "duplicate"));
+  const what = row.query ? `“${row.query}”` : row.video_id || "";
+  line.append(` ${row.user_id} ${row.kind.replace("_", " ")} ${what}`);
+  return line;
+}
+
+export function trajectoryStep(item, act) {
+  const step = make("li");
+  step.dataset.item = item.video_id;
+  step.append(badge(item.role || item.source, "move"), ` ${item.title} `);
+  if (item.p_convert !== undefined) step.append(make("span", { class: "quiet", text: `P(convert) ${short(item.p_convert)}` }));
+  step.append(actionButtons(item, act));
+  return step;
+}
+
+export function releaseLine(release, liveId) {
+  const line = make("li");
+  const gate = release.gate || {};
+  const passed = gate.passed ?? gate.ok ?? gate.promoted;
+  const status = release.release_id === liveId ? "live" : passed === false ? "refused" : "";
+  line.append(badge(status || "release", status));
+  line.append(` ${release.release_id} `);
+  const models = Object.entries(release.models).map(([name, version]) => `${name} ${version}`).join(", ");
+  line.append(make("span", { class: "quiet", text: models }));
+  const facts = Object.entries(gate).filter(([, v]) => ["string", "number", "boolean"].includes(typeof v));
+  if (facts.length) line.append(make("div", { class: "quiet", text: `gate — ${facts.map(([k, v]) => `${k} ${typeof v === "number" ? short(v) : v}`).join(", ")}` }));
+  return line;
+}

@@ -1,0 +1,47 @@
+"""What errors look like, for the OpenAPI page.
+
+Knows status codes and the form of their bodies. Does not know when they are answered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+
+class Problem(BaseModel):
+    """One problem of a request. `index`: of the event, where a list was sent."""
+
+    index: int | None = None
+    field: str
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Error(BaseModel):
+    detail: str | list[Problem]
+
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def responses(*codes: int) -> Responses:
+    """The documented errors of a route: 400 and 415 of every body, and `codes`."""
+    return {code: {"model": Error, "description": _ABOUT[code]} for code in codes}
+
+
+_ABOUT = {
+    400: "The body cannot be read.",
+    401: "An API key is needed, or unknown.",
+    403: "The API key lacks the scope.",
+    404: "There is no such item.",
+    409: "Another request of this user has the same request id.",
+    413: "The body, or one event, is larger than the limit that `detail` names.",
+    415: "The content encoding is not supported: send gzip or none.",
+    422: "The request is invalid: `detail` names each field.",
+    503: "A server does not answer now: try again.",
+}
+KEYED = responses(401, 403)
+WRITTEN = responses(400, 401, 403, 413, 415, 422, 503)
