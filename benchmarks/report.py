@@ -17,7 +17,7 @@ import orjson
 import psutil
 from rich.table import Table
 
-from deploy.console import out
+from deploy.console import out, styled
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,12 +54,14 @@ class Report:
 
     def show(self) -> None:
         """Prints the table, the notes and one line for each bar."""
-        out.print(f"\n[bold]{self.name}[/bold] on {machine()['cpu']}, {os.cpu_count()} cores")
+        out.print(
+            styled("\n", (self.name, "bold"), f" on {machine()['cpu']}, {os.cpu_count()} cores")
+        )
         out.print(_table(self.rows))
         for note in self.notes:
-            out.print(note, style="dim", markup=False, highlight=False)
+            out.print(note, style="dim", highlight=False)
         for check in self.checks:
-            out.print(_line(check), markup=False)
+            out.print(_line(check))
 
     def save(self, folder: Path = RESULTS) -> Path:
         """Writes results/NAME.json: date, machine, config hash, data checksum, table, checks."""

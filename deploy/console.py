@@ -1,7 +1,9 @@
 """Output of commands: messages, tables and progress, on a terminal and in a pipe.
 
 Knows rich, and whether the output is a terminal. Elsewhere (a pipe, a log file, CI) tables
-are as wide as their content and progress is a line now and then. Does not know what is shown.
+are as wide as their content and progress is a line now and then. Does not know what is shown:
+every string is printed as it is, without rich's markup and emoji codes. Style is given by
+`style=` or `styled`.
 """
 
 from __future__ import annotations
@@ -12,19 +14,50 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 PIPE_WIDTH = 100_000  # wider than any table
 LINE_EVERY_S = 5.0
 _T = TypeVar("_T")
 
 
+# Control characters but newline and tab, by their escapes: data must not drive the terminal.
+_VISIBLE = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
+
+
+def printable(text: str) -> str:
+    """The text with control characters and lone surrogates as their escapes, tabs as spaces."""
+    # rich measures a tab as one column and then cuts the cell.
+    return (
+        text.expandtabs(4).translate(_VISIBLE).encode("utf-8", "backslashreplace").decode("utf-8")
+    )
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """Text of plain parts and (part, style) pairs."""
+    shown = [printable(p) if isinstance(p, str) else (printable(p[0]), p[1]) for p in parts]
+    return Text.assemble(*shown)
+
+
+class TextConsole(Console):
+    """Prints strings as they are, also in cells and titles of tables."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+
+
 def _console(*, stderr: bool = False) -> Console:
     """Never cuts a cell or wraps a line where its output is no terminal."""
-    console = Console(stderr=stderr, soft_wrap=True)
+    console = TextConsole(stderr=stderr, soft_wrap=True)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     return console
@@ -77,11 +110,11 @@ class ProgressDisplay:
         self._bars: Progress | None = None
         if console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[step]}"),
+                TextColumn("{task.fields[step]}", markup=False),
                 console=console,
                 transient=transient,
             )
@@ -124,7 +157,7 @@ class ProgressDisplay:
         with self._lock:
             state = (task.completed, task.text)
             if state != task.printed:
-                self._console.print(task.line(), markup=False, highlight=False)
+                self._console.print(task.line(), highlight=False)
             task.printed, task.printed_s = state, time.monotonic()
 
 

@@ -14,18 +14,20 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from deploy import state, wiring
 from deploy.processes import PROCESSES
 from deploy.processes.own import OwnProcess
-from deploy.services import kafka, tansu, triton
-from deploy.services.process import free_port
+from deploy.services import kafka, paths, tansu, triton
+from deploy.services.cache import cache_dir
+from deploy.services.process import ServiceUnavailable, free_port
 from deploy.services.valkey import Valkey
 from deploy.settings import Settings
 from deploy.supervisor import Report, ServiceStatus, Supervised, Supervisor
 
 RECORD_S = 0.5
+AUTO_FETCH_S = 120.0  # how long the download may take before the embedded broker starts
 
 
 def own_processes(settings: Settings) -> tuple[str, ...]:
@@ -83,6 +85,8 @@ class Stack:
             ServiceUnavailable, ServiceFailed: a service is not available or did not start;
                 no process is left running.
         """
+        paths.refuse_separators(self.settings.home, "the home")
+        paths.refuse_separators(cache_dir(), "the cache of downloads (TIDEMILL_CACHE)")
         self._cleanup.enter_context(state.lock_home(self.settings.home))
         try:
             self._start()
@@ -123,9 +127,25 @@ class Stack:
             else:
                 triton.server_dir(self._step)
                 triton.overlay_python(self._step)
-        if self.settings.broker.kind == "kafka":
+        if self.settings.broker.kind == "auto":
+            self.settings.broker.kind = self._choose_broker()
+        elif self.settings.broker.kind == "kafka":
             self._step("looking for Apache Kafka (fetched the first time)")
             kafka.jars()
+
+    def _choose_broker(self) -> Literal["kafka", "embedded"]:
+        """Apache Kafka if it is here or can be downloaded, else the embedded broker."""
+        reason = kafka.available()
+        if not reason:
+            if not kafka.downloaded():
+                self._step("downloading Apache Kafka (43 MB, once)")
+            try:
+                kafka.jars(AUTO_FETCH_S)
+                return "kafka"
+            except ServiceUnavailable as failure:
+                reason = str(failure)
+        self._report(Report("broker", f"the embedded one, in memory only, because: {reason}"))
+        return "embedded"
 
     def _servers(self) -> list[Supervised]:
         """Broker and store. Sets their addresses in the settings."""
@@ -216,6 +236,7 @@ def clean_up_after(home: Path) -> list[str]:
     with contextlib.suppress(state.NotRunning):
         for region in triton.shared_memory(state.read_settings(home).triton.grpc_address):
             region.unlink(missing_ok=True)
+        triton.remove_links(state.read_settings(home).triton.grpc_address)
     state.forget_stack(home)
     return ended
 

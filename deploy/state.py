@@ -16,11 +16,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import psutil
 
-from deploy.settings import Settings, load
+from deploy.settings import Settings, from_stored, load
 
 START_SLACK_S = 0.05  # two reads of one process's start time differ by rounding
 DEMO = "demo"  # the demo's own home, a folder of the home
@@ -122,7 +122,7 @@ def read_settings(home: Path) -> Settings:
     Raises:
         NotRunning: there is no `stack.json`.
     """
-    return Settings.model_validate(_stack(home)["settings"])
+    return from_stored(cast("dict[str, Any]", _stack(home)["settings"]))
 
 
 def supervisor_pid(home: Path) -> int:

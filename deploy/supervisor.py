@@ -197,7 +197,7 @@ class Supervisor:
             self._crashed(state, str(error))
             return
         state.child.stop(1.0)
-        where = f"last lines of {state.child.command.log_path}:\n{state.child.tail()}"
+        where = f"last lines of {state.child.command.log_path}:\n{state.child.cause()}"
         state.failure = ServiceFailed(f"{state.spec.name} {error}; {where}")
         state.set_phase("stopped")
 
@@ -215,7 +215,7 @@ class Supervisor:
         state.crashes = 1 if ran_well else state.crashes + 1
         state.set_phase("waiting")
         pause = f"{what}; starting it again in {backoff_s(state.crashes):g} s"
-        self.report(Report(state.spec.name, pause, state.child.tail(12)))
+        self.report(Report(state.spec.name, pause, state.child.cause(12)))
 
     def _restart(self, state: _State) -> None:
         state.restarts += 1

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
 
 from deploy.services import process, triton
@@ -36,6 +37,9 @@ SERVERS = {
 SHARED_FOLDERS = {"tests/e2e", "tests/chaos"}
 LONGEST_FIRST = ["tests/e2e", "tests/chaos"]
 _SESSION = pytest.StashKey[pytest.Session]()
+# A busy machine is slow: no example fails for the time it takes.
+settings.register_profile("tidemill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tidemill")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,11 +6,11 @@ Knows the command line, tables and the gateway's address. The reply is `serving`
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 import httpx
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from deploy import state
@@ -18,6 +18,8 @@ from deploy.console import out
 from deploy.settings import load
 
 app = typer.Typer(help="Send a request to the running gateway.", rich_markup_mode=None)
+
+_MAX_REASONS = 5
 
 Surface = Literal["feed", "queries", "reactivation"]
 
@@ -42,7 +44,7 @@ def ask(
     if as_json:
         out.print_json(data=reply)
     else:
-        _show(reply)
+        _show(reply, k)
 
 
 def _post(path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -54,16 +56,20 @@ def _post(path: str, body: dict[str, Any]) -> dict[str, Any]:
     try:
         reply = httpx.post(address, json=body, headers={"X-API-Key": key} if key else {})
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        out.print(f"the gateway at {address} does not answer: {error}", style="red")
+        out.print(
+            f"the gateway at {address} does not answer: {error}. `tidemill status` shows what runs, "
+            "`tidemill up` starts a stack",
+            style="red",
+        )
         raise typer.Exit(1) from error
     if reply.status_code != 200:
-        out.print(f"{reply.status_code}: {reply.text}", style="red", markup=False)
+        out.print(f"{reply.status_code}: {reply.text}", style="red")
         raise typer.Exit(1)
     found: dict[str, Any] = reply.json()
     return found
 
 
-def _show(reply: dict[str, Any]) -> None:
+def _show(reply: dict[str, Any], k: int) -> None:
     notes = [f"release {reply['release']}"]
     notes += ["cold start"] if reply["cold_start"] else []
     notes += ["from the last features read"] if reply["stale"] else []
@@ -71,12 +77,54 @@ def _show(reply: dict[str, Any]) -> None:
     for column in ("slot", "item", "score", "source", "P(action)"):
         table.add_column(column)
     for item in reply["items"]:
-        table.add_row(*map(escape, _row(item)))
+        table.add_row(*_row(item))
     out.print(table)
     if reason := reply.get("reason"):
-        out.print(f"no items: {reason}", style="yellow", markup=False)
+        out.print(f"no items: {reason}", style="yellow")
+    for line in [*_goal_lines(reply), *_shortfall_lines(reply, k)]:
+        out.print(line, style="yellow")
     for fallback in reply["fallbacks"]:
-        out.print(f"{fallback['stage']}: {fallback['reason']}", style="yellow", markup=False)
+        out.print(f"{fallback['stage']}: {fallback['reason']}", style="yellow")
+    for line in _next_steps(reply):
+        out.print(line, style="yellow")
+
+
+def _next_steps(reply: dict[str, Any]) -> list[str]:
+    """What to do on a stack that has no items, or no models yet."""
+    lines = []
+    if not reply["items"] and not reply["candidates"] and reply["surface"] == "feed":
+        lines.append(
+            "nothing to recommend: add items to the catalogue (PUT /v1/catalogue/{video_id}), or "
+            "load the demo's films and histories (tidemill replay)"
+        )
+    if reply.get("models") == {}:
+        lines.append(
+            "no model is live: tidemill models train, then tidemill models promote (they need "
+            "events: tidemill replay loads some)"
+        )
+    return lines
+
+
+def _goal_lines(reply: dict[str, Any]) -> list[str]:
+    """A trajectory whose goal was removed from the slate."""
+    goal = reply.get("goal")
+    return [f"its goal, {goal['title']}, cannot be shown"] if goal and not goal["shown"] else []
+
+
+def _shortfall_lines(reply: dict[str, Any], k: int) -> list[str]:
+    """Why there are fewer than k items: how many candidates there were, and what removed them."""
+    count = len(reply["items"])
+    if count >= k:
+        return []
+    if reply.get("goal") and not reply["removed_total"]:
+        return [f"{count} of {k} items: the path to its goal takes no more steps"]
+    lines = [f"{count} of {k} items: {reply['candidates']} candidates were found"]
+    reasons = Counter((each["stage"], each["reason"]) for each in reply["removed"])
+    for (stage, reason), removed in reasons.most_common(_MAX_REASONS):
+        lines.append(f"  {removed} removed by {stage}: {reason}")
+    if len(reasons) > _MAX_REASONS:
+        lines.append(f"  and {len(reasons) - _MAX_REASONS} further reasons: --json shows them")
+    return lines
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ def replay_dead_letters(repair: str | None, causes: Collection[str], again: bool
     try:
         function = only_causes(causes, load_repair(repair) if repair else unchanged)
     except ValueError as reason:
-        out.print(str(reason), style="red", markup=False)
+        out.print(str(reason), style="red")
         raise typer.Exit(2) from reason
     settings = state.read_settings(state.home_in_use(load().home.resolve()))
     bus = wiring.bus(settings)

@@ -41,7 +41,7 @@ def demo(
         try:
             Demo(load(), constants, duration or None, seed).run()
         except DataUnavailable as reason:
-            out.print(str(reason), style="red", markup=False)
+            out.print(str(reason), style="red")
             raise typer.Exit(1) from reason
     out.print("stopped; no process is left running")
 

@@ -152,7 +152,6 @@ def _print_skew(each: FeatureSkew) -> None:
         f"{each.feature}: {each.differing:,} of {each.compared:,} differ, by {each.mean_size:.4g} "
         f"on average and {each.largest:.4g} at most ({each.served:.4g} served, "
         f"{each.offline:.4g} in the log; request {each.request_id})",
-        markup=False,
     )
 
 
@@ -245,5 +244,5 @@ def _known_errors() -> Iterator[None]:
     try:
         yield
     except (StoreDown, DefinitionChanged, RebuildIdChanged, BusError) as error:
-        errors.print(f"{type(error).__name__}: {error}", markup=False)
+        errors.print(f"{type(error).__name__}: {error}")
         raise typer.Exit(1) from error

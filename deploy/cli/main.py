@@ -6,13 +6,15 @@ Knows module names. A command imports what it needs when it runs, so that
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 
 import typer
 from typer import rich_utils
 
-from deploy.console import errors, out
+from deploy import settings
+from deploy.console import errors, out, styled
 from deploy.services.process import ServiceFailed, ServiceUnavailable
 from deploy.settings import SettingsError
 from deploy.state import AlreadyRunning, NotRunning
@@ -27,6 +29,7 @@ GROUPS = {
     "deploy.cli.models": "models",
 }
 PIPED_HELP_WIDTH = 120  # in a pipe: wide enough for every option's name
+HELP = {"-h", "--help"}
 EXPECTED = (ServiceUnavailable, ServiceFailed, SettingsError, AlreadyRunning, NotRunning)
 
 
@@ -47,14 +50,18 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Runs the command; an expected error is printed as one line, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a locale cannot print is shown as an escape
+            stream.reconfigure(errors="backslashreplace")
     if not out.is_terminal:
         rich_utils.MAX_WIDTH = PIPED_HELP_WIDTH
     try:
+        if not HELP.intersection(sys.argv):
+            settings.load()  # before the slow imports, so that a wrong setting is said at once
         build()()
     except EXPECTED as error:
-        errors.print(f"[red]{type(error).__name__}[/]", end=": ")
-        print(error, file=sys.stderr)
-        sys.exit(1)
+        errors.print(styled((type(error).__name__, "red"), ": ", str(error)))
+        sys.exit(2 if isinstance(error, SettingsError) else 1)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def evaluate(
             notes += [f"{name}: {note}" for note in found.notes]
     out.print(table)
     for note in notes:
-        out.print(note, markup=False, soft_wrap=True)
+        out.print(note, soft_wrap=True)
 
 
 def _off_policy(names: list[str], version: int | None, every_slate: bool, seed: int) -> None:
@@ -202,9 +202,11 @@ def _now(settings: Settings) -> int:
 
 
 def _log(settings: Settings) -> TrainingLog:
+    """Everything up to now, without the feedback of releases that were rolled back."""
     from models.training.datasets import load_training_log
 
-    return load_training_log(settings.log_dir, settings.feedback_dir, _now(settings))
+    quarantined = ReleaseStore(settings.releases_dir).quarantined()
+    return load_training_log(settings.log_dir, settings.feedback_dir, _now(settings), quarantined)
 
 
 @contextmanager
@@ -255,7 +257,7 @@ def _known_errors() -> Iterator[None]:
     try:
         yield
     except (NotEnoughData, ReleaseError, ModelUnavailable) as error:
-        out.print(str(error), style="red", markup=False)
+        out.print(str(error), style="red")
         raise typer.Exit(1) from error
 
 

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy import state
-from deploy.console import out
+from deploy.console import out, styled
 from deploy.services.process import wait_until
 from deploy.settings import Settings, load
 from deploy.supervisor import Report
@@ -37,15 +38,17 @@ def up(
     """Start every part, keep them running, stop them all on Ctrl-C."""
     from deploy.stack import Stack
 
-    stack = Stack(load(), report=print_report, step=lambda text: out.print(f"[dim]{text} …[/]"))
+    stack = Stack(
+        load(), report=print_report, step=lambda text: out.print(f"{text} …", style="dim")
+    )
     with interrupted_by_signals():
         try:
             stack.start()
             out.print(address_table(stack.settings))
-            out.print(f"\nThe page: [bold]{stack.page}[/]   Ctrl-C stops everything.\n")
+            out.print(styled("\nThe page: ", (stack.page, "bold"), "   Ctrl-C stops everything.\n"))
             wait_until(lambda: False, seconds or float("inf"), pause_s=0.5)
         except KeyboardInterrupt:
-            out.print("\n[dim]stopping …[/]")
+            out.print("\nstopping …", style="dim")
         finally:
             ignore_signals()  # a second Ctrl-C must not interrupt the cleanup
             stack.stop()
@@ -77,10 +80,12 @@ def status() -> None:
     if not state.home_is_locked(home):
         raise state.NotRunning(f"no stack runs in {home}: `tidemill up` starts one")
     settings = state.read_settings(home)
-    out.print(address_table(settings))
+    components = list(_components(settings))
+    out.print(_component_table(components))
     records = state.read_services(home)
     out.print(_service_table(records))
-    if any(record.phase != "running" for record in records):
+    healthy = all(not component.problem for component in components)
+    if not healthy or any(record.phase != "running" for record in records):
         raise typer.Exit(1)
 
 
@@ -94,8 +99,8 @@ def doctor() -> None:
         table.add_column(column)
     findings = examine()
     for finding in findings:
-        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]" if finding.needed else "[yellow]–[/]"
-        table.add_row(Text.from_markup(mark), finding.name, Text(finding.text, overflow="fold"))
+        mark = ("✓", "green") if finding.ok else ("✗", "red") if finding.needed else ("–", "yellow")
+        table.add_row(styled(mark), finding.name, Text(finding.text, overflow="fold"))
     out.print(table)
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(1)
@@ -103,7 +108,7 @@ def doctor() -> None:
 
 def print_report(report: Report) -> None:
     """Prints a supervisor's report; a crash with the last lines of the log."""
-    out.print(Text.assemble((report.service, "bold"), " ", report.text))
+    out.print(styled((report.service, "bold"), " ", report.text))
     if report.log:
         out.print(Text("\n".join(f"    {line}" for line in report.log.splitlines()), style="dim"))
 
@@ -132,13 +137,49 @@ def ignore_signals() -> None:
 
 def address_table(settings: Settings) -> Table:
     """Each component with its kind, address and whether it answers now."""
+    return _component_table(list(_components(settings)))
+
+
+@dataclass(frozen=True)
+class _Component:
+    """`problem`: why it does not answer; "" if it does."""
+
+    name: str
+    kind: str
+    address: str
+    problem: str
+
+
+def _component_table(components: list[_Component]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("component", "kind", "address", "answers"):
         table.add_column(column)
-    for name, kind, address, answers in _answers(settings):
-        mark = Text("yes", "green") if answers else Text("no", "red")
-        table.add_row(name, kind, address, mark)
+    for each in components:
+        mark = Text(f"no: {each.problem}", "red") if each.problem else Text("yes", "green")
+        table.add_row(each.name, each.kind, each.address, mark)
     return table
+
+
+def _components(settings: Settings) -> Iterator[_Component]:
+    """Each component as it answers here and, where the gateway answers, as the gateway sees it."""
+    page = settings.gateway.url
+    seen = _unhealthy(f"{page}/healthz")
+    for name, kind, address, answers in _answers(settings):
+        problem = "" if answers else "it does not answer"
+        yield _Component(name, kind, address, problem or (seen or {}).get(name, ""))
+    yield _Component("gateway", "http", page, "it does not answer" if seen is None else "")
+
+
+def _unhealthy(url: str) -> dict[str, str] | None:
+    """Component -> what is wrong with it, by the gateway's health; None without an answer."""
+    import httpx
+
+    try:
+        parts = httpx.get(url, timeout=3.0).json()["parts"]
+        down = {name: part for name, part in parts.items() if part["status"] != "up"}
+        return {name: str(part.get("reason") or "it is down") for name, part in down.items()}
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, AttributeError, TypeError):
+        return None
 
 
 def _answers(settings: Settings) -> Iterator[tuple[str, str, str, bool]]:
@@ -155,8 +196,6 @@ def _answers(settings: Settings) -> Iterator[tuple[str, str, str, bool]]:
     else:
         ready = answers_http(f"http://{triton.http_address}/v2/health/ready")
         yield "models", triton.kind, triton.grpc_address, ready
-    page = settings.gateway.url
-    yield "gateway", "http", page, answers_http(f"{page}/healthz")
 
 
 def _service_table(records: list[state.ServiceRecord]) -> Table:

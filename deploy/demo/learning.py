@@ -96,7 +96,9 @@ def train_and_promote(settings: Settings, names: Sequence[str]) -> None:
 
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
-    log = load_training_log(settings.log_dir, settings.feedback_dir, clock.now_ms())
+    log = load_training_log(
+        settings.log_dir, settings.feedback_dir, clock.now_ms(), store.quarantined()
+    )
     with _promoter(settings, store) as promoter:
         for name in names:
             try:
@@ -128,7 +130,9 @@ def update(settings: Settings, name: str) -> None:
 
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
-    log = load_training_log(settings.log_dir, settings.feedback_dir, clock.now_ms())
+    log = load_training_log(
+        settings.log_dir, settings.feedback_dir, clock.now_ms(), store.quarantined()
+    )
     report = _progress(name)
     with wiring.release_lock(settings), _promoter(settings, store) as promoter:
         try:

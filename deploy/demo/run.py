@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deploy import wiring
-from deploy.console import ProgressDisplay, out
+from deploy.console import ProgressDisplay, out, styled
 from deploy.demo import report as demo_report
 from deploy.demo.flow import await_page, event_flow, events_handled
 from deploy.demo.learning import ALIGNED, REST, LearningStatus, run_learning
@@ -70,7 +70,7 @@ class Demo:
             self._train_and_update(stack)
             self._wait(float("inf"))
         except (KeyboardInterrupt, _TimeIsUp):
-            out.print("\n[dim]counting and stopping …[/]")
+            out.print("\ncounting and stopping …", style="dim")
         finally:
             self._over.set()
             if crowd is not None:
@@ -88,10 +88,11 @@ class Demo:
         """The duration counts from here."""
         await_page(stack.page)
         self._ends_at = time.monotonic() + (self.duration_s or float("inf"))
-        out.print(f"\nThe page: [bold]{stack.page}[/]")
+        out.print(styled("\nThe page: ", (stack.page, "bold")))
         out.print(
-            f"[dim]{ACKNOWLEDGEMENT}; labelled replayed. The crowd is labelled simulated. "
-            f"One second here is {self.world.demo.clock_rate:g} s on the stack's clock.[/]\n"
+            f"{ACKNOWLEDGEMENT}; labelled replayed. The crowd is labelled simulated. "
+            f"One second here is {self.world.demo.clock_rate:g} s on the stack's clock.\n",
+            style="dim",
         )
 
     def _left_s(self) -> float:
@@ -123,7 +124,7 @@ class Demo:
                 if rows >= _LOG_SHARE * len(past.frame):
                     return
                 self._wait(0.5)
-        out.print("[yellow]the log lags behind; training starts on the events that it has[/]")
+        out.print("the log lags behind; training starts on the events that it has", style="yellow")
 
     def _start_crowd(self, stack: Stack, truth: Truth, past: History) -> threading.Thread:
         """Runs the crowd in a thread of its own."""
@@ -145,7 +146,7 @@ class Demo:
         """A first release, feedback on it, one update; the other models train meanwhile."""
         with ProgressDisplay() as display:
             if self._learn(stack, display, "train", [ALIGNED]) is None:
-                out.print("[yellow]training gave no release: see logs/learning.log[/]")
+                out.print("training gave no release: see logs/learning.log", style="yellow")
             others = threading.Thread(
                 target=self._learn,
                 args=(stack, display, "train", REST),
@@ -157,7 +158,7 @@ class Demo:
                 self._wait(self._feedback_s())
                 self.update = self._learn(stack, display, "update", [ALIGNED])
                 self.tally.phase = AFTER
-                out.print(f"the gate: [bold]{_gate_text(self.update)}[/]")
+                out.print(styled("the gate: ", (_gate_text(self.update), "bold")))
             while others.is_alive():
                 self._wait(0.5)
 
@@ -236,10 +237,10 @@ def _gate_text(update: LearningStatus | None) -> str:
 
 
 def _print_step(text: str) -> None:
-    out.print(f"[dim]{text} …[/]")
+    out.print(f"{text} …", style="dim")
 
 
 def _print_report(report: Report) -> None:
-    out.print(f"[bold]{report.service}[/] {report.text}")
+    out.print(styled((report.service, "bold"), " ", report.text))
     if report.log:
-        out.print(report.log, style="dim", markup=False)
+        out.print(report.log, style="dim")

@@ -13,7 +13,7 @@ from serving.gateway import Gateway
 
 def run(process: Process) -> int:
     """Answers requests until stopped."""
-    deps = serving_dependencies(process)
+    deps = serving_dependencies(process, monitor_every_s=5.0)  # the gateway checks more often
     gateway = Gateway(deps)
     gateway.start()
     process.ready()

@@ -17,6 +17,18 @@ from deploy.services.cache import ROOT
 from deploy.services.process import Command
 from deploy.services.triton import answers_http
 
+# The log writer merges whole hours of events now and then. glibc's allocator, with few arenas and
+# low thresholds, returns such a peak to the system; Arrow's own (mimalloc) keeps most of it: a
+# merge of 128,000 events left 60 MB instead of 130 MB.
+MEMORY = {
+    "log-writer": {
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "MALLOC_ARENA_MAX": "2",
+        "MALLOC_MMAP_THRESHOLD_": str(256 << 10),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
+    }
+}
+
 
 @dataclass(frozen=True)
 class OwnProcess:
@@ -35,7 +47,7 @@ class OwnProcess:
         return Command(
             argv=[*argv, "--instance", instance] if instance else argv,
             log_path=self.home / "logs" / f"{self.name}.log",
-            env={"PYTHONUNBUFFERED": "1", **self.env},
+            env={"PYTHONUNBUFFERED": "1", **MEMORY.get(kind, {}), **self.env},
             cwd=ROOT,
         )
 

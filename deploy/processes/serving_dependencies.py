@@ -14,7 +14,9 @@ from serving.stages.caps import caps_of
 from streams.catalogue import CatalogueLog
 
 
-def serving_dependencies(process: Process) -> GatewayDependencies:
+def serving_dependencies(
+    process: Process, *, monitor_every_s: float = GatewayConfig.monitor_every_s
+) -> GatewayDependencies:
     """Opens the bus, the stores and the models; state lies in a folder of the process's own."""
     settings = process.settings
     models = wiring.model_client(settings)
@@ -28,6 +30,7 @@ def serving_dependencies(process: Process) -> GatewayDependencies:
         blocked_queries=settings.home / "blocked-queries.json",
         caps=caps_of(settings.blend.author_cap, settings.blend.provenance_caps),
         drawn_share=settings.explore.weights_share,
+        monitor_every_s=monitor_every_s,
         cors_origins=settings.gateway.cors_origins,
         admission=wiring.ingest_config(settings).limits,
     )

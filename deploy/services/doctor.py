@@ -39,7 +39,7 @@ def examine() -> list[Finding]:
         _python(),
         _memory(),
         _disk(),
-        _service("embedded broker", tansu.binary, needed=True),
+        _service("embedded broker", tansu.binary, needed=bool(kafka.available())),
         _service("store (Valkey)", valkey.binary, needed=True),
         _triton(),
         _kafka(),
@@ -92,21 +92,16 @@ def _triton() -> Finding:
 
 
 def _kafka() -> Finding:
-    try:
-        java = kafka.java()
-    except ServiceUnavailable as reason:
-        return Finding("Apache Kafka", False, str(reason))
-    if any((cache_dir() / "kafka").glob("[0-9]*")):
+    if reason := kafka.available():
         return Finding(
             "Apache Kafka",
-            True,
-            f"downloaded; select it with TIDEMILL_BROKER=kafka (Java: {_short(java)})",
+            False,
+            f"{reason}. Until then the embedded broker runs: in memory only, "
+            "and librdkafka 2.0 (Debian 12's kcat) cannot talk to it",
         )
-    if shutil.which("mvn"):
-        return Finding("Apache Kafka", True, "Maven will download it at the first use (43 MB)")
-    return Finding(
-        "Apache Kafka", False, "no Maven to download it: apt-get install maven (optional)"
-    )
+    if kafka.downloaded():
+        return Finding("Apache Kafka", True, f"downloaded (Java: {_short(kafka.java())})")
+    return Finding("Apache Kafka", True, "Maven will download it at the first start (43 MB)")
 
 
 def _chromium() -> Finding:

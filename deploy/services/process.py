@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,8 @@ LOG_TAIL_BYTES = 65_536
 # Below Linux' ephemeral range, so that no outgoing connection takes a chosen port.
 PORT_RANGE = (20_000, 32_000)
 _PR_SET_PDEATHSIG = 1
+_CLIENT_LIBRARY = re.compile(r"%\d\|\d+\.\d+\|")  # librdkafka's lines: %4|time|FAIL|client| ...
+_TRACEBACK = "Traceback (most recent call last):"
 # Loaded before any fork: dlopen in a forked child of a threaded process may deadlock.
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _random = random.SystemRandom()
@@ -107,7 +110,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=command.cwd,
-                env={**os.environ, **command.env},
+                env={**os.environ, **utf8_locale(os.environ), **command.env},
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -122,6 +125,10 @@ class Child:
 
     def alive(self) -> bool:
         return self.exit_code() is None
+
+    def cause(self, lines: int = 20) -> str:
+        """Why this run ended: see `cause_first`."""
+        return cause_first(self.tail(lines * 20), lines)
 
     def tail(self, lines: int = 20) -> str:
         """The last lines of this run's log."""
@@ -153,6 +160,15 @@ class Child:
             os.killpg(self._process.pid, number)
 
 
+def utf8_locale(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that make a child's locale UTF-8, if it is not: Triton's stub ends without it, and
+    a JVM cannot open files with other than ASCII names."""
+    name = next((v for k in ("LC_ALL", "LC_CTYPE", "LANG") if (v := environment.get(k))), "")
+    if re.search(r"utf-?8", name, re.IGNORECASE):
+        return {}
+    return {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
+
+
 def _die_with_parent() -> None:
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -168,6 +184,24 @@ def log_tail(path: Path, lines: int = 20, start: int = 0) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def cause_first(log: str, lines: int) -> str:
+    """The end of a log that says why its process ended, in at most `lines` lines.
+
+    The last exception's message stands first. Messages of the Kafka client library, which go on
+    after the cause, are shown only if there is nothing else.
+    """
+    every = log.splitlines()
+    own = [line for line in every if not _CLIENT_LIBRARY.match(line)] or every
+    starts = [at for at, line in enumerate(own) if _TRACEBACK in line]
+    if not starts:
+        return "\n".join(own[-lines:])
+    after = own[starts[-1] + 1 :]
+    ended = next((at for at, line in enumerate(after) if line[:1].strip()), len(after) - 1)
+    frames = own[starts[-1] : starts[-1] + ended + 1]
+    shown = after[ended : ended + 1] + frames[-max(lines - 1, 1) :]
+    return "\n".join(shown[:lines])
 
 
 def start(service: Service, timeout_s: float = 60.0) -> Child:
@@ -193,14 +227,14 @@ def await_ready(service: Service, child: Child, timeout_s: float) -> None:
         if not child.alive():
             raise ServiceFailed(
                 f"{service.name} ended with code {child.exit_code()} while starting; "
-                f"last lines of {child.command.log_path}:\n{child.tail()}"
+                f"last lines of {child.command.log_path}:\n{child.cause()}"
             )
         return service.ready()
 
     if not wait_until(is_up, timeout_s):
         raise ServiceFailed(
             f"{service.name} did not answer within {timeout_s:g} s; "
-            f"last lines of {child.command.log_path}:\n{child.tail()}"
+            f"last lines of {child.command.log_path}:\n{child.cause()}"
         )
 
 

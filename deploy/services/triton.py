@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy.services import paths
 from deploy.services.cache import ROOT, cache_dir, filled_once, lock_hash
 from deploy.services.process import LOOPBACK, Command, ServiceUnavailable, free_port
 from deploy.services.python_packages import install_into_environment, install_into_folder
@@ -89,15 +90,22 @@ class Triton:
         return self.self_test is None or self.self_test(self.grpc_address)
 
     def sweep(self) -> None:
-        """Removes the shared memory of a killed server of this port."""
+        """Removes the shared memory and the links of a killed server of this port."""
         for region in shared_memory(self.grpc_address):
             with contextlib.suppress(OSError):
                 region.unlink()
+        remove_links(self.grpc_address)
+
+    @property
+    def _link_key(self) -> str:
+        return _link_key(self.grpc_address)
 
     def _options(self, server: Path) -> list[str]:
         options = {
-            "model-repository": str(self.repository.resolve()),
-            "backend-directory": str(server / "backends"),
+            "model-repository": str(paths.shell_safe(self.repository, "models", self._link_key)),
+            "backend-directory": str(
+                paths.shell_safe(server / "backends", "backends", self._link_key)
+            ),
             "model-control-mode": "explicit",
             "exit-on-error": "false",  # a broken model must not stop the others
             "strict-readiness": "false",
@@ -127,6 +135,16 @@ def shared_memory(grpc_address: str) -> list[Path]:
     """The shared memory regions of the server at that address, running or not."""
     port = grpc_address.rpartition(":")[2]
     return sorted(SHARED_MEMORY.glob(f"{_region_prefix(port)}*")) if port.isdigit() else []
+
+
+def remove_links(grpc_address: str) -> None:
+    """Removes the links that the server at that address was given for its paths."""
+    if grpc_address.rpartition(":")[2].isdigit():
+        paths.remove_links(_link_key(grpc_address))
+
+
+def _link_key(grpc_address: str) -> str:
+    return f"triton-{grpc_address.rpartition(':')[2]}"
 
 
 def _region_prefix(grpc_port: int | str) -> str:

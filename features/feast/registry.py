@@ -5,7 +5,8 @@ seconds; `open_store` does not need it. Does not fold.
 
 Each entity E has a view `E_tiles` with one Bytes feature `row`, a request source `reader` with
 `now_ms`, an on-demand view `E_features` that finalizes the declared, typed features from both,
-and a service `E` that returns them.
+and a service `E` that returns them. The feature `E_row_status` tells an absent row from an empty
+and an expired one.
 """
 
 from __future__ import annotations
@@ -158,7 +159,9 @@ def _schema(definition: EntityDefinition) -> list[feast.Field]:
     from feast import Field as FeastField
     from feast.types import Array, Int64, String
 
+    from features.feast.on_demand import status_feature
+
     fields = [FeastField(name=name, dtype=Int64) for name in definition.count_columns]
     fields += [FeastField(name=n, dtype=Array(String)) for n in definition.text_list_columns]
     fields += [FeastField(name=n, dtype=Array(Int64)) for n in definition.time_list_columns]
-    return fields
+    return [*fields, FeastField(name=status_feature(definition.name), dtype=String)]

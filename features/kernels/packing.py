@@ -82,13 +82,6 @@ def _turned(word: np.uint64, bits: int) -> np.uint64:
     return word << left | word >> (_WORD - left)
 
 
-class _Slices(NamedTuple):
-    """N slices of bytes: slice r is `data[offsets[r]:offsets[r + 1]]`."""
-
-    data: Uint8s
-    offsets: Int64s  # [N + 1]
-
-
 class KeyFormat(NamedTuple):
     """What stands before and behind the id in each key."""
 
@@ -178,46 +171,45 @@ def _place(table: np.ndarray, keys: np.ndarray, key: np.uint64) -> int:
 def packed_keys(data: Uint8s, offsets: Int64s, head: Uint8s, tail: Uint8s) -> MutableUint8s:
     """uint8: RESP bulk strings, each `head`, the id's size (4 bytes), the id, `tail`. Id r is
     `data[offsets[r]:offsets[r + 1]]`."""
-    ids, key, rows = _Slices(data, offsets), KeyFormat(head, tail), len(offsets) - 1
+    rows = len(offsets) - 1
     out = np.empty(offsets[rows] - offsets[0] + rows * (len(head) + len(tail) + 40), np.uint8)
     at = 0
     for r in range(rows):
-        at = _key(out, at, ids, r, key)
+        at = _key(out, at, data, offsets[r], offsets[r + 1] - offsets[r], head, tail)
     return out[:at]
 
 
 @borrowing
-def _key(out: np.ndarray, at: int, ids: _Slices, r: int, key: KeyFormat) -> int:
-    start = ids.offsets[r]
-    size = ids.offsets[r + 1] - start
-    at = _decimal(out, at, len(key.head) + 4 + size + len(key.tail))
-    at, _ = copied(out, at, key.head, 0, len(key.head))
+def _key(
+    out: np.ndarray, at: int, data: np.ndarray, start: int, size: int,
+    head: np.ndarray, tail: np.ndarray,
+) -> int:  # fmt: skip
+    at = _decimal(out, at, len(head) + 4 + size + len(tail))
+    at, _ = copied(out, at, head, 0, len(head))
     for place in range(4):
         out[at + place] = size >> 8 * place & 0xFF
-    at, _ = copied(out, at + 4, ids.data, start, size)
-    at, _ = copied(out, at, key.tail, 0, len(key.tail))
+    at, _ = copied(out, at + 4, data, start, size)
+    at, _ = copied(out, at, tail, 0, len(tail))
     return _line_end(out, at)
 
 
 @compiled
 def packed_values(data: Uint8s, offsets: Int64s, tag: int) -> MutableUint8s:
     """uint8: each slice as a RESP bulk string of a Protobuf field: `tag`, its size, its bytes."""
-    rows, count = _Slices(data, offsets), len(offsets) - 1
-    out = np.empty(offsets[count] - offsets[0] + count * 40, np.uint8)
+    rows = len(offsets) - 1
+    out = np.empty(offsets[rows] - offsets[0] + rows * 40, np.uint8)
     at = 0
-    for r in range(count):
-        at = _value(out, at, rows, r, tag)
+    for r in range(rows):
+        at = _value(out, at, data, offsets[r], offsets[r + 1] - offsets[r], tag)
     return out[:at]
 
 
 @borrowing
-def _value(out: np.ndarray, at: int, rows: _Slices, r: int, tag: int) -> int:
-    start = rows.offsets[r]
-    size = rows.offsets[r + 1] - start
+def _value(out: np.ndarray, at: int, data: np.ndarray, start: int, size: int, tag: int) -> int:
     at = _decimal(out, at, 1 + _varint_bytes(np.uint64(size)) + size)
     out[at] = tag
     at = _varint(out, at + 1, np.uint64(size))
-    at, _ = copied(out, at, rows.data, start, size)
+    at, _ = copied(out, at, data, start, size)
     return _line_end(out, at)
 
 
@@ -228,16 +220,16 @@ def packed_sets(
 ) -> MutableUint8s:  # fmt: skip
     """uint8: per row the command, its key as of `packed_keys`, the row's field, its value as of
     `packed_values`, the time's field and its time as a Protobuf Timestamp."""
-    names, values, n = _Slices(ids, id_offsets), _Slices(rows, row_offsets), len(row_offsets) - 1
-    command, row_field, time_field, tag = fields
-    words = len(key.head) + len(key.tail) + len(command) + len(row_field) + len(time_field)
+    n, (head, tail), (command, row_field, time_field, tag) = len(row_offsets) - 1, key, fields
+    words = len(head) + len(tail) + len(command) + len(row_field) + len(time_field)
     long = id_offsets[n] - id_offsets[0] + row_offsets[n] - row_offsets[0]
     out, at = np.empty(long + n * (words + 150), np.uint8), 0
     for r in range(n):
         at, _ = copied(out, at, command, 0, len(command))
-        at = _key(out, at, names, r, key)
+        at = _key(out, at, ids, id_offsets[r], id_offsets[r + 1] - id_offsets[r], head, tail)
         at, _ = copied(out, at, row_field, 0, len(row_field))
-        at = _value(out, at, values, r, tag)
+        size = row_offsets[r + 1] - row_offsets[r]
+        at = _value(out, at, rows, row_offsets[r], size, tag)
         at, _ = copied(out, at, time_field, 0, len(time_field))
         at = _time(out, at, time_ms[r])
     return out[:at]

@@ -196,16 +196,18 @@ def _log_ends(log: EventLog) -> pl.DataFrame:
 
 def _batch_ends(stamp: Stamp, table: pa.Table) -> pl.DataFrame:
     frame = pl.DataFrame(table.select(["source_partition", "source_offset"]))
-    return frame.group_by("source_partition").agg(
-        pl.col("source_offset").max(), events=pl.len()
-    ).select(
-        topic_id=pl.lit(stamp.topic_id),
-        partition=pl.lit(stamp.partition, pl.Int64),
-        source_partition="source_partition",
-        offset=pl.lit(stamp.offset, pl.Int64),
-        source_offset="source_offset",
-        events="events",
-    )  # fmt: skip
+    return (
+        frame.group_by("source_partition")
+        .agg(pl.col("source_offset").max(), events=pl.len())
+        .select(
+            topic_id=pl.lit(stamp.topic_id),
+            partition=pl.lit(stamp.partition, pl.Int64),
+            source_partition="source_partition",
+            offset=pl.lit(stamp.offset, pl.Int64),
+            source_offset="source_offset",
+            events="events",
+        )
+    )
 
 
 def _cutoff(ends: pl.DataFrame, live: LiveTopics) -> RebuildCutoff:

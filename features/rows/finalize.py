@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from features.definitions import TILE_SIZES_MS, EntityDefinition
-from features.kernels.finalize import Windows, counted, listed
+from features.kernels.finalize import counted, listed
 from features.rows.byte_slices import ByteSlices
 from features.store import FeatureFrame
 from streams.contract.events import KINDS
@@ -40,7 +40,7 @@ def finalize_rows(
     stored = rows.data, rows.offsets, now, definition.fingerprint
     tables, names = definition.window_tables, definition.count_columns
     shape = (tables.first, tables.span_ms, tables.column, len(names))
-    status, last, counts = counted(*stored, Windows(_TILE_MS, *shape, definition.ttl_ms))
+    status, last, counts = counted(*stored, (_TILE_MS, *shape, definition.ttl_ms))
     columns = dict(zip(names, counts, strict=True))
     if definition.lists:
         with gc_disabled():

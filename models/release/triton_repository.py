@@ -64,7 +64,8 @@ class ModelRepository:
         return bool(stale)
 
     def mark_changed(self, bundle: Bundle) -> None:
-        """Makes the next load start the version's process again; other versions are kept."""
+        """Makes the next load start the model's processes again; those that answer are kept until
+        the new ones are ready."""
         os.utime(self.folder / bundle.model / str(bundle.version) / "model.py")
 
     def bundle_folder(self, model: str, version: int) -> Path:

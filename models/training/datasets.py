@@ -23,15 +23,22 @@ from streams.event_log import EventLog
 from streams.feedback.store import read_matured
 
 
-def load_training_log(log_dir: Path, feedback_dir: Path, until_ms: int) -> TrainingLog:
-    """Data as of `until_ms`: admitted events, the catalogue, matured feedback."""
+def load_training_log(
+    log_dir: Path, feedback_dir: Path, until_ms: int, quarantined: Sequence[Quarantine] = ()
+) -> TrainingLog:
+    """Data as of `until_ms`: admitted events, the catalogue, matured feedback.
+
+    `quarantined`: intervals of rolled-back releases, whose feedback is left out
+    (`ReleaseStore.quarantined`).
+    """
     events = EventLog(log_dir).read(until_ms=until_ms)
-    return TrainingLog(
+    log = TrainingLog(
         events=events.filter(pl.col("ingested_at_ms") < until_ms),
         items=CatalogueLog(log_dir).load().to_frame(),
         feedback=read_matured(feedback_dir, 0, until_ms),
         until_ms=until_ms,
     )
+    return without_quarantine(log, quarantined)
 
 
 def log_until(log: TrainingLog, until_ms: int) -> TrainingLog:

@@ -123,6 +123,6 @@ def _as_model_error(model: str, version: int | None, error: InferenceServerExcep
     if status == "StatusCode.UNAVAILABLE":
         return ModelUnavailable("Triton cannot be reached")
     reason = f"{pinned}: {text.splitlines()[0][:200] if text else status}"
-    if text.startswith("Stub process"):  # Triton waits 1 s for a sign of life
+    if "Stub process" in text and "not healthy" in text:  # 1 s without a sign of life
         return ModelProcessDied(reason)
     return ModelUnavailable(reason)

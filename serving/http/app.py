@@ -49,7 +49,15 @@ def create_app(deps: GatewayDependencies) -> FastAPI:
         yield
         await run_in_threadpool(gateway.stop)
 
-    app = FastAPI(title="tidemill", version="0.1.0", description=_ABOUT, lifespan=lifespan)
+    app = FastAPI(
+        title="tidemill",
+        version="0.1.0",
+        description=_ABOUT,
+        lifespan=lifespan,
+        # FastAPI's own spans and logs state the path, the query and rejected values, which name
+        # users: a trace store does not erase them. The routes open spans without them.
+        telemetry={"tracing": False, "logs": False},
+    )
     app.state.keys = Keys(deps.config.api_keys, deps.config.host)
     for routes in (recommend, blocked_queries, events, catalogue, users, operations, stream):
         app.include_router(routes.router)

@@ -113,7 +113,7 @@ class PopularQueries:
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
         clicked = [text for found in self.popularity.current.clicked.values() for text in found]
-        genres = [genre.lower() for genre in self.catalogue.index().genre_row]
+        genres = [genre.lower() for genre in self.catalogue.index().genre_names()]
         return _in_order(most_frequent(clicked) or genres, query, self.name, self.blocked)
 
 

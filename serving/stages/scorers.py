@@ -102,7 +102,7 @@ class PopularityGenre:
         if history:
             index = self.catalogue.index()
             similarity = np.append(index.similarity(index.vector(history)), np.float32(0))
-            rows = [index.row.get(item_id, -1) for item_id in ids]
+            rows = [index.row_of(item_id) for item_id in ids]
             score = score + _GENRE_MATCH * similarity[rows]
         return Scored(score=score.astype(np.float32), p=np.zeros((len(pool), 0), np.float32))
 

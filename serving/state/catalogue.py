@@ -1,19 +1,18 @@
-"""The live catalogue, and an index of its items by genre.
+"""The live catalogue, which keeps an index of its items by genre.
 
-Knows items, availability and genres. Does not know where catalogue events come from
-(`serving.console.live` feeds them) nor how they are folded (`streams.catalogue`).
+Knows items and availability. Does not know where catalogue events come from
+(`serving.console.live` feeds them), how they are folded (`streams.catalogue`) nor how items are
+indexed (`serving.state.genre_index`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-
+from serving.state.genre_index import GenreIndex, GenreTable
+from streams.catalogue import item_id_of
 from streams.contract.events import CatalogueEvent, CatalogueItem
 
 
@@ -25,6 +24,8 @@ class CatalogueFold(Protocol):
 
     def apply(self, event: CatalogueEvent, /) -> object: ...
 
+    def would_change(self, event: CatalogueEvent, /) -> bool: ...
+
     def get(self, item_id: str, /) -> CatalogueItem | None: ...
 
     def available(self, item_id: str, /) -> bool: ...
@@ -34,36 +35,6 @@ class CatalogueFold(Protocol):
     def taken_down_ids(self) -> list[str]: ...
 
 
-@dataclass(frozen=True)
-class GenreIndex:
-    """Available items at one catalogue version.
-
-    `genres` float32 [N, G]: rows of unit length. Rare genres weigh more, so sharing
-    "Film-Noir" counts more than sharing "Drama".
-    """
-
-    version: int
-    ids: tuple[str, ...]
-    row: dict[str, int]
-    genres: np.ndarray
-    genre_row: dict[str, int]
-    created_ms: np.ndarray  # int64 [N]
-
-    def vector(self, items: Iterable[tuple[CatalogueItem, float]]) -> np.ndarray:
-        """float32 [G]: the weighted sum of the items' genre vectors, at unit length."""
-        total = np.zeros(len(self.genre_row), np.float32)
-        for item, weight in items:
-            row = self.row.get(item.video_id)
-            if row is not None:
-                total += np.float32(weight) * self.genres[row]
-        norm = float(np.linalg.norm(total))
-        return total / norm if norm else total
-
-    def similarity(self, vector: np.ndarray) -> np.ndarray:
-        """float32 [N]: cosine similarity of every available item with `vector`."""
-        return np.asarray(self.genres @ vector, dtype=np.float32)
-
-
 class LiveCatalogue:
     """A catalogue that events change while requests read it. Thread safe."""
 
@@ -71,6 +42,10 @@ class LiveCatalogue:
         self._fold = fold
         self._lock = threading.Lock()
         self._index: GenreIndex | None = None
+        self._table: GenreTable | None = None
+        self._put: dict[str, CatalogueItem] = {}  # in the table
+        self._changed: set[str] = set()  # since the table was updated
+        self._known_version = -1  # of the fold, after the changes in `_changed`
         self._taken_down: tuple[int, tuple[str, ...]] = (-1, ())
 
     @property
@@ -79,13 +54,21 @@ class LiveCatalogue:
 
     def apply(self, event: CatalogueEvent) -> None:
         with self._lock:
+            before = self._fold.version
             self._fold.apply(event)
+            if before == self._known_version:  # else others changed the fold too
+                self._known_version = self._fold.version
+                self._changed.add(item_id_of(event))
 
     def get(self, item_id: str) -> CatalogueItem | None:
         return self._fold.get(item_id)
 
     def available(self, item_id: str) -> bool:
         return self._fold.available(item_id)
+
+    def would_change(self, event: CatalogueEvent) -> bool:
+        """Whether the event, as the next one of the log, would change anything."""
+        return self._fold.would_change(event)
 
     def taken_down(self) -> tuple[str, ...]:
         """Known items that may not be shown; listed again only after a change."""
@@ -100,30 +83,37 @@ class LiveCatalogue:
         return [self._fold.get(item_id) for item_id in item_ids]
 
     def index(self) -> GenreIndex:
-        """The index of the newest version; rebuilt only after a change."""
+        """The index of the newest version; updated after a change."""
         index = self._index
         if index is not None and index.version == self._fold.version:
             return index
         with self._lock:
-            self._index = _build_index(self._fold)
+            version = self._fold.version
+            self._index = self._updated_table(version).index(version)
             return self._index
 
+    def _updated_table(self, version: int) -> GenreTable:
+        """The table at the fold's `version`, from the last one if all changes since are known."""
+        table = self._table
+        if table is None or table.needs_rebuild or version != self._known_version:
+            table = self._table = self._built_table()
+        for item_id in self._changed:
+            put = self._put.get(item_id)
+            item = self._fold.get(item_id) if self._fold.available(item_id) else None
+            if item is put:
+                continue
+            if item is not None:
+                table.put(item, put)
+                self._put[item_id] = item
+            elif put is not None:
+                table.drop(put)
+                del self._put[item_id]
+        self._changed.clear()
+        self._known_version = version
+        return table
 
-def _build_index(fold: CatalogueFold) -> GenreIndex:
-    version = fold.version
-    items = [item for each in fold.available_ids() if (item := fold.get(each)) is not None]
-    counts = Counter(genre for item in items for genre in item.genres)
-    genre_row = {genre: row for row, genre in enumerate(sorted(counts))}
-    genres = np.zeros((len(items), len(genre_row)), np.float32)
-    for row, item in enumerate(items):
-        for genre in item.genres:
-            genres[row, genre_row[genre]] = np.log1p(len(items) / counts[genre])
-    norms = np.linalg.norm(genres, axis=1, keepdims=True)
-    return GenreIndex(
-        version=version,
-        ids=tuple(item.video_id for item in items),
-        row={item.video_id: row for row, item in enumerate(items)},
-        genres=genres / np.where(norms > 0, norms, 1),
-        genre_row=genre_row,
-        created_ms=np.array([item.created_ms for item in items], np.int64),
-    )
+    def _built_table(self) -> GenreTable:
+        self._changed.clear()
+        found = ((each, self._fold.get(each)) for each in self._fold.available_ids())
+        self._put = {item_id: item for item_id, item in found if item is not None}
+        return GenreTable(self._put.values())

@@ -54,7 +54,9 @@ class TopicSpec:
         config = {"cleanup.policy": "compact"} if self.compacted else {}
         if self.retention_ms is not None:
             config["retention.ms"] = str(self.retention_ms)
-            if self.retention_ms != FOREVER:
+            if self.retention_ms == FOREVER:
+                config["retention.bytes"] = str(FOREVER)  # a broker's default may have a limit
+            else:
                 config["segment.ms"] = str(min(self.retention_ms, SEGMENT_MS))
         return config
 

@@ -89,7 +89,7 @@ _ACTION[[0, 1], [KIND_CODE["shown"], KIND_CODE["query_shown"]]] = SHOWN
 class FeedbackJoin:
     """Turns events into actions on impressions. Pure but for a cache of verified tokens."""
 
-    def __init__(self, key: bytes, *, cached_tokens: int = 100_000) -> None:
+    def __init__(self, key: bytes, *, cached_tokens: int = 20_000) -> None:
         """`key`: the stack's impression key."""
         self._claims = lru_cache(maxsize=cached_tokens)(partial(_verified_claims, key=key))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -35,6 +36,9 @@ from streams.storage.segments import Segments
 _log = logging.getLogger(__name__)
 
 CACHED_IMPRESSIONS = 200_000  # kept in memory; others are read from disk when needed
+# Those without an action for one to two of these are not kept: memory follows the rate of
+# impressions, not their number. Most actions follow within seconds.
+IDLE_S = 180.0
 
 
 def segments_of(directory: Path, *, sync: bool = False) -> Segments:
@@ -63,6 +67,7 @@ class FeedbackStore:
         on_rejected: Callable[[Counter[TokenRejection]], None] = lambda _: None,
         sync: bool = False,
         cached_impressions: int = CACHED_IMPRESSIONS,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`key` signed the impressions. `producer` publishes upserts to the topic `feedback`."""
         self._join = FeedbackJoin(key)
@@ -72,6 +77,9 @@ class FeedbackStore:
         self._on_rejected = on_rejected
         self._cache_size = cached_impressions
         self._cache: dict[str, ImpressionState] = {}
+        self._monotonic_s = monotonic_s
+        self._active: set[str] = set()  # impressions that changed since `_active_since_s`
+        self._active_since_s = monotonic_s()
         # Impressions served up to this may be missing in the cache; None: it holds all on disk.
         self._evicted_to_ms: int | None = None
         # The last offsets that the cache includes; None: read it back.
@@ -117,6 +125,7 @@ class FeedbackStore:
             kept = set(table["impression_id"].to_pylist())
             changed = {state.impression_id: state for state in changes.to_states()}
             self._cache |= {key: state for key, state in changed.items() if key in kept}
+            self._active |= kept
             self._evict()
 
     def _publish(self, table: pa.Table) -> None:
@@ -146,19 +155,25 @@ class FeedbackStore:
         """Reads evicted impressions back; those served after `_evicted_to_ms` are all cached."""
         if self._evicted_to_ms is None:
             return
-        missing = [
-            impression_id
+        missing = {
+            impression_id: impression.served_at_ms
             for impression_id, impression in impressions.items()
             if impression_id not in self._cache and impression.served_at_ms <= self._evicted_to_ms
-        ]
+        }
         if missing:
+            # The times let whole files and row groups be skipped.
+            first_ms, last_ms = min(missing.values()), max(missing.values())
+            wanted = pl.col("served_at_ms").is_between(first_ms, last_ms)
+            wanted &= pl.col("impression_id").is_in(list(missing))
             rows = self.segments.read_consistently(
-                lambda scan: _latest(scan.filter(pl.col("impression_id").is_in(missing))).collect()
+                lambda scan: _latest(scan.filter(wanted)).collect(), first_ms
             )
             self._cache |= _states_by_id(rows)
 
     def _evict(self) -> None:
-        """Above twice the cache size, keeps the impressions that were served last."""
+        """Drops idle impressions; above twice the cache size, keeps those that were served last."""
+        if self._monotonic_s() - self._active_since_s >= IDLE_S:
+            self._drop_idle()
         if len(self._cache) <= 2 * self._cache_size:
             return
         by_age = sorted(self._cache.items(), key=lambda item: item[1].impression.served_at_ms)
@@ -166,6 +181,15 @@ class FeedbackStore:
         served_at_ms = newest_evicted.impression.served_at_ms
         self._evicted_to_ms = max(served_at_ms, self._evicted_to_ms or 0)
         self._cache = dict(by_age[-self._cache_size :])
+
+    def _drop_idle(self) -> None:
+        """Keeps the impressions that changed since the last call."""
+        idle = [state for key, state in self._cache.items() if key not in self._active]
+        if idle:
+            newest_ms = max(state.impression.served_at_ms for state in idle)
+            self._evicted_to_ms = max(newest_ms, self._evicted_to_ms or 0)
+            self._cache = {key: s for key, s in self._cache.items() if key in self._active}
+        self._active, self._active_since_s = set(), self._monotonic_s()
 
 
 def _revisions_after(

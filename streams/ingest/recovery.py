@@ -166,8 +166,10 @@ class Recovery:
         committed = self._source.consumer.committed()[source]
         _LOG.warning(
             "the broker lost committed messages of %s/%d in %s: rewriting them",
-            topic, partition, ", ".join(f"{t}/{p}" for t, p in lost),
-        )  # fmt: skip
+            topic,
+            partition,
+            ", ".join(f"{t}/{p}" for t, p in lost),
+        )
         for first, until in sorted({(written.first, written.until) for written in lost.values()}):
             records = list(self._bus.scan(topic, partition, first, until))
             targets = {t for t, w in lost.items() if (w.first, w.until) == (first, until)}

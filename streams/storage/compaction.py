@@ -170,6 +170,8 @@ def run_compaction(
                 _run_once(segments, clock.now_ms(), retention_days)
             except (OSError, pa.ArrowException, RuntimeError) as error:
                 _log.warning("%s: compaction failed, will retry: %s", segments.directory, error)
+        # The peak of a merge is not needed again for minutes: return it to the system.
+        pa.default_memory_pool().release_unused()
 
 
 def _run_once(segments: Segments, now_ms: int, retention_days: int | None) -> None:

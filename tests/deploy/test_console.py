@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
+from rich.table import Table
 
-from deploy.console import ProgressDisplay, track
+from deploy.console import ProgressDisplay, TextConsole, printable, styled, track
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "a cell that is much wider than any terminal " * 5
@@ -119,3 +124,68 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_tracked_items_come_through(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track(iter("abc"), "characters", 3)) == ["a", "b", "c"]
     assert "3 of 3 (100%)" in capsys.readouterr().out
+
+
+# Not the characters that change the one before them: how wide they are is up to the terminal.
+CHARACTERS = st.characters(exclude_categories=("Mn", "Me", "Mc", "Cf", "Sk", "Cn"))
+MARKUP = ("[/INST] live", "[bold]x", ":smile:", "\x1b[2J", "\r over", "\ud800", "[link=a]b[/link]")
+
+
+def _printed(show: Callable[[Console], None]) -> str:
+    console = TextConsole(file=io.StringIO(), width=100_000)
+    show(console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@given(st.one_of(st.sampled_from(MARKUP), st.text(CHARACTERS, min_size=1)))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_printed_as_text(text: str) -> None:
+    """In cells, headings, titles, messages and styled messages; white space is not compared."""
+
+    def in_table(console: Console) -> None:
+        table = Table("column", text, title=text)
+        table.add_row(text, styled((text, "bold")))
+        console.print(table)
+
+    wanted = ["".join(line.split()) for line in printable(text).split("\n")]
+    table_text = "".join(_printed(in_table).split())
+    assert all(table_text.count(line) >= 4 for line in wanted if line)
+    for message in (text, styled("it is ", (text, "red"))):
+        printed = _printed(lambda console, each=message: console.print(each, style="yellow"))
+        assert all(line in "".join(printed.split()) for line in wanted)
+        assert not {c for c in printed if ord(c) < 32} - {"\n", "\t"}
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_progress_shows_any_text_as_text(text: str) -> None:
+    for terminal in (False, True):
+        console = TextConsole(file=io.StringIO(), force_terminal=terminal, width=300)
+        with ProgressDisplay(console, every_s=0.0) as display:
+            display.add("train").update(1.0, text)
+        if "[" in text and "\x1b" not in text:
+            assert text in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_only_the_console_module_makes_consoles() -> None:
+    """So that no table or message can print data as markup."""
+    found = [
+        str(path.relative_to(ROOT))
+        for folder in ("streams", "features", "models", "serving", "deploy", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"\bConsole\(|from_markup\(|rich\.print", path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+def test_a_locale_without_utf_8_is_no_traceback(tmp_path: Path) -> None:
+    environment = os.environ | {"TIDEMILL_HOME": str(tmp_path), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli.main", "doctor"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
+    assert b"\\u2713" in done.stdout or b"Python" in done.stdout

@@ -27,11 +27,17 @@ def test_a_missing_component_is_reported_with_its_fix(
     assert list(tmp_path.iterdir()) == []  # nothing was downloaded
 
 
-def test_a_missing_required_component_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_required_component_is_marked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The embedded broker is needed where Apache Kafka cannot be had."""
+
     def none() -> Path:
         raise ServiceUnavailable("no binary; use TIDEMILL_BROKER=kafka")
 
     monkeypatch.setattr(tansu, "binary", none)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("TIDEMILL_CACHE", str(tmp_path))
     found = {finding.name: finding for finding in doctor.examine()}
     broker = found["embedded broker"]
     assert (broker.ok, broker.needed) == (False, True)

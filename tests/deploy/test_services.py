@@ -120,6 +120,36 @@ def test_a_log_tail_is_of_this_run_only(tmp_path: Path) -> None:
     assert child.tail() == "from this run"
 
 
+CRASH = """\
+Traceback (most recent call last):
+  File "old.py", line 1, in run
+OSError: of an earlier failure
+2026-01-01 INFO tidemill: ready
+Traceback (most recent call last):
+  File "worker.py", line 3, in run
+    fold(batch)
+  File "fold.py", line 9, in fold
+    raise ValueError("row 7 has no user")
+ValueError: row 7 has no user
+"""
+LIBRARY = "%4|1796053081.969|FAIL|rdkafka#producer-1| [thrd:host]: Connection refused\n" * 50
+
+
+def test_the_cause_of_a_crash_stands_before_the_client_librarys_messages(tmp_path: Path) -> None:
+    found = process.cause_first(CRASH + LIBRARY, 12).splitlines()
+    assert found[0] == "ValueError: row 7 has no user"
+    assert '    raise ValueError("row 7 has no user")' in found
+    assert not any("rdkafka" in line or "OSError" in line for line in found)
+    assert process.cause_first(CRASH + LIBRARY, 3).startswith("ValueError: row 7")
+    assert "rdkafka" in process.cause_first(LIBRARY, 3)
+    assert process.cause_first("killed\n" + LIBRARY, 3) == "killed"
+    path = tmp_path / "crash.log"
+    script = f"import sys; sys.stdout.write({CRASH + LIBRARY!r})"
+    child = Child("crashing", Command([sys.executable, "-c", script], path))
+    assert process.wait_until(lambda: not child.alive(), 30)
+    assert child.cause(12).startswith("ValueError: row 7")
+
+
 def test_chosen_ports_are_all_different() -> None:
     ports = [process.free_port() for _ in range(50)]
     assert len(set(ports)) == 50

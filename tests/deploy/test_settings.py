@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import traceback
 from pathlib import Path
 
 import pytest
 
 from deploy import renamed
-from deploy.settings import Settings, SettingsError, load
+from deploy.processes import PROCESSES
+from deploy.settings import PROCESS_NAMES, TASKS, Settings, SettingsError, from_stored, load
+from deploy.settings.names import unknown_variables
+from streams.feedback.outcomes import FEEDBACK_TASKS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +55,23 @@ def test_one_word_names_a_sections_kind(
     [
         ("TIDEMILL_BROKER", "rabbit", r"broker\.kind \(TIDEMILL_BROKER__KIND.*'embedded'"),
         ("TIDEMILL_GATEWAY__PORT", "http", r"gateway\.port \(TIDEMILL_GATEWAY__PORT"),
-        ("TIDEMILL_GATEWAY__PROT", "80", r"gateway\.prot .*not permitted"),
+        ("TIDEMILL_GATEWAY__PROT", "80", r"GATEWAY__PROT is not.*mean TIDEMILL_GATEWAY__PORT\?"),
+        ("TIDEMILL_GATEWAY_PORT", "8080", r"GATEWAY_PORT is not.*mean TIDEMILL_GATEWAY__PORT\?"),
+        ("TIDEMILL_BROKR", "kafka", r"TIDEMILL_BROKR is not .*mean TIDEMILL_BROKER\?"),
+        ("TIDEMILL_NOTHING_LIKE_IT", "1", r"NOTHING_LIKE_IT is not .*deploy/settings/__init__.py"),
+        ("TIDEMILL_SETTINGS", "absent.toml", r"TIDEMILL_SETTINGS names 'absent.toml'.*no such"),
+        ("TIDEMILL_STORE__ADDRESS", "localhost", r"TIDEMILL_STORE__ADDRESS.*must be host:port"),
+        ("TIDEMILL_GATEWAY__HOST", "[::1]:80", r"TIDEMILL_GATEWAY__HOST.*without port"),
+        ("TIDEMILL_TELEMETRY__OTLP_ENDPOINT", "host:1", r"OTLP_ENDPOINT.*must be http://"),
+        ("TIDEMILL_TELEMETRY__METRICS_PORTS", '{"batchr": 1}', r"'batchr' is none of"),
+        (
+            "TIDEMILL_FEEDBACK__WINDOWS_MS",
+            '{"plays": 1}',
+            r"feedback\.windows_ms .*'plays' is none",
+        ),
+        ("TIDEMILL_CLOCK__RATE", "inf", r"clock\.rate"),
+        ("TIDEMILL_ADMISSION__FUTURE_MS", "-1", r"admission\.future_ms"),
+        ("TIDEMILL_SECURITY", "open", r"security has no kind: set its keys"),
         ("TIDEMILL_INGEST__REPLICAS", "2", r"ingest\.replicas is 2.*broker\.kind to kafka"),
         ("TIDEMILL_STORE", "external", r"store .*address must name the server"),
     ],
@@ -103,3 +129,89 @@ def test_sources_keep_their_order_over_a_renamed_setting(monkeypatch: pytest.Mon
 def test_settings_survive_being_written_down() -> None:
     settings = load(broker={"kind": "kafka", "bootstrap_servers": "127.0.0.1:9"})
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_an_error_in_the_file_suggests_the_nearest_key() -> None:
+    Path("settings.toml").write_text('[gateway]\nprot = 80\n[brokr]\nkind = "kafka"\n')
+    with pytest.raises(SettingsError, match=r"(?s)gateway\.prot .*mean gateway\.port.*mean broker"):
+        load()
+
+
+def test_a_file_that_is_no_toml_is_named() -> None:
+    Path("settings.toml").write_text("gateway = {port =\n")
+    with pytest.raises(SettingsError, match=r"settings\.toml: .*line 1"):
+        load()
+
+
+SECRET = "0123456789abcdef0123"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TIDEMILL_SECURITY__API_KEYS", f'{{"{SECRET}": ["evnts"]}}'),
+        ("TIDEMILL_SECURITY__API_KEYS", f'{{"{SECRET}": "'),
+        ("TIDEMILL_SECURITY__API_KEYS", SECRET),
+        (f"TIDEMILL_SECURITY__API_KEYS__{SECRET}", '["evnts"]'),
+        (f"TIDEMILL_SECURTY__API_KEYS__{SECRET}", '["events"]'),
+        ("TIDEMILL_SECURITY", SECRET),
+        ("TIDEMILL_SECURITY", f'{{"api_keys": {{"{SECRET}": ["evnts"]}}}}'),
+        ("TIDEMILL_SECURITY__IMPRESSION_KEY", f"{SECRET}xyz"),
+        ("TIDEMILL_SECURITY__IMPRESSION_KEY", SECRET),
+    ],
+)
+def test_no_message_holds_a_secret(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=r"(?i)SECUR") as found:
+        load()
+    assert SECRET not in "".join(traceback.format_exception(found.value))
+
+
+def test_shown_settings_hold_no_secret() -> None:
+    settings = load(security={"api_keys": {SECRET: ["events"]}, "impression_key": "ab" * 32})
+    assert SECRET not in repr(settings)
+    assert "abab" not in repr(settings)
+
+
+def test_every_variable_that_the_repository_reads_is_accepted() -> None:
+    """Also in tests and benchmarks, since `load` runs there under the same environment."""
+    folders = ("streams", "features", "models", "serving", "deploy", "benchmarks", "tests")
+    read = re.compile(r'(?:environ(?:\.get\(|\[)|getenv\()\s*"(TIDEMILL_\w+)"')
+    names = {
+        name
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+        for name in read.findall(path.read_text(encoding="utf-8"))
+    }
+    assert "TIDEMILL_SEED" in names
+    assert list(unknown_variables(names, Settings)) == []
+
+
+def test_stored_settings_depend_on_no_variable_and_no_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = load(broker={"kind": "kafka"}).model_dump(mode="json")
+    Path("settings.toml").write_text("broken")
+    monkeypatch.setenv("TIDEMILL_GATEWAY__PORT", "9090")
+    monkeypatch.setenv("TIDEMILL_SETTINGS", "absent.toml")
+    monkeypatch.setenv("TIDEMILL_BROKR", "kafka")
+    assert from_stored(stored).model_dump(mode="json") == stored
+
+
+def test_a_wrong_setting_ends_any_command_with_code_2(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli.main", "up"],
+        env=os.environ | {"TIDEMILL_GATEWAY_PORT": "8080", "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean TIDEMILL_GATEWAY__PORT?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_settings_know_every_process_and_task() -> None:
+    assert set(PROCESS_NAMES) == set(PROCESSES)
+    assert set(TASKS) == set(FEEDBACK_TASKS)

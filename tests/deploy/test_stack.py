@@ -84,7 +84,7 @@ def up(tmp_path: Path, triton_overlay: Path) -> Iterator[Callable[..., Running]]
     started: list[Running] = []
 
     def start(**extra: str) -> Running:
-        home, output = tmp_path / "home", tmp_path / "output"
+        home, output = tmp_path / "my project (größe)", tmp_path / "output"
         with output.open("wb") as file:
             process = subprocess.Popen(
                 [*TIDEMILL, "up"],

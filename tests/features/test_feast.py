@@ -120,6 +120,41 @@ def test_a_plain_feast_client_reads_finalized_features(registered, client, batch
         assert list(answer[name]) == column.tolist(), name
 
 
+@pytest.mark.parametrize("entity", ENTITIES)
+def test_a_plain_feast_client_tells_absent_and_expired_rows_from_empty_ones(
+    registered, client, batch, entity
+):
+    registered.fold(entity, batch(), Stamp("one", 0, 0))
+    id_column, now = DEFINITIONS[entity].id_column, NOW + 1
+    far = now + DEFINITIONS[entity].ttl_ms + 1
+    answer = client.get_online_features(
+        features=client.get_feature_service(entity),
+        entity_rows=[
+            {id_column: IDS[entity], "now_ms": now},
+            {id_column: "unknown", "now_ms": now},
+            {id_column: IDS[entity], "now_ms": far},
+        ],
+    ).to_dict()
+    assert answer[on_demand.status_feature(entity)] == ["present", "absent", "expired"]
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "fix"),
+    [(NOW // 1_000, "seconds: multiply by 1000"), (NOW * 1_000, "microseconds"), (None, "now_ms"),
+     (0, "milliseconds"), (-1, "milliseconds")],
+)  # fmt: skip
+@pytest.mark.parametrize("entity_id", [IDS["user"], "unknown"])
+def test_a_time_in_another_unit_is_an_error_that_names_the_unit(
+    registered, client, batch, now_ms, fix, entity_id
+):
+    registered.fold("user", batch(), Stamp("one", 0, 0))
+    with pytest.raises(ValueError, match=fix):
+        client.get_online_features(
+            features=client.get_feature_service("user"),
+            entity_rows=[{"user_id": entity_id, "now_ms": now_ms}],
+        )
+
+
 def test_apply_replaces_the_functions_of_an_older_release(valkey, tmp_path, monkeypatch):
     """A registry stores code, which may import a module that no longer exists."""
     scope: dict[str, object] = {}

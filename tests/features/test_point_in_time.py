@@ -56,7 +56,7 @@ def histories(draw):
     return sorted(events, key=lambda event: event["ingested_at_ms"])
 
 
-labels = st.lists(st.tuples(st.sampled_from([*IDS, "nobody"]), moments), max_size=12)
+labels = st.lists(st.tuples(st.sampled_from([*IDS, "absent"]), moments), max_size=12)
 
 
 @pytest.mark.parametrize("entity", list(DEFINITIONS))

@@ -29,7 +29,7 @@ def liked(store: FeatureStore, window="all", now=NOW, entity="user", entity_id="
 
 @pytest.mark.parametrize("entity", ALL)
 def test_an_unknown_entity_reads_absent_with_zeros_and_empty_lists(store, entity):
-    frame = store.read(entity, ["nobody", "no one"], NOW)
+    frame = store.read(entity, ["absent", "unknown"], NOW)
     definition = DEFINITIONS[entity]
     assert frame.status.tolist() == [Status.ABSENT, Status.ABSENT]
     assert tuple(frame.columns) == definition.columns

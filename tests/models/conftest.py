@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 
+from deploy.services import triton
 from models.ranking.ple.config import RankerConfig, RankerTraining
 from models.ranking.ple.recipe import RankerRecipe
 from models.recipe import TrainingLog
+from models.registry import REGISTRY
 from models.release.bundle import Bundle
+from models.release.canary import Canary, write_canary, wrong_answer
 from models.release.store import ReleaseStore
+from models.release.triton_repository import ModelRepository
 from models.signature import Signature
-from streams.contract.clock import DAY_MS
+from serving.clients.triton import TritonClient
+from serving.monitoring.canary import Canaries
+from serving.monitoring.model_monitor import ModelMonitor
+from serving.pipeline.query import Release
+from serving.state.catalogue import LiveCatalogue
+from streams.catalogue import Catalogue
+from streams.contract.clock import DAY_MS, WallClock
 from streams.contract.schema import EVENT_SCHEMA
 from streams.feedback.outcomes import FEEDBACK_SCHEMA, FEEDBACK_TASKS
 from streams.progress import no_progress
@@ -237,3 +253,126 @@ def poisoned_log(small_log: TrainingLog) -> TrainingLog:
     earlier = pl.col("served_at_ms") < int(np.quantile(times, RankerUpdate().train_share))
     play = pl.when(earlier).then(~pl.col("play")).otherwise(pl.col("play"))
     return replace(small_log, feedback=small_log.feedback.with_columns(play=play))
+
+
+def running_pid(version: Path) -> int:
+    """The newest process of a version folder on Triton that is neither dead nor frozen."""
+    found = [
+        process
+        for process in psutil.process_iter(["name", "cmdline", "status", "create_time"])
+        if process.info["name"] == "triton_python_backend_stub"
+        and any(f"{version}/" in word for word in process.info["cmdline"] or ())
+        and process.info["status"] not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    ]
+    return int(max(found, key=lambda process: process.info["create_time"]).pid)
+
+
+@pytest.fixture(scope="session")
+def model_pid() -> Callable[[Path], int]:
+    """`running_pid`, for tests that end a model's process."""
+    return running_pid
+
+
+@dataclass
+class ServedModel:
+    """One model that a real Triton serves, its monitor, and the process that runs it."""
+
+    model: str
+    client: TritonClient
+    repository: Path
+    monitor: ModelMonitor
+    canary: Canary
+    cold_load_s: float
+
+    def wrong_answer(self) -> str:
+        given = self.client.infer(self.model, self.canary.request, version=1, timeout_s=10.0)
+        return wrong_answer(self.model, self.canary, given)
+
+    def strike(self, number: signal.Signals) -> tuple[float, float]:
+        """Signals the process; seconds until the fault is reported, and from then to its repair."""
+        pid = running_pid(self.repository / self.model / "1")
+        started_s = time.monotonic()
+        os.kill(pid, number)
+        try:
+            self._wait(lambda: self.model in self.monitor.problems)
+            seen_s = time.monotonic()
+            self._wait(lambda: self.monitor.problems == {})
+            repaired_s = time.monotonic()
+        finally:
+            if number == signal.SIGSTOP:
+                os.kill(pid, signal.SIGKILL)
+        return seen_s - started_s, repaired_s - seen_s
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + 60.0
+        while not condition():
+            assert time.monotonic() < deadline_s, "the monitor did nothing for a minute"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def serve(triton_server: triton.Triton, tmp_path: Path) -> Iterator[Callable[..., ServedModel]]:
+    """`serve(model, folder, request)`: a folder's model on the real Triton, with its canary."""
+    client = TritonClient(triton_server.grpc_address)
+    repository = ModelRepository(triton_server.repository)
+    store = ReleaseStore(tmp_path / "served-releases")
+    served: list[ServedModel] = []
+
+    def start(model: str, folder: Path, request: Mapping[str, np.ndarray]) -> ServedModel:
+        entry = REGISTRY[model]
+        staging = store.staging(model)
+        shutil.copytree(folder, staging, dirs_exist_ok=True)
+        write_canary(staging, request, entry.load_runtime())
+        bundle = store.seal(
+            model,
+            staging,
+            runtime=entry.runtime,
+            signature=entry.load_signature(),
+            created_ms=SERVED_MS,
+        )
+        canary = store.canary(model, bundle.version)
+        assert canary is not None
+        assert canary.answer is not None
+        repository.keep_only(model, ())
+        repository.add(bundle)
+        live = Release("r0001", {model: bundle.version})
+        canaries = Canaries(store, LiveCatalogue(Catalogue()), WallClock())
+        monitor = ModelMonitor(client, lambda: live, canaries)
+        started_s = time.monotonic()
+        client.load(model)
+        served.append(ServedModel(model, client, repository.folder, monitor, canary, 0.0))
+        assert served[-1].wrong_answer() == ""
+        served[-1].cold_load_s = time.monotonic() - started_s
+        monitor.start()
+        return served[-1]
+
+    yield start
+    for each in served:
+        each.monitor.stop()
+        repository.keep_only(each.model, ())
+    client.close()
+
+
+@pytest.fixture
+def assert_heals(serve: Callable[..., ServedModel]) -> Callable[..., None]:
+    """The law of every model: its process dies or freezes, and it answers rightly again.
+
+    The limits are those of a machine with idle cores, so the best of three kills counts.
+    """
+
+    def check(model: str, folder: Path, request: Mapping[str, np.ndarray]) -> None:
+        served = serve(model, folder, request)
+        kills = []
+        for _ in range(3):
+            kills.append(served.strike(signal.SIGKILL))
+            assert served.wrong_answer() == ""
+            seen_s, took_s = (min(each) for each in zip(*kills, strict=True))
+            if seen_s <= 2.0 and took_s <= 1.5 * served.cold_load_s:
+                break
+        else:
+            pytest.fail(f"{kills} s, a cold load takes {served.cold_load_s:.2f} s")
+        served.strike(signal.SIGSTOP)
+        assert served.wrong_answer() == ""
+
+    return check

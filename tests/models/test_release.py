@@ -6,7 +6,9 @@ Run on the in-process client and on a real Triton alike.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -177,6 +179,35 @@ def test_a_rollback_quarantines_the_feedback_of_the_bad_release(
     assert (kept.release_id, kept.since_ms, kept.until_ms) == ("r0002", 20, 35)
     with pytest.raises(ReleaseError, match="no earlier release"):
         stack.promoter.rollback(now_ms=40, reason="again")
+
+
+@pytest.mark.parametrize("stack", ["triton"], indirect=True)
+def test_a_rollback_starts_the_dead_process_of_the_earlier_version_again(
+    stack: Stack, trained: Path, reseal: Reseal, model_pid: Callable[[Path], int]
+) -> None:
+    stack.go_live(1)
+    reseal(stack.store, trained)
+    stack.go_live(2)
+    os.kill(model_pid(stack.repository.folder / "ranker" / "1"), signal.SIGKILL)
+    stop, failures = threading.Event(), []
+
+    def ask_the_live_version() -> None:
+        while not stop.wait(0.01):
+            try:
+                stack.client.infer("ranker", canary_request(2), version=2, timeout_s=10)
+            except ModelUnavailable as error:
+                failures.append(str(error))
+
+    asking = threading.Thread(target=ask_the_live_version)
+    asking.start()
+    try:
+        assert stack.promoter.rollback(now_ms=3, reason="a test").models == {"ranker": 1}
+    finally:
+        stop.set()
+        asking.join()
+    assert failures == []
+    served = stack.client.infer("ranker", canary_request(2), version=1, timeout_s=10)
+    assert served["score"].shape == (2,)
 
 
 def test_a_release_of_another_signature_is_not_served_and_training_makes_a_new_one(

@@ -173,3 +173,9 @@ def test_duplicates_and_unknown_users_are_answered_alike(client: Any) -> None:
     served = ask(client, inputs)
     assert served["score"][0] == pytest.approx(served["score"][1], abs=1e-6)
     assert (served["weights"] >= 0).all()
+
+
+def test_a_dead_or_frozen_ranker_is_detected_reloaded_and_answers_rightly(
+    assert_heals: Any, trained: Path
+) -> None:
+    assert_heals("ranker", trained, canary_request())

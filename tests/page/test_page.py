@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Page, TimeoutError, expect
+from playwright.sync_api import Page, Response, TimeoutError, expect
 
+from streams.contract.impression import verify
+
+KEY = bytes(range(32))
 Serve = Callable[..., str]
 
 
@@ -93,6 +99,84 @@ def test_a_dormant_users_trajectory_shows_roles(page: Page, serve: Serve) -> Non
     page.click("#show-trajectory")
     expect(page.locator("#trajectory .badge").first).to_have_text("trigger")
     expect(page.locator("#trajectory .goal")).to_contain_text("toward:")
+
+
+@pytest.fixture
+def sent(page: Page) -> list[dict[str, Any]]:
+    """The events that the gateway accepted from the page; none may be refused."""
+    events: list[dict[str, Any]] = []
+
+    def collect(response: Response) -> None:
+        if response.request.method == "POST" and response.url.endswith("/v1/events"):
+            assert response.status == 202
+            events.extend(json.loads(response.request.post_data or "[]"))
+
+    page.on("response", collect)
+    return events
+
+
+def _await_kind(page: Page, sent: list[dict[str, Any]], kind: str) -> None:
+    for _ in range(100):
+        if any(event["kind"] == kind for event in sent):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"no {kind!r} was sent within 10 s")
+
+
+def test_shown_queries_and_a_click_become_feedback(
+    page: Page, serve: Serve, sent: list[dict[str, Any]]
+) -> None:
+    _open(page, serve())
+    card = page.locator("#slate .card").first
+    button = card.locator(".queries button").first
+    expect(button).to_be_visible()
+    clicked = button.inner_text()
+    button.click()
+    _await_kind(page, sent, "query_click")
+    queries = [event for event in sent if event["kind"] == "query_shown"]
+    tokens = {event["query"]: verify(event["impression"], KEY) for event in queries}
+    item = card.get_attribute("data-item")
+    assert clicked in {e["query"] for e in queries if e["video_id"] == item}
+    assert all(token.query == query for query, token in tokens.items())
+    assert {(t.surface, t.user_id) for t in tokens.values()} == {("queries", "user-0")}
+    click = next(event for event in sent if event["kind"] == "query_click")
+    shown = next(e for e in queries if (e["video_id"], e["query"]) == (item, clicked))
+    assert click["impression"] == shown["impression"]
+    assert sum(event["kind"] == "shown" for event in sent) == len(_slate(page))
+
+
+def test_a_trajectory_and_an_action_on_it_become_feedback(
+    page: Page, serve: Serve, sent: list[dict[str, Any]]
+) -> None:
+    _open(page, serve())
+    page.wait_for_selector("#dormant option", state="attached")
+    page.click("#show-trajectory")
+    step = page.locator("#trajectory li[data-item]").last
+    item = step.get_attribute("data-item")
+    step.locator("button[data-act=like]").click()
+    _await_kind(page, sent, "like")
+    own = [event for event in sent if event["user_id"] == "user-5"]
+    tokens = [verify(event["impression"], KEY) for event in own]
+    assert {token.surface for token in tokens} == {"reactivation"}
+    assert {event["surface"] for event in own} == {"reactivation"}
+    assert [t.video_id for t in tokens] == [event["video_id"] for event in own]
+    shown = [event["video_id"] for event in own if event["kind"] == "shown"]
+    steps = page.locator("#trajectory li[data-item]")
+    assert shown == [steps.nth(n).get_attribute("data-item") for n in range(steps.count())]
+    like = next(event for event in own if event["kind"] == "like")
+    assert like["video_id"] == item
+
+
+@pytest.mark.parametrize("user", ["10.5281/zenodo.408", "a/b", "%2F", "..", "ü & ?#"])
+def test_the_page_works_for_any_user_id(
+    page: Page, serve: Serve, sent: list[dict[str, Any]], user: str
+) -> None:
+    _open(page, serve(), quote(user, safe=""))
+    _like_first(page)
+    expect(page.locator("#freshness")).to_contain_text("ms")
+    expect(page.locator("tr.changed[data-feature=like_count_all]")).to_be_visible()
+    expect(page.locator("#notice")).to_be_hidden()
+    assert {event["user_id"] for event in sent} == {user}
 
 
 @pytest.mark.parametrize("width", [1280, 390])

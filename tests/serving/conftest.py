@@ -33,9 +33,9 @@ from streams.bus.contract import Bus, Outgoing, Stamp
 from streams.bus.delivery import Delivery
 from streams.bus.memory import MemoryBus
 from streams.catalogue import Catalogue
+from streams.codec.batches import read_batch
 from streams.contract.clock import WallClock
 from streams.contract.events import CatalogueItem, ItemAdded
-from streams.contract.schema import from_ipc
 from streams.contract.topics import BEHAVIOUR, CATALOGUE, ENTITY_TOPIC, topic_specs
 from streams.ingest import service
 from streams.ingest.loop import IngestConfig
@@ -151,7 +151,8 @@ def fold_from(bus: Bus, store: Any, stop: threading.Event) -> list[threading.Thr
             records = consumer.poll(500, 0.1)
             for record in records:
                 stamp = Stamp(topic_id, record.partition, record.offset)
-                fold(Delivery(topic, stamp, from_ipc(record.value or b"")))
+                if (table := read_batch(record)) is not None:
+                    fold(Delivery(topic, stamp, table))
             if records:
                 consumer.commit(records)
 

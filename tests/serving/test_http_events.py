@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serving.http.api.event_batch import MAX_EVENTS, BadBatch, check_event, split_events
@@ -81,6 +81,7 @@ def test_http_gives_the_verdict_of_the_topic(raw: bytes) -> None:
     assert check_event(raw, NOW, AdmissionLimits()).cause == _topic_cause(raw)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -96,6 +97,7 @@ def test_http_gives_the_verdict_of_the_topic_for_any_value(value: Any, field: st
     assert (checked.event is None) == bool(checked.problems) == bool(checked.cause)
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.integers(-9, 9) | st.lists(st.text()))))
 @example([{"]},{[": ['"\\', "}]"]}])
 def test_a_list_is_split_into_the_bytes_of_its_elements(values: list[Any]) -> None:
@@ -113,6 +115,7 @@ def test_a_list_that_is_not_closed_is_rejected_whole(body: bytes) -> None:
         split_events(body)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_split(body: bytes) -> None:
     with suppress(BadBatch):

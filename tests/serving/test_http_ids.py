@@ -44,7 +44,7 @@ def _last(harness: Any, topic: str) -> bytes:
     return bytes(record.value)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(IDS)
 @example("10.5281/zenodo.408")
 @example("a/b")

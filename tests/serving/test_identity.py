@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from serving.kafka_requests import answer
+from serving.pipeline import runner
 from serving.pipeline.requests import FeedRequest
 from serving.state.replies import RecentReplies, RequestConflict
 from streams.bus.contract import Stamp
@@ -162,26 +164,26 @@ def test_no_candidates_mean_no_items_and_the_reply_says_why(harness: Any) -> Non
     assert "reason" not in harness.feed()
 
 
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    """Every span of the process; the provider of before is back afterwards."""
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    monkeypatch.setattr(runner, "_TRACER", provider.get_tracer("test"))
+    yield exporter
+    provider.shutdown()
+
+
 def test_spans_logs_and_metrics_carry_no_user_id(
-    harness: Any, caplog: pytest.LogCaptureFixture
+    harness: Any, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    exporter = InMemorySpanExporter()
-    provider = trace.get_tracer_provider()
-    if not isinstance(provider, TracerProvider):
-        provider = TracerProvider()
-        trace.set_tracer_provider(provider)
-    processor = SimpleSpanProcessor(exporter)
-    provider.add_span_processor(processor)
-    try:
-        _touch_every_route(harness)
-    finally:
-        processor.shutdown()
-    spans = [span.to_json() for span in exporter.get_finished_spans()]
-    assert any("surface feed" in span for span in spans)
+    _touch_every_route(harness)
+    found = [span.to_json() for span in spans.get_finished_spans()]
+    assert any("surface feed" in span for span in found)
     logged = [record.getMessage() for record in caplog.records if record.name != "httpx"]
-    text = "\n".join([*spans, *logged, harness.client.get("/metrics").text])
-    assert SECRET not in text
+    assert SECRET not in "\n".join([*found, *logged, harness.client.get("/metrics").text])
 
 
 def _touch_every_route(harness: Any) -> None:

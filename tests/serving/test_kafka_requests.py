@@ -123,7 +123,7 @@ GOOD = orjson.dumps({"surface": "feed", "user_id": "u1", "request_id": "good", "
         st.none() | st.binary(max_size=40),
     ),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nulls_and_any_bytes_get_one_response_and_harm_no_later_request(
     ask: Any, value: bytes | None, key: bytes | None, headers: Any
 ) -> None:

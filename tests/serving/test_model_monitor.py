@@ -83,8 +83,7 @@ def spoiled(name: str, spoil: Callable[[np.ndarray], np.ndarray]) -> Callable[[A
     return lambda answer: answer | {name: spoil(answer[name])}
 
 
-def dies(answer: Answer) -> Answer:
-    del answer
+def dies(_: Answer) -> Answer:
     raise ModelProcessDied("Stub process 'ranker_0_0' is not healthy.")
 
 
@@ -162,7 +161,7 @@ def test_a_reload_that_fails_is_reported_and_the_others_stay_healthy(watched: Wa
 
 
 def test_a_rejected_canary_is_unhealthy(watched: Watched) -> None:
-    def reject(answer: Answer) -> Answer:
+    def reject(_: Answer) -> Answer:
         raise BadInput("input 'k' is missing")
 
     watched.break_model("queries", reject, heals=False)
@@ -171,7 +170,7 @@ def test_a_rejected_canary_is_unhealthy(watched: Watched) -> None:
 
 
 def test_a_silent_model_is_reloaded_only_if_it_stays_silent(watched: Watched) -> None:
-    def late(answer: Answer) -> Answer:
+    def late(_: Answer) -> Answer:
         raise ModelUnavailable("did not answer in time")
 
     watched.break_model("ranker", late, heals=True)

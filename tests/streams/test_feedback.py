@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from streams.contract.impression import Impression, sign
 from streams.contract.topics import EVENTS_BY_USER, FEEDBACK
 from streams.feedback.join import FeedbackJoin, TokenRejection
 from streams.feedback.outcomes import FEEDBACK_SCHEMA, FEEDBACK_TASKS, AttributionWindows
-from streams.feedback.store import FeedbackStore, read_feedback, read_matured
+from streams.feedback.store import IDLE_S, FeedbackStore, read_feedback, read_matured
 from streams.storage.segments import Segments
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
@@ -355,8 +356,10 @@ def test_the_stream_equals_the_batch_join_for_any_order_batches_replay_and_resta
         for offset, (a, b) in enumerate(edges)
     ]
     topic = _Topic()
-    cached = data.draw(st.sampled_from([1, 1_000]))
-    store = _store(directory, producer=topic, cached_impressions=cached)
+    own: dict[str, Any] = {"cached_impressions": data.draw(st.sampled_from([1, 1_000]))}
+    if data.draw(st.booleans()):  # every batch finds the impressions before it idle
+        own["monotonic_s"] = itertools.count(0, 1_000).__next__
+    store = _store(directory, producer=topic, **own)
     offset, restarts = 0, 0
     while offset < len(messages):
         until = offset + data.draw(st.integers(1, 3))  # waiting messages are combined
@@ -365,7 +368,7 @@ def test_the_stream_equals_the_batch_join_for_any_order_batches_replay_and_resta
         if restarts < 4 and data.draw(st.integers(0, 2)) == 2:  # the group resumes earlier
             restarts += 1
             offset = data.draw(st.integers(0, offset))
-            store = _store(directory, producer=topic, cached_impressions=cached)
+            store = _store(directory, producer=topic, **own)
     expected = _batch_join(events).sort("impression_id")
     got = read_feedback(directory).sort("impression_id")
     assert got.select(expected.columns).equals(expected.select(expected.columns))
@@ -377,3 +380,20 @@ def test_the_stream_equals_the_batch_join_for_any_order_batches_replay_and_resta
     assert last == dict(zip(got["impression_id"], got["revision"], strict=True))
     published = {(row["impression_id"], row["revision"]): row for row in topic.rows}
     assert all(published[row["impression_id"], row["revision"]] == row for row in topic.rows)
+
+
+def test_memory_follows_the_rate_of_impressions_not_their_number(
+    tmp_path: Path, event_table: Build
+) -> None:
+    now = [0.0]
+    store = _store(tmp_path, monotonic_s=lambda: now[0])
+    for offset in range(40):
+        now[0] += IDLE_S / 4
+        batch = event_table([_event(offset, "shown", 5)])
+        store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, offset), batch))
+        assert len(store._cache) <= 9
+    late = event_table([_event(0, "like", 20)])
+    store.join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 40), late))
+    rows = read_feedback(tmp_path)
+    seen = sum(_impression(number).query is None for number in range(40))
+    assert (rows.height, rows.filter("like")["impression_id"].to_list()) == (seen, ["r0:0"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.contract.bounds import MAX_ID, MAX_IMPRESSION, MAX_QUERY
@@ -96,6 +96,7 @@ def impressions(draw: st.DrawFn) -> Impression:
     )
 
 
+@settings(deadline=None)
 @given(impressions())
 def test_every_signed_token_is_accepted_as_an_events_impression(served: Impression) -> None:
     token = sign(served, KEY)
@@ -110,6 +111,7 @@ def test_every_signed_token_is_accepted_as_an_events_impression(served: Impressi
     assert event.impression == token
 
 
+@settings(deadline=None)
 @given(impressions())
 def test_the_texts_of_the_event_restore_what_a_token_shortened(served: Impression) -> None:
     texts = served.model_dump(include={"user_id", "video_id", "query", "origin_item_id"})

@@ -288,7 +288,7 @@ def test_a_poll_that_is_cut_into_parts_keeps_its_rows(monkeypatch: pytest.Monkey
     assert _agree(values)
 
 
-def test_no_poll_makes_the_door_compile_again() -> None:
+def test_no_poll_makes_ingest_compile_again() -> None:
     """What `python -m deploy.compile` compiled is all that a poll needs."""
     decode_json([orjson.dumps(_FULL)] * 3)
     assert len(json_scan.scan.signatures) == 1

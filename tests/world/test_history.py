@@ -48,11 +48,11 @@ def test_one_constant_shifts_every_rating(past: History, replayed: MovieLens) ->
 
 
 def test_the_replay_keeps_each_users_order(past: History, replayed: MovieLens) -> None:
-    replayed = past.frame.filter(kind="play").group_by("user_id").agg("video_id").sort("user_id")
+    played = past.frame.filter(kind="play").group_by("user_id").agg("video_id").sort("user_id")
     rated = (
         replayed.ratings.group_by("user_id", maintain_order=True).agg("video_id").sort("user_id")
     )
-    assert replayed.equals(rated)
+    assert played.equals(rated)
 
 
 @pytest.mark.parametrize(("kind", "stars"), [("play", 1), ("long_view", 3), ("like", 4)])

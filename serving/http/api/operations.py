@@ -13,6 +13,7 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from models.client import ModelUnavailable
+from serving.http.api.errors import KEYED
 from serving.http.api.gateway_state import GatewayState
 from serving.http.api.json import json_reply
 from serving.http.auth import needs
@@ -20,7 +21,7 @@ from serving.http.auth import needs
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses={503: {"description": "The gateway cannot answer."}})
 def healthz(gateway: GatewayState) -> Response:
     """Status of each component. 200 while the gateway can answer requests, otherwise 503."""
     parts = gateway.health.status()
@@ -30,7 +31,7 @@ def healthz(gateway: GatewayState) -> Response:
     return json_reply({"status": status, "down": down, "parts": parts}, 200 if answers else 503)
 
 
-@router.get("/metrics", dependencies=[Depends(needs("admin"))])
+@router.get("/metrics", dependencies=[Depends(needs("admin"))], responses=KEYED)
 def metrics(gateway: GatewayState) -> Response:
     """Metrics in Prometheus text format."""
     gateway.metrics.set_components(gateway.health.status())
@@ -40,7 +41,7 @@ def metrics(gateway: GatewayState) -> Response:
     return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/v1/models", dependencies=[Depends(needs("recommend"))])
+@router.get("/v1/models", dependencies=[Depends(needs("recommend"))], responses=KEYED)
 def models(gateway: GatewayState) -> Response:
     """The live release, the loaded model versions, and the last releases with their gates."""
     release = gateway.releases.current

@@ -10,7 +10,7 @@ import pytest
 
 from models.generation.config import QueriesConfig
 from models.generation.data import items_of, query_clicks
-from models.generation.inputs import SIGNATURE
+from models.generation.inputs import SIGNATURE, canary_request
 from models.generation.network import TorchNetwork
 from models.generation.prompt import QueryContext
 from models.generation.recipe import QueriesRecipe
@@ -19,6 +19,8 @@ from models.generation.runtime import QueriesRuntime, context_of
 from models.generation.train import train_queries
 from models.generation.words import legal_queries, split_words
 from models.recipe import NotEnoughData, TrainingLog
+from models.registry import REGISTRY
+from models.release.canary import read_canary, wrong_answer
 from models.signature import BadInput, byte_list, text_list
 from streams.feedback.outcomes import FEEDBACK_SCHEMA
 
@@ -196,3 +198,18 @@ def test_it_beats_the_most_frequent_legal_query_on_a_time_split():
     log = TrainingLog(world.frame, world.items_frame, empty_feedback(), until_ms)
     found = QueriesRecipe().evaluate(log, seed=0, progress=check_progress)
     assert found.beats_baseline, found
+
+
+def test_a_dead_or_frozen_recommender_is_detected_reloaded_and_answers_rightly(
+    assert_heals, trained, query_bundle
+):
+    assert_heals("queries", query_bundle, canary_request(trained.lexicon.genres_of))
+
+
+def test_training_stores_a_canary_with_its_answer(click_log, tmp_path):
+    config = QueriesConfig(steps=3, min_clicks=50, threads=1)
+    QueriesRecipe(config).train(click_log, tmp_path, seed=0, progress=check_progress)
+    canary = read_canary(tmp_path, REGISTRY["queries"].runtime)
+    answer = QueriesRuntime(tmp_path).infer(canary.request)
+    assert wrong_answer("queries", canary, answer) == ""
+    assert wrong_answer("queries", canary, answer | {"query": byte_list(["a", "b"])})

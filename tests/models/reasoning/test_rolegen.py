@@ -12,12 +12,14 @@ from models.layers.transitions import transitions
 from models.reasoning import roles
 from models.reasoning.config import ReactivationConfig
 from models.reasoning.data import read_histories
-from models.reasoning.inputs import ROLES, SIGNATURE
+from models.reasoning.inputs import ROLES, SIGNATURE, canary_request
 from models.reasoning.recipe import ReactivationRecipe, select_steps
 from models.reasoning.runtime import ReactivationRuntime
 from models.reasoning.sessions import KINDS, fold_steps, observe_steps
 from models.reasoning.train import fit_reasoner
 from models.recipe import NotEnoughData, TrainingLog
+from models.registry import REGISTRY
+from models.release.canary import read_canary, wrong_answer
 from models.signature import BadInput, byte_list, text_list
 from streams.feedback.outcomes import FEEDBACK_SCHEMA
 
@@ -262,3 +264,17 @@ def test_it_beats_the_last_session_again_on_a_time_split():
     # The stronger baselines are beaten on average.
     assert found["popularity"].difference[0] > 0
     assert found["F1 transitions"].difference[0] > 0
+
+
+def test_a_dead_or_frozen_reasoner_is_detected_reloaded_and_answers_rightly(
+    assert_heals, reasoner, reasoner_bundle
+):
+    assert_heals("reactivation", reasoner_bundle, canary_request(reasoner.item_ids))
+
+
+def test_training_stores_a_canary_with_its_answer(session_log, tmp_path):
+    ReactivationRecipe().train(session_log, tmp_path, seed=0, progress=check_progress)
+    canary = read_canary(tmp_path, REGISTRY["reactivation"].runtime)
+    answer = ReactivationRuntime(tmp_path).infer(canary.request)
+    assert wrong_answer("reactivation", canary, answer) == ""
+    assert wrong_answer("reactivation", canary, answer | {"goal": byte_list(["another"])})

@@ -1,7 +1,8 @@
 """Settings of a stack: defaults < settings.toml < environment (TIDEMILL_*).
 
-Knows every setting and its default. Does not start anything (`deploy.stack`)
-and does not know old names (`deploy.renamed`).
+Knows every setting, its default and what values it takes. Does not start anything
+(`deploy.stack`) and does not know old or misspelled names (`deploy.renamed`,
+`deploy.settings.names`).
 Nested keys use a double underscore in the environment: TIDEMILL_GATEWAY__PORT=8080.
 A section by itself sets its kind: TIDEMILL_BROKER=kafka is TIDEMILL_BROKER__KIND=kafka.
 """
@@ -9,10 +10,22 @@ A section by itself sets its kind: TIDEMILL_BROKER=kafka is TIDEMILL_BROKER__KIN
 from __future__ import annotations
 
 import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -23,6 +36,8 @@ from pydantic_settings import (
 )
 
 from deploy import renamed
+from deploy.settings import names
+from deploy.settings.values import Address, Addresses, Host, Milliseconds, Port, Url
 
 HOME = Path(os.environ.get("TIDEMILL_HOME", ".tidemill"))
 
@@ -41,8 +56,9 @@ class Section(BaseModel):
 
 
 class BrokerSettings(Section):
-    kind: Literal["embedded", "kafka", "external"] = "embedded"
-    bootstrap_servers: str = ""  # chosen by the stack unless kind is external
+    # auto: Apache Kafka where Java and its jars can be had, else the embedded broker.
+    kind: Literal["auto", "embedded", "kafka", "external"] = "auto"
+    bootstrap_servers: Addresses = ""  # chosen by the stack unless kind is external
     partitions: int = Field(4, ge=1, le=256)
 
     @model_validator(mode="after")
@@ -51,8 +67,11 @@ class BrokerSettings(Section):
 
     @property
     def transactional(self) -> bool:
-        """The embedded broker's transactions leak; consumers there are idempotent instead."""
-        return self.kind != "embedded"
+        """The embedded broker's transactions leak; consumers there are idempotent instead.
+
+        False as long as the stack has not chosen (`auto`).
+        """
+        return self.kind in ("kafka", "external")
 
 
 class IngestSettings(Section):
@@ -61,7 +80,7 @@ class IngestSettings(Section):
 
 class StoreSettings(Section):
     kind: Literal["valkey", "external"] = "valkey"
-    address: str = ""  # host:port,  filled by the stack unless kind is external
+    address: Address = ""  # host:port,  filled by the stack unless kind is external
     db: int = Field(0, ge=0)  # one for each project: a tear-down flushes it
 
     @model_validator(mode="after")
@@ -71,9 +90,9 @@ class StoreSettings(Section):
 
 class TritonSettings(Section):
     kind: Literal["wheel", "external", "in_process"] = "wheel"
-    grpc_address: str = ""
-    http_address: str = ""
-    metrics_address: str = ""
+    grpc_address: Address = ""
+    http_address: Address = ""
+    metrics_address: Address = ""
 
     @model_validator(mode="after")
     def _external_has_an_address(self) -> Self:
@@ -81,8 +100,8 @@ class TritonSettings(Section):
 
 
 class GatewaySettings(Section):
-    host: str = "127.0.0.1"
-    port: int = Field(0, ge=0, le=65535)  # 0: the stack chooses a free one
+    host: Host = "127.0.0.1"
+    port: Port = 0  # 0: the stack chooses a free one
     # Origins whose pages may call the API from a browser, e.g. ["https://shop.example"].
     cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
 
@@ -112,16 +131,16 @@ class ExploreSettings(Section):
 class ClockSettings(Section):
     """Rate 1 and equal origins give the wall clock."""
 
-    origin_wall_ms: int = 0
-    origin_ms: int = 0
-    rate: float = Field(1.0, gt=0)
+    origin_wall_ms: Milliseconds = 0
+    origin_ms: Milliseconds = 0
+    rate: float = Field(1.0, gt=0, le=1e6, allow_inf_nan=False)
 
 
 class AdmissionSettings(Section):
-    lateness_ms: int = 3_600_000  # older events are admitted and marked late
-    horizon_ms: int = 400 * 86_400_000  # older events become dead letters, cause "ancient"
-    future_ms: int = 300_000  # events further ahead: cause "future"
-    duplicate_horizon_ms: int = 86_400_000  # (user_id, event_id) counts once within it
+    lateness_ms: Milliseconds = 3_600_000  # older events are admitted and marked late
+    horizon_ms: Milliseconds = 400 * 86_400_000  # older events become dead letters, cause "ancient"
+    future_ms: Milliseconds = 300_000  # events further ahead: cause "future"
+    duplicate_horizon_ms: Milliseconds = 86_400_000  # (user_id, event_id) counts once within it
 
 
 class LogSettings(Section):
@@ -130,10 +149,14 @@ class LogSettings(Section):
     retention_days: int | None = Field(None, ge=1)  # stack clock; None: no limit
 
 
+PROCESS_NAMES = ("batcher", "log-writer", "features", "gateway", "kafka-requests")
+TASKS = ("play", "long_view", "like", "follow", "order", "query_click", "skip")
+
+
 class FeedbackSettings(Section):
     """Attribution window of each task, in ms of the stack clock. The longest is the maturity."""
 
-    windows_ms: dict[str, int] = {
+    windows_ms: dict[str, Annotated[int, Field(ge=1, le=2**53)]] = {
         "play": 600_000,
         "long_view": 1_800_000,
         "like": 3_600_000,
@@ -142,19 +165,45 @@ class FeedbackSettings(Section):
         "query_click": 600_000,
     }
 
+    @field_validator("windows_ms")
+    @classmethod
+    def _name_tasks(cls, windows: dict[str, int]) -> dict[str, int]:
+        for name in windows:
+            if name not in TASKS:
+                raise ValueError(f"{name!r} is none of the tasks {', '.join(TASKS)}")
+        return windows
+
 
 class SecuritySettings(Section):
     """Keys from the environment, or created in the home at the first start."""
 
-    api_keys: dict[str, list[Literal["events", "recommend", "admin"]]] = {}
-    impression_key: str = ""  # hex; created at the first start if empty
+    api_keys: dict[
+        Annotated[str, Field(min_length=1)], list[Literal["events", "recommend", "admin"]]
+    ] = Field({}, repr=False)
+    # Hex; created at the first start if empty.
+    impression_key: str = Field("", repr=False)
+
+    @field_validator("impression_key")
+    @classmethod
+    def _is_hex(cls, key: str) -> str:
+        if key and not re.fullmatch("([0-9A-Fa-f]{2}){16,}", key):
+            raise ValueError("must be 32 or more hex digits, an even number (openssl rand -hex 32)")
+        return key
 
 
 class TelemetrySettings(Section):
-    otlp_endpoint: str = ""  # e.g. http://127.0.0.1:4318; empty: no export
+    otlp_endpoint: Url = ""  # e.g. http://127.0.0.1:4318; empty: no export
     sample_ratio: float = Field(1.0, ge=0, le=1)
-    metrics_host: str = "127.0.0.1"
-    metrics_ports: dict[str, int] = {}  # process -> port of its /metrics; chosen by the stack
+    metrics_host: Host = "127.0.0.1"
+    metrics_ports: dict[str, Port] = {}  # process -> port of its /metrics; chosen by the stack
+
+    @field_validator("metrics_ports")
+    @classmethod
+    def _name_processes(cls, ports: dict[str, int]) -> dict[str, int]:
+        for name in ports:
+            if not any(name == each or name.startswith(f"{each}-") for each in PROCESS_NAMES):
+                raise ValueError(f"{name!r} is none of the processes {', '.join(PROCESS_NAMES)}")
+        return ports
 
 
 _S = TypeVar("_S", bound=Section)
@@ -222,11 +271,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml_file = os.environ.get("TIDEMILL_SETTINGS", "settings.toml")
+        if _stored.get():
+            return (_Renamed(settings_cls, init_settings),)
         sources = (
             init_settings,
             _Environment(settings_cls),
-            TomlConfigSettingsSource(settings_cls, toml_file=toml_file),
+            TomlConfigSettingsSource(settings_cls, toml_file=_settings_file()),
         )
         return tuple(_Renamed(settings_cls, source) for source in sources)
 
@@ -234,8 +284,8 @@ class Settings(BaseSettings):
     def _embedded_has_one_replica(self) -> Self:
         if not self.broker.transactional and self.ingest.replicas > 1:
             raise ValueError(
-                f"ingest.replicas is {self.ingest.replicas}, and the embedded broker has no "
-                "transactions, which several replicas need: set ingest.replicas to 1, or "
+                f"ingest.replicas is {self.ingest.replicas}, and the embedded broker (which auto may "
+                "choose) has no transactions, which several replicas need: set ingest.replicas to 1, or "
                 "broker.kind to kafka or external"
             )
         return self
@@ -269,25 +319,60 @@ class Settings(BaseSettings):
         return self.home / "registry.db"
 
 
-def load(**overrides: Any) -> Settings:
-    """The settings of this process; errors name the key and how to set it.
+_stored: ContextVar[bool] = ContextVar("stored", default=False)
+
+
+@contextmanager
+def _without_sources() -> Iterator[None]:
+    token = _stored.set(True)
+    try:
+        yield
+    finally:
+        _stored.reset(token)
+
+
+def from_stored(values: Mapping[str, Any]) -> Settings:
+    """The settings that a stack has written down; environment and files do not count.
 
     Raises:
         SettingsError: a key is unknown or its value does not fit.
     """
+    with _without_sources():
+        return _checked(lambda: Settings(**values))
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings of this process; errors name the key and how to set it, and no secret.
+
+    Raises:
+        SettingsError: a key is unknown or its value does not fit, or the settings file is missing.
+    """
+    if problems := [*names.unknown_variables(os.environ, Settings), *_missing_file()]:
+        raise SettingsError("\n".join(problems))
+    return _checked(lambda: Settings(**overrides))
+
+
+def _settings_file() -> str:
+    return os.environ.get("TIDEMILL_SETTINGS", "settings.toml")
+
+
+def _missing_file() -> Iterator[str]:
+    path = os.environ.get("TIDEMILL_SETTINGS")
+    if path is not None and not Path(path).is_file():
+        yield (
+            f"TIDEMILL_SETTINGS names {path!r}, and there is no such file (looked in {Path.cwd()}): "
+            "correct the path, or unset the variable"
+        )
+
+
+def _checked(read: Callable[[], Settings]) -> Settings:
     try:
-        return Settings(**overrides)
+        return read()
     except ValidationError as error:
-        raise SettingsError(
-            "\n".join(_explain(e["loc"], e["msg"]) for e in error.errors())
-        ) from None
-    except ValueError as error:  # a settings file or a JSON value cannot be parsed
-        raise SettingsError(str(error)) from error
-
-
-def _explain(location: tuple[int | str, ...], message: str) -> str:
-    if not location:
-        return message.removeprefix("Value error, ")
-    keys = [str(key) for key in location]
-    variable = "TIDEMILL_" + "__".join(keys).upper()
-    return f"{'.'.join(keys)} ({variable}, or settings.toml): {message}"
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        text = "\n".join(names.explain(e["loc"], e["type"], e["msg"], Settings) for e in problems)
+    except tomllib.TOMLDecodeError as error:
+        text = f"{_settings_file()}: {error}"
+    except ValueError as error:  # a variable's JSON cannot be parsed
+        text = "\n".join(names.broken_json(os.environ)) or str(error)
+    raise SettingsError(text)

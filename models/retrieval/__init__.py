@@ -1,0 +1,1 @@
+"""Retrieval: from a user's history to candidates."""

@@ -1,0 +1,1 @@
+"""Liking as factors of users and items, learned from likes and dislikes. See README.md."""
