@@ -35,13 +35,20 @@ SERVERS = {
     "loop",
 }
 SHARED_FOLDERS = {"tests/e2e", "tests/chaos"}
-LONGEST_FIRST = ["tests/e2e", "tests/chaos"]
+LONGEST_FIRST = [
+    "tests/e2e",
+    "tests/chaos",
+    "tests/models/generation/test_onebar.py",
+    "tests/streams/test_worker.py",
+    "tests/streams/test_batcher.py",
+]
 _SESSION = pytest.StashKey[pytest.Session]()
 # A busy machine is slow: no example fails for the time it takes.
 settings.register_profile("tidemill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tidemill")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups tests by what they share, longest first, and lets real servers fail once.
 

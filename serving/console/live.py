@@ -24,7 +24,7 @@ from streams.bus.consume import tail
 from streams.bus.contract import Bus, BusError, Consumer
 from streams.bus.polled import Record
 from streams.catalogue import parse_catalogue_event
-from streams.codec.batches import read_batch
+from streams.codec.batches import NewerWriterError, read_batch
 from streams.codec.decode import Rejection
 from streams.codec.inputs import RejectedRecord, log_rejected, no_limit
 from streams.contract.events import KINDS
@@ -121,7 +121,7 @@ class LiveReader:
         tables = []
         for record in records:
             if record.topic == EVENTS_BY_USER:
-                if (table := read_batch(record)) is not None:
+                if (table := _readable(record)) is not None:
                     tables.append((record, table))
             elif record.topic == BEHAVIOUR_DEAD:
                 self._apply_dead_letter(record)
@@ -172,6 +172,15 @@ class LiveReader:
         self._on_release()
         if self._is_recent(record):
             self._hub.publish(LiveMessage("update", _json_object(record.value)))
+
+
+def _readable(record: Record) -> pa.Table | None:
+    """The events of a record; None for what a reader of the page's feed cannot show."""
+    try:
+        return read_batch(record)
+    except NewerWriterError as error:
+        _LOG.warning("%s", error)
+        return None
 
 
 def _log_failures(

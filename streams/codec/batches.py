@@ -2,7 +2,8 @@
 
 Knows records, EVENT_SCHEMA and what makes a batch unreadable. Does not know what a reader does
 with rows. An internal topic has no dead letters: a foreign message is named in a log line, counted
-and skipped, and its offset is committed like any other.
+and skipped, and its offset is committed like any other. A batch of a newer version is not foreign:
+its reader stops.
 """
 
 from __future__ import annotations
@@ -17,11 +18,23 @@ from streams.contract.events import KINDS
 from streams.contract.schema import from_ipc
 from streams.telemetry import set_aside
 
+
+class NewerWriterError(RuntimeError):
+    """A batch holds event kinds that this version does not know: upgrade this process.
+
+    Nothing is wrong with the batch, so it is neither skipped nor set aside.
+    """
+
+
 UNREADABLE = (pa.ArrowException, ValueError, TypeError, LookupError, OSError)
 
 
 def read_batch(record: Record, read: Callable[[bytes], pa.Table] = from_ipc) -> pa.Table | None:
-    """The batch in a record of an internal topic; None if it is unreadable. Raises nothing."""
+    """The batch in a record of an internal topic; None if it is unreadable.
+
+    Raises:
+        NewerWriterError: the batch was written by a newer version.
+    """
     return read_value(record.value, (record.topic, record.partition, record.offset), read)
 
 
@@ -36,7 +49,19 @@ def read_value(
     except UNREADABLE as error:
         set_aside("batch", "/".join(map(str, place)), repr(error) if value else "it has no value")
         return None
+    _check_version(table, place)
     return table
+
+
+def _check_version(table: pa.Table, place: tuple[str, int, int]) -> None:
+    if "kind" not in table.column_names or not table.num_rows:
+        return
+    newest = pc.max(table["kind"]).as_py()
+    if isinstance(newest, int) and newest >= len(KINDS):
+        raise NewerWriterError(
+            f"{'/'.join(map(str, place))} holds event kind {newest}, unknown to this version: "
+            "upgrade this process"
+        )
 
 
 def _problem(table: pa.Table) -> str:
@@ -44,8 +69,4 @@ def _problem(table: pa.Table) -> str:
     for field, column in zip(table.schema, table.columns, strict=True):
         if not field.nullable and column.null_count:
             return f"{field.name} has nulls"
-    if "kind" in table.column_names and table.num_rows:
-        newest = pc.max(table["kind"]).as_py()
-        if isinstance(newest, int) and newest >= len(KINDS):
-            return f"kind {newest} is unknown: its writer is newer than this reader"
     return ""

@@ -19,7 +19,7 @@ from deploy.services import process
 from deploy.services.tansu import Tansu
 from streams.bus.contract import Outgoing
 from streams.bus.kafka.bus import KafkaBus
-from streams.contract.schema import to_ipc
+from streams.contract.schema import from_ipc, to_ipc
 from streams.contract.topics import TopicSpec
 from streams.event_log import EventLog
 from streams.workers.worker import Exit
@@ -238,15 +238,31 @@ def test_after_sigterm_the_next_worker_resumes_at_the_commit(bench: Bench) -> No
     assert [offset for _, _, offset in bench.handled()] == [0, 0, 1, 1]
 
 
-def test_an_undecodable_batch_ends_the_worker_and_is_not_skipped(
-    bench: Bench,
-) -> None:
+def test_a_foreign_message_is_named_and_the_worker_goes_on(bench: Bench) -> None:
     bench.send(["a"])
     KafkaBus(bench.servers).producer().send([Outgoing(bench.topic, b"not arrow", partition=0)])
     bench.send(["b"])
+    bench.start()
+    bench.await_handled(3)
+    assert bench.names_in_log() == _ids(["a", "b"])
+    assert f"{bench.topic}/0/1 is skipped" in (bench.directory / "worker.log").read_text()
+
+
+def test_a_batch_of_a_newer_version_ends_the_worker_and_is_not_skipped(bench: Bench) -> None:
+    bench.send(["a"])
+    table = from_ipc(bench.batch("newer"))
+    kinds = pa.array([200] * table.num_rows, pa.uint8())
+    table = table.set_column(
+        table.schema.get_field_index("kind"), table.schema.field("kind"), kinds
+    )
+    newer = to_ipc(table.combine_chunks().to_batches()[0])
+    KafkaBus(bench.servers).producer().send([Outgoing(bench.topic, newer, partition=0)])
+    bench.send(["b"])
     assert bench.start().wait(40) == Exit.GAVE_UP
     assert bench.names_in_log() == _ids(["a"])
-    assert f"{bench.topic}[0]@1" in (bench.directory / "worker.log").read_text()
+    log = (bench.directory / "worker.log").read_text()
+    assert f"{bench.topic}[0]@1" in log
+    assert "upgrade this process" in log
 
 
 def test_aborted_transactions_are_not_handled_and_gaps_skip_nothing(
