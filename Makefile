@@ -31,7 +31,7 @@ doctor: install ## what this machine can run, and how to get what is missing
 	@exec $(BIN)/tidemill doctor
 
 test: install ## all tests; those without their server are skipped with the reason; TESTS=path selects, WORKERS=n side by side
-	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(TESTS)
+	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(TESTS)
 
 check: install ## ruff, ruff format --check, mypy --strict
 	$(BIN)/ruff check $(SOURCES)

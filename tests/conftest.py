@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from deploy.services import process, triton
 from deploy.services.kafka import Kafka
@@ -48,24 +50,35 @@ settings.register_profile("tidemill", deadline=None, suppress_health_check=[Heal
 settings.load_profile("tidemill")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups tests by what they share, longest first, and lets real servers fail once.
+class RoomScheduling(LoadScopeScheduling):
+    """One process of xdist runs one group of tests, so that a group's servers start once."""
 
-    With xdist one process runs one group. Tests of a file share its fixtures; those of a
-    folder in `SHARED_FOLDERS` share a started stack. A test that starts real servers is run
-    once more when it fails, and the closing summary lists it as RERUN.
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> RoomScheduling:
+    return RoomScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The groups that take longest come first; real servers may fail once.
+
+    A test that starts real servers is run once more when it fails, and the closing summary
+    lists it as RERUN.
     """
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
         if SERVERS & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("servers"):
             item.add_marker(pytest.mark.flaky(reruns=1))
-    items.sort(key=lambda item: _place(_group(item)))
+    items.sort(key=lambda item: _place(_group(item.nodeid)))
 
 
-def _group(item: pytest.Item) -> str:
-    folder, _, file = item.nodeid.partition("::")[0].rpartition("/")
-    return folder if folder in SHARED_FOLDERS else f"{folder}/{file}"
+def _group(nodeid: str) -> str:
+    """A file, whose tests share fixtures, or a folder whose tests share a started stack."""
+    file = nodeid.partition("::")[0]
+    folder = file.rpartition("/")[0]
+    return folder if folder in SHARED_FOLDERS else file
 
 
 def _place(group: str) -> int:

@@ -100,8 +100,10 @@ def test_a_restarted_stack_has_its_state_again(loop: Loop, eventually: Eventuall
         httpx.Client(base_url=again.page) as http,
     ):
         restarted = replace(loop, stack=again, http=http)
-        eventually(lambda: restarted.counts_are(user, before), 60, "the features rebuilt")
+        eventually(lambda: restarted.counts_are(user, before), 180, "the features rebuilt")
         eventually(
-            lambda: not restarted.ask("feed", user_id=user, k=5)["fallbacks"], 60, "the models live"
+            lambda: not restarted.ask("feed", user_id=user, k=5)["fallbacks"],
+            180,
+            "the models live",
         )
         assert len(restarted.ask("feed", user_id=user, k=5)["items"]) == 5
