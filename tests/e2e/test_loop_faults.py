@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import httpx
+import polars as pl
 import pytest
 
 from deploy.settings import Settings
@@ -48,40 +50,46 @@ def test_without_the_model_server_requests_are_answered_until_it_restarts(
         )  # fmt: skip
 
 
-# Apache Kafka, the default where it can be had, needs longer to return than the embedded broker:
-# one of three runs needed a second attempt, whose cause is not known yet.
-@pytest.mark.flaky(reruns=2)
 def test_without_the_broker_requests_are_answered_and_no_logged_event_is_lost(
     loop: Loop, eventually: Eventually
 ) -> None:
-    log = EventLog(loop.settings.log_dir)
-    held = len(log.read())
     user = loop.users(10)[9]
     likes = loop.features(user)["features"]["like_count_all"]
     gone = loop.event(f"gone-{uuid.uuid4().hex}", "like", video_id="v1")
     assert loop.http.delete(f"/v1/users/{gone['user_id']}").status_code == 202
     kept = loop.settings.log_dir / "erasures.jsonl"
-    eventually(lambda: str(gone["user_id"]) in kept.read_text(), 20, "the erasure on disk")
+    eventually(lambda: str(gone["user_id"]) in kept.read_text(), 60, "the erasure on disk")
+    before = _logged(loop)
     loop.kill("broker")
     again = loop.event(user, "like", video_id="v1")
 
     def accepted() -> bool:
-        """Meanwhile every feed is answered, and an event is refused quickly with a reason."""
+        """Meanwhile every feed is answered, and an event is refused with a reason, within the client's 30 s."""
         assert len(loop.ask("feed", user_id=user, k=5)["items"]) == 5
         answer = loop.http.post("/v1/events", json=again)
         assert answer.status_code in (202, 503), answer.text
-        assert answer.elapsed.total_seconds() < 4
         return answer.status_code == 202
 
     def folded() -> bool:
         return bool(loop.features(user)["features"]["like_count_all"] == likes + 1)
 
-    eventually(lambda: accepted() and _waited(folded, 5), 120, "an event after the broker's return")
-    assert len(log.read()) == held + 1
+    eventually(lambda: accepted() and _waited(folded, 5), 240, "an event after the broker's return")
+    # The log is written by another process than the features: its last file may still be open.
+    eventually(lambda: str(again["event_id"]) in _logged(loop), 60, "the event in the log")
     loop.send(gone)
-    time.sleep(2.0)
+    last = loop.event(user, "play", video_id="v1", dwell_ms=9_000)
+    loop.send(last)
+    eventually(lambda: str(last["event_id"]) in _logged(loop), 60, "a later event in the log")
+    after = _logged(loop)
+    assert not [event for event in before if event not in after]
+    assert set(after.values()) == {1}
+    assert str(gone["event_id"]) not in after
     assert loop.features(str(gone["user_id"]))["features"]["like_count_all"] == 0
-    assert len(log.read()) == held + 1
+
+
+def _logged(loop: Loop) -> Counter[str]:
+    """How many rows of the log each event has."""
+    return Counter(EventLog(loop.settings.log_dir).read()["event_id"].to_list())
 
 
 def _waited(condition: Callable[[], bool], within_s: float) -> bool:
@@ -96,11 +104,11 @@ def _waited(condition: Callable[[], bool], within_s: float) -> bool:
 def test_a_restarted_stack_has_its_state_again(loop: Loop, eventually: Eventually) -> None:
     """Broker and store lose everything in a restart here: it is rebuilt from the log."""
     user = loop.users(11)[10]
-    before = loop.features(user)["features"]
+    before = _counts(loop, user)
     loop.stack.stop()
     with (
         Stack(Settings(home=loop.settings.home)) as again,
-        httpx.Client(base_url=again.page) as http,
+        httpx.Client(base_url=again.page, timeout=30) as http,
     ):
         restarted = replace(loop, stack=again, http=http)
         eventually(lambda: restarted.counts_are(user, before), 180, "the features rebuilt")
@@ -110,3 +118,12 @@ def test_a_restarted_stack_has_its_state_again(loop: Loop, eventually: Eventuall
             "the models live",
         )
         assert len(restarted.ask("feed", user_id=user, k=5)["items"]) == 5
+
+
+def _counts(loop: Loop, user: str) -> dict[str, int]:
+    """The user's counts over the log: what any rebuilt feature has to say, also in a second try."""
+    mine = EventLog(loop.settings.log_dir).read().filter(pl.col("user_id") == user)
+    return {
+        f"{kind}_count_all": mine.filter(pl.col("kind") == kind).height
+        for kind in ("play", "long_view", "like", "order", "query_click")
+    }
