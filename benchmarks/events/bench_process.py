@@ -73,8 +73,11 @@ def _work(
     )
 
 
-PROCESSES: dict[str, Callable[[Process], int]] = {"user_ingest": user_ingest, "log": log,
-                                              "user_fold": user_fold}  # fmt: skip
+PROCESSES: dict[str, Callable[[Process], int]] = {
+    "batcher-user": user_ingest,
+    "log-writer-user": log,
+    "features-user": user_fold,
+}
 
 
 def main() -> int:

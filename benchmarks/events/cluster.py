@@ -17,7 +17,6 @@ from urllib.request import urlopen
 import psutil
 
 from deploy import state
-from deploy.processes import kind_and_instance
 from deploy.processes.own import OwnProcess
 from deploy.services import process
 from deploy.services.kafka import Kafka
@@ -33,8 +32,9 @@ from deploy.settings import (
 
 KEY = bytes(range(32))
 WHOLE_PATH = ("log-writer", "features", "batcher")
-USER_PATH = ("log", "user_fold", "user_ingest")  # `benchmarks.events.bench_process`
-INGEST = ("batcher", "user_ingest")
+# `benchmarks.events.bench_process`: each is named as an instance of the kind that it is part of.
+USER_PATH = ("log-writer-user", "features-user", "batcher-user")
+INGEST = ("batcher", "batcher-user")
 STAGES = {
     "batcher",
     "sequencer",
@@ -94,8 +94,8 @@ class Cluster:
         self.children[name] = Child(own.name, own.command())
 
     def _process(self, name: str) -> OwnProcess:
-        own = kind_and_instance(name)[0] in WHOLE_PATH
-        return (OwnProcess if own else BenchProcess)(name, self.settings.home, env=SINGLE)
+        made = BenchProcess if name in USER_PATH else OwnProcess
+        return made(name, self.settings.home, env=SINGLE)
 
     def stop_all(self) -> None:
         for name in list(self.children):
