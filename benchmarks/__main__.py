@@ -15,16 +15,17 @@ from pathlib import Path
 from benchmarks.report import RESULTS
 
 HERE = Path(__file__).parent
-NOT_BENCHMARKS = {"__init__", "__main__", "report"}
+NOT_BENCHMARKS = {"__init__", "__main__", "report", "worlds"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """quick: a few minutes, for CI, not saved. world: a world's TOML file."""
+    """quick: a few minutes, for CI, not saved. world: a world's TOML file. cases: of `fuzz`."""
 
     quick: bool
     world: Path | None
     seeds: int
+    cases: int | None = None
 
 
 def names() -> list[str]:
@@ -48,13 +49,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, default=5, help="number of seeds, for benchmarks that train"
     )
+    parser.add_argument("--cases", type=int, help="number of cases, for fuzz (default 100000)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     module = importlib.import_module(f"benchmarks.{options.name}")
-    report = module.run(Options(options.quick, options.world, options.seeds))
+    report = module.run(Options(options.quick, options.world, options.seeds, options.cases))
     report.show()
     if not options.quick:
         print(f"wrote {report.save(RESULTS)}")

@@ -24,6 +24,7 @@ from deploy.settings import Settings, from_stored, load
 
 START_SLACK_S = 0.05  # two reads of one process's start time differ by rounding
 DEMO = "demo"  # the demo's own home, a folder of the home
+EXPERIMENT_FILE = "experiment.json"  # figures of the feed's arms, written by what evaluates them
 
 
 class AlreadyRunning(RuntimeError):

@@ -17,6 +17,7 @@ from deploy.settings import ClockSettings, Settings
 if TYPE_CHECKING:
     from features.feast.registry import RegisteredFeatureStore
     from models.client import ModelClient
+    from serving.clients.shared_replies import SharedReplies
     from streams.bus.kafka.bus import KafkaBus
     from streams.contract.clock import Clock
     from streams.ingest.loop import IngestConfig
@@ -73,6 +74,22 @@ def feature_store(settings: Settings, *, cached_rows: int = 0) -> RegisteredFeat
         db=settings.store.db,
         cached_rows=cached_rows,
     )
+
+
+def shared_replies(settings: Settings) -> SharedReplies:
+    """The replies that all processes share, beside the features in the online store."""
+    from features.online.connection import Connection
+    from serving.clients.shared_replies import TIMEOUT_S, SharedReplies
+
+    connection = Connection(settings.store.address, settings.store.db, TIMEOUT_S)
+    return SharedReplies(connection, impression_key(settings))
+
+
+def blocked_queries(settings: Settings) -> tuple[str, ...]:
+    """The queries that are taken down."""
+    from serving.state.blocked_queries import BlockedQueries
+
+    return BlockedQueries(settings.blocked_queries_path).texts()
 
 
 def impression_key(settings: Settings) -> bytes:

@@ -29,12 +29,14 @@ class TrainingLog:
     items: one row per catalogue item: video_id, title, genres (list of str), author_id,
         duration_ms, price_cents, provenance, created_ms, available (bool).
     feedback: matured impressions (`streams.feedback.outcomes.FEEDBACK_SCHEMA`).
+    blocked_queries: queries that are taken down; no model may learn to write them.
     """
 
     events: pl.DataFrame
     items: pl.DataFrame
     feedback: pl.DataFrame
     until_ms: int
+    blocked_queries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,24 @@ from models.client import ModelClient
 from models.monitoring.served_log import ServedLog
 from serving.clients.breaker import GuardedModels, GuardedStore
 from serving.clients.outbox import Outbox
+from serving.clients.shared_replies import SharedReplies
 from serving.console.feature_watch import FeatureWatch
 from serving.console.hub import EventHub, LiveMessage
 from serving.console.live import LiveReader
 from serving.monitoring.canary import Canaries
+from serving.monitoring.experiment import read_figures
 from serving.monitoring.health import Health
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.model_monitor import ModelMonitor
 from serving.monitoring.served_features import ServedFeatures
+from serving.pipeline.arms import Experiment
 from serving.pipeline.query import Release
 from serving.pipeline.runner import Deadlines
 from serving.stages.caps import Cap
 from serving.state.activity import Activity
 from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import CatalogueFold, LiveCatalogue
+from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
 from serving.state.releases import ReleaseReader, ReleaseSwitch
 from serving.state.replies import RecentReplies
@@ -56,6 +60,10 @@ class GatewayConfig:
     cors_origins: origins whose pages may call the API from a browser; none by default.
     admission: the limits of the ingest service, so that HTTP gives the same verdicts.
     drawn_share: share of feed replies ranked by drawn fusion weights.
+    fresh_share, temperature: of the feed's selector (`serving.stages.selectors.PlackettLuce`).
+    experiment: users hashed into arms of the feed; none by default.
+    experiment_file: JSON with the arms' figures, written by the evaluation of the experiment and
+        shown by the page; None where nothing evaluates it.
     state_dir: keeps the last good popularity over restarts and the served features of each
         slate; None keeps popularity in memory and logs no served features.
     blocked_queries: file of the queries that are taken down, shared by the processes of a
@@ -72,6 +80,10 @@ class GatewayConfig:
     deadlines: Deadlines = field(default_factory=Deadlines)
     caps: tuple[Cap, ...] = ()
     drawn_share: float = 0.0
+    fresh_share: float = 0.03
+    temperature: float = 0.05
+    experiment: Experiment = field(default_factory=Experiment)
+    experiment_file: Path | None = None
     popularity_every_s: float = 3.0
     monitor_every_s: float = 0.8
 
@@ -83,6 +95,7 @@ class GatewayDependencies:
     catalogue: a fold to start from (`streams.catalogue.CatalogueLog(...).load()`); the
         gateway applies the topic `catalogue` to it.
     releases: `models.release.store.ReleaseStore`; None serves fallbacks only.
+    replies: the replies to requests with an id, of all processes; None keeps to this one.
     """
 
     bus: Bus
@@ -92,6 +105,7 @@ class GatewayDependencies:
     clock: Clock
     config: GatewayConfig
     releases: ReleaseReader | None = None
+    replies: SharedReplies | None = None
 
 
 class Gateway:
@@ -101,7 +115,7 @@ class Gateway:
         config, state_dir = deps.config, deps.config.state_dir
         self._deps = deps
         self.clock, self.impression_key = deps.clock, config.impression_key
-        self.admission, self.replies = config.admission, RecentReplies()
+        self.admission, self.replies = config.admission, RecentReplies(deps.replies)
         self.store, self.models = GuardedStore(deps.store), GuardedModels(deps.models)
         self.catalogue = LiveCatalogue(deps.catalogue)
         self.activity, self.metrics, self.hub = Activity(), Metrics(), EventHub()
@@ -113,6 +127,7 @@ class Gateway:
             every_s=config.popularity_every_s,
         )
         self.blocked = BlockedQueries(config.blocked_queries)
+        self.likings = Likings(deps.releases.bundle_folder if deps.releases else None)
         self.releases = ReleaseSwitch(deps.releases, self._release_changed)
         self.surfaces = Surfaces(self._stage_dependencies(), lambda: self.releases.current)
         self.outbox = Outbox(deps.bus)
@@ -172,6 +187,7 @@ class Gateway:
             "now_ms": self.clock.now_ms(),
             "release": self.releases.current.release_id,
             "parts": {name: each["status"] for name, each in self.health.status().items()},
+            "experiment": read_figures(self._deps.config.experiment_file),
         }
 
     def _stage_dependencies(self) -> StageDependencies:
@@ -187,6 +203,10 @@ class Gateway:
             blocked=self.blocked,
             caps=config.caps,
             drawn_share=config.drawn_share,
+            fresh_share=config.fresh_share,
+            temperature=config.temperature,
+            experiment=config.experiment,
+            likings=self.likings,
         )
 
     def _check_broker(self) -> str:
@@ -202,6 +222,7 @@ class Gateway:
 
     def _release_changed(self, release: Release) -> None:
         self.models.reset()
+        self.likings.load(release)
         self.hub.publish(LiveMessage("release", asdict(release)))
 
     def _publish_stats(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from features.store import FeatureStore
 from models.client import ModelClient
+from serving.pipeline.arms import Experiment
 from serving.pipeline.query import Query, Release, Slate, SurfaceName
 from serving.pipeline.requests import Request, requested_candidates, requested_item
 from serving.pipeline.runner import Deadlines, Pipeline, Runner
@@ -41,13 +42,22 @@ from serving.stages.hydrators import (
 from serving.stages.prerank import TasteDotProduct
 from serving.stages.scorers import PopularityGenre, Ranker, SourceScore
 from serving.stages.selectors import InOrder, PlackettLuce
-from serving.stages.sources import Fresh, GenreSimilar, Neighbours, Popular, ProvidedCandidates
+from serving.stages.sources import (
+    Fresh,
+    GenreSimilar,
+    Liked,
+    Neighbours,
+    Popular,
+    ProvidedCandidates,
+)
 from serving.state.activity import Activity
 from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import LiveCatalogue
 from serving.state.last_rows import LastUserRows
+from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
 from streams.contract.clock import Clock
+from streams.contract.impression import POPULARITY_ARM
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,10 @@ class StageDependencies:
     blocked: BlockedQueries = field(default_factory=BlockedQueries)
     caps: tuple[Cap, ...] = ()  # of the feed; none by default
     drawn_share: float = 0.0  # share of feed replies ranked by drawn fusion weights
+    fresh_share: float = 0.03  # share of the feed's slots that explore fresh items
+    temperature: float = 0.05  # of the feed's draw by score
+    experiment: Experiment = field(default_factory=Experiment)
+    likings: Likings = field(default_factory=Likings)
 
 
 def ranker_hydrators(deps: StageDependencies) -> list[CandidateHydrator]:
@@ -77,13 +91,15 @@ def ranker_hydrators(deps: StageDependencies) -> list[CandidateHydrator]:
 
 
 def feed(deps: StageDependencies) -> Pipeline:
-    """Items for a user: popular, similar to their taste, and new; ranked by P(action) × weights."""
+    """Items for a user: liked, popular, similar to their taste, and new; ranked by P(action) ×
+    weights."""
     return Pipeline(
         name="feed",
         query_hydrators=[UserFeatures(deps.store, deps.last_users)],
         sources=[
             # First, so that `Duplicate` keeps the fresh copy, which exploration draws from.
             Fresh(deps.catalogue, deps.popularity),
+            Liked(deps.likings, deps.activity),
             GenreSimilar(deps.catalogue, deps.popularity),
             Neighbours(deps.catalogue, deps.activity),
             Popular(deps.catalogue, deps.popularity),
@@ -98,8 +114,27 @@ def feed(deps: StageDependencies) -> Pipeline:
         ],
         scorer=Ranker(deps.models, deps.catalogue, deps.popularity, deps.drawn_share),
         fallback_scorer=PopularityGenre(deps.catalogue, deps.popularity),
-        prerank=TasteDotProduct(deps.catalogue, deps.popularity, deps.activity),
-        selector=PlackettLuce(caps=deps.caps),
+        prerank=TasteDotProduct(deps.catalogue, deps.popularity, deps.activity, deps.likings),
+        selector=PlackettLuce(deps.temperature, explore=deps.fresh_share, caps=deps.caps),
+        deadlines=deps.deadlines,
+    )
+
+
+def popular_feed(deps: StageDependencies) -> Pipeline:
+    """The feed of the popularity arm: the most popular items that the user has not engaged with.
+
+    A plain baseline: no model, no taste, no exploration. `Popular` goes deeper than in the feed,
+    because a user may have engaged with all of the most popular items.
+    """
+    return Pipeline(
+        name="feed",
+        query_hydrators=[UserFeatures(deps.store, deps.last_users)],
+        sources=[Popular(deps.catalogue, deps.popularity, limit=1_000)],
+        fallback_sources=[Popular(deps.catalogue, deps.popularity, limit=5_000)],
+        hydrators=[CatalogueItems(deps.catalogue)],
+        filters=[Unavailable(deps.catalogue), AlreadyEngaged(deps.activity), RecentlyShown()],
+        scorer=SourceScore(),
+        selector=InOrder(),
         deadlines=deps.deadlines,
     )
 
@@ -114,7 +149,7 @@ def rerank(deps: StageDependencies) -> Pipeline:
         filters=[Duplicate(), Unavailable(deps.catalogue)],
         scorer=Ranker(deps.models, deps.catalogue, deps.popularity),
         fallback_scorer=PopularityGenre(deps.catalogue, deps.popularity),
-        prerank=TasteDotProduct(deps.catalogue, deps.popularity, deps.activity),
+        prerank=TasteDotProduct(deps.catalogue, deps.popularity, deps.activity, deps.likings),
         selector=PlackettLuce(explore=0.0),
         deadlines=deps.deadlines,
     )
@@ -177,18 +212,22 @@ class Surfaces:
         self._current_release = current_release
         self._runner = Runner(threads)
         self._pipelines = {name: build(deps) for name, build in SURFACES.items()}
-        self._rerank = rerank(deps)
+        self._rerank, self._popular_feed = rerank(deps), popular_feed(deps)
 
     def answer(self, request: Request, *, explore: bool = True) -> Slate:
         """The slate for one request, pinned to the release that is live now.
 
         explore: False ranks by the mean of the user's weights, for replies that nothing
-            learns from.
+            learns from; these belong to no arm.
         """
         query = replace(self.query(request), explore=explore)
-        provided = query.candidates is not None
-        pipeline = self._rerank if provided else self._pipelines[query.surface]
-        return self._runner.run(pipeline, query)
+        if query.candidates is not None:
+            return self._runner.run(self._rerank, query)
+        if explore and query.surface == "feed":
+            query = replace(query, arm=self.deps.experiment.arm_of(query.user_id))
+        if query.arm == POPULARITY_ARM:
+            return self._runner.run(self._popular_feed, query)
+        return self._runner.run(self._pipelines[query.surface], query)
 
     def query(self, request: Request) -> Query:
         """The request as a query that carries the user's last good row."""

@@ -25,8 +25,8 @@ ROOMS = {
     "streams": "progress contract telemetry kernels bus codec storage event_log erasure"
     " catalogue feedback ingest workers",
     "features": "store definitions kernels rows memory_store online feast offline live",
-    "models": "signature recipe layers client echo registry release training ranking generation"
-    " reasoning retrieval monitoring alignment",
+    "models": "ids signature recipe layers client echo registry release training retrieval ranking"
+    " generation reasoning monitoring alignment",
     "serving": "clients pipeline state stages monitoring surfaces fakes console gateway http"
     " kafka_requests",
     "deploy": "install renamed settings state services wiring processes simulation supervisor stack"

@@ -71,6 +71,7 @@ def run(options: Options) -> Report:
         report.notes.append(f"left out: {reason}")
         return report
     for name, world in worlds.items():
+        print(f"{name}:", flush=True)
         outcome = outcome_of(world, data, seeds, size, ranker)
         add_policies(report, name, outcome)
         note_stages(report, name, outcome)

@@ -20,6 +20,7 @@ from models.ranking.ple.train import TASK_GAINS
 _FACTORS, _SWEEPS, _RIDGE = 8, 8, 8.0
 _LOG_PLAYS = 0.15  # the issue's weight of log plays beside predicted stars
 _NEIGHBOURS = 50
+_NEGATIVES = 5  # sampled a replayed interaction, one of them from the whole catalogue
 
 
 def random_scores(world: ServedWorld, seed: int) -> np.ndarray:
@@ -142,12 +143,12 @@ class LambdaRank:
 
 
 def _examples(world: ServedWorld, config: RankerConfig, seed: int) -> list[RankerExamples]:
-    """The groups that the ranker's recipe trains on."""
+    """Slates, and replayed interactions with sampled negatives."""
     interactions = unlogged_examples(
         world.log,
-        negatives=config.negatives,
-        uniform_share=config.uniform_share,
-        whole_catalogue=config.whole_catalogue,
+        negatives=_NEGATIVES,
+        uniform_share=1.0,
+        whole_catalogue=1,
         since_ms=0,
         count=config.interactions,
         seed=seed,

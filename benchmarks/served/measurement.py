@@ -6,21 +6,20 @@ Knows the order of the steps. Does not know bars or tables.
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.served import baselines, observables
-from benchmarks.served.learned import with_factors
 from benchmarks.served.outcome import Outcome, record
-from benchmarks.served.pipeline import Passed, ServedState, serve
+from benchmarks.served.pipeline import RELEASE, Passed, ServedState, serve
 from benchmarks.served.stages import rows_of, stage_slates, top
 from benchmarks.served.world import SLOTS, ServedWorld, Size, make
 from deploy.simulation.config import WorldConfig
 from deploy.simulation.movielens import MovieLens
 from models.ranking.ple.config import RankerConfig
-from models.retrieval.factorisation.config import FactorisationConfig
-from models.retrieval.factorisation.train import train as train_factors
+from serving.pipeline.query import Query
 from serving.pipeline.runner import Pipeline
 
 RANDOM, POPULARITY, KNN = "random", "popularity", "item-kNN over plays"
@@ -39,23 +38,34 @@ def measure(
     size: Size,
     ranker: RankerConfig,
 ) -> None:
-    """Adds one seed of one world to the outcome."""
+    """Adds one seed of one world to the outcome; prints each step when it begins."""
+    step = _Steps(seed)
+    step("the world")
     world = make(config, data, seed, size)
     with tempfile.TemporaryDirectory() as folder:
+        step("folding the log and training the ranker")
         served = serve(world.log, world.items, Path(folder), ranker, seed)
+        step(f"{len(world.users)} requests")
         passed = answers(world, served, served.pipeline(), seed)
+        step("baselines and the best policy on observables")
         scores, best = _scores(world, served, ranker, seed)
-        factors = train_factors(world.log, FactorisationConfig(), seed=seed)
-        scores[LIKING] = np.array([factors.scores(user_id) for user_id in world.user_ids])
-        variants = with_factors(served.pipeline(), factors)
-        changed = {name: answers(world, served, p, seed) for name, p in variants.items()}
     slates = {name: top(score, world.eligible) for name, score in scores.items()}
     slates[SERVED] = np.array([rows_of(world, each.slate) for each in passed])
-    for name, answered in changed.items():
-        slates[name] = np.array([rows_of(world, each.slate) for each in answered])
     for name in slates:
         _judge(into, world, name, slates[name])
     _stages(into, world, passed, best, seed)
+    step(f"done: utility {into.utility[SERVED][-1].mean():.3f}")
+
+
+class _Steps:
+    """Prints what a seed does and how long it has taken, s."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._start_s = seed, time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        taken_s = time.monotonic() - self._start_s
+        print(f"  seed {self._seed}, {taken_s:.0f} s: {what}", flush=True)
 
 
 def answers(world: ServedWorld, served: ServedState, pipeline: Pipeline, seed: int) -> list[Passed]:
@@ -74,7 +84,8 @@ def _scores(
     fitted = baselines.factorise(world, seed)
     knn = baselines.item_knn(world)
     inputs = observables.ranker_inputs(world, served)
-    plain = observables.plain_scores(world, served, knn, fitted)
+    liking = _liking(world, served)
+    plain = observables.plain_scores(world, served, knn, fitted, liking)
     best = observables.best_policy(world, inputs, plain, folds=2, seed=seed)
     lambdarank = baselines.LambdaRank.fit(world, ranker, seed)
     scores = {
@@ -84,10 +95,23 @@ def _scores(
         FACTORISATION: baselines.factorisation(world, fitted),
         LAMBDARANK: np.array([lambdarank.scores(each) for each in inputs]),
         BEST: best,
+        LIKING: liking,
         ORACLE_CLICKS: world.clicks,
         ORACLE: world.utility,
     }
     return scores, best
+
+
+def _liking(world: ServedWorld, served: ServedState) -> np.ndarray:
+    """float64 [U, V]: by the factors of the ranker's bundle alone."""
+    scores = np.zeros(world.eligible.shape)
+    for row, (user_id, at_ms) in enumerate(zip(world.user_ids, world.at_ms.tolist(), strict=True)):
+        user = served.deps.store.read("user", [user_id], at_ms)
+        query = Query("r", "feed", user_id, SLOTS, at_ms, 0, release=RELEASE, user=user)
+        liking = served.deps.likings.of(query)
+        assert liking is not None
+        scores[row] = liking.scores_of(world.item_ids)
+    return scores
 
 
 def _judge(into: Outcome, world: ServedWorld, name: str, slates: np.ndarray) -> None:

@@ -43,17 +43,22 @@ def ranker_inputs(world: ServedWorld, served: ServedState) -> list[np.ndarray]:
 
 
 def plain_scores(
-    world: ServedWorld, served: ServedState, knn: np.ndarray, fitted: Factorisation
+    world: ServedWorld,
+    served: ServedState,
+    knn: np.ndarray,
+    fitted: Factorisation,
+    liking: np.ndarray,
 ) -> np.ndarray:
-    """float32 [U, V, 6]: factorisation (personal, bias), popularity, neighbours, genres and
-    co-engagement."""
-    scores = np.zeros((*world.eligible.shape, 6), np.float32)
+    """float32 [U, V, 7]: factorisation (personal, bias), popularity, neighbours, genres,
+    co-engagement and the served liking."""
+    scores = np.zeros((*world.eligible.shape, 7), np.float32)
     scores[..., 0] = fitted.personal(world.users)
     scores[..., 1] = fitted.bias
     scores[..., 2] = log_plays(world)
     scores[..., 3] = np.log1p(knn)
+    scores[..., 6] = liking
     for row, (user_id, at_ms) in enumerate(zip(world.user_ids, world.at_ms, strict=True)):
-        scores[row, :, 4:] = _served_scores(world, served, user_id, int(at_ms))
+        scores[row, :, 4:6] = _served_scores(world, served, user_id, int(at_ms))
     return scores
 
 

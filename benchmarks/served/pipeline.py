@@ -25,12 +25,13 @@ from models.registry import REGISTRY
 from models.release.in_process import InProcessClient
 from models.release.store import ReleaseStore
 from models.release.triton_repository import ModelRepository
-from serving.pipeline.query import Candidate, Pool, Query, Scored
+from serving.pipeline.query import Candidate, Pool, Query, Release, Scored
 from serving.pipeline.runner import Deadlines, Pipeline, Runner
 from serving.pipeline.stage import Prerank, Source
 from serving.stages.selectors import PlackettLuce
 from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
+from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
 from serving.surfaces import StageDependencies, feed
 from streams.bus.contract import Stamp
@@ -40,6 +41,7 @@ from streams.contract.events import CatalogueItem, ItemAdded
 from streams.progress import no_progress
 
 _RANKER = "ranker"
+RELEASE = Release("r0001", {_RANKER: 1})
 _WIDE = Deadlines(60_000.0, 60_000.0, 60_000.0, 60_000.0)
 
 
@@ -112,7 +114,9 @@ class ServedState:
             selector=_RecordingSelector(selector, passed),
             prerank=_RecordingPrerank(prerank, passed),
         )
-        slate = self.runner.run(recorded, Query("r", "feed", user_id, k, at_ms, seed))
+        slate = self.runner.run(
+            recorded, Query("r", "feed", user_id, k, at_ms, seed, release=RELEASE)
+        )
         passed.slate = [candidate.item_id for candidate in slate.items]
         passed.fallbacks = len(slate.fallbacks)
         return passed
@@ -133,7 +137,11 @@ def serve(
     popularity = PopularityCache(store, catalogue, clock)
     popularity.refresh()
     models = _trained(log, folder, config, seed)
-    deps = StageDependencies(store, models, catalogue, popularity, clock, activity, deadlines=_WIDE)
+    likings = Likings(ReleaseStore(folder / "releases").bundle_folder)
+    likings.load(RELEASE)
+    deps = StageDependencies(
+        store, models, catalogue, popularity, clock, activity, deadlines=_WIDE, likings=likings
+    )
     return ServedState(deps, Runner(threads=4))
 
 

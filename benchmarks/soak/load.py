@@ -119,7 +119,7 @@ class LoadedStack:
         over = threading.Event()
         crowd = Crowd(
             self._truth,
-            self._past.items,
+            self._past,
             self.stack.page,
             wiring.clock(self.stack.settings.clock),
             Tally(phase="soak"),

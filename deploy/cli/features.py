@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Apply, rebuild, compare and show features.",
+    epilog="Examples: tidemill features show user u196    tidemill features diff",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -47,10 +48,17 @@ def apply() -> None:
 @app.command(epilog="Example: tidemill features backfill --rebuild")
 def backfill(
     rebuild: Annotated[
-        bool, typer.Option(help="Start from the beginning, not from an unfinished backfill.")
+        bool,
+        typer.Option(
+            "--rebuild", help="Start from the beginning, not from an unfinished backfill."
+        ),
     ] = False,
     without_broker: Annotated[
-        bool, typer.Option(help="The topics hold no event of the log (a new or emptied broker).")
+        bool,
+        typer.Option(
+            "--without-broker",
+            help="The topics hold no event of the log (a new or emptied broker).",
+        ),
     ] = False,
     chunk_rows: Annotated[int, typer.Option(min=1, help="Events in memory at once.")] = 400_000,
 ) -> None:
@@ -155,11 +163,13 @@ def _print_skew(each: FeatureSkew) -> None:
     )
 
 
-@app.command(epilog="Example: tidemill features show user 196")
+@app.command(epilog="Example: tidemill features show user u196")
 def show(
     entity: Entity,
     entity_id: str,
-    zeros: Annotated[bool, typer.Option(help="Also columns that are zero or empty.")] = False,
+    zeros: Annotated[
+        bool, typer.Option("--zeros", help="Also columns that are zero or empty.")
+    ] = False,
 ) -> None:
     """Prints one entity's features as the gateway reads them now."""
     with _known_errors():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Show the event log, merge its files, drop its old hours.",
+    epilog="Examples: tidemill log show    tidemill log retain --days 90",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Train, evaluate, release and align the served models.",
+    epilog="Examples: tidemill models train    tidemill models promote    tidemill models status",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -135,7 +136,7 @@ def export(
             out.print(f"{to / name / str(version)}")
 
 
-@app.command(epilog="Example: tidemill models promote ranker=3 (or nothing: the newest of all)")
+@app.command(epilog="Examples: tidemill models promote    tidemill models promote ranker=3")
 def promote(
     pinned: Annotated[
         list[str] | None, typer.Argument(help="MODEL=VERSION; default: the newest of each.")
@@ -206,7 +207,13 @@ def _log(settings: Settings) -> TrainingLog:
     from models.training.datasets import load_training_log
 
     quarantined = ReleaseStore(settings.releases_dir).quarantined()
-    return load_training_log(settings.log_dir, settings.feedback_dir, _now(settings), quarantined)
+    return load_training_log(
+        settings.log_dir,
+        settings.feedback_dir,
+        _now(settings),
+        quarantined,
+        wiring.blocked_queries(settings),
+    )
 
 
 @contextmanager

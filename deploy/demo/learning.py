@@ -1,4 +1,5 @@
-"""The demo's training, in a process of its own: `python -m deploy.demo.learning HOME train|update MODEL…`.
+"""The demo's training, in a process of its own: `python -m deploy.demo.learning HOME train MODEL…`,
+`update MODEL` or `adopt MODEL FOLDER`, which makes a starter bundle live (`deploy.demo.starter`).
 
 Knows how to call the models' training, promotion and update on a running stack, and
 prints its status on standard output, one JSON object a line. In a process of its own, so
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,10 +24,10 @@ from deploy import state, wiring
 from deploy.settings import Settings
 
 if TYPE_CHECKING:
+    from models.release.bundle import Bundle
     from models.release.promotion import Promoter
     from models.release.store import Manifest, ReleaseStore
 
-REST = ("reactivation", "queries")  # the quickest first
 ALIGNED = "ranker"  # the model whose preference update the demo runs
 _NICE = 5  # below the serving processes
 _NICER = 15  # below the training that the demo waits for
@@ -52,11 +54,22 @@ def run_learning(
     log: Path,
     timeout_s: float,
 ) -> int:
-    """Runs this module as a process and reports its statuses; errors go to `log`.
+    """Runs this module as a process; see `run_reporting`."""
+    return run_reporting("deploy.demo.learning", [str(home), *arguments], report, log, timeout_s)
+
+
+def run_reporting(
+    module: str,
+    arguments: Sequence[str],
+    report: Callable[[LearningStatus], None],
+    log: Path,
+    timeout_s: float,
+) -> int:
+    """Runs `module` as a process and reports the statuses that it prints; errors go to `log`.
 
     Returns the exit code; it is negative if the process was ended after `timeout_s`.
     """
-    command = [sys.executable, "-m", "deploy.demo.learning", str(home), *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as errors:
@@ -77,10 +90,12 @@ def run_learning(
 
 def main(arguments: list[str]) -> int:
     home, command, *names = Path(arguments[0]), *arguments[1:]
-    os.nice(_NICE if command == "update" or ALIGNED in names else _NICER)
+    os.nice(_NICE if command != "train" or ALIGNED in names else _NICER)
     settings = state.read_settings(home)
     if command == "train":
         train_and_promote(settings, names)
+    elif command == "adopt":
+        adopt(settings, names[0], Path(names[1]))
     else:
         update(settings, *names)
     return 0
@@ -89,7 +104,6 @@ def main(arguments: list[str]) -> int:
 def train_and_promote(settings: Settings, names: Sequence[str]) -> None:
     """Trains each model on the whole log and makes it live at once."""
     from models.recipe import NotEnoughData
-    from models.release.promotion import successor
     from models.release.store import ReleaseStore
     from models.training.build import train_model
     from models.training.datasets import load_training_log
@@ -97,22 +111,54 @@ def train_and_promote(settings: Settings, names: Sequence[str]) -> None:
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
     log = load_training_log(
-        settings.log_dir, settings.feedback_dir, clock.now_ms(), store.quarantined()
+        settings.log_dir,
+        settings.feedback_dir,
+        clock.now_ms(),
+        store.quarantined(),
+        wiring.blocked_queries(settings),
     )
     with _promoter(settings, store) as promoter:
         for name in names:
             try:
                 bundle = train_model(
-                    name, log, store, now_ms=clock.now_ms(), progress=_progress(name)
+                    name, log, store, now_ms=clock.now_ms(), progress=print_progress(name)
                 )
             except NotEnoughData as error:
-                _print(LearningStatus(name, 1.0, str(error), outcome="skipped"))
+                print_status(LearningStatus(name, 1.0, str(error), outcome="skipped"))
                 continue
-            with wiring.release_lock(settings):
-                chosen, now_ms = successor(store, {name: bundle.version}), clock.now_ms()
-                release = store.propose(chosen, created_ms=now_ms)
-                promoter.promote(release, now_ms=now_ms)
-            _print(_live(name, release.release_id, release.models))
+            _go_live(settings, store, promoter, bundle)
+
+
+def adopt(settings: Settings, name: str, folder: Path) -> None:
+    """Seals a copy of a starter bundle as the model's next version and makes it live."""
+    from models.registry import REGISTRY
+    from models.release.store import ReleaseStore
+
+    store, entry = ReleaseStore(settings.releases_dir), REGISTRY[name]
+    print_progress(name)(0.5, "loading the starter bundle")
+    staging = store.staging(name)
+    shutil.copytree(folder, staging, dirs_exist_ok=True)
+    bundle = store.seal(
+        name,
+        staging,
+        runtime=entry.runtime,
+        signature=entry.load_signature(),
+        created_ms=wiring.clock(settings.clock).now_ms(),
+        metrics={"starter": folder.name},
+    )
+    with _promoter(settings, store) as promoter:
+        _go_live(settings, store, promoter, bundle)
+
+
+def _go_live(settings: Settings, store: ReleaseStore, promoter: Promoter, bundle: Bundle) -> None:
+    from models.release.promotion import successor
+
+    with wiring.release_lock(settings):
+        now_ms = wiring.clock(settings.clock).now_ms()
+        chosen = successor(store, {bundle.model: bundle.version})
+        release = store.propose(chosen, created_ms=now_ms)
+        promoter.promote(release, now_ms=now_ms)
+    print_status(_live(bundle.model, release.release_id, release.models))
 
 
 def _live(model: str, release: str, versions: Mapping[str, int]) -> LearningStatus:
@@ -131,19 +177,25 @@ def update(settings: Settings, name: str) -> None:
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
     log = load_training_log(
-        settings.log_dir, settings.feedback_dir, clock.now_ms(), store.quarantined()
+        settings.log_dir,
+        settings.feedback_dir,
+        clock.now_ms(),
+        store.quarantined(),
+        wiring.blocked_queries(settings),
     )
-    report = _progress(name)
+    report = print_progress(name)
     with wiring.release_lock(settings), _promoter(settings, store) as promoter:
         try:
             outcome = update_model(
                 name, log, store, promoter, now_ms=clock.now_ms(), progress=report
             )
         except NotEnoughData as error:
-            _print(LearningStatus(name, 1.0, str(error), outcome="waiting", reasons=[str(error)]))
+            print_status(
+                LearningStatus(name, 1.0, str(error), outcome="waiting", reasons=[str(error)])
+            )
             return
     live = store.current()
-    _print(
+    print_status(
         LearningStatus(
             name,
             1.0,
@@ -173,11 +225,13 @@ def _promoter(settings: Settings, store: ReleaseStore) -> Iterator[Promoter]:
         producer.close()
 
 
-def _progress(model: str) -> Callable[[float, str], None]:
-    return lambda share, step: _print(LearningStatus(model, share, step))
+def print_progress(model: str) -> Callable[[float, str], None]:
+    """A progress callback that prints statuses of `model`."""
+    return lambda share, step: print_status(LearningStatus(model, share, step))
 
 
-def _print(status: LearningStatus) -> None:
+def print_status(status: LearningStatus) -> None:
+    """One line of JSON, which `run_reporting` reads."""
     print(json.dumps(asdict(status)), flush=True)
 
 

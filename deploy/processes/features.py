@@ -41,6 +41,7 @@ def run(process: Process) -> int:
     handlers = {t: fold_delivery(store, e, clock=clock) for e, t in _entity_topics()}
     group = consumer_group("features", store.rebuild_id())
     worker_ready = threading.Event()
+    replies = wiring.shared_replies(settings)
 
     def ready() -> None:
         worker_ready.set()
@@ -54,7 +55,7 @@ def run(process: Process) -> int:
         "erasures",
         lambda: erasure.consume_erasures(
             bus,
-            [store.erase],
+            [store.erase, lambda user_id, _: replies.forget(user_id)],
             process.stop,
             group=erasure_group,
             wait_on=(StoreDown,),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from deploy import wiring
 from deploy.processes.lifecycle import Process
+from deploy.state import EXPERIMENT_FILE
 from models.release.store import ReleaseStore
 from serving.gateway import GatewayConfig, GatewayDependencies
+from serving.pipeline.arms import Experiment
 from serving.stages.caps import caps_of
 from streams.catalogue import CatalogueLog
 
@@ -27,9 +29,13 @@ def serving_dependencies(
         api_keys=settings.security.api_keys,
         host=settings.gateway.host,
         state_dir=settings.home / process.storage_name,
-        blocked_queries=settings.home / "blocked-queries.json",
+        blocked_queries=settings.blocked_queries_path,
         caps=caps_of(settings.blend.author_cap, settings.blend.provenance_caps),
         drawn_share=settings.explore.weights_share,
+        fresh_share=settings.explore.slots_share,
+        temperature=settings.explore.temperature,
+        experiment=Experiment(settings.experiment.popularity_share, settings.experiment.name),
+        experiment_file=settings.home / EXPERIMENT_FILE,
         monitor_every_s=monitor_every_s,
         cors_origins=settings.gateway.cors_origins,
         admission=wiring.ingest_config(settings).limits,
@@ -42,4 +48,5 @@ def serving_dependencies(
         clock=wiring.clock(settings.clock),
         config=config,
         releases=ReleaseStore(settings.releases_dir),
+        replies=wiring.shared_replies(settings),
     )

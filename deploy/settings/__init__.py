@@ -121,11 +121,27 @@ class BlendSettings(Section):
 
 
 class ExploreSettings(Section):
-    """Exploration in the feed, besides that of the selector's slots."""
+    """Exploration in the feed: what it costs is the value of what would have been shown."""
 
+    # Share of slots given to a random fresh item, so that new items gather feedback at all. 0.03
+    # is one fresh item in about three slates of ten. In the simulated world 0.08, drawn evenly,
+    # cost 7 % of a slate's value, and 0.03, those that fit first, 2 to 3 %.
+    slots_share: float = Field(0.03, ge=0, le=1)
+    # Of the draw by score, in standard deviations of the score among the candidates: 0.05 keeps
+    # the order of items that differ by more than 0.2, so propensities of near ties stay above 0.
+    temperature: float = Field(0.05, gt=0, le=10)
     # Share of replies ranked by fusion weights drawn from the user's Dirichlet, with their density
     # logged, instead of by its mean. 0.1 is close to the share of explored slots.
     weights_share: float = Field(0.1, ge=0, le=1)
+
+
+class ExperimentSettings(Section):
+    """Arms of the feed, compared at the same time: users hashed by their id."""
+
+    # Share of users whose feed is ranked by popularity instead of by the live ranker; 0: none.
+    popularity_share: float = Field(0.0, ge=0, le=1)
+    # Keys the hash: another name draws the arms anew.
+    name: str = Field("popularity", pattern="^[!-~]{1,64}$")
 
 
 class ClockSettings(Section):
@@ -255,6 +271,7 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     blend: BlendSettings = BlendSettings()
     explore: ExploreSettings = ExploreSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
     clock: ClockSettings = ClockSettings()
     admission: AdmissionSettings = AdmissionSettings()
     log: LogSettings = LogSettings()
@@ -299,6 +316,11 @@ class Settings(BaseSettings):
     def erasures_path(self) -> Path:
         """The erasure journal."""
         return self.log_dir / "erasures.jsonl"
+
+    @property
+    def blocked_queries_path(self) -> Path:
+        """The queries that are taken down."""
+        return self.home / "blocked-queries.json"
 
     @property
     def feedback_dir(self) -> Path:

@@ -139,6 +139,7 @@ class DemoConfig(_Section):
     window_ms: int = Field(gt=0)
     gather_s: float = Field(ge=0)
     after_s: float = Field(ge=0)
+    popularity_share: float = Field(default=0.5, ge=0, le=1)
 
 
 class WorldConfig(_Section):

@@ -19,8 +19,10 @@ import numpy as np
 import polars as pl
 
 from deploy.simulation import reactions
+from deploy.simulation.history import History
+from deploy.simulation.oracle import Oracle
 from deploy.simulation.reactions import Visit
-from deploy.simulation.tally import Tally
+from deploy.simulation.tally import NO_RANKER, SlateGroup, Tally
 from deploy.simulation.truth import Truth
 from streams.contract.clock import HOUR_MS, Clock
 from streams.contract.events import CatalogueItem
@@ -48,7 +50,7 @@ class Crowd:
     def __init__(
         self,
         truth: Truth,
-        items: Sequence[CatalogueItem],
+        past: History,
         address: str,
         clock: Clock,
         tally: Tally,
@@ -58,13 +60,14 @@ class Crowd:
         api_key: str | None = None,
     ) -> None:
         self._truth, self._clock, self._tally = truth, clock, tally
-        self._items = {item.video_id: item for item in items}
+        self._items = {item.video_id: item for item in past.items}
+        self._oracle = Oracle(truth, past)
         self._address, self._seed, self._clock_rate = address, seed, clock_rate
         self._headers = {"X-API-Key": api_key} if api_key else {}
         self._rng = np.random.default_rng([seed, 6])
         self._limiter = RateLimiter(truth.world.crowd.requests_per_s)
-        users = len(truth.people.user_ids)
-        self._seen: list[dict[int, int]] = [{} for _ in range(users)]
+        users, films = len(truth.people.user_ids), len(truth.data.films)
+        self._seen = np.zeros((users, films), dtype=np.int64)  # exposures
         self._busy = np.zeros(users, dtype=bool)
         self.dormant = _dormant_at_first(truth)
 
@@ -134,7 +137,7 @@ class Crowd:
             phase = self._tally.phase
             at_random = bool(rng.random() < rules.crowd.random_slates)
             reply = await self._ask(http, "feed", user, self._feed_body(at_random, rng))
-            counted = None if at_random else (phase, _ranker_of(reply))
+            counted = None if at_random else _group_of(phase, reply)
             visit = await self._watch_slate(http, user, reply, rng, counted)
             gained.append(visit.utility)
             if not reactions.goes_on(self._truth, visit, rng):
@@ -154,13 +157,15 @@ class Crowd:
         user: int,
         reply: Mapping[str, Any],
         rng: np.random.Generator,
-        counted: tuple[str, str] | None = None,
+        counted: SlateGroup | None = None,
     ) -> Visit:
         """Watches a slate for its duration on the stack's clock, then reports the events."""
         began_ms = self._clock.now_ms()
         shown = _known(reply, self._items)
         about = [self._items[item["video_id"]] for item in shown]
         films = [self._truth.film_row[item.video_id] for item in about]
+        hour = began_ms // HOUR_MS % 24
+        best = self._oracle.expected_clicks(user, len(films), self._seen[user], hour)
         visit = reactions.watch_slate(
             self._truth,
             user,
@@ -169,13 +174,14 @@ class Crowd:
             [item.price_cents for item in about],
             rng,
             self._exposures(user, films),
-            began_ms // HOUR_MS % 24,
+            hour,
         )
+        self._oracle.play(user, [films[slot] for slot in visit.slots("play")])
         await asyncio.sleep(visit.lasted_ms / self._clock_rate / 1000)
         await self._report(http, list(self._events(user, reply, shown, visit, began_ms)))
         if counted is not None:
             counts = [len(visit.slots(kind)) for kind in ("shown", "play", "order")]
-            self._tally.watched(*counted, self._truth.people.user_ids[user], counts)
+            self._tally.watched(counted, self._truth.people.user_ids[user], [*counts, best])
         slot = reactions.asks_under(self._truth, user, visit, rng)
         if slot is not None:
             await self._ask_under(http, user, films[slot], rng)
@@ -183,10 +189,8 @@ class Crowd:
 
     def _exposures(self, user: int, films: Sequence[int]) -> np.ndarray:
         """How often the user saw each film before; counts this exposure."""
-        seen = self._seen[user]
-        before = np.asarray([seen.get(film, 0) for film in films], dtype=np.int64)
-        for film in films:
-            seen[film] = seen.get(film, 0) + 1
+        before = self._seen[user, films]
+        np.add.at(self._seen[user], films, 1)
         return before
 
     async def _ask_under(
@@ -280,9 +284,9 @@ def _known(reply: Mapping[str, Any], items: Mapping[str, CatalogueItem]) -> list
     return [item for item in reply["items"] if item["video_id"] in items]
 
 
-def _ranker_of(reply: Mapping[str, Any]) -> str:
-    """The ranker version of a reply; `none` if no ranker answered."""
-    return str(reply["models"].get("ranker", "none"))
+def _group_of(phase: str, reply: Mapping[str, Any]) -> SlateGroup:
+    version = str(reply["models"].get("ranker", NO_RANKER))
+    return SlateGroup(phase, version, reply.get("arm") or "")
 
 
 def _dormant_at_first(truth: Truth) -> np.ndarray:

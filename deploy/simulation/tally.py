@@ -1,19 +1,22 @@
-"""Counts of the crowd's impressions and actions by phase: rates, latencies, fallbacks.
+"""Counts of the crowd's impressions and actions by phase and arm: rates, latencies, fallbacks.
 
-Knows counts. Does not know the planted truth: the event log gives the same figures.
+Knows counts. Does not know the planted truth: the event log gives the same figures, but for the
+oracle's, which the crowd adds to each slate.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 BOOTSTRAP_SAMPLES = 1_000  # the interval's ends are then stable to 0.001
+NO_RANKER = "none"  # version of a release without a ranker
+_SHOWN, _PLAYS, _ORDERS, _BEST = range(4)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,29 @@ class Rate:
     low: float
     high: float
     n: int
+
+
+class SlateGroup(NamedTuple):
+    """Slates that are counted together. version: of the live ranker; arm: "" without any."""
+
+    phase: str
+    version: str
+    arm: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms since the first ranker went live, both served at the same time.
+
+    clicks, orders: per item shown. difference: treated - control, in clicks. ceiling: clicks per
+    item that the oracle's slates would be expected to get on the same visits of both arms; NaN
+    before the first.
+    """
+
+    clicks: Mapping[str, Rate]
+    orders: Mapping[str, Rate]
+    difference: Rate
+    ceiling: float
 
 
 @dataclass(frozen=True)
@@ -43,8 +69,8 @@ class Tally:
     fallbacks: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     returns: Counter[bool] = field(default_factory=Counter)
-    # (phase, ranker version) -> user -> [shown, plays, orders]
-    _users: dict[tuple[str, str], dict[str, np.ndarray]] = field(
+    # group -> user -> [shown, plays, orders, expected plays of the oracle]
+    _users: dict[SlateGroup, dict[str, np.ndarray]] = field(
         default_factory=lambda: defaultdict(dict)
     )
 
@@ -62,24 +88,36 @@ class Tally:
         with self._lock:
             self.returns[came] += 1
 
-    def watched(self, phase: str, version: str, user_id: str, counts: Sequence[int]) -> None:
-        """One slate of the feed: shown, plays and orders."""
+    def watched(self, group: SlateGroup, user_id: str, counts: Sequence[float]) -> None:
+        """One slate of the feed: shown, plays, orders and the oracle's expected plays."""
         with self._lock:
-            users = self._users[phase, version]
-            users[user_id] = users.get(user_id, np.zeros(3)) + np.asarray(counts, dtype=float)
+            users = self._users[group]
+            users[user_id] = users.get(user_id, np.zeros(4)) + np.asarray(counts, dtype=float)
 
-    def slates_of(self, phase: str, version: str) -> int:
-        """Films shown so far."""
-        with self._lock:
-            return int(sum(row[0] for row in self._users[phase, version].values()))
-
-    def click_rate(self, phase: str, version: str) -> Rate:
+    def click_rate(self, group: SlateGroup) -> Rate:
         """Plays per film shown."""
-        return self._rate(phase, version, 1)
+        table = self._table(group.__eq__)
+        return rate(table[:, _PLAYS], table[:, _SHOWN])
 
-    def order_rate(self, phase: str, version: str) -> Rate:
+    def order_rate(self, group: SlateGroup) -> Rate:
         """Orders per film shown."""
-        return self._rate(phase, version, 2)
+        table = self._table(group.__eq__)
+        return rate(table[:, _ORDERS], table[:, _SHOWN])
+
+    def compare_arms(self, control: str, treated: str) -> Comparison:
+        """Both arms over all slates that were served while a ranker was live."""
+        tables = {arm: self._released(arm) for arm in (control, treated)}
+
+        def clicked(arm: str) -> np.ndarray:
+            return np.asarray(tables[arm][:, [_PLAYS, _SHOWN]])
+
+        both = np.concatenate(list(tables.values())).sum(axis=0)
+        return Comparison(
+            {arm: rate(table[:, _PLAYS], table[:, _SHOWN]) for arm, table in tables.items()},
+            {arm: rate(table[:, _ORDERS], table[:, _SHOWN]) for arm, table in tables.items()},
+            rate_difference(clicked(control), clicked(treated)),
+            float(both[_BEST] / both[_SHOWN]) if both[_SHOWN] else float("nan"),
+        )
 
     def latencies(self) -> dict[str, Latency]:
         with self._lock:
@@ -88,18 +126,48 @@ class Tally:
                 for surface, ms in sorted(self._latency_ms.items())
             }
 
-    def _rate(self, phase: str, version: str, column: int) -> Rate:
+    def _released(self, arm: str) -> np.ndarray:
+        return self._table(lambda group: group.arm == arm and group.version != NO_RANKER)
+
+    def _table(self, match: Callable[[SlateGroup], bool]) -> np.ndarray:
+        """float64 [users, 4]: the counts of the matching groups, one row per user."""
+        total: dict[str, np.ndarray] = {}
         with self._lock:
-            rows = list(self._users[phase, version].values())
-        table = np.asarray(rows, dtype=float).reshape(-1, 3)
-        return rate(table[:, column], table[:, 0])
+            for group, users in self._users.items():
+                for user_id, counts in users.items() if match(group) else ():
+                    total[user_id] = total.get(user_id, 0.0) + counts
+        return np.asarray(list(total.values()), dtype=float).reshape(-1, 4)
 
 
 def rate(actions: np.ndarray, shown: np.ndarray, seed: int = 0) -> Rate:
     """Ratio of sums with a bootstrap interval over users (rows). NaN if nothing was shown."""
     if not shown.sum():
-        return Rate(float("nan"), float("nan"), float("nan"), 0)
-    picks = np.random.default_rng(seed).poisson(1.0, (BOOTSTRAP_SAMPLES, len(shown)))
-    drawn = (picks @ actions) / np.maximum(picks @ shown, 1.0)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+        return _NO_RATE
+    low, high = np.percentile(_drawn_rates(actions, shown, seed), [2.5, 97.5])
     return Rate(float(actions.sum() / shown.sum()), float(low), float(high), int(shown.sum()))
+
+
+def rate_difference(control: np.ndarray, treated: np.ndarray, seed: int = 0) -> Rate:
+    """Rate of `treated` minus that of `control`, float [users, (actions, shown)] each.
+
+    The groups hold different users, so each is drawn on its own. `n` is the sum of shown.
+    """
+    if not (control[:, 1].sum() and treated[:, 1].sum()):
+        return _NO_RATE
+    rates = [float(rows[:, 0].sum() / rows[:, 1].sum()) for rows in (control, treated)]
+    drawn = [
+        _drawn_rates(rows[:, 0], rows[:, 1], seed + place)
+        for place, rows in enumerate((control, treated))
+    ]
+    low, high = np.percentile(drawn[1] - drawn[0], [2.5, 97.5])
+    shown = int(control[:, 1].sum() + treated[:, 1].sum())
+    return Rate(rates[1] - rates[0], float(low), float(high), shown)
+
+
+_NO_RATE = Rate(float("nan"), float("nan"), float("nan"), 0)
+
+
+def _drawn_rates(actions: np.ndarray, shown: np.ndarray, seed: int) -> np.ndarray:
+    """float64 [BOOTSTRAP_SAMPLES]: the ratio of sums over users drawn with replacement."""
+    picks = np.random.default_rng(seed).poisson(1.0, (BOOTSTRAP_SAMPLES, len(shown)))
+    return np.asarray((picks @ actions) / np.maximum(picks @ shown, 1.0))

@@ -100,11 +100,13 @@ def slate_auc(examples: RankerExamples, scores: np.ndarray) -> PerUser:
 def policy_decisions(
     examples: RankerExamples, scores: np.ndarray, challenger: np.ndarray
 ) -> Decisions:
-    """The slates as choices under both policies; reward: any action.
+    """The slates that a ranker ranked as choices under both policies; reward: any action.
 
     scores: float [G, C], what ranked the slates; also the reward model, scaled to the slates'
     mean reward. challenger: float [G, C].
     """
+    ranked = np.flatnonzero(examples.ranked)
+    examples, scores, challenger = examples.take(ranked), scores[ranked], challenger[ranked]
     logged, target = np.log(scores + 1e-6), np.log(challenger + 1e-6)
     real, slot = examples.real, examples.slot
     sharp = fitted_sharpness(logged, slot, real)

@@ -74,7 +74,8 @@ def ips(decisions: Decisions, *, seed: int = 0) -> Estimate:
 
 def snips(decisions: Decisions, *, seed: int = 0) -> Estimate:
     """Self-normalised inverse propensity scoring: weights scaled to mean 1."""
-    ratio = decisions.ratio / max(float(decisions.ratio.mean()), 1e-9)
+    mean = float(decisions.ratio.mean()) if len(decisions) else 1.0
+    ratio = decisions.ratio / max(mean, 1e-9)
     value = float((ratio * decisions.reward).mean()) if len(decisions) else 0.0
     # Linearised, so that the interval includes the error of the estimated scale.
     return _estimate("SNIPS", decisions, ratio * (decisions.reward - value) + value, seed)

@@ -1,7 +1,7 @@
 """The ranker's challenger: trained on earlier slates, gated on later ones.
 
-Both halves continue from the incumbent: P(action) by preference (`preference`), with the
-weights held; then the fusion policy (`models.ranking.grade.served_fusion`), with P(action) held
+Both halves continue from the incumbent: P(action) by what was acted on, which an incumbent of
+replayed histories has never seen, then by preference (`preference`), with the weights held; then the fusion policy (`models.ranking.grade.served_fusion`), with P(action) held
 and near the served policy. One gate decides on both.
 
 Knows how a ranker's bundle becomes another. Does not know releases or servers
@@ -21,15 +21,16 @@ from models.alignment.pairs import preference_pairs
 from models.alignment.preference import AlignmentConfig, align_ranker
 from models.ranking.grade.config import FusionTraining
 from models.ranking.grade.served_fusion import learn_fusion
+from models.ranking.ple.config import RankerTraining
 from models.ranking.ple.data import RankerExamples, impression_examples
 from models.ranking.ple.export import read_network, write_bundle
 from models.ranking.ple.recipe import canary_request, served_scores
 from models.ranking.ple.runtime import RankerRuntime
 from models.ranking.ple.tensors import build_batch
-from models.ranking.ple.train import init_unfrozen_features
+from models.ranking.ple.train import init_unfrozen_features, seeded_torch, train_ranker
 from models.recipe import NotEnoughData, TrainingLog
 from models.release.canary import write_canary
-from streams.progress import ProgressCallback
+from streams.progress import ProgressCallback, no_progress
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class RankerUpdate:
     min_slates: int = 100
     min_preferences: int = 50
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    training: RankerTraining = field(default_factory=lambda: RankerTraining(epochs=8, groups=64))
     fusion: FusionTraining = field(default_factory=FusionTraining)
     rules: GateThresholds = field(default_factory=GateThresholds)
 
@@ -70,6 +72,9 @@ class RankerUpdate:
         batch, later_batch = (build_batch(log, part, vocabulary) for part in (earlier, later))
         policy = deepcopy(network)
         init_unfrozen_features(policy, [batch])
+        progress(0.35, "what was played of these slates")
+        with seeded_torch(seed, self.training.threads) as generator:
+            train_ranker(policy, [batch], self.training, generator, no_progress)
         aligned = align_ranker(
             policy,
             batch,

@@ -172,7 +172,7 @@ def build_lexicon(log: TrainingLog, clicks: Sequence[QueryClick], config: Querie
     queries = legal_queries(
         asked.select("user_id", "query").iter_rows(),
         min_users=config.min_users,
-        taken_down=config.taken_down,
+        taken_down=(*config.taken_down, *log.blocked_queries),
     )
     items = items_of(log)
     query_words = [split_words(text) for text in queries.texts]

@@ -48,7 +48,12 @@ class QueriesRecipe:
         """MRR@10 on the last fifth of the log's query clicks. Raises `NotEnoughData`."""
         split_ms = split_time_ms(log, kinds=("query_click",))
         clicks = query_clicks(log, items_of(log))
-        later = [click for click in clicks if click.time_ms >= split_ms]
+        blocked = {split_words(text) for text in log.blocked_queries}
+        later = [
+            click
+            for click in clicks
+            if click.time_ms >= split_ms and split_words(click.query) not in blocked
+        ]
         if not later:
             raise NotEnoughData("no query click in the last fifth of the log: gather more events")
         past = log_until(log, split_ms)

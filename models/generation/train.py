@@ -109,7 +109,7 @@ def _train_network(
             torch.manual_seed(seed)
             network = OneBarNetwork(size)
             batches = _batches(examples, trie, crowd, config, np.random.default_rng(seed))
-            _minimise(network, batches, config, progress)
+            _minimise(network, batches, config, config.steps_for(len(examples.target)), progress)
     finally:
         torch.set_num_threads(threads)
     return network.eval()
@@ -119,15 +119,16 @@ def _minimise(
     network: OneBarNetwork,
     batches: Iterator[QueryBatch],
     config: QueriesConfig,
+    steps: int,
     progress: ProgressCallback,
 ) -> None:
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.1
+        optimiser, config.learning_rate, total_steps=steps, pct_start=0.1
     )
-    for step in range(config.steps):
+    for step in range(steps):
         loss = query_loss(network, next(batches))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -135,7 +136,7 @@ def _minimise(
         optimiser.step()
         schedule.step()
         if step % 20 == 0:
-            progress(step / config.steps, f"step {step}, loss {loss.item():.3f}")
+            progress(step / steps, f"step {step} of {steps}, loss {loss.item():.3f}")
     progress(1.0, "trained")
 
 

@@ -105,6 +105,11 @@ class ReleaseStore:
         """Raises `ReleaseError` when it is missing or its files differ from its seal."""
         return open_sealed(self._bundles(model) / str(version))
 
+    def bundle_folder(self, model: str, version: int) -> Path | None:
+        """The bundle's folder; None where it is missing. The seal is not checked."""
+        path = self._bundles(model) / str(version)
+        return path if (path / BUNDLE_FILE).is_file() else None
+
     def canary(self, model: str, version: int) -> Canary | None:
         """The bundle's canary; None where it or the bundle is missing. The seal is not checked."""
         path = self._bundles(model) / str(version)

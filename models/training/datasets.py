@@ -24,12 +24,16 @@ from streams.feedback.store import read_matured
 
 
 def load_training_log(
-    log_dir: Path, feedback_dir: Path, until_ms: int, quarantined: Sequence[Quarantine] = ()
+    log_dir: Path,
+    feedback_dir: Path,
+    until_ms: int,
+    quarantined: Sequence[Quarantine] = (),
+    blocked_queries: Sequence[str] = (),
 ) -> TrainingLog:
     """Data as of `until_ms`: admitted events, the catalogue, matured feedback.
 
     `quarantined`: intervals of rolled-back releases, whose feedback is left out
-    (`ReleaseStore.quarantined`).
+    (`ReleaseStore.quarantined`). `blocked_queries`: see `TrainingLog`.
     """
     events = EventLog(log_dir).read(until_ms=until_ms)
     log = TrainingLog(
@@ -37,6 +41,7 @@ def load_training_log(
         items=CatalogueLog(log_dir).load().to_frame(),
         feedback=read_matured(feedback_dir, 0, until_ms),
         until_ms=until_ms,
+        blocked_queries=tuple(blocked_queries),
     )
     return without_quarantine(log, quarantined)
 

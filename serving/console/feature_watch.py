@@ -6,6 +6,7 @@ few seconds after an event of a watched user, every second otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -29,6 +30,7 @@ class FeatureWatch:
         self._store, self._clock, self._hub = store, clock, hub
         self._fast_until_s = 0.0
         self._last: dict[str, dict[str, Any]] = {}
+        self._reading = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -39,20 +41,36 @@ class FeatureWatch:
             self._fast_until_s = time.monotonic() + _FAST_FOR_S
             self._wake.set()
 
+    def begin(self, user_id: str) -> None:
+        """Reads the row of a user that a page has begun to show: later changes are published.
+
+        While the store is down, changes count from the first read that succeeds.
+        """
+        with self._reading, contextlib.suppress(StoreDown):
+            if user_id not in self._last:
+                self._last[user_id] = self._read(user_id, self._clock.now_ms())
+
     def check(self) -> None:
         """Reads every watched user once and publishes what changed."""
+        with self._reading:
+            self._check()
+
+    def _check(self) -> None:
         watched = self._hub.watched_users()
         for gone in self._last.keys() - watched:
             del self._last[gone]
         for user_id in watched:
             now_ms = self._clock.now_ms()
-            row = plain_row(self._store.read("user", [user_id], now_ms))
+            row = self._read(user_id, now_ms)
             before = self._last.get(user_id)
             self._last[user_id] = row
             changed = {} if before is None else _changes(before, row)
             if changed:
                 data = {"user_id": user_id, "at_ms": now_ms, "changed": changed}
                 self._hub.publish(LiveMessage("feature", data, user_id))
+
+    def _read(self, user_id: str, now_ms: int) -> dict[str, Any]:
+        return plain_row(self._store.read("user", [user_id], now_ms))
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._watch_loop, name="feature-watch", daemon=True)

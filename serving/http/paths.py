@@ -2,7 +2,8 @@
 
 Knows paths and their encoding. Does not know routes. A path parameter `{name:id}` takes the rest
 of the path, so it must be the last one. Clients remove the segments `.` and `..` from a path:
-ids of that form can be sent in a body only (`POST /v1/users/lookup`, `POST /v1/erasures`).
+ids of that form can be sent in a body only (`POST /v1/users/lookup`, `POST /v1/erasures`,
+`POST /v1/catalogue` and the routes below it).
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ class Query:
     cold_item: bool = False  # `item_id` is not in the catalogue
     stale: bool = False  # some features are last good values, not read for this request
     explore: bool = True  # fusion weights may be drawn; False: the policy's mean
+    arm: str | None = None  # of the experiment (`serving.pipeline.arms`)
     slate_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property

@@ -37,6 +37,7 @@ def to_reply(slate: Slate, key: bytes, catalogue: ItemLookup) -> dict[str, Any]:
         "models": dict(query.release.models),
         "cold_start": query.cold_start,
         "stale": query.stale,
+        "arm": query.arm,
         "weights": _finite(slate.weights),
         "weights_drawn": slate.log_density is not None,
         "rates": _finite(slate.rates),
@@ -111,6 +112,7 @@ def _impression(slate: Slate, slot: int, candidate: Candidate) -> Impression:
         explored=candidate.explored,
         release=query.release.release_id,
         served_at_ms=query.now_ms,
+        arm=query.arm,
         **_drawn_weights(slate),
     )
 

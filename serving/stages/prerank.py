@@ -1,12 +1,12 @@
 """The pre-rank: which 200 of many candidates are hydrated and scored.
 
-Knows the catalogue, popularity and co-engagement, all in memory: no feature is read for
-a candidate that is cut. Does not know models.
+Knows the catalogue, popularity, co-engagement and liking factors, all in memory: no feature is read for
+a candidate that is cut. Does not know model servers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from serving.stages.scorers import PopularityGenre, standardised
 from serving.stages.sources import co_engagement
 from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
+from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
 
 _CO_ENGAGEMENT = 1.0  # weight of one standard deviation, in those of popularity
@@ -23,24 +24,32 @@ EXPLORED = "fresh"  # this source's candidates serve exploration and are never c
 
 @dataclass(frozen=True)
 class TasteDotProduct:
-    """The dot product of a user vector and an item vector; nothing is learned.
+    """The dot product of a user vector and an item vector.
 
-    Item: genres weighted by rarity, popularity, and co-engagement. User: the same, summed
-    over the recent engagements.
+    By the live ranker's liking factors, which are learned. Where an item or the release has
+    none, by genres weighted by rarity, popularity and co-engagement, summed over the user's
+    recent engagements; nothing is learned then.
     """
 
     catalogue: LiveCatalogue
     popularity: PopularityCache
     activity: Activity
+    likings: Likings = field(default_factory=Likings)
     keep: int = 200
     name: str = "prerank"
 
     def prerank_scores(self, query: Query, pool: Pool) -> np.ndarray:
         """float64 [C]; infinite for candidates that serve exploration."""
+        scores, liking = self._by_taste(query, pool), self.likings.of(query)
+        if liking is not None:
+            liked = liking.scores_of([candidate.item_id for candidate in pool.candidates])
+            scores = np.where(np.isnan(liked), standardised(scores), standardised(liked))
+        scores[[candidate.source == EXPLORED for candidate in pool.candidates]] = np.inf
+        return scores
+
+    def _by_taste(self, query: Query, pool: Pool) -> np.ndarray:
         taste = PopularityGenre(self.catalogue, self.popularity).score(query, pool).score
         together = co_engagement(query, self.catalogue, self.activity)
         found = [together.get(candidate.item_id, 0.0) for candidate in pool.candidates]
         scores: np.ndarray = np.nan_to_num(taste.astype(float))
-        scores = scores + _CO_ENGAGEMENT * standardised(np.log1p(found))
-        scores[[candidate.source == EXPLORED for candidate in pool.candidates]] = np.inf
-        return scores
+        return scores + _CO_ENGAGEMENT * standardised(np.log1p(found))

@@ -1,7 +1,7 @@
 """Sources of the feed, and the fallback source of reactivation.
 
-Knows the catalogue, popularity and co-engagement. Does not know models
-(`serving.stages.generated`) nor scores.
+Knows the catalogue, popularity, co-engagement and liking factors. Does not know model servers
+(`serving.stages.generated`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from serving.pipeline.frames import list_column
 from serving.pipeline.query import Candidate, Query
 from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
+from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
 from streams.contract.events import CatalogueItem
 
@@ -59,11 +60,30 @@ class Popular:
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
         index, popularity = self.catalogue.index(), self.popularity.current
-        order = np.argsort(-popularity.scores_of(index.ids), kind="stable")
+        scores = popularity.scores_of(index.ids)
+        order = np.argsort(-scores, kind="stable")
         skip = set(list_column(query.user, "engaged_video_id")) if self.skip_engaged else set()
-        ids = (index.ids[row] for row in order)
-        chosen = [item_id for item_id in ids if item_id not in skip]
-        return [Candidate(item_id, self.name) for item_id in chosen[: self.limit]]
+        chosen = [row for row in order.tolist() if index.ids[row] not in skip][: self.limit]
+        return [Candidate(index.ids[row], self.name, score=float(scores[row])) for row in chosen]
+
+
+@dataclass(frozen=True)
+class Liked:
+    """The items with the best liking and popularity for the user, by the live ranker's factors."""
+
+    likings: Likings
+    activity: Activity
+    limit: int = 150
+    name: str = "liked"
+
+    def fetch(self, query: Query) -> Sequence[Candidate]:
+        liking = self.likings.of(query)
+        if liking is None:
+            return ()
+        engaged = {*list_column(query.user, "engaged_video_id")}
+        engaged |= self.activity.engaged(query.user_id).keys()
+        best = liking.best(self.limit, engaged)
+        return [Candidate(item_id, self.name, score=score) for item_id, score in best]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 from models.release.canary import Canary
@@ -28,6 +29,8 @@ class ReleaseReader(Protocol):
     def manifests(self) -> Sequence[Manifest]: ...
 
     def canary(self, model: str, version: int) -> Canary | None: ...
+
+    def bundle_folder(self, model: str, version: int) -> Path | None: ...
 
     def repair_lock(self, model: str, since_s: float) -> AbstractContextManager[bool]: ...
 

@@ -1,8 +1,9 @@
 """The replies of the last ten minutes, so that a repeated request gets the same reply.
 
-Knows requests and bytes. Does not know how a reply is made. Kept in this process and bounded: a
-reply is made again after `keep_s`, after a restart, by another process, and where newer replies
-have displaced it.
+Knows requests and bytes. Does not know how a reply is made. Replies are kept in this process and,
+where there is a `SharedReplies`, in the online store for the other processes. Both are bounded: a
+reply is made again after `keep_s` and where newer replies have displaced it. While the store is
+down, each process knows its own replies only.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from serving.clients.shared_replies import KEEP_S, Lookup, SharedReplies, StoredReply
 from serving.pipeline.requests import Request, states_request_id
 
-KEEP_S = 600.0
 _MAX_BYTES = 32 << 20
 _WAIT_S = 10.0  # longer than the deadlines of all stages together
+
+_CONFLICT = (
+    "another request of this user has the same request_id: send a new one with each new request"
+)
 
 _Key = tuple[str, str]  # (user_id, request_id)
 
@@ -31,6 +36,7 @@ class RequestConflict(ValueError):
 class _Entry:
     digest: bytes
     expires_s: float
+    erasure: bytes  # the user's mark when the request arrived (`Lookup.erasure`)
     reply: Future[bytes] = field(default_factory=Future)
 
     @property
@@ -40,15 +46,20 @@ class _Entry:
 
 
 class RecentReplies:
-    """Replies by user and request id. Thread safe."""
+    """Replies by user and request id. Thread safe.
+
+    `shared`: the replies of all processes; None keeps to this one.
+    """
 
     def __init__(
         self,
+        shared: SharedReplies | None = None,
         *,
         keep_s: float = KEEP_S,
         max_bytes: int = _MAX_BYTES,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._shared = shared
         self._keep_s, self._max_bytes, self._monotonic = keep_s, max_bytes, monotonic
         self._entries: dict[_Key, _Entry] = {}  # oldest first
         self._bytes = 0
@@ -70,25 +81,50 @@ class RecentReplies:
             return make()
         key = (request.user_id, request.request_id)
         digest = hashlib.sha256(request.model_dump_json().encode()).digest()
-        with self._lock:
-            self._drop_expired()
-            entry = self._entries.get(key)
-            first = entry is None
-            if entry is None:
-                entry = _Entry(digest, self._monotonic() + self._keep_s)
-                self._entries[key] = entry
+        seen = self._shared.find(*key) if self._shared else None
+        entry, first = self._entry(key, digest, seen)
         if entry.digest != digest:
-            raise RequestConflict(
-                "another request of this user has the same request_id: send a new one with "
-                "each new request"
-            )
-        return self._make(key, entry, make) if first else entry.reply.result(_WAIT_S)
+            raise RequestConflict(_CONFLICT)
+        if not first:
+            return entry.reply.result(_WAIT_S)
+        return self._make(key, entry, lambda: self._shared_reply(key, digest, seen, make))
 
     def forget(self, user_id: str) -> None:
-        """Drops the user's replies."""
+        """Drops the user's replies. Raises `StoreDown` if those in the store may remain."""
+        if self._shared is not None:
+            self._shared.forget(user_id)
         with self._lock:
             for key in [key for key in self._entries if key[0] == user_id]:
                 self._drop(key)
+
+    def _entry(self, key: _Key, digest: bytes, seen: Lookup | None) -> tuple[_Entry, bool]:
+        """The entry of the key, and whether it is new. One from before an erasure is dropped."""
+        with self._lock:
+            self._drop_expired()
+            entry = self._entries.get(key)
+            if entry is not None and seen is not None and entry.erasure != seen.erasure:
+                self._drop(key)
+                entry = None
+            if entry is not None:
+                return entry, False
+            expires_s = self._monotonic() + self._keep_s
+            entry = _Entry(digest, expires_s, seen.erasure if seen else b"")
+            self._entries[key] = entry
+            return entry, True
+
+    def _shared_reply(
+        self, key: _Key, digest: bytes, seen: Lookup | None, make: Callable[[], bytes]
+    ) -> bytes:
+        """Another process's reply to the request, else `make()`, which is then shared."""
+        if self._shared is None or seen is None:
+            return make()
+        kept = seen.reply
+        if kept is None:
+            made = StoredReply(digest, make())
+            kept = self._shared.keep(*key, seen, made) or made
+        if kept.digest != digest:
+            raise RequestConflict(_CONFLICT)
+        return kept.body
 
     def _make(self, key: _Key, entry: _Entry, make: Callable[[], bytes]) -> bytes:
         try:

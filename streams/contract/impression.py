@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from streams.contract.bounds import MAX_IMPRESSION
 
 MAX_SURFACE = MAX_ARM = 32  # printable ASCII characters
+POPULARITY_ARM, RANKER_ARM = "popularity", "ranker"  # of the feed's experiment
 MAX_WEIGHTS = 32
 _PREFIX = "2."
 _MAC_BYTES = 16

@@ -64,6 +64,8 @@ FEEDBACK_SCHEMA = pa.schema(
         # also from the token; null unless drawn weights ranked the slate
         pa.field("weights", pa.list_(pa.float64())),
         pa.field("log_density", pa.float64()),
+        # also from the token; null outside an experiment
+        pa.field("arm", pa.string()),
     ]
 )
 

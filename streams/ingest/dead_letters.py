@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Cause(BaseModel):
-    """Cause and origin. `offset` is within the topic of id `epoch`; sha256 is of the whole."""
+    """Cause and origin. `offset` is within the topic of id `topic_id`; sha256 is of the whole."""
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
 

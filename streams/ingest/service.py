@@ -105,8 +105,10 @@ class Batcher(IngestLoop):
     def _on_poll(self) -> None:
         """A sole consumer must own all partitions, or it would miss duplicates.
 
-        An empty assignment is normal while the group is joining.
+        An empty assignment is normal while the group is joining. Erasures are read at every poll:
+        without events, their consumer would lose its membership after max.poll.interval.ms.
         """
+        self._erasures.refresh()
         if self._seen:
             self._seen.on_assignment(self._input.assignment_version)
             owned = len(self._input.consumer.assignment())
@@ -119,7 +121,6 @@ class Batcher(IngestLoop):
         super()._on_poll()
 
     def _process(self, records: Sequence[Record]) -> list[Outgoing]:
-        self._erasures.refresh()
         now_ms = self._clock.now_ms()
         admission = admit(records, now_ms, self._limits, self._erasures.until_ms)
         rows = self._partitioned(records, admission)

@@ -9,6 +9,7 @@ log line, it stays where it is, and everything beside it is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from streams.telemetry import set_aside
 
 _READ_ATTEMPTS = 20
 _MAX_CHECKED = 20_000
+_MOST_BYTES = 1 << 34  # no column of a file takes as much
 _UNREADABLE = (pa.ArrowException, ValueError, OSError)  # what torn bytes raise
 
 T = TypeVar("T")
@@ -149,8 +151,8 @@ class SegmentReader:
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         """Remembers a damaged file. Raises `error` if the file itself may be whole."""
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
-            raise error  # removed meanwhile, too many open files, a failing disk
+        if _may_be_whole(error):
+            raise error
         self._damaged.add(path)
         self._whole.discard(path)
         set_aside("damaged_file", path, error)
@@ -199,3 +201,14 @@ class SegmentReader:
             f"{self.directory} was rewritten during each of {_READ_ATTEMPTS} reads: "
             "stop its writers"
         )
+
+
+def _may_be_whole(error: Exception) -> bool:
+    """Whether the system failed: removed meanwhile, too many open files, a full memory.
+
+    Torn bytes may state a size of exabytes, and the allocation of it fails.
+    """
+    if isinstance(error, MemoryError):
+        stated = re.search(r"size (\d+)", str(error))
+        return stated is None or int(stated[1]) <= _MOST_BYTES
+    return getattr(error, "errno", None) is not None

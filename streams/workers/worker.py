@@ -183,7 +183,7 @@ def _attributes(delivery: Delivery) -> dict[str, str | int]:
         "messaging.destination.partition.id": str(stamp.partition),
         "messaging.kafka.offset": stamp.offset,
         "messaging.batch.message_count": delivery.table.num_rows,
-        "tidemill.epoch": stamp.topic_id,
+        "tidemill.topic_id": stamp.topic_id,
     }
 
 

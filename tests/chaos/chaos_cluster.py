@@ -1,7 +1,7 @@
 """A cluster for fault injection: real Kafka, Valkey and processes.
 
-Knows how they are started, killed, frozen and restarted, and how far the work has come. Does not
-know what must be true of the outcome (`chaos_verdict`). Everything runs in the test's thread, in
+Knows how they are started, killed, frozen and restarted. How far the work has come is
+`chaos_progress`'s, what must be true of the outcome `chaos_verdict`'s. Everything runs in the test's thread, in
 the order of the test's seed: waiting restarts ended processes, as the stack's supervisor does,
 but without its pauses.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -18,43 +19,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import redis
-import xxhash
+from chaos_progress import Progress
 from chaos_servers import Servers, delete_topics
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaException
 
 from deploy import state
 from deploy.processes import kind_and_instance
 from deploy.services.process import Child, Command
 from deploy.settings import Settings
-from features.live.worker import consumer_group
 from features.online.redis_store import FeastFeatureStore
-from features.rows.decode import decode
 from features.store import StoreDown
 from streams.bus.contract import BusError, Outgoing
 from streams.bus.kafka.bus import KafkaBus
-from streams.contract.topics import (
-    ADMITTED,
-    BEHAVIOUR,
-    BEHAVIOUR_DEAD,
-    ENTITY_TOPIC,
-    EVENTS_BY_USER,
-    topic_specs,
-)
+from streams.contract.topics import BEHAVIOUR, EVENTS_BY_USER, topic_specs
 from streams.event_log import EventLog
-from streams.ingest.dead_letters import DeadLetter, scan_dead_letters
-from streams.workers.topic_ids import TopicIds
 
 PROGRAM = Path(__file__).with_name("chaos_process.py")
 ROOT = Path(__file__).parents[2]
-_INPUT = {
-    "batcher": BEHAVIOUR,
-    "sequencer": ADMITTED,
-    "fanout": EVENTS_BY_USER,
-}  # loop -> its input
 OPEN_TRANSACTION_S = 1.5  # how long a kill waits for an open transaction
 TRICKLE = 5  # events sent at a time meanwhile, so that there are transactions
 STACK_DUMP_S = 0.5  # for processes to write their stacks
@@ -72,31 +55,27 @@ class ManagedProcess:
     runs: int = 1
 
 
-@dataclass
-class Cluster:
+@dataclass(kw_only=True)
+class Cluster(Progress):
     """One test's cluster. `hits` counts faults that were proved to interrupt work."""
 
     servers: Servers
     home: Path
     rng: random.Random
-    partitions: int = 2
-    replicas: int = 1  # of the ingest service
     processes: dict[str, ManagedProcess] = field(default_factory=dict)
     hits: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     sent: int = 0
     detached: list[ManagedProcess] = field(default_factory=list)  # not restarted
     background: list[Callable[[], None]] = field(default_factory=list)  # called while waiting
-    old_dead_letters: list[DeadLetter] = field(default_factory=list)
     held: list[bytes | None] = field(default_factory=list)  # sent around the faults
 
     def __post_init__(self) -> None:
-        self.bus = KafkaBus(self.servers.kafka.bootstrap_servers)
-        self.store = FeastFeatureStore(self.servers.valkey.address, 0)
-        self.log = EventLog(self.settings().log_dir)
-        self.admin = AdminClient({"bootstrap.servers": self.servers.kafka.bootstrap_servers})
-        self._watch = _watch(self.bus.bootstrap_servers, "read_uncommitted")
-        self._committed_watch = _watch(self.bus.bootstrap_servers, "read_committed")
+        self.attach(
+            KafkaBus(self.servers.kafka.bootstrap_servers),
+            FeastFeatureStore(self.servers.valkey.address, 0),
+            EventLog(self.settings().log_dir),
+        )
         self.began = time.monotonic()
         self.open_topics(self.partitions)
 
@@ -116,8 +95,7 @@ class Cluster:
         state.write_settings(self.settings())
         self.bus.ensure_topics(topic_specs(partitions))
         self._producer = self.bus.producer()
-        self._topic_id = self.bus.topic_id(EVENTS_BY_USER)
-        self._logged: tuple[dict[int, int], int] = ({}, 0)
+        self.topics_created()
 
     def start(self, name: str, instance: str = "0", **env: str) -> None:
         """Starts a process of the role `name` (up to a dash) and restarts it when it ends.
@@ -227,8 +205,7 @@ class Cluster:
     def end(self) -> None:
         for process in (*self.processes.values(), *self.detached):
             process.child.kill()
-        self._watch.close()
-        self._committed_watch.close()
+        self.detach_clients()
 
     def break_broker(self) -> None:
         """kill -9, in a transaction if possible, and a restart on the same disk."""
@@ -247,6 +224,32 @@ class Cluster:
         self._rows_lost("flush the store")
         with redis.Redis(port=self.servers.valkey.port) as client:
             client.flushall()
+
+    def freeze_store(self) -> None:
+        self.note("freeze the store")
+        self._fold_group = self.group("features")
+        self.servers.freeze_store()
+
+    def thaw_store(self) -> None:
+        """Counts a hit if events were waiting for the store."""
+        committed = self._committed("features", EVENTS_BY_USER, self._fold_group)
+        folded = sum(committed.values())
+        self.hits["waiting for the store"] += sum(self._ends(EVENTS_BY_USER)) - folded
+        self.note("thaw the store")
+        self.servers.thaw_store()
+
+    def fill_disk(self, name: str, left: int) -> None:
+        """No file of the process may grow beyond `left` bytes, as on a full disk."""
+        self.note(f"{name} can write no file beyond {left} bytes")
+        self._limit_files(name, left)
+
+    def free_disk(self, name: str) -> None:
+        self.note(f"{name} has space again")
+        self._limit_files(name, resource.RLIM_INFINITY)
+
+    def _limit_files(self, name: str, size: int) -> None:
+        limits = (size, resource.RLIM_INFINITY)
+        resource.prlimit(self.processes[name].child.pid, resource.RLIMIT_FSIZE, limits)
 
     def _rows_lost(self, how: str) -> None:
         with redis.Redis(port=self.servers.valkey.port) as client:
@@ -320,90 +323,6 @@ class Cluster:
         self._producer.send(messages)
         self.sent += len(values)
         self.note(f"sent {len(values)}, {self.sent} in all")
-
-    # ---- how far the work has come
-
-    def committed_records(self) -> int:
-        """Records that the batcher's group has committed."""
-        return sum(self._committed("batcher", BEHAVIOUR).values())
-
-    def written_messages(self) -> int:
-        """Messages that the batcher wrote, admitted and dead, committed or not."""
-        first = EVENTS_BY_USER if self.replicas == 1 else ADMITTED
-        return sum(self._ends(first)) + self._ends(BEHAVIOUR_DEAD)[0]
-
-    def logged_rows(self) -> int:
-        """Rows in the event log, duplicates included; read only when its offsets moved."""
-        offsets = self._logged_offsets()
-        if offsets != self._logged[0]:
-            self._logged = (offsets, self.log.read(duplicates=True).height)
-        return self._logged[1]
-
-    def folded_events(self) -> int:
-        """Events in the users' counts (only kinds that are counted)."""
-        ids = [f"u{n}" for n in range(200)]
-        columns = self.store.read("user", ids, 0).columns
-        return int(sum(v.sum() for name, v in columns.items() if name.endswith("_count_all")))
-
-    def _ends(self, topic: str, watch: Consumer | None = None) -> list[int]:
-        count = 1 if topic == BEHAVIOUR_DEAD else self.partitions
-        partitions = [TopicPartition(topic, p) for p in range(count)]
-        return [(watch or self._watch).get_watermark_offsets(p, timeout=10)[1] for p in partitions]
-
-    def dead(self) -> list[DeadLetter]:
-        """Every dead letter; those of deleted topics first."""
-        return [*self.old_dead_letters, *scan_dead_letters(self.bus)]
-
-    def accounted_for(self) -> int:
-        """Messages in the log or among the dead letters."""
-        return self.logged_rows() + len(self.dead())
-
-    # ---- proofs that a fault interrupted work
-
-    def has_uncommitted_effect(self, role: str) -> bool:
-        """Whether a batch with an effect is not committed, so that it is delivered again."""
-        done = self._folded_offsets() if role == "features" else self._logged_offsets()
-        committed = self._committed(role, EVENTS_BY_USER)
-        return any(offset >= committed.get(p, 0) for p, offset in done.items() if offset >= 0)
-
-    def _logged_offsets(self) -> dict[int, int]:
-        return {p: self.log.last_offset(self._topic_id, p) for p in range(self.partitions)}
-
-    def _folded_offsets(self) -> dict[int, int]:
-        """Partition -> the last offset folded into any user's row."""
-        rows = decode(self.store.stored_rows("user", [f"u{n}" for n in range(200)]))
-        ours = rows.source_offset[
-            rows.source_offset["topic_id"] == xxhash.xxh3_64_intdigest(self._topic_id.encode())
-        ]
-        return {int(p): int(ours["offset"][ours["partition"] == p].max())
-                for p in np.unique(ours["partition"])}  # fmt: skip
-
-    def _committed(self, role: str, topic: str) -> dict[int, int]:
-        asked = ConsumerGroupTopicPartitions(self.group(role))
-        future = self.admin.list_consumer_group_offsets([asked])[asked.group_id]
-        commits = future.result(timeout=10).topic_partitions
-        return {p.partition: p.offset for p in commits if p.topic == topic}
-
-    def group(self, role: str) -> str:
-        """The consumer group of an ingest loop, the log writer or the folds."""
-        if role in _INPUT:
-            return f"tidemill-{role}.{self.bus._group_suffix([_INPUT[role]])}"
-        if role == "log-writer":
-            return TopicIds(self.bus, [EVENTS_BY_USER]).consumer_group("facts")
-        name = consumer_group("features", self.store.stored_rebuild_id() or 0)
-        return TopicIds(self.bus, list(ENTITY_TOPIC.values())).consumer_group(name)
-
-    def in_transaction(self) -> bool:
-        """Whether the topics hold messages of no committed transaction."""
-        topics = (ADMITTED, EVENTS_BY_USER)
-        return any(self._ends(t) != self._ends(t, self._committed_watch) for t in topics)
-
-
-def _watch(servers: str, isolation: str) -> Consumer:
-    """A consumer for the ends of partitions."""
-    return Consumer(
-        {"bootstrap.servers": servers, "group.id": "chaos-watch", "isolation.level": isolation}
-    )
 
 
 def _measured(measure: Callable[[], int]) -> int:

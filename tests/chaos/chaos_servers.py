@@ -5,6 +5,8 @@ Knows how to kill, restart and empty them. Does not know the stack's processes.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +46,16 @@ class Servers:
         self.store.kill()
         self.store = start(self.valkey)
 
+    def freeze_store(self) -> None:
+        """SIGSTOP: connections stay open and nothing is answered."""
+        os.kill(self.store.pid, signal.SIGSTOP)
+
+    def thaw_store(self) -> None:
+        os.kill(self.store.pid, signal.SIGCONT)
+
     def empty(self) -> None:
         """Deletes all topics and rows."""
+        self.thaw_store()
         admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers})
         delete_topics(admin)
         with redis.Redis(port=self.valkey.port) as client:

@@ -54,7 +54,7 @@ def replicas() -> int:
 @pytest.fixture
 def cluster(servers: Servers, seed: int, replicas: int, tmp_path: Path) -> Iterator[Cluster]:
     servers.empty()
-    made = Cluster(servers, tmp_path, random.Random(seed), replicas=replicas)
+    made = Cluster(servers=servers, home=tmp_path, rng=random.Random(seed), replicas=replicas)
     yield made
     made.end()
     print("\n".join(made.notes))

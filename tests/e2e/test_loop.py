@@ -22,7 +22,7 @@ from streams.bus.contract import Outgoing
 from streams.contract.topics import BEHAVIOUR, BEHAVIOUR_DEAD, REQUESTS, RESPONSES
 from streams.event_log import EventLog
 from streams.feedback.store import read_feedback
-from streams.ingest.dead_letters import parse_dead_letter
+from streams.ingest.dead_letters import parse_dead_letter, scan_dead_letters
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SEED = 7
@@ -321,7 +321,13 @@ def test_an_erased_user_is_gone_from_features_and_log_for_good(
     )
     assert loop.http.delete(f"/v1/users/{user}").status_code == 202
     eventually(lambda: kept() == 0, 20, "the log without the user")
+    bus = wiring.bus(loop.settings)
+
+    def refused() -> int:
+        return sum(dead.cause.cause == "erased" for dead in scan_dead_letters(bus))
+
+    before = refused()
     loop.send(old | {"event_id": uuid.uuid4().hex})
-    time.sleep(1.5)
+    eventually(lambda: refused() > before, 20, "the erased user's event refused")
     assert loop.features(user)["features"]["like_count_all"] == 0
     assert kept() == 0

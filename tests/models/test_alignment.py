@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
+from models.alignment.gate import policy_decisions
 from models.alignment.off_policy import (
     Decisions,
     Estimate,
@@ -100,6 +102,22 @@ def test_slates_of_drawn_weights_are_evaluated_given_their_weights() -> None:
 
     assert errors_off(by_draw) < 2
     assert errors_off(by_mean) > 3
+
+
+def test_slates_of_the_popularity_arm_are_no_choices_of_the_ranker(small_log: TrainingLog) -> None:
+    half = pl.col("request_id").hash(seed=0) % 2 == 0
+    feedback = small_log.feedback.with_columns(
+        arm=pl.when(half).then(pl.lit("popularity")).otherwise(pl.lit("ranker"))
+    )
+    mixed = impression_examples(replace(small_log, feedback=feedback), count=500)
+    assert 0.2 < mixed.ranked.mean() < 0.8
+    scores = np.random.default_rng(0).random(mixed.item.shape)
+    rows = np.flatnonzero(mixed.ranked)
+    alone = policy_decisions(mixed.take(rows), scores[rows], scores[rows])
+    found = policy_decisions(mixed, scores, scores)
+    assert np.array_equal(found.logged, alone.logged)
+    none = replace(mixed, ranked=np.zeros(len(mixed), bool))
+    assert snips(policy_decisions(none, scores, scores)).effective_n == 0
 
 
 def test_too_few_slates_are_an_error_with_their_number(

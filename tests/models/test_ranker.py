@@ -11,11 +11,17 @@ import torch
 
 from features.definitions import DEFINITIONS
 from features.store import FeatureFrame, Status
+from models.ids import id_hash
 from models.ranking.ple.config import RankerConfig
 from models.ranking.ple.data import unlogged_examples, unlogged_interactions
 from models.ranking.ple.export import FUSION_FILE, OneRequest, read_network
-from models.ranking.ple.features import ITEM_FEATURES, id_hash
-from models.ranking.ple.inputs import RANKER_TASKS, SIGNATURE, assemble_request
+from models.ranking.ple.features import ITEM_FEATURES
+from models.ranking.ple.inputs import (
+    RANKER_TASKS,
+    SIGNATURE,
+    assemble_request,
+    liking_of_kinds,
+)
 from models.ranking.ple.recipe import RankerRecipe, canary_request
 from models.ranking.ple.runtime import RankerRuntime, rows_of
 from models.recipe import NotEnoughData, TrainingLog
@@ -59,7 +65,7 @@ def test_it_beats_popularity_forward_in_time(
 def test_it_beats_popularity_on_replayed_people(replayed_log: TrainingLog) -> None:
     small = RankerRecipe(RankerConfig(evaluated_interactions=800))
     found = small.evaluate(replayed_log, seed=0, progress=no_progress)
-    assert found.baseline_value > 0.7, "popularity is a strong baseline on these data"
+    assert found.baseline_value > 0.5, "popular films are liked more by those who met them"
     assert found.difference[1] > 0, found
 
 
@@ -86,7 +92,11 @@ def test_progress_never_decreases_and_ends_at_one(
 @pytest.mark.parametrize("candidates", [1, 7, 500])
 def test_the_exported_graph_equals_torch(trained: Path, candidates: int) -> None:
     network, vocabulary = read_network(trained)
-    inputs = request(candidates)
+    inputs, factors = request(candidates), vocabulary.factors
+    met = liking_of_kinds(inputs["history_kind"])
+    vector = factors.vector(int(inputs["user_hash"][0]), inputs["history"], met)
+    liking = factors.parts(vector, inputs["video_hash"])
+    assert liking.any() or candidates == 1
     tensors = [
         rows_of(vocabulary.user, inputs["user_hash"]),
         inputs["user_x"],
@@ -95,7 +105,7 @@ def test_the_exported_graph_equals_torch(trained: Path, candidates: int) -> None
         rows_of(vocabulary.item, inputs["video_hash"]),
         rows_of(vocabulary.author, inputs["author_hash"]),
         inputs["genres"],
-        inputs["video_x"],
+        np.hstack([inputs["video_x"], liking]),
     ]
     with torch.no_grad():
         expected = OneRequest(network)(*(torch.from_numpy(tensor) for tensor in tensors))

@@ -17,9 +17,9 @@ import pytest
 
 from deploy.services.triton import Triton
 from features.store import Status
+from models.ids import id_hash
 from models.ranking.ple.data import RankerExamples
 from models.ranking.ple.export import read_network
-from models.ranking.ple.features import id_hash
 from models.ranking.ple.inputs import RANKER_TASKS, assemble_request
 from models.ranking.ple.recipe import canary_request, served_scores
 from models.ranking.ple.tensors import build_batch
@@ -84,6 +84,7 @@ def stored_requests(log: TrainingLog) -> RankerExamples:
         release=np.full(REQUESTS, "", object),
         weights=np.full((REQUESTS, len(RANKER_TASKS)), np.nan, np.float32),
         log_density=np.full(REQUESTS, np.nan, np.float32),
+        ranked=np.ones(REQUESTS, bool),
     )
 
 

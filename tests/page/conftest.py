@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from features.memory_store import MemoryFeatureStore
 from models.release.store import Manifest
@@ -22,6 +22,8 @@ from serving.http.app import create_app
 from streams.bus.memory import MemoryBus
 from streams.contract.clock import WallClock
 from streams.contract.topics import topic_specs
+
+expect.set_options(timeout=30_000)  # as `wait_for_selector`: a busy machine is slow
 
 
 def _serving_conftest() -> Any:
@@ -54,11 +56,12 @@ def page(chromium: Browser, serve: Callable[..., str]) -> Iterator[Page]:
 
 @pytest.fixture
 def serve(free_port: int) -> Iterator[Callable[..., str]]:
-    """`serve(fold=True)` -> the gateway's address. With `fold=False` the store is never written."""
+    """`serve(fold=True)` -> the gateway's address. With `fold=False` the store is never written;
+    other names are settings of the gateway."""
     stop, running = threading.Event(), []
     threads: list[threading.Thread] = []
 
-    def start(*, fold: bool = True, history: bool = True) -> str:
+    def start(*, fold: bool = True, history: bool = True, **settings: Any) -> str:
         memory = _serving_conftest()
         bus, store = MemoryBus(), MemoryFeatureStore()
         bus.ensure_topics(topic_specs(2))
@@ -73,7 +76,7 @@ def serve(free_port: int) -> Iterator[Callable[..., str]]:
             models=FakeModelClient(),
             catalogue=memory.catalogue_of(memory.items()),
             clock=WallClock(),
-            config=GatewayConfig(impression_key=memory.KEY, popularity_every_s=60.0),
+            config=GatewayConfig(impression_key=memory.KEY, popularity_every_s=60.0, **settings),
             releases=releases,
         )
         threads.extend(memory.start_streams(bus, store, stop, fold=fold))

@@ -12,7 +12,8 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, Response, TimeoutError, expect
 
-from streams.contract.impression import verify
+from serving.pipeline.arms import Experiment
+from streams.contract.impression import POPULARITY_ARM, verify
 
 KEY = bytes(range(32))
 Serve = Callable[..., str]
@@ -99,6 +100,44 @@ def test_a_dormant_users_trajectory_shows_roles(page: Page, serve: Serve) -> Non
     page.click("#show-trajectory")
     expect(page.locator("#trajectory .badge").first).to_have_text("trigger")
     expect(page.locator("#trajectory .goal")).to_contain_text("toward:")
+
+
+def test_the_arms_are_shown_with_intervals_below_the_ceiling(
+    page: Page, serve: Serve, tmp_path: Path
+) -> None:
+    file = tmp_path / "experiment.json"
+    _open(page, serve(experiment_file=file))
+    expect(page.locator("#arms-panel")).to_be_hidden()
+    arms = [
+        {"arm": "popularity", "clicks": 0.299, "low": 0.28, "high": 0.32, "shown": 1_000},
+        {"arm": "ranker", "clicks": 0.399, "low": 0.37, "high": 0.43, "shown": 1_000},
+    ]
+    difference = {"clicks": 0.1, "low": 0.07, "high": 0.13, "shown": 2_000}
+    file.write_text(json.dumps({"arms": arms, "difference": difference, "ceiling": 0.55}))
+    expect(page.locator("#arms li[data-arm=ranker] b")).to_have_text("39.9 %")
+    expect(page.locator("#arms-about")).to_contain_text("+10.0 points [+7.0, +13.0]")
+    expect(page.locator("#arms-about")).to_contain_text("ceiling on the same visits, 55.0 %")
+    places = ["li[data-arm=popularity] .dot", "li[data-arm=ranker] .dot", "li .ceiling >> nth=1"]
+    boxes = [page.locator(f"#arms {place}").bounding_box() for place in places]
+    left = [box["x"] for box in boxes if box is not None]
+    assert len(left) == 3
+    assert left == sorted(left)
+
+
+def test_the_page_opens_on_a_ranked_user_and_names_the_arm_of_another(
+    page: Page, serve: Serve
+) -> None:
+    experiment = Experiment(0.5)
+    users = [f"user-{number}" for number in range(6)]
+    popular = next(user for user in users if experiment.arm_of(user) == POPULARITY_ARM)
+    page.goto(serve(experiment=experiment))
+    page.wait_for_selector("#slate[data-state=ready] .card")
+    expect(page.locator("#feed-about")).to_contain_text("arm ranker")
+    expect(page.locator("#weights")).to_contain_text("long view")
+    page.fill("#user", popular)
+    page.press("#user", "Enter")
+    expect(page.locator("#feed-about")).to_contain_text("arm popularity")
+    expect(page.locator("#weights")).to_contain_text("without a ranker")
 
 
 @pytest.fixture

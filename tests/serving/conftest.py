@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -74,6 +75,7 @@ class MemoryReleases:
 
     found: list[Manifest] = field(default_factory=list)
     canaries: dict[tuple[str, int], Canary] = field(default_factory=dict)
+    folders: dict[tuple[str, int], Path] = field(default_factory=dict)
 
     def current(self) -> Manifest | None:
         return self.found[-1] if self.found else None
@@ -83,6 +85,9 @@ class MemoryReleases:
 
     def canary(self, model: str, version: int) -> Canary | None:
         return self.canaries.get((model, version))
+
+    def bundle_folder(self, model: str, version: int) -> Path | None:
+        return self.folders.get((model, version))
 
     def repair_lock(self, model: str, since_s: float) -> AbstractContextManager[bool]:
         del model, since_s

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +15,11 @@ from deploy.services import process
 from deploy.services.process import ServiceUnavailable
 from deploy.services.valkey import Valkey
 from features.memory_store import MemoryFeatureStore
+from features.online.connection import Connection
 from features.online.redis_store import FeastFeatureStore
 from features.store import EntityName, FeatureFrame, StoreDown
 from serving.clients.breaker import Breaker
+from serving.clients.shared_replies import SharedReplies
 from serving.pipeline.runner import Deadlines
 from streams.bus.contract import BusError, Outgoing
 from streams.bus.memory import MemoryBus
@@ -51,6 +55,13 @@ def restartable_valkey(tmp_path: Path) -> Any:
         def kill(self) -> None:
             children[-1].kill()
 
+        def freeze(self) -> None:
+            """Connections stay open and nothing is answered."""
+            os.kill(children[-1].pid, signal.SIGSTOP)
+
+        def thaw(self) -> None:
+            os.kill(children[-1].pid, signal.SIGCONT)
+
     try:
         valkey = RestartableValkey()
         valkey.start()
@@ -84,6 +95,37 @@ def test_while_the_store_is_down_replies_use_the_last_good_rows_and_then_recover
         lambda: _component(harness, "store") == "up" and not harness.feed()["fallbacks"], 15.0
     )
     assert harness.feed()["stale"] is False
+
+
+def test_while_the_store_is_frozen_requests_are_answered_and_then_it_recovers(
+    make_harness: Any, restartable_valkey: Any
+) -> None:
+    """SIGSTOP: without timeouts a reply would wait for SIGCONT."""
+    address = restartable_valkey.address
+    harness = make_harness(
+        store=FeastFeatureStore(address, 0, "frozen", timeout_s=0.3),
+        replies=SharedReplies(Connection(address, 0, 0.3), bytes(32)),
+        deadlines=DEADLINES,
+        popularity_every_s=0.5,
+    )
+    harness.send_event("like", "v5")
+    harness.wait_until(lambda: harness.engaged() == ["v5"], 30.0)
+    harness.wait_until(lambda: not harness.feed()["fallbacks"], 30.0)
+    restartable_valkey.freeze()
+    try:
+        replies = [harness.feed(request_id="same") for _ in range(3)]
+        harness.wait_until(lambda: _component(harness, "store") == "down", 30.0)
+        erased = harness.client.post("/v1/erasures", json={"user_id": "u2"})
+    finally:
+        restartable_valkey.thaw()
+    assert replies[0] == replies[1] == replies[2]
+    assert {"user_features", "video_features"} <= _stages(replies[0])
+    assert (replies[0]["stale"], len(replies[0]["items"])) == (True, 8)
+    assert (erased.status_code, erased.headers["Retry-After"]) == (503, "1")
+    harness.wait_until(
+        lambda: _component(harness, "store") == "up" and not harness.feed()["fallbacks"], 30.0
+    )
+    assert harness.client.post("/v1/erasures", json={"user_id": "u2"}).status_code == 202
 
 
 class HangingStore:

@@ -10,6 +10,7 @@ import pytest
 from models.release.store import Manifest
 from serving.console.hub import Subscriber
 from streams.contract.impression import verify
+from streams.contract.topics import BEHAVIOUR
 
 
 def _ids(reply: dict[str, Any]) -> list[str]:
@@ -34,7 +35,7 @@ def test_without_writes_to_the_store_a_click_changes_nothing(make_harness: Any) 
     harness = make_harness(streams=False)
     first = harness.feed()
     assert harness.send_event("like", _ids(first)[0]).status_code == 202
-    time.sleep(0.3)
+    assert sum(end for _, end in harness.bus.ends(BEHAVIOUR).values()) == 1
     assert _ids(harness.feed()) == _ids(first)
 
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from streams.catalogue import item_id_of
 from streams.contract.bounds import MAX_EVENT_TIME_MS, MAX_ID
+from streams.contract.events import CATALOGUE_EVENT
 from streams.contract.topics import CATALOGUE, ERASURES
 from streams.erasure import Erasure
 
@@ -66,6 +68,13 @@ def test_every_accepted_id_works_in_a_path_and_in_a_body(quiet: Any, user_id: st
     assert (put.status_code, put.json()["video_id"]) == (202, wanted)
     assert quiet.client.get(f"/v1/catalogue/{path}").status_code in (200, 404)  # not read back yet
     assert quiet.client.delete(f"/v1/catalogue/{path}").json()["video_id"] == wanted
+    put = quiet.client.post("/v1/catalogue", json={"video_id": user_id, "title": "T"})
+    assert (put.status_code, put.json()) == (202, {"accepted": 1, "changed": 1})
+    sent = CATALOGUE_EVENT.validate_json(_last(quiet, CATALOGUE))
+    assert item_id_of(sent) == user_id
+    stated = {"video_id": user_id}
+    assert quiet.client.post("/v1/catalogue/lookup", json=stated).status_code in (200, 404)
+    assert quiet.client.post("/v1/catalogue/takedowns", json=stated).json()["video_id"] == user_id
 
 
 @pytest.mark.parametrize("user_id", NAMED)
@@ -79,7 +88,51 @@ def test_the_routes_beside_ids_are_unambiguous(quiet: Any) -> None:
     assert quiet.client.get("/v1/users/lookup").json()["user_id"] == "lookup"
     paths = quiet.client.get("/openapi.json").json()["paths"]
     assert {"/v1/users/{user_id}", "/v1/users/lookup", "/v1/erasures"} <= set(paths)
-    assert {"/v1/catalogue/{video_id}"} <= set(paths)
+    assert {"/v1/catalogue/{video_id}", "/v1/catalogue", "/v1/catalogue/lookup"} <= set(paths)
+
+
+@pytest.mark.parametrize("item_id", [".", "..", "lookup", "takedowns"])
+def test_an_item_that_fits_no_path_is_added_read_and_taken_down(quiet: Any, item_id: str) -> None:
+    client, stated = quiet.client, {"video_id": item_id}
+    assert client.post("/v1/catalogue/lookup", json=stated).status_code == 404
+    assert client.post("/v1/catalogue", json=stated | {"title": "T"}).json()["changed"] == 1
+    quiet.wait_until(lambda: quiet.gateway.catalogue.available(item_id))
+    found = client.post("/v1/catalogue/lookup", json=stated).json()
+    assert (found["video_id"], found["title"], found["available"]) == (item_id, "T", True)
+    assert client.post("/v1/catalogue/takedowns", json=stated).json()["changed"] is True
+    quiet.wait_until(lambda: not quiet.gateway.catalogue.available(item_id))
+    assert client.post("/v1/catalogue/takedowns", json=stated).json()["changed"] is False
+
+
+def test_a_list_of_items_is_accepted_whole_or_refused_whole(quiet: Any) -> None:
+    many = [{"video_id": f"many-{n}", "title": "T"} for n in range(1_000)]
+    assert quiet.client.post("/v1/catalogue", json=many).json() == {
+        "accepted": 1_000,
+        "changed": 1_000,
+    }
+    quiet.wait_until(lambda: quiet.gateway.catalogue.available("many-999"))
+    before = sum(end for _, end in quiet.bus.ends(CATALOGUE).values())
+    for body, index, field in (
+        ([many[0], {"video_id": "x"}], 1, "title"),
+        ([many[0], many[1] | {"created_ms": 10**19}], 1, "created_ms"),
+        ([many[0], many[1] | {"created_ms": MAX_EVENT_TIME_MS}], 1, "created_ms"),
+        ({"video_id": "", "title": "T"}, 0, "video_id"),
+        ("x", 0, "body"),
+        ([], None, "body"),
+        ([*many, many[0]], None, "body"),
+    ):
+        reply = quiet.client.post("/v1/catalogue", json=body)
+        assert reply.status_code == 422
+        problem = reply.json()["detail"][0]
+        assert (problem.get("index"), problem["field"]) == (index, field)
+    assert sum(end for _, end in quiet.bus.ends(CATALOGUE).values()) == before
+
+
+def test_an_item_that_is_put_again_changes_nothing_and_the_reply_says_so(quiet: Any) -> None:
+    body = {"title": "T", "created_ms": 1_700_000_000_000}
+    assert quiet.client.put("/v1/catalogue/again", json=body).json()["changed"] is True
+    quiet.wait_until(lambda: quiet.gateway.catalogue.available("again"))
+    assert quiet.client.put("/v1/catalogue/again", json=body).json()["changed"] is False
 
 
 @pytest.mark.parametrize("path", BAD)
@@ -123,6 +176,7 @@ def test_an_invalid_id_in_a_body_is_422_naming_the_field(quiet: Any, user_id: An
         ({"created_ms": 10**19}, "created_ms"),
         ({"created_ms": MAX_EVENT_TIME_MS + 1}, "created_ms"),
         ({"created_ms": 1}, "created_ms"),
+        ({"created_ms": MAX_EVENT_TIME_MS}, "created_ms"),  # the topic would refuse it as future
         ({"provenance": "alien"}, "provenance"),
     ],
 )

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from features.memory_store import MemoryFeatureStore
+from features.store import EntityName
 from models.monitoring.served_log import SCHEMA, ServedLog, ServedSlate
 from models.monitoring.skew import measure_skew
 from models.ranking.ple.features import ITEM_FEATURES
@@ -32,6 +33,7 @@ from streams.feedback.outcomes import FEEDBACK_SCHEMA
 
 Make = Callable[..., Any]
 USERS, EACH, VIDEOS = 6, 14, 60
+COUNTED = ("play", "like", "long_view")
 
 
 def history() -> list[Outgoing]:
@@ -93,9 +95,20 @@ def harness(make_harness: Make, store: MemoryFeatureStore, tmp_path: Path) -> An
     made.bus.producer().send(history())
     for user in range(USERS):
         made.wait_until(lambda u=user: len(made.engaged(f"user-{u}")) == EACH)
+    await_folded(made, store, video=USERS * EACH, author=USERS * EACH)
     made.gateway.popularity.refresh()
-    time.sleep(0.3)  # until the other entities are folded too, so that nothing is in flight below
     return made
+
+
+def await_folded(harness: Any, store: MemoryFeatureStore, *, video: int, author: int) -> None:
+    """Until so many events count for videos and for authors too: then none is in flight."""
+    ids = {"video": [f"v{n}" for n in range(VIDEOS)], "author": [f"a{n}" for n in range(9)]}
+
+    def counted(entity: EntityName) -> int:
+        columns = store.read(entity, ids[entity], time.time_ns() // 1_000_000).columns
+        return int(sum(columns[f"{kind}_count_all"].sum() for kind in COUNTED))
+
+    harness.wait_until(lambda: (counted("video"), counted("author")) == (video, author))
 
 
 def served_by(harness: Any) -> pl.DataFrame:
@@ -103,19 +116,20 @@ def served_by(harness: Any) -> pl.DataFrame:
     return ServedLog(harness.deps.config.state_dir / SERVED).read()
 
 
-def test_a_correct_log_shows_no_skew(harness: Any, tmp_path: Path) -> None:
+def test_a_correct_log_shows_no_skew(
+    harness: Any, store: MemoryFeatureStore, tmp_path: Path
+) -> None:
     for user in range(USERS):
         harness.feed(f"user-{user}")
-    time.sleep(0.3)
     for user in range(2):  # a click reaches the next slate without skew
         harness.send_event("like", f"v{user}", f"user-{user}")
         harness.wait_until(lambda u=user: len(harness.engaged(f"user-{u}")) == EACH + 1)
-    time.sleep(0.3)
+    await_folded(harness, store, video=USERS * EACH + 2, author=USERS * EACH)  # likes name none
     for user in range(USERS):
         harness.feed(f"user-{user}")
     harness.feed("unknown-user")
     served = served_by(harness)
-    found = measure_skew(served, logged(harness.bus, tmp_path / "log"), in_flight_ms=100)
+    found = measure_skew(served, logged(harness.bus, tmp_path / "log"), in_flight_ms=0)
     assert found.clean, found.skewed
     assert found.slates == 2 * USERS + 1
     seen = np.concatenate(served["video_x"].to_list()).reshape(-1, len(ITEM_FEATURES))

@@ -21,7 +21,7 @@ from streams import erasure
 from streams.bus.contract import BusError
 from streams.bus.kafka.bus import KafkaBus
 from streams.bus.memory import MemoryBus
-from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS, ManualClock
 from streams.contract.schema import from_ipc
 from streams.contract.topics import (
     BEHAVIOUR,
@@ -143,6 +143,16 @@ def test_events_before_an_erasure_are_refused_and_later_ones_admitted(
     harness.send(event("e3", "gone", event_time_ms=after))
     harness.run_until_done()
     assert (harness.counted(), harness.causes()) == (["e2", "e3"], ["erased"])
+
+
+def test_erasures_are_read_while_no_event_arrives() -> None:
+    """Their consumer would otherwise lose its membership after minutes without events."""
+    bus = make_harness(MemoryBus(), True, True).bus
+    batcher = service.Batcher(bus, ManualClock(NOW), IngestConfig())
+    bus.producer().send([erasure.erasure_message("gone", NOW)])
+    assert batcher.run_once(0.0) == 0
+    assert batcher._erasures.until_ms == {"gone": NOW}
+    batcher.close()
 
 
 def test_late_events_are_marked_and_replayed_ones_are_not(harness: IngestHarness) -> None:

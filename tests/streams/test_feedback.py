@@ -55,7 +55,7 @@ def _impression(number: int) -> Impression:
         request_id=f"r{number // 2}", surface="queries" if query else "feed",
         user_id=f"u{number % 2}", video_id=f"v{number}", query=query, slot=number % 2,
         propensity=0.1 * (number + 1), explored=number % 2 == 0, release="rel-1",
-        served_at_ms=T0 + number, **drawn,
+        served_at_ms=T0 + number, arm="ranker" if number % 2 else None, **drawn,
     )  # fmt: skip
 
 
@@ -121,24 +121,24 @@ def test_a_row_states_what_its_token_states(joined: Callable[..., pl.DataFrame])
     for number, row in enumerate(rows.iter_rows(named=True)):
         impression = _impression(number)
         assert row["impression_id"] == impression.impression_id
-        stated = impression.model_dump(mode="json", exclude={"arm", "origin_item_id"})
+        stated = impression.model_dump(mode="json", exclude={"origin_item_id"})
         assert stated == {name: row[name] for name in stated}
     assert [row is None for row in rows["weights"]] == [True, False, True]
 
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["write-ahead", "Parquet"])
-def test_files_from_before_weights_existed_are_read_and_joined(
+def test_files_from_before_weights_and_arms_existed_are_read_and_joined(
     tmp_path: Path, event_table: Build, sealed: bool
 ) -> None:
-    """An older version wrote no columns for weights."""
+    """An older version wrote no columns for weights and arms."""
     joined = FeedbackJoin(KEY).join_batch(event_table([_event(1, "shown", 5)]))
     table = joined.to_columns().feedback_rows(AttributionWindows(WINDOWS))
-    old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-2]), times=("served_at_ms",))
-    assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == {"weights", "log_density"}
+    old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-3]), times=("served_at_ms",))
+    assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == {"weights", "log_density", "arm"}
     old.append(Stamp("e", 0, 0), table.select(old.schema.names))
     if sealed:
         old.flush()
-    assert read_feedback(tmp_path).select("weights", "log_density").row(0) == (None, None)
+    assert read_feedback(tmp_path).select("weights", "log_density", "arm").row(0) == (None,) * 3
     like = event_table([_event(1, "like", 9)])
     _store(tmp_path).join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 1), like))
     (row,) = read_feedback(tmp_path).iter_rows(named=True)

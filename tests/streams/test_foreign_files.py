@@ -156,6 +156,25 @@ def test_a_torn_write_ahead_file_is_kept_and_the_rest_is_sealed(
     assert [path.name for path in tmp_path.rglob("*.damaged")] == [f"{torn.name}.damaged"]
 
 
+@pytest.mark.parametrize(("asked", "named"), [(1 << 60, True), (1 << 30, False)])
+def test_a_size_that_no_file_has_is_damage_and_a_full_memory_is_not(
+    tmp_path: Path, make: BatchMaker, monkeypatch: pytest.MonkeyPatch, asked: int, named: bool
+) -> None:
+    """Torn bytes made Arrow ask for 2,478,227,094,008,658,752 bytes, and every reader ended."""
+    log = EventLog(tmp_path)
+    log.append(make(0, T0))
+
+    def fail(*_: object) -> pa.Table:
+        raise pa.ArrowMemoryError(f"malloc of size {asked} failed")
+
+    monkeypatch.setattr("streams.storage.segment_reader.from_ipc", fail)
+    if named:
+        assert event_ids(log) == []
+    else:
+        with pytest.raises(MemoryError):
+            log.read()
+
+
 def test_an_error_that_is_not_the_file_s_is_raised(
     log: EventLog, make: BatchMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

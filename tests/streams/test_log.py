@@ -127,23 +127,29 @@ def test_a_writer_killed_anywhere_leaves_whole_batches_and_can_continue(
     tmp_path: Path, deliver: Deliver, together: int
 ) -> None:
     deliveries = [deliver(offset) for offset in range(3_000)]
+    fork, held = multiprocessing.get_context("fork"), 0
+    written = fork.Value("q", 0, lock=False)
 
     def write_all() -> None:
         log = EventLog(tmp_path)
         for offset in range(0, len(deliveries), together):
             log.append(combine(deliveries[offset : offset + together]))
+            written.value = offset
 
     for attempt in range(6):
-        child = multiprocessing.get_context("fork").Process(target=write_all)
+        child = fork.Process(target=write_all)
         child.start()
-        time.sleep(0.05 + 0.037 * attempt)
+        while child.is_alive() and written.value < held + 7 * (attempt + 1):
+            time.sleep(0.0005)
         child.kill()
         child.join()
         held = EventLog(tmp_path).last_offset("e", 0)
+        assert written.value <= held
         assert _ids(EventLog(tmp_path)) == _expected(range(held + 1))
-    for delivery in deliveries[: held + 50]:
-        EventLog(tmp_path).append(delivery) if delivery.stamp.offset > held else None
-    assert _ids(EventLog(tmp_path)) == _expected(range(held + 50))
+    more = deliveries[held + 1 : held + 50]
+    for delivery in more:
+        EventLog(tmp_path).append(delivery)
+    assert _ids(EventLog(tmp_path)) == _expected(range(held + 1 + len(more)))
 
 
 @pytest.mark.usefixtures("flushing")

@@ -18,15 +18,22 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
+from benchmarks.fuzz.messages import (
+    ADDED,
+    ITEM,
+    NOW,
+    VALID,
+    bad_messages,
+    plain_messages,
+    with_value,
+)
 from features.live.worker import fold_delivery, fold_input_schema
 from features.memory_store import MemoryFeatureStore
 from streams.bus.contract import Bus, Outgoing
 from streams.bus.delivery import combine, in_order
 from streams.bus.memory import MemoryBus
 from streams.catalogue import Catalogue, CatalogueLog, consume_catalogue
-from streams.codec.content_type import CONTENT_TYPE, PROTOBUF
 from streams.contract.bounds import future_limit_ms
 from streams.contract.clock import ManualClock
 from streams.contract.events import CATALOGUE_EVENT, CatalogueEvent
@@ -42,22 +49,17 @@ from streams.contract.topics import (
     EVENTS_BY_USER,
     topic_specs,
 )
-from streams.contract.trace_headers import TRACEPARENT_HEADER, TRACES_HEADER
 from streams.erasure import ErasureJournal, consume_erasures, erasure_message
 from streams.event_log import EventLog
 from streams.feedback.store import FeedbackStore
 from streams.ingest import fanout, sequencer, service
-from streams.ingest.admission import REPLAY_HEADER
 from streams.ingest.dead_letters import (
-    DEAD_LETTER_HEADER,
     DeadLetterWriter,
     dead_letter_message,
     scan_dead_letters,
 )
-from streams.ingest.deduplication import SEQUENCED_HEADER
 from streams.ingest.fanout import FanOut
 from streams.ingest.loop import IngestConfig, IngestLoop
-from streams.ingest.partitioning import SOURCE_MARK_HEADER
 from streams.ingest.replay import replay
 from streams.ingest.sequencer import Sequencer
 from streams.ingest.service import Batcher
@@ -65,7 +67,6 @@ from streams.workers.config import WorkerConfig
 from streams.workers.driver import FetchedMessage
 from streams.workers.worker import _Worker
 
-NOW = 1_750_000_000_000
 CLOCK = ManualClock(NOW)
 LATEST = partial(future_limit_ms, CLOCK)
 EXAMPLES = int(os.environ.get("TIDEMILL_FUZZ_EXAMPLES", "8"))
@@ -76,77 +77,6 @@ FUZZ = settings(
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
-
-ITEM = {"video_id": "x", "title": "T", "genres": ["g"], "author_id": "a", "created_ms": NOW}
-ADDED = {"kind": "item_added", "event_id": "c1", "event_time_ms": NOW, "item": ITEM}
-VALID: dict[str, dict[str, Any]] = {
-    CATALOGUE: ADDED,
-    ERASURES: {"user_id": "x", "at_ms": NOW},
-    BEHAVIOUR: {
-        "kind": "cart", "event_id": "e", "user_id": "u", "video_id": "v", "event_time_ms": NOW,
-        "amount_cents": 1,
-    },
-}  # fmt: skip
-HUGE = [10**19, -(10**19), 2**63, 2**63 - 1, -1, 0, NOW // 1_000, NOW * 1_000, NOW + 10**10]
-ODD = [*HUGE, 10**400, 1.5, 1e308, float("nan"), float("inf"), None, True, "", "\0", " ", [], {}]
-HEADERS = [
-    CONTENT_TYPE, REPLAY_HEADER, TRACEPARENT_HEADER, TRACES_HEADER, SOURCE_MARK_HEADER,
-    SEQUENCED_HEADER, DEAD_LETTER_HEADER, "tenant",
-]  # fmt: skip
-PLAIN = [
-    None, b"", b"\0", b"\xff\xfe", b"null", b"{", b"[]", b'"x"', b"1", b"NaN", b'{"a": NaN}',
-    b'{"kind": "item_added", "event_id": "\\ud800"}', b'{"user_id": "\\ud800", "at_ms": 1}',
-    b"[" * 50_000, b'{"a":' * 20_000, b"x" * 900_000, b'{"video_id": "x2", "title": "T"}',
-    json.dumps({"user_id": "x", "at_ms": 10**19}).encode(),
-    json.dumps({**ADDED, "item": {**ITEM, "created_ms": 10**19}}).encode(),
-]  # fmt: skip
-
-_bytes = st.sampled_from([None, b"", b"1", b"\xff", b"null", b"[1]", b"{}", b"[[0, 1]]", PROTOBUF])
-_headers = st.dictionaries(st.sampled_from(HEADERS), _bytes | st.binary(max_size=9), max_size=3)
-_json = st.recursive(
-    st.sampled_from(ODD) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
-    max_leaves=5,
-)
-
-
-def _paths(body: dict[str, Any]) -> list[tuple[str, ...]]:
-    nested = [(k, *rest) for k, v in body.items() if isinstance(v, dict) for rest in _paths(v)]
-    return [(key,) for key in body] + nested
-
-
-def _with(body: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    first, *rest = path
-    return body | {first: _with(body[first], rest, value) if rest else value}
-
-
-def _mutated(topic: str) -> st.SearchStrategy[bytes]:
-    body = VALID.get(topic, VALID[BEHAVIOUR])
-    return st.builds(
-        lambda path, value: json.dumps(_with(body, path, value)).encode(),
-        st.sampled_from(_paths(body)),
-        _json,
-    )
-
-
-def bad_messages(topic: str) -> st.SearchStrategy[list[Outgoing]]:
-    """Messages that may be anything, or almost valid."""
-    value = st.sampled_from(PLAIN) | st.binary(max_size=30) | _mutated(topic)
-    value |= _json.map(lambda drawn: json.dumps(drawn).encode())
-    message = st.builds(
-        lambda content, key, headers: Outgoing(topic, content, key, 0, headers),
-        value, _bytes, _headers,
-    )  # fmt: skip
-    return st.lists(message, max_size=12)
-
-
-def plain_messages(topic: str) -> list[Outgoing]:
-    headers: list[dict[str, Any]] = [{}, dict.fromkeys(HEADERS), {"tenant": b"\xff"}]
-    return [
-        Outgoing(topic, value, key, 0, headers[number % len(headers)])
-        for number, value in enumerate(PLAIN)
-        for key in (None, b"\xff")
-    ]
 
 
 def _bus(topic: str, messages: Sequence[Outgoing], good: Sequence[Outgoing]) -> Bus:
@@ -194,7 +124,7 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @example(plain_messages(CATALOGUE))
 def test_the_catalogue_goes_on(messages: list[Outgoing]) -> None:
     good = [
-        Outgoing(CATALOGUE, json.dumps(_with(ADDED, ("item", "video_id"), name)).encode())
+        Outgoing(CATALOGUE, json.dumps(with_value(ADDED, ("item", "video_id"), name)).encode())
         for name in ("first", "last")
     ]
     bus = _bus(CATALOGUE, messages, good)
@@ -374,16 +304,16 @@ def test_a_broken_catalogue_event_is_a_dead_letter_with_its_cause_and_fix() -> N
     """Among them the messages that vanished without a trace."""
     causes = {
         b'{"video_id": "x2", "title": "T"}': ("missing_field", "item_added"),
-        json.dumps(_with(ADDED, ("item", "author_id"), "")).encode(): (
+        json.dumps(with_value(ADDED, ("item", "author_id"), "")).encode(): (
             "out_of_bounds", "author_id",
         ),
-        json.dumps(_with(ADDED, ("item", "created_ms"), NOW // 1_000)).encode(): (
+        json.dumps(with_value(ADDED, ("item", "created_ms"), NOW // 1_000)).encode(): (
             "out_of_bounds", "seconds: multiply by 1000",
         ),
-        json.dumps(_with(ADDED, ("event_time_ms",), NOW * 1_000)).encode(): (
+        json.dumps(with_value(ADDED, ("event_time_ms",), NOW * 1_000)).encode(): (
             "out_of_bounds", "microseconds: divide by 1000",
         ),
-        json.dumps(_with(ADDED, ("event_time_ms",), NOW + 10**9)).encode(): (
+        json.dumps(with_value(ADDED, ("event_time_ms",), NOW + 10**9)).encode(): (
             "future", f"event_time_ms {NOW + 10**9}",
         ),
         b"{": ("not_json", ""),
@@ -447,7 +377,7 @@ def test_a_daily_replay_changes_nothing() -> None:
 
 def test_catalogue_events_that_the_contract_accepts_fit_every_reader() -> None:
     latest = CATALOGUE_EVENT.validate_python(
-        _with(ADDED, ("item",), {**ITEM, "duration_ms": 30 * 86_400_000, "price_cents": 10**9})
+        with_value(ADDED, ("item",), {**ITEM, "duration_ms": 30 * 86_400_000, "price_cents": 10**9})
     )
     catalogue = Catalogue()
     catalogue.apply(latest)

@@ -23,7 +23,7 @@ def test_a_cancelled_call_is_skipped() -> None:
 
     def work(messages: Messages) -> None:
         calls.append([message.offset for message in messages])
-        first_may_end.wait(5)
+        assert first_may_end.wait(30)
 
     async def run() -> None:
         thread = TopicThread("topic", work, combine_bytes=99)
@@ -31,10 +31,12 @@ def test_a_cancelled_call_is_skipped() -> None:
         while not calls:
             await asyncio.sleep(0.01)
         cancelled = asyncio.create_task(thread.run([_message(1)]))
-        await asyncio.sleep(0.05)
+        while thread._calls.qsize() < 1:
+            await asyncio.sleep(0.001)
         cancelled.cancel()
         repeated = asyncio.create_task(thread.run([_message(1), _message(2)]))
-        await asyncio.sleep(0.05)
+        while thread._calls.qsize() < 2:
+            await asyncio.sleep(0.001)
         first_may_end.set()
         await asyncio.gather(held, repeated)
         thread.close()

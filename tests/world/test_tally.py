@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
-from deploy.simulation.tally import Tally, rate
+from deploy.simulation.tally import NO_RANKER, SlateGroup, Tally, rate, rate_difference
 
 
 def _reply(surface: str, *stages: str) -> dict[str, object]:
@@ -38,14 +39,48 @@ def test_the_interval_covers_the_truth_nineteen_times_of_twenty() -> None:
 
 def test_phases_and_releases_are_counted_separately() -> None:
     tally = Tally()
-    tally.watched("before", "r1", "u1", [10, 2, 1])
-    tally.watched("before", "r1", "u1", [10, 4, 0])
-    tally.watched("after", "r1", "u1", [10, 9, 0])
-    tally.watched("after", "r2", "u1", [10, 1, 0])
-    assert tally.click_rate("before", "r1").value == 0.3
-    assert tally.order_rate("before", "r1").value == 0.05
-    assert tally.click_rate("after", "r2").value == 0.1
-    assert tally.click_rate("before", "r2").n == 0
+    tally.watched(SlateGroup("before", "1"), "u1", [10, 2, 1, 5])
+    tally.watched(SlateGroup("before", "1"), "u1", [10, 4, 0, 5])
+    tally.watched(SlateGroup("after", "1"), "u1", [10, 9, 0, 5])
+    tally.watched(SlateGroup("after", "2"), "u1", [10, 1, 0, 5])
+    assert tally.click_rate(SlateGroup("before", "1")).value == 0.3
+    assert tally.order_rate(SlateGroup("before", "1")).value == 0.05
+    assert tally.click_rate(SlateGroup("after", "2")).value == 0.1
+    assert tally.click_rate(SlateGroup("before", "2")).n == 0
+
+
+def test_arms_are_compared_only_while_a_ranker_is_live() -> None:
+    tally = Tally()
+    for version, plays in ((NO_RANKER, 10), ("1", 2), ("2", 4)):
+        for user in range(20):
+            tally.watched(SlateGroup("p", version, "old"), f"a{user}", [10, plays, 0, 6.0])
+            tally.watched(SlateGroup("p", version, "new"), f"b{user}", [10, plays + 1, 1, 8.0])
+    found = tally.compare_arms("old", "new")
+    assert (found.clicks["old"].value, found.clicks["old"].n) == (0.3, 400)
+    assert found.clicks["new"].value == pytest.approx(0.4)
+    assert found.orders["new"].value == 0.1
+    assert found.difference.value == pytest.approx(0.1)
+    assert found.ceiling == pytest.approx(0.7)
+
+
+def test_a_comparison_without_slates_is_no_number() -> None:
+    found = Tally().compare_arms("old", "new")
+    assert found.clicks["old"].n == 0
+    assert math.isnan(found.difference.value)
+    assert math.isnan(found.ceiling)
+
+
+def test_the_differences_interval_covers_the_truth_nineteen_times_of_twenty() -> None:
+    rng, inside = np.random.default_rng(1), 0
+    for trial in range(150):
+        groups = []
+        for mean in (0.25, 0.30):
+            shown = rng.integers(5, 40, 150)
+            clicks = rng.binomial(shown, rng.beta(20 * mean, 20 * (1 - mean), 150))
+            groups.append(np.stack([clicks, shown], axis=1).astype(float))
+        found = rate_difference(*groups, seed=trial)
+        inside += found.low <= 0.05 <= found.high
+    assert 0.90 <= inside / 150 <= 0.99
 
 
 def test_latencies_and_fallbacks_are_counted_by_surface() -> None:

@@ -1,8 +1,8 @@
 """Calibration of P(action) per task, on slates later than those of training.
 
-Platt scaling is folded into each task's last layer, so the served graph and a task's order stay
-the same. A task is scaled only where the held-out time shows enough actions of it. Knows the
-ranker's tensors. Does not know how it was trained.
+Platt scaling is folded into each task's last layers, so the served graph and a task's order stay
+the same. A task is scaled only where the held-out time shows enough actions of it. The same slates
+decide how much of what the experts add to a user's liking is kept. Knows the ranker's tensors. Does not know how it was trained.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from models.ranking.ple.tensors import RankerBatch
 from models.training.calibration import MIN_OUTCOMES, Platt, Reliability, fit_platt, reliability
 
 HELD_OUT_SHARE = 0.1  # of slates, the last in time
+EXPERT_SHARES = (0.25, 0.5, 1.0)  # an update continues from the experts, so never none of them
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def calibration_report(
 ) -> tuple[str, ...]:
     """One line a task: ECE as served and before calibration, and the reliability curve."""
     if slates is None:
-        return ("no slates to judge calibration by: P(action) means the sampling of negatives",)
+        return ("no slates to judge calibration by: P(play) starts at a declared rate",)
     served = reliability_by_task(network, slates, fitted.slots)
     before = reliability_by_task(network, slates, fitted.slots, fitted.scaled)
     return tuple(
@@ -65,13 +66,14 @@ def calibration_report(
 
 @torch.no_grad()
 def calibrate(network: Ranker, batch: RankerBatch, slots: SlotBias) -> tuple[Platt, ...]:
-    """Scales each task's last layer in place; returns the scaling of each task."""
+    """Scales each task's last layers in place; returns the scaling of each task."""
     logits, offset, labels = candidate_logits(network, batch, slots)
     scaled = []
     for task, tower in enumerate(network.towers):
         found = fit_platt(logits[:, task], labels[:, task], offset[:, task])
         tower.weight.mul_(found.slope)  # type: ignore[operator]
         tower.bias.mul_(found.slope).add_(found.shift)  # type: ignore[operator]
+        network.liking.weight[task] *= found.slope
         scaled.append(found)
     return tuple(scaled)
 
@@ -102,3 +104,40 @@ def candidate_logits(
         parts.append((logits[part.real], slots.tasks(part.slot)[part.real], part.labels[part.real]))
     logits, offset, labels = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return logits.astype(float), offset.astype(float), labels > 0
+
+
+@torch.no_grad()
+def shrink_experts(network: Ranker, held: RankerBatch | None, slots: SlotBias) -> float:
+    """Scales what the experts add to the share that later slates support; returns it.
+
+    A larger share must lower P(play)'s log-loss by more than the standard error of the
+    difference. Without later slates the smallest share is taken.
+    """
+    share = EXPERT_SHARES[0] if held is None else _supported_share(network, held, slots)
+    for tower in network.towers:
+        tower.weight.mul_(share)  # type: ignore[operator]
+    return share
+
+
+def _supported_share(network: Ranker, held: RankerBatch, slots: SlotBias) -> float:
+    logits, offset, labels = candidate_logits(network, held, slots)
+    whole, played, offset = logits[:, 0], labels[:, 0], offset[:, 0]
+    alone = network.liking(held.liking)[held.real][:, 0].double().numpy()
+    alone = alone + float(network.towers[0].bias)  # type: ignore[arg-type]
+    best, lowest = EXPERT_SHARES[0], _losses(alone, whole, EXPERT_SHARES[0], played, offset)
+    for share in EXPERT_SHARES[1:]:
+        losses = _losses(alone, whole, share, played, offset)
+        gain = lowest - losses
+        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+            best, lowest = share, losses
+    return best
+
+
+def _losses(
+    alone: np.ndarray, whole: np.ndarray, share: float, played: np.ndarray, offset: np.ndarray
+) -> np.ndarray:
+    """float64 [N]: log-loss after calibration, so that only the order counts."""
+    mixed = alone + share * (whole - alone)
+    scaled = fit_platt(mixed, played, offset)
+    z = scaled.slope * mixed + scaled.shift + offset
+    return np.asarray(np.logaddexp(0, z) - played * z)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from models.layers.experts import Architecture
 from models.ranking.grade.config import FusionTraining
+from models.retrieval.factorisation.config import FactorisationConfig
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,9 @@ class RankerConfig:
 
     interactions: int = 12_000  # unlogged ones; see `data.unlogged_interactions`
     slates: int = 8_000
-    negatives: int = 5
-    uniform_share: float = 1.0
-    whole_catalogue: int = 1  # negatives a group; with 0, items without a play would look perfect
     evaluated_interactions: int = 3_000
-    evaluated_negatives: int = 20
     width: int = 32
     without: tuple[str, ...] = ()  # ITEM_FEATURES hidden from the network, for ablations
     training: RankerTraining = field(default_factory=RankerTraining)
     fusion: FusionTraining = field(default_factory=FusionTraining)
+    liking: FactorisationConfig = field(default_factory=FactorisationConfig)

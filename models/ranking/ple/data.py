@@ -2,9 +2,10 @@
 
 Knows two sources. *Impressions*: slates with matured feedback; candidates without an action are
 negatives. *Unlogged interactions*: actions without an impression, the only ones in replayed
-histories; their negatives are sampled per user and time, a stated share uniformly from the
-catalogue of that time and the rest from earlier interactions (by popularity as it then was),
-never an item that the user ever acted on. Does not know features or networks.
+histories. The ranker learns from them what users liked among what they met, without negatives.
+Where a caller asks for negatives, they are sampled per user and time, a stated share uniformly
+from the catalogue of that time and the rest from earlier interactions (by popularity as it then
+was), never an item that the user ever acted on. Does not know features or networks.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import polars as pl
 from models.ranking.ple.inputs import RANKER_TASKS
 from models.recipe import NotEnoughData, TrainingLog
 from streams.contract.clock import DAY_MS
+from streams.contract.impression import POPULARITY_ARM
 
 PRIOR_IMPRESSIONS = 50.0  # strength of the prior in `slot_examination`, per slot
 MIN_ACTIONS, MIN_USERS, MIN_ITEMS = 200, 10, 20
-_FEED = "feed"
+_FEED, PLAY = "feed", "play"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class RankerExamples:
     log_density: float32 [G] of the draw; NaN where the policy's mean ranked.
 
     slot: int64 [G, C]; propensity: float32 [G, C]; release: str [G]. Unlogged interactions have
-    slot 0, propensity 1, release "", and NaN weights.
+    slot 0, propensity 1, release "", and NaN weights. ranked: bool [G], False for slates of the
+    popularity arm, whose order no ranker chose.
     """
 
     users: np.ndarray
@@ -46,6 +49,7 @@ class RankerExamples:
     release: np.ndarray
     weights: np.ndarray
     log_density: np.ndarray
+    ranked: np.ndarray
 
     def __len__(self) -> int:
         return len(self.users)
@@ -78,6 +82,7 @@ class RankerExamples:
             self.release[rows],
             self.weights[rows],
             self.log_density[rows],
+            self.ranked[rows],
         )
 
     def since(self, time_ms: int) -> RankerExamples:
@@ -152,13 +157,23 @@ def unlogged_examples(
         time_ms=times[rows] - 1,  # so that the action itself is not a feature
         item=item,
         labels=labels,
-        known=seen.select(pl.col(RANKER_TASKS).any()).to_numpy()[0],
+        known=_known_tasks(seen, compared=negatives > 0),
         slot=np.zeros(item.shape, np.int64),
         propensity=np.ones(item.shape, np.float32),
         release=np.full(len(rows), "", object),
         weights=np.full((len(rows), len(RANKER_TASKS)), np.nan, np.float32),
         log_density=np.full(len(rows), np.nan, np.float32),
+        ranked=np.ones(len(rows), bool),
     )
+
+
+def _known_tasks(seen: pl.DataFrame, *, compared: bool) -> np.ndarray:
+    """bool [T]: tasks that interactions can show. Without other items to compare with, a play is
+    none: every interaction has one."""
+    known: np.ndarray = seen.select(pl.col(RANKER_TASKS).any()).to_numpy()[0]
+    comparable: np.ndarray = np.array([compared or task != PLAY for task in RANKER_TASKS])
+    found: np.ndarray = known & comparable
+    return found
 
 
 def _negatives(
@@ -196,7 +211,7 @@ def impression_examples(log: TrainingLog, *, count: int) -> RankerExamples:
     """
     seen = _seen_feedback(log)
     requests = seen.group_by("request_id", maintain_order=True).agg(
-        pl.col("user_id", "served_at_ms", "release", "weights", "log_density").first(),
+        pl.col("user_id", "served_at_ms", "release", "weights", "log_density", "arm").first(),
         pl.len().alias("n"),
     )
     requests = requests.sort("served_at_ms", "request_id").tail(count).with_row_index("group")
@@ -220,6 +235,7 @@ def impression_examples(log: TrainingLog, *, count: int) -> RankerExamples:
         release=requests["release"].to_numpy(),
         weights=weights,
         log_density=log_density,
+        ranked=requests["arm"].ne_missing(POPULARITY_ARM).to_numpy(),
     )
 
 

@@ -21,6 +21,7 @@ from models.ranking.ple.network import Ranker
 from models.ranking.ple.runtime import ONNX_FILE
 from models.ranking.ple.tensors import RankerVocabulary
 from models.release.bundle import ReleaseError
+from models.retrieval.factorisation.config import PARTS
 
 WEIGHTS_FILE = "weights.pt"
 FUSION_FILE = "fusion.json"  # rates and start of the graph, for readers
@@ -53,7 +54,7 @@ class OneRequest(nn.Module):
 
 
 def write_bundle(network: Ranker, vocabulary: RankerVocabulary, folder: Path) -> None:
-    """Writes graph, weights and vocabulary into `folder`."""
+    """Writes graph, weights, vocabulary and liking factors into `folder`."""
     network.eval()
     vocabulary.save(folder)
     torch.save({"size": asdict(network.size), "state": network.state_dict()}, folder / WEIGHTS_FILE)
@@ -122,5 +123,5 @@ def example_inputs(candidates: int) -> tuple[Tensor, ...]:
         rows(candidates),
         rows(candidates),
         torch.zeros(candidates, GENRE_BUCKETS),
-        torch.zeros(candidates, len(ITEM_FEATURES)),
+        torch.zeros(candidates, len(ITEM_FEATURES) + len(PARTS)),
     )

@@ -12,13 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from models.ids import id_hash
 from streams.contract.clock import DAY_MS, HOUR_MS
-from streams.contract.topics import entity_hash
 
 if TYPE_CHECKING:
     from features.store import FeatureFrame
@@ -78,17 +77,6 @@ ITEM_FEATURES: tuple[str, ...] = (
     "log_author_shown_to_user",
 )
 """Columns of `video_x`: the item, its counts in its user's lists, and the same of its author."""
-
-
-@lru_cache(maxsize=1 << 18)
-def id_hash(entity_id: str) -> int:
-    """An id as a positive int64; 0 stands for "none"."""
-    return (entity_hash(entity_id) >> 1) or 1 if entity_id else 0
-
-
-def id_hashes(ids: Sequence[str]) -> np.ndarray:
-    """`id_hash` of each id; int64 [N]."""
-    return _int64(id_hash(entity_id) for entity_id in ids)
 
 
 @dataclass(frozen=True)

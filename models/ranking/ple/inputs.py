@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from models.ids import id_hashes
 from models.ranking.ple.features import (
     GENRE_BUCKETS,
     HISTORY,
+    HISTORY_KINDS,
     ITEM_FEATURES,
     USER_FEATURES,
     ItemColumns,
     author_columns,
     finite,
     history_columns,
-    id_hashes,
     item_columns,
     list_counts,
     own_item_columns,
     user_columns,
 )
+from models.retrieval.factorisation.config import LIKING, PLAYED_ONLY
 from models.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from streams.contract.events import CatalogueItem
 
 RANKER_TASKS: tuple[str, ...] = ("play", "long_view", "like", "follow", "order")
+
+_LIKING = np.array([0.0, *(LIKING.get(kind, PLAYED_ONLY) for kind in HISTORY_KINDS)])
 
 SIGNATURE = Signature(
     inputs=(
@@ -54,6 +58,12 @@ SIGNATURE = Signature(
         TensorSpec("score", "FP32", (-1,)),
     ),
 )
+
+
+def liking_of_kinds(codes: np.ndarray) -> np.ndarray:
+    """float64, the shape of `codes`: what each code of `history_kind` says about liking."""
+    liking: np.ndarray = _LIKING[np.clip(codes, 0, len(HISTORY_KINDS))]
+    return liking
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.layers.experts import build_experts
 from models.ranking.grade.policy import START_CONCENTRATION, FusionPolicy
 from models.ranking.ple.config import RankerSize
+from models.retrieval.factorisation.config import PARTS
 
 NONE, COLD, FIRST_KNOWN = 0, 1, 2
 KNOWN_COLUMN = -1  # of user_x: whether the feature service knows the user
@@ -28,6 +29,9 @@ class Ranker(nn.Module):
     mean nothing over predictions of different scale. start [T], on the simplex: the declared
     weights of every user before the policy is `personal` (0 or 1), and of users that the feature
     service does not know. A feature of infinite deviation did not vary in training and counts 0.
+
+    Log-odds are linear in the parts of a user's liking (`models.retrieval.factorisation`), and the
+    experts add what those do not explain.
 
     Bundles store the weights by attribute name; "video" in these names stands for any item.
     """
@@ -62,6 +66,9 @@ class Ranker(nn.Module):
             shared_experts=size.shared_experts,
         )
         self.towers = nn.ModuleList(nn.Linear(size.expert, 1) for _ in range(size.tasks))
+        self.liking = nn.Linear(len(PARTS), size.tasks, bias=False)
+        for layer in (*self.towers, self.liking):
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
         even = torch.full((size.tasks,), 1 / size.tasks)
         self.fusion = FusionPolicy(size.user_x, even)
         self.register_buffer("start", even.clone())
@@ -86,9 +93,11 @@ class Ranker(nn.Module):
         """Logits [B, C, T], weights [B, T] on the simplex and scores [B, C]; float32.
 
         user: int64 [B]; user_x: float32 [B, Fu]; history, history_kind: int64 [B, H];
-        item, author: int64 [B, C]; genres: float32 [B, C, G]; item_x: float32 [B, C, Fi].
+        item, author: int64 [B, C]; genres: float32 [B, C, G]; item_x: float32 [B, C, Fi + 3],
+        the last three the parts of the user's liking.
         """
         user_BF = self.user_facts(user_x)
+        item_x, liking = torch.split(item_x, [self.size.video_x, len(PARTS)], -1)
         facts_BCF = _clipped((item_x - self.video_mean) / self.video_std)
         item_BCD = self.video(item) + self.genre(_clipped(genres)) + self.author(author)
         past_BHD = self._past(history, history_kind)
@@ -98,6 +107,7 @@ class Ranker(nn.Module):
         x = self._stem(item_BCD, near_BCD, taste_BD, self.user(user), user_BF, facts_BCF)
         hidden = self.ple(x)
         logits = torch.cat([t(hidden[..., n, :]) for n, t in enumerate(self.towers)], -1)
+        logits = logits + self.liking(torch.nan_to_num(liking, 0.0, 0.0, 0.0))
         weights = self.weights(user_x)
         return logits, weights, self.fuse(logits, weights)
 
@@ -134,8 +144,10 @@ class Ranker(nn.Module):
         return logits.sigmoid() / self.rates
 
     def prediction_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters of P(action). Those of the fusion policy are trained separately."""
-        return (each for each in self.named_parameters() if not each[0].startswith("fusion."))
+        """Parameters that P(action) is trained by. Those of the fusion policy are trained
+        separately, those of the liking are fitted (`models.ranking.ple.liking`)."""
+        fitted = ("fusion.", "liking.")
+        return (each for each in self.named_parameters() if not each[0].startswith(fitted))
 
     def input_columns(self, side: str) -> list[Tensor]:
         """Views [out, F] of the weights that read one side's features ("user" or "video")."""

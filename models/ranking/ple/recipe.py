@@ -18,6 +18,7 @@ from models.ranking.ple.calibrate import (
     calibrate_held_out,
     calibration_report,
     held_out,
+    shrink_experts,
 )
 from models.ranking.ple.config import RankerConfig, RankerSize
 from models.ranking.ple.data import (
@@ -37,9 +38,11 @@ from models.ranking.ple.tensors import (
     build_batch,
     build_vocabulary,
     genres_by_row,
+    with_unseen_liking,
 )
 from models.ranking.ple.train import (
     init_fusion,
+    init_liking,
     init_standardisation,
     init_task_biases,
     seeded_torch,
@@ -48,6 +51,7 @@ from models.ranking.ple.train import (
 )
 from models.recipe import Evaluation, NotEnoughData, TrainingLog
 from models.release.canary import write_canary
+from models.retrieval.factorisation.train import cross_fit
 from models.training.datasets import log_until, split_time_ms
 from models.training.evaluation import PerUser, auc_per_user, compare
 from streams.progress import ProgressCallback
@@ -65,7 +69,7 @@ class RankerRecipe:
     def train(
         self, log: TrainingLog, bundle: Path, *, seed: int, progress: ProgressCallback
     ) -> None:
-        """Writes ranker.onnx, weights.pt, vocabulary.npz and a canary into `bundle`."""
+        """Writes ranker.onnx, weights.pt, vocabulary.npz, factors.npz and a canary into `bundle`."""
         network, vocabulary, batches, _ = self._learn(log, seed, progress)
         progress(0.95, "exporting to ONNX")
         write_bundle(network, vocabulary, bundle)
@@ -73,7 +77,8 @@ class RankerRecipe:
         progress(1.0, f"trained on {sum(map(len, batches))} groups")
 
     def evaluate(self, log: TrainingLog, *, seed: int, progress: ProgressCallback) -> Evaluation:
-        """Trains on the first 80 % of the log's time; GAUC against popularity on the rest.
+        """Trains on the first 80 % of the log's time; GAUC against popularity on the rest: which
+        items a user liked among those met, and acted on among those shown.
 
         Raises `NotEnoughData` where the last 20 % hold no action.
         """
@@ -89,8 +94,9 @@ class RankerRecipe:
             raise NotEnoughData("the last 20 % of time hold no action to evaluate on")
         model, popularity = [], []
         for examples, batch in evaluated:
-            model.append(group_auc(examples, served_scores(network, batch)))
-            popularity.append(group_auc(examples, batch.item_x[..., _POPULARITY].numpy()))
+            auc = group_auc if examples.impressions else liked_auc
+            model.append(auc(examples, served_scores(network, batch)))
+            popularity.append(auc(examples, batch.item_x[..., _POPULARITY].numpy()))
         progress(1.0, "evaluated")
         found = compare(
             "GAUC", mean_auc_by_user(model), "popularity", mean_auc_by_user(popularity), seed=seed
@@ -107,14 +113,18 @@ class RankerRecipe:
         config = self.config
         progress(0.0, "building examples")
         sources, held = self._training_examples(log, seed)
+        fitted = cross_fit(log, config.liking, seed=seed)
+        progress(0.05, "liking factors are fitted")
         vocabulary = build_vocabulary(log)
         batches = []
         for done, examples in enumerate(sources):
             progress(0.05 + 0.2 * done / len(sources), f"features of {len(examples)} groups")
-            batches.append(build_batch(log, examples, vocabulary))
+            batches.append(with_unseen_liking(build_batch(log, examples, vocabulary), fitted))
+        vocabulary = replace(vocabulary, factors=fitted.factors)
         with seeded_torch(seed, config.training.threads) as generator:
             network = Ranker(ranker_size(vocabulary, config.width), genres_by_row(log, vocabulary))
             init_standardisation(network, batches, [ITEM_FEATURES.index(n) for n in config.without])
+            init_liking(network, fitted)
             init_task_biases(network, batches)
             init_fusion(network, batches)
             slots = train_ranker(
@@ -124,7 +134,10 @@ class RankerRecipe:
                 generator,
                 lambda share, what: progress(0.3 + 0.6 * share, what),
             )
-        later = build_batch(log, held, vocabulary) if len(held) else None
+        later = None
+        if len(held):
+            later = with_unseen_liking(build_batch(log, held, vocabulary), fitted)
+        shrink_experts(network, later, slots)
         calibration = calibrate_held_out(network, later, slots)
         progress(0.92, "the fusion policy")
         for examples, batch in zip(sources, batches, strict=True):
@@ -139,9 +152,8 @@ class RankerRecipe:
         config = self.config
         interactions = unlogged_examples(
             log,
-            negatives=config.negatives,
-            uniform_share=config.uniform_share,
-            whole_catalogue=config.whole_catalogue,
+            negatives=0,
+            uniform_share=1.0,
             since_ms=0,
             count=config.interactions,
             seed=seed,
@@ -154,7 +166,7 @@ class RankerRecipe:
     ) -> list[RankerExamples]:
         interactions = unlogged_examples(
             log,
-            negatives=self.config.evaluated_negatives,
+            negatives=0,
             uniform_share=1.0,
             since_ms=split_ms,
             count=self.config.evaluated_interactions,
@@ -202,6 +214,16 @@ def served_scores(
         )
     scores: np.ndarray = torch.cat(parts).numpy()
     return scores
+
+
+def liked_auc(examples: RankerExamples, scores: np.ndarray) -> tuple[np.ndarray, PerUser]:
+    """The users of unlogged interactions, and each user's AUC of liked items among those met.
+
+    scores: float [G, 1]. An item is liked where an action followed the play.
+    """
+    names, user = np.unique(examples.users.astype(str), return_inverse=True)
+    liked: np.ndarray = np.asarray(examples.labels[:, 0, 1:].any(-1))
+    return names, auc_per_user(user, scores[:, 0], liked)
 
 
 def group_auc(examples: RankerExamples, scores: np.ndarray) -> tuple[np.ndarray, PerUser]:

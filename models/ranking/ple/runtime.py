@@ -1,7 +1,8 @@
 """The served ranker: ONNX Runtime over an exported bundle, in Triton and in process alike.
 
 Knows the bundle's files and how ids become rows of the embedding tables; an id that was not
-in training falls into the cold bucket. Does not know torch or features.
+in training falls into the cold bucket, and a user who was not gets liking factors from the
+history. Does not know torch or features.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from models.ranking.ple.features import HISTORY_KINDS
-from models.ranking.ple.inputs import SIGNATURE
+from models.ranking.ple.features import HISTORY_KINDS, ITEM_FEATURES
+from models.ranking.ple.inputs import SIGNATURE, liking_of_kinds
+from models.retrieval.factorisation.config import PARTS
+from models.retrieval.factorisation.factors import LikingFactors
 from models.signature import BadInput, Signature
 
 ONNX_FILE = "ranker.onnx"
@@ -35,8 +38,12 @@ class RankerRuntime:
         self._session = onnxruntime.InferenceSession(
             str(bundle / ONNX_FILE), options, providers=["CPUExecutionProvider"]
         )
+        widths = {each.name: each.shape[-1] for each in self._session.get_inputs()}
+        # A bundle that was sealed before the ranker knew liking takes the item's features alone.
+        self._knows_liking = widths["video_x"] == len(ITEM_FEATURES) + len(PARTS)
         with np.load(bundle / VOCABULARY_FILE) as stored:
             self._known = {name: stored[name] for name in ("user", "video", "author")}
+        self._factors = LikingFactors.read(bundle)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """p [C, T], weights [T], alpha [T], rates [T], score [C], float32; C may be 0.
@@ -64,8 +71,22 @@ class RankerRuntime:
             "video": rows_of(self._known["video"], fill["video_hash"]),
             "author": rows_of(self._known["author"], fill["author_hash"]),
             "genres": fill["genres"],
-            "video_x": fill["video_x"],
+            "video_x": self._item_columns(inputs, fill),
         }
+
+    def _item_columns(
+        self, inputs: Mapping[str, np.ndarray], fill: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        if not self._knows_liking:
+            return fill["video_x"]
+        liking = self._liking(inputs, fill["video_hash"])
+        return np.hstack([fill["video_x"], liking], dtype=np.float32, casting="same_kind")
+
+    def _liking(self, inputs: Mapping[str, np.ndarray], item_hashes: np.ndarray) -> np.ndarray:
+        """float32 [C, 3]: the parts of the user's liking of each candidate."""
+        liking = liking_of_kinds(inputs["history_kind"])
+        vector = self._factors.vector(int(inputs["user_hash"][0]), inputs["history"], liking)
+        return self._factors.parts(vector, item_hashes)
 
 
 def rows_of(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:

@@ -9,26 +9,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
 from models.ranking.ple.config import RankerTraining
+from models.ranking.ple.inputs import RANKER_TASKS
 from models.ranking.ple.network import COLD, NONE, Ranker, SlotBias
 from models.ranking.ple.tensors import RankerBatch
+from models.retrieval.factorisation.blend import logistic
+from models.retrieval.factorisation.config import PARTS
+from models.retrieval.factorisation.data import ACTIONS
+from models.retrieval.factorisation.train import CrossFitted
 from streams.progress import ProgressCallback
 
 _TINY = 1e-6
 _SIDES = ("user", "video")
 _MIN_DEVIATION = 1e-5  # below it a feature did not vary
 _MIN_RATE = 0.002  # a rarer action would outweigh all others by the noise of its prediction
+# Of an action's coefficient on a part, about 0: that of 100 plays. And actions to learn it from.
+_LIKING_PRIOR, _MIN_ACTIONS = 15.0, 30
 _MIN_WEIGHT = 0.02  # of a task that the log has not shown yet; an update may raise it
 # Gain of an acted-on candidate in the listwise loss, in the order of RANKER_TASKS.
 TASK_GAINS = (1.0, 1.0, 2.0, 3.0, 4.0)
-# Fusion weights before any feedback, in the order of RANKER_TASKS. Declared, not fitted: in a
-# history without impressions P(play) says what people came across, and the later actions what
-# they liked of it. So the commonest of those leads, and the rare, noisy ones follow.
-START_WEIGHTS = (0.1, 0.2, 0.4, 0.1, 0.2)
+# Fusion weights before any feedback, in the order of RANKER_TASKS. Declared, not fitted: all
+# actions count, in units of their rates, and the rare ones, whose predictions are noisy, less.
+START_WEIGHTS = (0.3, 0.25, 0.25, 0.1, 0.1)
+START_PLAY_RATE = 0.15  # of what is shown, until slates tell; only the size of scores depends on it
 
 
 @contextmanager
@@ -82,24 +90,59 @@ def init_unfrozen_features(network: Ranker, batches: Sequence[RankerBatch]) -> N
             std.copy_(torch.where(unfrozen, deviation.clamp_min(0.05), std))
 
 
+def init_liking(network: Ranker, fitted: CrossFitted) -> None:
+    """Sets each task's weights of the parts of a user's liking.
+
+    The parts are log-odds of a play. A later action is judged by those who played: its log-odds
+    add the coefficients of a logistic regression of the action on the parts, over plays. An
+    action that never happened has no weights.
+    """
+    weights = np.ones((len(RANKER_TASKS), len(PARTS)))
+    played = fitted.pairs.played
+    parts, actions = fitted.parts[played], fitted.pairs.actions[played]
+    deviation = np.maximum(parts.std(axis=0), 1e-9)
+    varied = deviation > _MIN_DEVIATION
+    for happened, action in zip(actions.T, ACTIONS, strict=True):
+        if min(happened.sum(), (~happened).sum()) >= _MIN_ACTIONS:
+            found = logistic(parts / deviation, happened, np.zeros(len(PARTS)), _LIKING_PRIOR)
+            weights[RANKER_TASKS.index(action)] += np.where(varied, found[1:] / deviation, 0)
+        weights[RANKER_TASKS.index(action)] *= happened.any()
+    with torch.no_grad():
+        network.liking.weight.copy_(torch.from_numpy(weights.astype(np.float32)))
+
+
+def base_rates(batches: Sequence[RankerBatch]) -> Tensor:
+    """float32 [T]: P(action) of an average candidate that is shown.
+
+    A play's is taken from slates, or declared; that of a later action follows from plays.
+    """
+    labels = [batch.labels[batch.real] for batch in batches]
+    shown = [rows for rows, batch in zip(labels, batches, strict=True) if batch.known[0]]
+    play = torch.cat(shown)[:, 0].mean() if shown else torch.tensor(START_PLAY_RATE)
+    every = torch.cat(labels)
+    played = every[every[:, 0] > 0]
+    later = played.mean(0) if len(played) else torch.zeros(every.shape[1])
+    return torch.cat([play[None], play * later[1:]])
+
+
 def init_task_biases(network: Ranker, batches: Sequence[RankerBatch]) -> None:
     """Each task starts at its own base rate; a task without actions starts rare."""
     with torch.no_grad():
-        labels = torch.cat([b.labels[b.real] for b in batches])
-        rate = labels.mean(0).clamp(0.005, 0.5)
-        for tower, share in zip(network.towers, rate, strict=True):
-            tower.bias.fill_(float(torch.logit(share)))  # type: ignore[operator]
+        rate = base_rates(batches).clamp(0.002, 0.5)
+        usual = network.liking(torch.cat([b.liking[b.real] for b in batches])).mean(0)
+        for tower, start in zip(network.towers, torch.logit(rate) - usual, strict=True):
+            tower.bias.fill_(float(start))  # type: ignore[operator]
 
 
 def init_fusion(network: Ranker, batches: Sequence[RankerBatch]) -> None:
     """Sets the actions' population rates and the declared start of the weights.
 
-    The weights are not learned from histories: a listwise loss over sampled negatives does not
-    depend on which action a user values, and would end at one task that the seed picks.
+    The weights are not learned from histories: what a user did there does not depend on which
+    action the user values, and training would end at one task that the seed picks.
     """
     with torch.no_grad():
         labels = torch.cat([b.labels[b.real] for b in batches])
-        network.rates.copy_(labels.mean(0).clamp_min(_MIN_RATE))
+        network.rates.copy_(base_rates(batches).clamp_min(_MIN_RATE))
         start = torch.where(labels.any(0), labels.new_tensor(START_WEIGHTS), _MIN_WEIGHT)
         network.start.copy_(start / start.sum())
         network.fusion.set_start_weights(network.start)
@@ -158,7 +201,8 @@ def ranker_loss(
     position = None
     if slots is not None:
         logits, position = logits + slots.tasks(batch.slot), slots.group(batch.slot)
-    known = batch.real.unsqueeze(-1) & batch.known
+    # Without slates no candidate was passed over, and P(action) is learned given a play.
+    known = batch.real.unsqueeze(-1) & (batch.known & batch.known[0])
     each = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
     pointwise = (each * known).sum() / batch.real.sum().clamp_min(1)
     pointwise = pointwise + action_given_play_loss(logits, batch)
@@ -169,11 +213,11 @@ def action_given_play_loss(logits: Tensor, batch: RankerBatch) -> Tensor:
     """Cross-entropy of the later actions given a play, P(action) / P(play); logits [G, C, T].
 
     Whether a user came across an item depends on chance, the page or the crowd; what followed
-    a play shows taste. Among five sampled negatives that signal is lost, here it stands alone.
-    It is a proper score of the same P(action), so calibration is kept.
+    a play shows taste. P(play) is held: it is learned from what was shown.
     """
     played = batch.real & (batch.labels[..., 0] > 0)
-    given = (logsigmoid(logits[..., 1:]) - logsigmoid(logits[..., :1]))[played].clamp_max(-1e-3)
+    play = logsigmoid(logits[..., :1]).detach()
+    given = (logsigmoid(logits[..., 1:]) - play)[played].clamp_max(-1e-3)
     labels = batch.labels[..., 1:][played]
     each = -(labels * given + (1 - labels) * torch.log1p(-given.exp())) * batch.known[1:]
     return each.sum() / played.sum().clamp_min(1)

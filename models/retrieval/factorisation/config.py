@@ -11,20 +11,29 @@ from dataclasses import dataclass
 # itself: how much of the item was watched does.
 LIKING: dict[str, float] = {"long_view": 0.6, "like": 0.85, "share": 0.9, "follow": 1.0}
 LIKING |= {"cart": 0.9, "order": 1.0}
+PLAYED_ONLY = 0.2  # liking of a play without a further action, where what was watched is unknown
+PARTS = ("bias", "personal", "popularity")
+"""The parts of a score, in log-odds of a play; columns of `LikingFactors.parts`."""
 
 
 @dataclass(frozen=True)
 class FactorisationConfig:
-    """ridges: tried on a held-out share of the interactions, the best is fitted on all of them.
+    """ridges: the largest is taken whose held-out error is at most `tolerance` above the lowest:
+    errors differ little, and the order of items at the top suffers more from noise.
 
+    bias_ridge: pseudo-interactions of an item's mean. folds: of cross-fitting.
     skip_weight: of a skip relative to a play. A skip is a weaker sign: most items are skipped.
-    popularity: of log(1 + plays) beside the liking, which is in [0, 1], until enough was shown
-        to learn it (`blend.py`): 0.15 stars, of four.
+    start: log-odds of a play for each standard deviation of a part, until enough was shown to
+        learn them (`blend.py`). Measured on the headline world's validation seed 100.
+    start_strength: impressions that the start outweighs, once they are learned.
     """
 
-    factors: int = 8
+    factors: int = 16  # more than the ratings support: the ridge decides, and not the seed
     sweeps: int = 8
-    ridges: tuple[float, ...] = (2.0, 3.0, 4.0, 6.0, 10.0)
-    held_out: float = 0.2
+    ridges: tuple[float, ...] = (2.0, 3.0, 4.0)
+    tolerance: float = 0.02
+    bias_ridge: float = 20.0
+    folds: int = 4
     skip_weight: float = 0.3
-    popularity: float = 0.0375
+    start: tuple[float, float, float] = (0.3, 0.4, 0.2)
+    start_strength: float = 100.0

@@ -7,12 +7,17 @@ item that was only played and soon left counts as disliked, and so does one that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
 
+from models.ids import id_hashes
 from models.recipe import TrainingLog
 from models.retrieval.factorisation.config import LIKING
+
+ACTIONS = ("long_view", "like", "follow", "order")
+"""What may follow a play; columns of `Interactions.actions`."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,8 @@ class Interactions:
     """N pairs in order of time.
 
     user, item: int64 [N], rows of `user_ids` and `item_ids`. liking: float64 [N] in [0, 1].
-    played: bool [N]; False for items that were only skipped. shown: bool [N], the pair has an
-    impression. plays: float64 [V], users who
-    played each item.
+    played: bool [N]; False for items that were only skipped. actions: bool [N, 4], `ACTIONS`.
+    plays: float64 [V], users who played each item.
     """
 
     user_ids: tuple[str, ...]
@@ -31,8 +35,18 @@ class Interactions:
     item: np.ndarray
     liking: np.ndarray
     played: np.ndarray
-    shown: np.ndarray
+    actions: np.ndarray
     plays: np.ndarray
+
+    @cached_property
+    def user_hash(self) -> np.ndarray:
+        """int64 [U]"""
+        return id_hashes(self.user_ids)
+
+    @cached_property
+    def item_hash(self) -> np.ndarray:
+        """int64 [V]"""
+        return id_hashes(self.item_ids)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -58,7 +72,7 @@ def interactions(log: TrainingLog) -> Interactions:
         .agg(
             pl.col("liking").max(),
             pl.col("played").any(),
-            pl.col("impression").is_not_null().any().alias("shown"),
+            *((pl.col("kind") == action).any().alias(action) for action in ACTIONS),
             pl.col("event_time_ms").min().alias("time_ms"),
         )
         .sort("time_ms", "user_id", "item")
@@ -74,6 +88,35 @@ def interactions(log: TrainingLog) -> Interactions:
         item=item,
         liking=pairs["liking"].to_numpy(),
         played=played,
-        shown=pairs["shown"].to_numpy(),
+        actions=pairs.select(ACTIONS).to_numpy(),
         plays=np.bincount(item[played], minlength=log.items.height).astype(float),
     )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """S impressions of the feed with their outcome; rows as in `Interactions`.
+
+    user, item, slot, user_hash, item_hash: int64 [S]; played: bool [S].
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    user_hash: np.ndarray
+    item_hash: np.ndarray
+    slot: np.ndarray
+    played: np.ndarray
+
+
+def shown(log: TrainingLog, pairs: Interactions) -> Shown:
+    """The impressions that were on screen, of users with an interaction."""
+    users = pl.DataFrame({"user_id": pairs.user_ids, "user": np.arange(len(pairs.user_ids))})
+    items = pl.DataFrame({"video_id": pairs.item_ids, "item": np.arange(len(pairs.item_ids))})
+    seen = log.feedback.filter(
+        (pl.col("surface") == "feed") & pl.col("shown_at_ms").is_not_null()
+    ).select("user_id", "video_id", "slot", "play", "impression_id")
+    seen = seen.join(users, on="user_id").join(items, on="video_id").sort("impression_id")
+    user, item = seen["user"].to_numpy(), seen["item"].to_numpy()
+    slot = seen["slot"].to_numpy().astype(np.int64)
+    hashes = pairs.user_hash[user], pairs.item_hash[item]
+    return Shown(user, item, *hashes, slot, seen["play"].to_numpy().astype(bool))

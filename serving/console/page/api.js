@@ -26,7 +26,7 @@ function errorText(status, content) {
 }
 
 // Server-sent events through fetch, because EventSource cannot send an API key. Reconnects
-// after 1 s.
+// after 1 s. The connection is up from its first bytes on: then the user's row is watched.
 export function listen(userId, onMessage, onState) {
   const stop = new AbortController();
   (async () => {
@@ -35,8 +35,7 @@ export function listen(userId, onMessage, onState) {
         const url = `/v1/stream?user_id=${encodeURIComponent(userId)}`;
         const reply = await fetch(url, { headers: headers(), signal: stop.signal });
         if (!reply.ok) throw new Error(`the stream answered ${reply.status}`);
-        onState(true);
-        await readMessages(reply.body.getReader(), onMessage);
+        await readMessages(reply.body.getReader(), onMessage, () => onState(true));
       } catch (error) {
         if (stop.signal.aborted) return;
       }
@@ -47,12 +46,14 @@ export function listen(userId, onMessage, onState) {
   return () => stop.abort();
 }
 
-async function readMessages(reader, onMessage) {
+async function readMessages(reader, onMessage, onFirst) {
   const decoder = new TextDecoder();
   let rest = "";
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
+    onFirst();
+    onFirst = () => {};
     rest += decoder.decode(value, { stream: true });
     const blocks = rest.split("\n\n");
     rest = blocks.pop();

@@ -1,7 +1,7 @@
 // The console: one user's feed and the events that change it. Plain modules, no build step.
 
 import { call, key, listen, setKey } from "/page/api.js";
-import { card, eventLine, make, releaseLine, short, trajectoryStep } from "/page/elements.js";
+import { armLine, armsText, card, eventLine, make, releaseLine, short, trajectoryStep } from "/page/elements.js";
 
 const element = (id) => document.getElementById(id);
 const state = {
@@ -55,14 +55,17 @@ function draw(reply, oldSlots) {
   slate.dataset.request = reply.request_id;
   const notes = [`release ${reply.release}`, `${reply.candidates} candidates`];
   if (reply.removed_total) notes.push(`${reply.removed_total} removed`);
+  if (reply.arm) notes.push(`arm ${reply.arm}`);
   if (reply.cold_start) notes.push("cold start");
   if (reply.stale) notes.push("last good features");
   for (const f of reply.fallbacks) notes.push(`${f.stage}: ${f.reason}`);
   element("feed-about").textContent = notes.join(" · ");
   const weights = Object.entries(reply.weights).map(([task, w]) => `${task.replace("_", " ")} ${w.toFixed(2)}`);
   const ranker = reply.models.ranker ? `ranker v${reply.models.ranker}: ` : "";
-  element("weights").textContent = weights.length ? `— ${ranker}${weights.join(", ")}${reply.weights_drawn ? " (drawn to explore)" : ""}` : "— no ranker is live: ranked by popularity and genres";
+  element("weights").textContent = weights.length ? `— ${ranker}${weights.join(", ")}${reply.weights_drawn ? " (drawn to explore)" : ""}` : `— ${UNRANKED[reply.arm] || "no ranker is live: ranked by popularity and genres"}`;
 }
+
+const UNRANKED = { popularity: "this user’s arm shows what is most popular, without a ranker" };
 
 async function showQueries(item, turn) {
   const body = { user_id: state.user, video_id: item.video_id, k: 3, seed: Number(element("seed").value) || 0 };
@@ -170,6 +173,17 @@ function onStats(stats) {
     item.dataset.status = status;
     return item;
   }));
+  drawArms(stats.experiment);
+}
+
+// Figures come with the first slates of the experiment; without one the panel stays hidden.
+function drawArms(figures) {
+  const known = Boolean(figures?.arms.some((each) => each.shown));
+  element("arms-panel").hidden = !known;
+  if (!known) return;
+  const top = 1.1 * Math.max(figures.ceiling ?? 0, ...figures.arms.map((each) => each.high ?? 0));
+  element("arms").replaceChildren(...figures.arms.map((each) => armLine(each, figures.ceiling, top)));
+  element("arms-about").textContent = armsText(figures);
 }
 
 const ON_MESSAGE = {
@@ -314,7 +328,8 @@ async function start() {
   });
   const found = await loadUsers();
   const named = new URLSearchParams(location.search).get("user");
-  await selectUser(named || found[0]?.user_id || "newcomer");
+  const ranked = found.find((user) => user.arm !== "popularity") || found[0];
+  await selectUser(named || ranked?.user_id || "newcomer");
   loadModels();
   setInterval(loadUsers, 15_000);
 }

@@ -65,6 +65,38 @@ export function bars(item, { weights, rates }) {
   return grid;
 }
 
+const percent = (share) => (share === null ? "—" : `${(100 * share).toFixed(1)} %`);
+
+// One arm's clicks per item shown: a dot in its 95 % interval, on a scale up to the ceiling.
+export function armLine({ arm, clicks, low, high, shown }, ceiling, top) {
+  const line = make("li");
+  line.dataset.arm = arm;
+  const at = (share) => `${Math.min(100, (100 * share) / top)}%`;
+  const track = make("span", { class: "track" });
+  if (clicks !== null) {
+    const band = make("i", { class: "band" }), dot = make("i", { class: "dot" });
+    band.style.left = at(low);
+    band.style.width = at(high - low);
+    dot.style.left = at(clicks);
+    track.append(band, dot);
+    track.title = `${percent(clicks)} of ${shown.toLocaleString("en")} items shown were played, 95 % interval ${percent(low)} to ${percent(high)}`;
+  }
+  if (ceiling !== null) {
+    const mark = make("i", { class: "ceiling" });
+    mark.style.left = at(ceiling);
+    track.append(mark);
+  }
+  line.append(make("span", { text: arm }), track, make("b", { text: percent(clicks) }));
+  return line;
+}
+
+export function armsText({ arms, difference, ceiling }) {
+  const shown = arms.map(({ arm, low, high, shown }) => `${arm} [${percent(low)}, ${percent(high)}] of ${shown.toLocaleString("en")} shown`);
+  const points = (share) => `${share < 0 ? "−" : "+"}${Math.abs(100 * share).toFixed(1)}`;
+  const gap = difference.clicks === null ? "" : `Ranker − popularity: ${points(difference.clicks)} points [${points(difference.low)}, ${points(difference.high)}]. `;
+  return `${gap}Simulated clicks per item shown, 95 % intervals over users: ${shown.join(", ")}. Line: the oracle’s ceiling on the same visits, ${percent(ceiling)}.`;
+}
+
 export function eventLine(row) {
   const line = make("li");
   line.append(badge(row.origin, row.origin));

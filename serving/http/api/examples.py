@@ -17,6 +17,7 @@ FEED_REPLY: dict[str, Any] = {
     "models": {"ranker": 2, "queries": 1, "reactivation": 1},
     "cold_start": False,
     "stale": False,
+    "arm": None,
     "weights": {"play": 0.31, "long_view": 0.27, "like": 0.22, "follow": 0.06, "order": 0.14},
     "weights_drawn": False,
     "rates": {"play": 0.31, "long_view": 0.21, "like": 0.12, "follow": 0.01, "order": 0.01},

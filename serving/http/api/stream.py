@@ -43,6 +43,8 @@ async def _lines(request: Request, gateway: Gateway, user_id: str | None) -> Asy
     subscriber = Subscriber(user_id, lambda: loop.call_soon_threadsafe(ready.set))
     gateway.hub.subscribe(subscriber)
     try:
+        if user_id is not None:
+            await asyncio.to_thread(gateway.watch.begin, user_id)
         yield b": connected\n\n"
         yield _line(LiveMessage("stats", gateway.stats()))
         while not (gateway.stopping.is_set() or await request.is_disconnected()):

@@ -47,10 +47,12 @@ def users(
     order: Annotated[str, Query(pattern="^(latest|dormant)$")] = "latest",
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
 ) -> Response:
-    """Users seen on the bus: the most recently active, or the longest dormant."""
+    """Users seen on the bus: the most recently active, or the longest dormant; with their arm."""
     activity = gateway.activity
     found = activity.latest(limit) if order == "latest" else activity.dormant(limit)
-    return json_reply({"users": [asdict(user) for user in found], "known": len(activity)})
+    arm_of = gateway.surfaces.deps.experiment.arm_of
+    listed = [asdict(user) | {"arm": arm_of(user.user_id)} for user in found]
+    return json_reply({"users": listed, "known": len(activity)})
 
 
 @router.get(
@@ -110,6 +112,7 @@ def _erase(user_id: str, gateway: Gateway) -> Response:
     try:
         gateway.outbox.send([erasure.erasure_message(user_id, now_ms)])
         gateway.store.erase(user_id, now_ms)
+        gateway.replies.forget(user_id)
     except MessagesRejected as error:
         raise HTTPException(413, str(error)) from error
     except (BusError, StoreDown) as error:
@@ -118,7 +121,6 @@ def _erase(user_id: str, gateway: Gateway) -> Response:
         ) from error
     gateway.surfaces.deps.last_users.forget(user_id)
     gateway.activity.forget(user_id)
-    gateway.replies.forget(user_id)
     gateway.served.erase(user_id)
     return json_reply({"user_id": user_id, "at_ms": now_ms, "erased": ["tombstone", "store"]}, 202)
 

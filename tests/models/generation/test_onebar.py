@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from models.generation.config import QueriesConfig
-from models.generation.data import items_of, query_clicks
+from models.generation.data import build_examples, items_of, query_clicks
 from models.generation.inputs import SIGNATURE, canary_request
 from models.generation.network import TorchNetwork
 from models.generation.prompt import QueryContext
@@ -68,6 +68,17 @@ def test_a_query_taken_down_before_training_is_not_legal(click_log):
     config = QueriesConfig(steps=2, min_clicks=50, threads=1, taken_down=("Comedy  Movies",))
     gone = train_queries(click_log, config, seed=0, progress=check_progress)
     assert gone.lexicon.queries.find("comedy movies") is None
+
+
+def test_a_blocked_query_is_neither_a_target_nor_a_candidate_of_training(click_log):
+    config = QueriesConfig(steps=2, min_clicks=50, threads=1)
+    blocked = replace(click_log, blocked_queries=("COMEDY movies",))
+    trained = train_queries(blocked, config, seed=0, progress=check_progress)
+    assert trained.lexicon.queries.find("comedy movies") is None
+    clicks = query_clicks(blocked, items_of(blocked))
+    examples = build_examples(clicks, trained.lexicon, config)
+    assert all(click.query != "comedy movies" for click in examples.clicks)
+    assert any(click.query == "comedy movies" for click in clicks)
 
 
 def test_a_query_taken_down_since_the_release_is_blocked(query_bundle):
@@ -197,10 +208,7 @@ def test_it_beats_the_most_frequent_legal_query_on_a_time_split():
     world = history(0)
     until_ms = int(world.frame["event_time_ms"].max()) + 1
     log = TrainingLog(world.frame, world.items_frame, empty_feedback(), until_ms)
-    # 300 steps: on half of the ratings the 120 of the default, chosen for a first release
-    # within a minute, lead by less than the interval.
-    recipe = QueriesRecipe(QueriesConfig(steps=300))
-    found = recipe.evaluate(log, seed=0, progress=check_progress)
+    found = QueriesRecipe().evaluate(log, seed=0, progress=check_progress)
     assert found.beats_baseline, found
 
 
