@@ -86,6 +86,24 @@ def _place(group: str) -> int:
     return LONGEST_FIRST.index(group) if group in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
+class FailuresAtOnce:
+    """Prints what failed as soon as it did: the whole run takes minutes more."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.outcome in ("failed", "rerun"):
+            terminal = self._config.get_terminal_writer()
+            cause = report.longreprtext.strip().rsplit("\n", 1)[-1]
+            terminal.line(f"\n{report.outcome}: {report.nodeid} ({report.when}) {cause}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailuresAtOnce(config))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     session.config.stash[_SESSION] = session
 

@@ -166,7 +166,9 @@ def test_the_feast_registry_takes_todays_declarations(old_home: OldHome, valkey:
 
 def test_feedback_is_read_and_continues(old_home: OldHome) -> None:
     folder = old_home.path / "feedback"
-    assert _plain(read_feedback(folder).sort("impression_id")) == old_home.feedback
+    read = _plain(read_feedback(folder).sort("impression_id"))
+    assert [{name: row[name] for name in old_home.feedback[0]} for row in read] == old_home.feedback
+    assert {row[name] for row in read for name in row.keys() - old_home.feedback[0]} == {None}
     shown = next(row for row in old_home.events if row["kind"] == "shown")
     event = shown | {
         "event_id": "new", "kind": KIND_CODE["play"], "event_time_ms": shown["event_time_ms"] + 1,

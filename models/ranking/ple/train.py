@@ -33,9 +33,11 @@ _LIKING_PRIOR, _MIN_ACTIONS = 15.0, 30
 _MIN_WEIGHT = 0.02  # of a task that the log has not shown yet; an update may raise it
 # Gain of an acted-on candidate in the listwise loss, in the order of RANKER_TASKS.
 TASK_GAINS = (1.0, 1.0, 2.0, 3.0, 4.0)
-# Fusion weights before any feedback, in the order of RANKER_TASKS. Declared, not fitted: all
-# actions count, in units of their rates, and the rare ones, whose predictions are noisy, less.
-START_WEIGHTS = (0.3, 0.25, 0.25, 0.1, 0.1)
+# Fusion weights before any feedback, in the order of RANKER_TASKS. Declared, not fitted. Every
+# later action contains the play, and what it adds is learned from plays that users chose
+# themselves, not from what was shown; so the play leads. On the simulated world's validation seed
+# 100, the play alone did as well as any static weights.
+START_WEIGHTS = (0.6, 0.15, 0.15, 0.05, 0.05)
 START_PLAY_RATE = 0.15  # of what is shown, until slates tell; only the size of scores depends on it
 
 
