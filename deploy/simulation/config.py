@@ -118,6 +118,7 @@ class SessionConfig(_Section):
     dormant_share: float = Field(ge=0, le=1)
     ask_rate: float = Field(ge=0, le=1)
     ask_near: float = Field(ge=0, le=1)
+    order_after_query: float = Field(0.0, ge=0, le=1)
     return_base: float
     return_gain: float
     max_slates: int = Field(ge=1)

@@ -209,6 +209,10 @@ class Crowd:
         events = [self._event(user, reply, item, "query_shown", now_ms) for item in items]
         if clicked is not None:
             events.append(self._event(user, reply, items[clicked], "query_click", now_ms + 1))
+            if rng.random() < self._truth.world.session.order_after_query:
+                order = self._event(user, reply, items[clicked], "order", now_ms + 2)
+                price_cents = self._items[items[clicked]["video_id"]].price_cents
+                events.append(order | {"amount_cents": price_cents})
         await self._report(http, events)
 
     async def _ask(

@@ -85,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
 def fast_world() -> WorldConfig:
     usual = WorldConfig.load()
     crowd = usual.crowd.model_copy(update={"requests_per_s": 60.0, "reactivation_share": 0.3})
-    return usual.model_copy(update={"crowd": crowd})
+    session = usual.session.model_copy(update={"order_after_query": 0.5})
+    return usual.model_copy(update={"crowd": crowd, "session": session})
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,15 @@ def test_every_event_is_labelled_and_answers_its_impression(lived: Lived) -> Non
         assert event.impression.split(":")[0] == event.request_id
 
 
+def test_some_orders_follow_a_clicked_query(lived: Lived) -> None:
+    gateway, _, _, _ = lived
+    of_queries = [event for event in gateway.events if event.surface == "queries"]
+    clicked = {event.impression for event in of_queries if event.kind == "query_click"}
+    ordered = {event.impression for event in of_queries if event.kind == "order"}
+    assert ordered
+    assert ordered < clicked
+
+
 def test_no_event_is_reported_before_it_happens(lived: Lived) -> None:
     gateway, _, _, ended_ms = lived
     assert max(event.event_time_ms for event in gateway.events) <= ended_ms
@@ -153,7 +163,7 @@ def test_an_action_comes_only_on_what_was_shown(lived: Lived) -> None:
     shown = {event.impression for event in gateway.events if event.kind == "shown"}
     asked = {event.impression for event in gateway.events if event.kind == "query_shown"}
     for event in gateway.events:
-        assert event.impression in (asked if event.kind.startswith("query") else shown)
+        assert event.impression in (asked if event.surface == "queries" else shown)
 
 
 def test_the_tally_counts_the_ranked_slates_it_reported(lived: Lived) -> None:
