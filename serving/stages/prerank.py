@@ -1,7 +1,7 @@
 """The pre-rank: which 200 of many candidates are hydrated and scored.
 
-Knows the catalogue, popularity, co-engagement and liking factors, all in memory: no feature is read for
-a candidate that is cut. Does not know model servers.
+Knows the catalogue, popularity, co-engagement and liking factors, all in memory: no feature is
+read for a candidate that is cut. Does not know model servers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from serving.stages.scorers import PopularityGenre, standardised
 from serving.stages.sources import co_engagement
 from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
-from serving.state.likings import Likings
+from serving.state.likings import Likings, UserLiking
 from serving.state.popularity import PopularityCache
 
 _CO_ENGAGEMENT = 1.0  # weight of one standard deviation, in those of popularity
@@ -40,11 +40,19 @@ class TasteDotProduct:
 
     def prerank_scores(self, query: Query, pool: Pool) -> np.ndarray:
         """float64 [C]; infinite for candidates that serve exploration."""
-        scores, liking = self._by_taste(query, pool), self.likings.of(query)
-        if liking is not None:
-            liked = liking.scores_of([candidate.item_id for candidate in pool.candidates])
-            scores = np.where(np.isnan(liked), standardised(scores), standardised(liked))
+        liking = self.likings.of(query)
+        scores = (
+            self._by_taste(query, pool) if liking is None else self._by_liking(query, pool, liking)
+        )
         scores[[candidate.source == EXPLORED for candidate in pool.candidates]] = np.inf
+        return scores
+
+    def _by_liking(self, query: Query, pool: Pool, liking: UserLiking) -> np.ndarray:
+        """By liking, and by taste only where an item has no factors."""
+        liked = liking.scores_of([candidate.item_id for candidate in pool.candidates])
+        scores, unknown = standardised(liked), np.isnan(liked)
+        if unknown.any():
+            scores[unknown] = standardised(self._by_taste(query, pool))[unknown]
         return scores
 
     def _by_taste(self, query: Query, pool: Pool) -> np.ndarray:
