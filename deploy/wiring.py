@@ -17,6 +17,7 @@ from deploy.settings import ClockSettings, Settings
 if TYPE_CHECKING:
     from features.feast.registry import RegisteredFeatureStore
     from models.client import ModelClient
+    from models.recipe import TrainingLog
     from serving.clients.shared_replies import SharedReplies
     from streams.bus.kafka.bus import KafkaBus
     from streams.contract.clock import Clock
@@ -83,6 +84,21 @@ def shared_replies(settings: Settings) -> SharedReplies:
 
     connection = Connection(settings.store.address, settings.store.db, TIMEOUT_S)
     return SharedReplies(connection, impression_key(settings))
+
+
+def training_log(settings: Settings) -> TrainingLog:
+    """What a training learns from: all up to now, without feedback of rolled-back releases and
+    without blocked queries."""
+    from models.release.store import ReleaseStore
+    from models.training.datasets import load_training_log
+
+    return load_training_log(
+        settings.log_dir,
+        settings.feedback_dir,
+        clock(settings.clock).now_ms(),
+        ReleaseStore(settings.releases_dir).quarantined(),
+        blocked_queries(settings),
+    )
 
 
 def blocked_queries(settings: Settings) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from deploy import state, wiring
 from deploy.console import ProgressDisplay, out
 from deploy.settings import Settings
 from models.client import ModelClient, ModelUnavailable
-from models.recipe import NotEnoughData, TrainingLog
+from models.recipe import NotEnoughData
 from models.registry import REGISTRY
 from models.release.bundle import ReleaseError
 from models.release.store import Manifest, ReleaseStore
@@ -45,7 +45,8 @@ def train(names: Names = None, seed: Seed = 0) -> None:
     from models.training.build import train_model
 
     settings = state.settings_in_use()
-    store, log, now_ms = ReleaseStore(settings.releases_dir), _log(settings), _now(settings)
+    store, now_ms = ReleaseStore(settings.releases_dir), _now(settings)
+    log = wiring.training_log(settings)
     with _known_errors(), ProgressDisplay() as display:
         for name in _known(names):
             report = display.add(f"train {name}").update
@@ -76,7 +77,7 @@ def evaluate(
         return
     from models.training.build import evaluate_model
 
-    log = _log(state.settings_in_use())
+    log = wiring.training_log(state.settings_in_use())
     notes: list[str] = []
     table = Table("model", "metric", "value", "baseline", "its value", "difference (95 %)", "n")
     with _known_errors(), ProgressDisplay() as display:
@@ -100,7 +101,7 @@ def _off_policy(names: list[str], version: int | None, every_slate: bool, seed: 
     if names != ["ranker"]:
         raise typer.BadParameter("only the ranker's slates have logged propensities: name ranker")
     settings = state.settings_in_use()
-    store, log = ReleaseStore(settings.releases_dir), _log(settings)
+    store, log = ReleaseStore(settings.releases_dir), wiring.training_log(settings)
     with _known_errors(), ProgressDisplay() as display:
         found = off_policy_value(
             store,
@@ -162,7 +163,8 @@ def update(name: Annotated[str, typer.Argument(help="The model.")], seed: Seed =
     from models.training.update import update_model
 
     settings = state.settings_in_use()
-    store, log, now_ms = ReleaseStore(settings.releases_dir), _log(settings), _now(settings)
+    store, now_ms = ReleaseStore(settings.releases_dir), _now(settings)
+    log = wiring.training_log(settings)
     with _known_errors(), ProgressDisplay() as display, _promoter(settings, store) as promoter:
         report = display.add(f"update {name}").update
         outcome = update_model(
@@ -200,20 +202,6 @@ def status() -> None:
 
 def _now(settings: Settings) -> int:
     return wiring.clock(settings.clock).now_ms()
-
-
-def _log(settings: Settings) -> TrainingLog:
-    """Everything up to now, without the feedback of releases that were rolled back."""
-    from models.training.datasets import load_training_log
-
-    quarantined = ReleaseStore(settings.releases_dir).quarantined()
-    return load_training_log(
-        settings.log_dir,
-        settings.feedback_dir,
-        _now(settings),
-        quarantined,
-        wiring.blocked_queries(settings),
-    )
 
 
 @contextmanager

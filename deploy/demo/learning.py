@@ -106,17 +106,10 @@ def train_and_promote(settings: Settings, names: Sequence[str]) -> None:
     from models.recipe import NotEnoughData
     from models.release.store import ReleaseStore
     from models.training.build import train_model
-    from models.training.datasets import load_training_log
 
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
-    log = load_training_log(
-        settings.log_dir,
-        settings.feedback_dir,
-        clock.now_ms(),
-        store.quarantined(),
-        wiring.blocked_queries(settings),
-    )
+    log = wiring.training_log(settings)
     with _promoter(settings, store) as promoter:
         for name in names:
             try:
@@ -171,18 +164,11 @@ def update(settings: Settings, name: str) -> None:
     """One preference update; the last status holds the gate's decision."""
     from models.recipe import NotEnoughData
     from models.release.store import ReleaseStore
-    from models.training.datasets import load_training_log
     from models.training.update import update_model
 
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
-    log = load_training_log(
-        settings.log_dir,
-        settings.feedback_dir,
-        clock.now_ms(),
-        store.quarantined(),
-        wiring.blocked_queries(settings),
-    )
+    log = wiring.training_log(settings)
     report = print_progress(name)
     with wiring.release_lock(settings), _promoter(settings, store) as promoter:
         try:
