@@ -130,10 +130,14 @@ def test_the_catalogue_goes_on(messages: list[Outgoing]) -> None:
     bus = _bus(CATALOGUE, messages, good)
     with TemporaryDirectory() as folder:
         for group in ("before", "restarted"):  # which reads the topic from its start
-            _follow_catalogue(bus, group, Path(folder))
+            catalogue = _followed_catalogue(bus, group, Path(folder))
+            assert catalogue.available("first")
+            assert CatalogueLog(Path(folder)).load().available("last")
+            assert {"first", "last"} <= set(catalogue.to_frame()["video_id"])
 
 
-def _follow_catalogue(bus: Bus, group: str, folder: Path) -> None:
+def _followed_catalogue(bus: Bus, group: str, folder: Path) -> Catalogue:
+    """What a consumer knows once it has read the last good item."""
     log, catalogue, stop = CatalogueLog(folder), Catalogue(), threading.Event()
     writer = DeadLetterWriter(bus, CLOCK)
 
@@ -146,9 +150,7 @@ def _follow_catalogue(bus: Bus, group: str, folder: Path) -> None:
         consume_catalogue(bus, take, stop, group=group, latest_ms=LATEST, on_rejected=writer)
 
     _until(lambda: catalogue.available("last"), stop, work)
-    assert catalogue.available("first")
-    assert CatalogueLog(folder).load().available("last")
-    catalogue.to_frame()
+    return catalogue
 
 
 @FUZZ
@@ -159,10 +161,13 @@ def test_erasures_go_on_in_every_process(messages: list[Outgoing]) -> None:
     bus = _bus(ERASURES, messages, good)
     with TemporaryDirectory() as folder:
         for group in ("before", "restarted"):
-            _follow_erasures(bus, group, Path(folder))
+            erased = _erased(bus, group, Path(folder))
+            assert "first" in erased
+            assert ErasureJournal(Path(folder) / "erasures.jsonl").read()["last"] == NOW
 
 
-def _follow_erasures(bus: Bus, group: str, folder: Path) -> None:
+def _erased(bus: Bus, group: str, folder: Path) -> list[str]:
+    """The users that a process has erased once it has read the last good erasure."""
     erased: list[str] = []
     stop = threading.Event()
     log, journal = EventLog(folder / "log"), ErasureJournal(folder / "erasures.jsonl")
@@ -175,10 +180,9 @@ def _follow_erasures(bus: Bus, group: str, folder: Path) -> None:
         consume_erasures(bus, stores, stop, group=group, latest_ms=LATEST)
 
     _until(lambda: "last" in erased, stop, work)
-    assert "first" in erased
-    assert journal.read()["last"] == NOW
     journal.restore(bus, LATEST)
     _run([Batcher(bus, CLOCK, IngestConfig())])
+    return erased
 
 
 def _run(loops: Sequence[IngestLoop]) -> None:
