@@ -1,8 +1,9 @@
 """The ranker's challenger: trained on earlier slates, gated on later ones.
 
-Both halves continue from the incumbent: P(action) by what was acted on, which an incumbent of
-replayed histories has never seen, then by preference (`preference`), with the weights held; then the fusion policy (`models.ranking.grade.served_fusion`), with P(action) held
-and near the served policy. One gate decides on both.
+Both halves continue from the incumbent. P(action) learns from what was acted on, which an
+incumbent of replayed histories has never seen, then from preferences (`preference`), with the
+weights held. Then the fusion policy learns (`models.ranking.grade.served_fusion`), with P(action)
+held and near the served policy. One gate decides on both.
 
 Knows how a ranker's bundle becomes another. Does not know releases or servers
 (`models.training.update`).

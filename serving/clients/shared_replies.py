@@ -61,11 +61,11 @@ class Lookup:
 
 
 class SharedReplies:
-    """Replies by user and request id in a Redis or Valkey. Thread safe, raises nothing.
+    """Replies by user and request id in a Redis or Valkey. Thread safe; only `forget` raises.
 
-    While the store does not answer (or is full), nothing is found or kept, and after two failures it is asked
-    once a second. `max_bytes` bounds what this process adds within `keep_s`; beyond that it
-    stores nothing more.
+    While the store does not answer (or is full), nothing is found or kept, and after two failures
+    it is asked once a second. `max_bytes` bounds what this process adds within `keep_s`; beyond
+    that it stores nothing more.
     """
 
     def __init__(

@@ -2,7 +2,8 @@
 
 Platt scaling is folded into each task's last layers, so the served graph and a task's order stay
 the same. A task is scaled only where the held-out time shows enough actions of it. The same slates
-decide how much of what the experts add to a user's liking is kept. Knows the ranker's tensors. Does not know how it was trained.
+decide how much of what the experts add to a user's liking is kept. Knows the ranker's tensors.
+Does not know how it was trained.
 """
 
 from __future__ import annotations
