@@ -167,7 +167,7 @@ def test_a_planted_skew_is_found_and_measured(
     harness.feed("user-0", candidates=[target, other])
     served = served_by(harness).filter(~pl.col("request_id").is_in(before["request_id"].implode()))
     log = logged(harness.bus, tmp_path / "log")
-    found = {each.feature: each for each in measure_skew(served, log, in_flight_ms=100).skewed}
+    found = {each.feature: each for each in measure_skew(served, log, in_flight_ms=0).skewed}
     for column in ("log_play_count_all", "author_log_play_count_all"):
         planted = found[f"video {column}"]
         assert planted.differing == 1
