@@ -27,8 +27,10 @@ from serving.monitoring.health import Health
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.model_monitor import ModelMonitor
 from serving.monitoring.served_features import ServedFeatures
+from serving.monitoring.surface_monitor import SurfaceMonitor
 from serving.pipeline.query import Release
 from serving.pipeline.runner import Deadlines
+from serving.registry import SURFACES
 from serving.stages.caps import Cap
 from serving.state.activity import Activity
 from serving.state.blocked_queries import BlockedQueries
@@ -56,6 +58,7 @@ class GatewayConfig:
     cors_origins: origins whose pages may call the API from a browser; none by default.
     admission: the limits of the ingest service, so that HTTP gives the same verdicts.
     drawn_share: share of feed replies ranked by drawn fusion weights.
+    serving_models: kind -> the model of it that serves, where it is not the one of the kind's name.
     state_dir: keeps the last good popularity over restarts and the served features of each
         slate; None keeps popularity in memory and logs no served features.
     blocked_queries: file of the queries that are taken down, shared by the processes of a
@@ -72,8 +75,10 @@ class GatewayConfig:
     deadlines: Deadlines = field(default_factory=Deadlines)
     caps: tuple[Cap, ...] = ()
     drawn_share: float = 0.0
+    serving_models: Mapping[str, str] = field(default_factory=dict)
     popularity_every_s: float = 3.0
     monitor_every_s: float = 0.8
+    surfaces_every_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Gateway:
         self.admission, self.replies = config.admission, RecentReplies()
         self.store, self.models = GuardedStore(deps.store), GuardedModels(deps.models)
         self.catalogue = LiveCatalogue(deps.catalogue)
-        self.activity, self.metrics, self.hub = Activity(), Metrics(), EventHub()
+        self.activity, self.metrics, self.hub = Activity(), Metrics(SURFACES), EventHub()
         self.popularity = PopularityCache(
             self.store,
             self.catalogue,
@@ -136,8 +141,19 @@ class Gateway:
             lambda: self.health.check("models"),
             every_s=config.monitor_every_s,
         )
+        self.surface_monitor = SurfaceMonitor(
+            partial(self.surfaces.answer, explore=False),
+            {name: spec.canary for name, spec in self.surfaces.specs.items()},
+            lambda: self.catalogue.index().ids,
+            every_s=config.surfaces_every_s,
+        )
         self.health = Health(
-            {"broker": self._check_broker, "store": self._check_store, "models": self._check_models}
+            {
+                "broker": self._check_broker,
+                "store": self._check_store,
+                "models": self._check_models,
+                "surfaces": lambda: _listed(self.surface_monitor.problems),
+            }
         )
         self.stopping = threading.Event()
 
@@ -148,11 +164,13 @@ class Gateway:
         self.served.start()
         self.health.check_all()
         self.health.start()
+        self.surface_monitor.start()
         threading.Thread(target=self._publish_stats, name="stats", daemon=True).start()
 
     def stop(self) -> None:
         self.stopping.set()
         self.health.stop()
+        self.surface_monitor.stop()
         for service in (self.watch, self.model_monitor, self.releases, self.popularity, self.live):
             service.stop()
         self.outbox.close()
@@ -187,6 +205,7 @@ class Gateway:
             blocked=self.blocked,
             caps=config.caps,
             drawn_share=config.drawn_share,
+            serving_models=config.serving_models,
         )
 
     def _check_broker(self) -> str:
@@ -198,7 +217,7 @@ class Gateway:
     def _check_models(self) -> str:
         if not self._deps.models.healthy():
             return "the model server does not answer"
-        return "; ".join(f"{name}: {why}" for name, why in self.model_monitor.problems.items())
+        return _listed(self.model_monitor.problems)
 
     def _release_changed(self, release: Release) -> None:
         self.models.reset()
@@ -213,3 +232,7 @@ class Gateway:
                 stats["events_per_s"] = round((stats["events"] - before) / (now - at), 1)
                 before, at = stats["events"], now
                 self.hub.publish(LiveMessage("stats", stats))
+
+
+def _listed(problems: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in problems.items())

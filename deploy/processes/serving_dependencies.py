@@ -30,6 +30,7 @@ def serving_dependencies(
         blocked_queries=settings.home / "blocked-queries.json",
         caps=caps_of(settings.blend.author_cap, settings.blend.provenance_caps),
         drawn_share=settings.explore.weights_share,
+        serving_models=settings.models.serve,
         monitor_every_s=monitor_every_s,
         cors_origins=settings.gateway.cors_origins,
         admission=wiring.ingest_config(settings).limits,

@@ -37,8 +37,11 @@ from pydantic_settings import (
 
 from deploy import renamed
 from deploy.settings import names
+from deploy.settings.declared import DeclaredSignals, FeaturesSettings, ItemsSettings
+from deploy.settings.serving_models import ModelsSettings
 from deploy.settings.values import Address, Addresses, Host, Milliseconds, Port, Url
 
+FILES = ("settings.toml", "tidemill.toml")  # the first that exists in the current folder
 HOME = Path(os.environ.get("TIDEMILL_HOME", ".tidemill"))
 
 
@@ -154,7 +157,10 @@ TASKS = ("play", "long_view", "like", "follow", "order", "query_click", "skip")
 
 
 class FeedbackSettings(Section):
-    """Attribution window of each task, in ms of the stack clock. The longest is the maturity."""
+    """Attribution window of each task, in ms of the stack clock. The longest is the maturity.
+
+    Declared signals state theirs in `[signals.NAME]`.
+    """
 
     windows_ms: dict[str, Annotated[int, Field(ge=1, le=2**53)]] = {
         "play": 600_000,
@@ -164,6 +170,10 @@ class FeedbackSettings(Section):
         "order": 86_400_000,
         "query_click": 600_000,
     }
+
+    # Tasks that are also credited to the impression of another item whose token they carry, within
+    # the task's window: an order that follows a query click or a similar item. Others are rejected.
+    across_items: list[str] = []
 
     @field_validator("windows_ms")
     @classmethod
@@ -255,10 +265,14 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     blend: BlendSettings = BlendSettings()
     explore: ExploreSettings = ExploreSettings()
+    models: ModelsSettings = ModelsSettings()
     clock: ClockSettings = ClockSettings()
     admission: AdmissionSettings = AdmissionSettings()
     log: LogSettings = LogSettings()
     feedback: FeedbackSettings = FeedbackSettings()
+    items: ItemsSettings = ItemsSettings()
+    signals: DeclaredSignals = {}
+    features: FeaturesSettings = FeaturesSettings()
     security: SecuritySettings = SecuritySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
@@ -353,7 +367,8 @@ def load(**overrides: Any) -> Settings:
 
 
 def _settings_file() -> str:
-    return os.environ.get("TIDEMILL_SETTINGS", "settings.toml")
+    named = os.environ.get("TIDEMILL_SETTINGS")
+    return named or next(filter(os.path.exists, FILES), FILES[0])
 
 
 def _missing_file() -> Iterator[str]:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, Response, TimeoutError, expect
 
+from serving.surfaces.queries import QueriesRequest
 from streams.contract.impression import verify
 
 KEY = bytes(range(32))
@@ -99,6 +100,20 @@ def test_a_dormant_users_trajectory_shows_roles(page: Page, serve: Serve) -> Non
     page.click("#show-trajectory")
     expect(page.locator("#trajectory .badge").first).to_have_text("trigger")
     expect(page.locator("#trajectory .goal")).to_contain_text("toward:")
+
+
+def test_a_surface_that_names_a_panel_gets_one_with_its_own_fields(
+    page: Page, serve: Serve
+) -> None:
+    surface = {"surface": "queries", "panel": "Ask for queries", "about": "Under an item."}
+    listed = {"surfaces": [surface | {"request": QueriesRequest.model_json_schema()}]}
+    page.route("**/v1/surfaces", lambda route: route.fulfill(json=listed))
+    _open(page, serve())
+    panel = page.locator('[data-surface="queries"]')
+    assert panel.locator("input").count() == 1, "only the field that other requests lack"
+    panel.locator("input").fill("v3")
+    panel.locator("button").click()
+    expect(panel.locator("li")).to_have_count(3)
 
 
 @pytest.fixture

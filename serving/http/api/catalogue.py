@@ -1,4 +1,4 @@
-"""/v1/catalogue/{video_id}: GET reads an item, PUT adds or replaces it, DELETE takes it down.
+"""/v1/catalogue/{item_id}: GET reads an item, PUT adds or replaces it, DELETE takes it down.
 
 Knows catalogue events. Does not know how they are folded.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Path
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
 from serving.gateway import Gateway
@@ -21,39 +21,35 @@ from serving.http.api.json import json_reply
 from serving.http.auth import needs
 from serving.http.paths import decodable_path
 from streams.bus.contract import BusError, MessagesRejected, Outgoing
-from streams.contract.bounds import MAX_GENRES, DurationMs, Genre, Id, PriceCents, TimeMs, Title
-from streams.contract.events import (
+from streams.contract.bounds import Id, TimeMs, Title
+from streams.contract.declaration import contract
+from streams.contract.items import (
     CatalogueEvent,
     CatalogueItem,
     ItemChanged,
+    ItemFields,
     ItemTakenDown,
-    Provenance,
 )
 from streams.contract.topics import CATALOGUE
 
 router = APIRouter(
     prefix="/v1/catalogue", tags=["catalogue"], dependencies=[Depends(decodable_path)]
 )
-ItemId = Annotated[Id, Path(alias="video_id")]
-_EXAMPLE: JsonDict = {"title": "Kolya (1996)", "genres": ["Comedy"], "duration_ms": 6_300_000}
+ItemId = Annotated[Id, Path(alias="item_id")]
+_EXAMPLE: JsonDict = {"title": "Kolya (1996)", "categories": ["Comedy"], "duration_ms": 6_300_000}
 
 
-class ItemBody(BaseModel):
-    """An item's fields; its id is in the path."""
+class ItemBody(ItemFields):
+    """An item's fields; its id is in the path. `genres` is an old name of `categories`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
 
     title: Annotated[Title, Field(min_length=1)]
-    genres: Annotated[list[Genre], Field(max_length=MAX_GENRES)] = []
-    author_id: Id | None = None
-    duration_ms: DurationMs = 0
-    price_cents: PriceCents = 0
-    provenance: Provenance = "human"
-    created_ms: Annotated[TimeMs | None, Field(description="now when absent")] = None
+    created_ms: Annotated[TimeMs | None, Field(description="now when absent")] = None  # type: ignore[assignment]
 
 
 @router.get(
-    "/{video_id:id}",
+    "/{item_id:id}",
     dependencies=[Depends(needs("recommend"))],
     responses={**KEYED, **responses(404)},
 )
@@ -62,12 +58,13 @@ def get_item(item_id: ItemId, gateway: GatewayState) -> Response:
     item = gateway.catalogue.get(item_id)
     if item is None:
         raise HTTPException(404, f"no item {item_id!r} in the catalogue")
-    available = gateway.catalogue.available(item.video_id)
-    return json_reply(item.model_dump() | {"available": available})
+    old_names = {"video_id": item.item_id, "genres": item.categories}
+    available = gateway.catalogue.available(item.item_id)
+    return json_reply(item.model_dump() | old_names | {"available": available})
 
 
 @router.put(
-    "/{video_id:id}",
+    "/{item_id:id}",
     status_code=202,
     dependencies=[Depends(needs("admin"))],
     responses=WRITTEN,
@@ -76,9 +73,9 @@ def put_item(item_id: ItemId, body: ItemBody, gateway: GatewayState) -> Response
     """Adds or replaces an item. It can be recommended once the event is read back."""
     now_ms = gateway.clock.now_ms()
     created_ms = now_ms if body.created_ms is None else body.created_ms
-    fields = body.model_dump() | {"video_id": item_id, "created_ms": created_ms}
+    fields = body.model_dump() | {"item_id": item_id, "created_ms": created_ms}
     try:
-        item = CatalogueItem.model_validate(fields)
+        item = CatalogueItem.model_validate(fields, context=contract().items)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         raise RequestValidationError(
@@ -89,7 +86,7 @@ def put_item(item_id: ItemId, body: ItemBody, gateway: GatewayState) -> Response
 
 
 @router.delete(
-    "/{video_id:id}",
+    "/{item_id:id}",
     status_code=202,
     dependencies=[Depends(needs("admin"))],
     responses=WRITTEN,
@@ -97,7 +94,7 @@ def put_item(item_id: ItemId, body: ItemBody, gateway: GatewayState) -> Response
 def take_down(item_id: ItemId, gateway: GatewayState) -> Response:
     """Takes an item down. No reply contains it once the event is read back."""
     now_ms = gateway.clock.now_ms()
-    event = ItemTakenDown(event_id=uuid.uuid4().hex, event_time_ms=now_ms, video_id=item_id)
+    event = ItemTakenDown(event_id=uuid.uuid4().hex, event_time_ms=now_ms, item_id=item_id)
     return _publish(gateway, item_id, event)
 
 
@@ -109,5 +106,5 @@ def _publish(gateway: Gateway, item_id: str, event: CatalogueEvent) -> Response:
         raise HTTPException(413, str(error)) from error
     except BusError as error:
         raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
-    reply: dict[str, Any] = {"accepted": 1, "video_id": item_id}
+    reply: dict[str, Any] = {"accepted": 1, "item_id": item_id, "video_id": item_id}
     return json_reply(reply, 202)
