@@ -13,7 +13,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from streams.contract.events import CATALOGUE_EVENT, EVENT
-from streams.contract.protobuf_schema import VERSION, proto_text
+from streams.contract.protobuf_schema import VERSIONS
 from streams.erasure import Erasure
 from streams.ingest.dead_letters import Cause
 
@@ -33,7 +33,7 @@ def schemas() -> dict[str, bytes]:
         f"{name}.schema.json": orjson.dumps(adapter.json_schema(), option=options)
         for name, adapter in adapters.items()
     }
-    return json | {f"event_v{VERSION}.proto": proto_text()}
+    return json | {version.file: version.proto_text() for version in VERSIONS.values()}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from deploy import renamed, state
+from deploy import renamed, state, wiring
 from deploy.processes import PROCESSES
 from deploy.processes.lifecycle import Process
 from deploy.settings import INSTANCE, Settings, SettingsError, load
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SettingsError, state.NotRunning) as error:
         print(error, file=sys.stderr)
         return 2
+    wiring.declare(settings)
     process = Process(given.name, settings)
     process.observe()
     for number in (signal.SIGTERM, signal.SIGINT):

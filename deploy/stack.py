@@ -104,6 +104,8 @@ class Stack:
 
     def _start(self) -> None:
         clean_up_after(self.settings.home)
+        wiring.declare(self.settings)
+        wiring.refuse_contradictions(self.settings)
         self._fetch()
         services = self._servers()
         state.write_settings(self.settings)

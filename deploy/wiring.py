@@ -10,9 +10,10 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.settings import ClockSettings, Settings
+from deploy.settings import TASKS, ClockSettings, Settings, SettingsError
 
 if TYPE_CHECKING:
     from features.feast.registry import RegisteredFeatureStore
@@ -22,6 +23,70 @@ if TYPE_CHECKING:
     from streams.bus.kafka.bus import KafkaBus
     from streams.contract.clock import Clock
     from streams.ingest.loop import IngestConfig
+
+
+def declare(settings: Settings) -> None:
+    """Puts what the settings declare in force in this process: attributes, signals, features.
+
+    Raises:
+        SettingsError: a signal contradicts those that were declared before, or the file of
+            features is wrong.
+    """
+    from dataclasses import replace
+
+    from serving.registry import EVENT_SURFACES
+    from streams.contract.declaration import contract, declare
+    from streams.storage.signal_register import SignalConflict, register
+
+    items = settings.items.declarations()
+    try:
+        signals = register(settings.log_dir, settings.signals)
+    except SignalConflict as conflict:
+        raise SettingsError(str(conflict)) from conflict
+    across = tuple(settings.feedback.across_items)
+    if unknown := sorted({*across} - {*TASKS, *signals.windows_ms}):
+        raise SettingsError(f"feedback.across_items: {unknown[0]!r} is no task nor declared signal")
+    in_force = replace(contract(), items=items, signals=signals, across_items=across)
+    declare(replace(in_force, surfaces=EVENT_SURFACES))
+    if settings.features.file is not None:
+        _add_features(settings.features.file)
+
+
+def _add_features(path: Path) -> None:
+    """Runs the owner's file; its FEATURES maps an entity to counts, sums and lists."""
+    import runpy
+
+    from features.definitions import DEFINITIONS
+
+    try:
+        found = runpy.run_path(str(path))["FEATURES"]
+        DEFINITIONS.add({entity: tuple(features) for entity, features in found.items()})
+    except Exception as error:  # the file may raise anything
+        why = str(error) if isinstance(error, ValueError) else repr(error)
+        raise SettingsError(f"{path} (features.file): {why}") from error
+
+
+def refuse_contradictions(settings: Settings) -> None:
+    """Compares the declared attributes with the items of the catalogue's log.
+
+    Raises:
+        SettingsError: stored items hold values that do not fit; the message names one of each.
+    """
+    from streams.catalogue import CatalogueLog
+
+    declarations = settings.items.declarations()
+    if not declarations.declared:
+        return
+    found = CatalogueLog(settings.log_dir).load().contradictions(declarations)
+    if problems := [
+        f"items.attributes.{name} does not fit {count} stored items, such as {example}"
+        for name, (count, example) in sorted(found.items())
+    ]:
+        fix = (
+            "declare another name, or start without the declaration, put those items again with "
+            "values that fit, and then declare it"
+        )
+        raise SettingsError("\n".join([*problems, fix]))
 
 
 def clock(settings: ClockSettings) -> Clock:

@@ -1,4 +1,4 @@
-"""The features per user, item, author and query, each declared once.
+"""The features per user, item, author and query, each declared once, and those of an owner.
 
 Knows names, event kinds, windows and list lengths. Does not know how a value is folded
 (`features.rows.aggregate`), stored (`features.kernels.layout`) or served
@@ -14,16 +14,21 @@ window, 1 hour for windows of up to a week, 1 day above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
 from features.store import EntityName
+from streams.contract.bounds import declared_name_problem
 from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from streams.contract.events import KIND_CODE
+from streams.contract.declaration import contract
+from streams.contract.schema import event_schema
+from streams.contract.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,19 @@ class Count:
 
 @dataclass(frozen=True)
 class Sum:
-    """An integer event column summed per window: `{source}_sum_{window}`, int64."""
+    """An integer event column summed per window: `{source}_sum_{window}`, int64.
+
+    `name` replaces the source in the columns, where one source is summed over several kinds.
+    """
 
     source: str
     kinds: tuple[str, ...]
     windows: tuple[Window, ...]
+    # Not stored in rows, so it is no part of the fingerprint.
+    name: str = field(default="", repr=False)
 
     def column(self, window: Window) -> str:
-        return f"{self.source}_sum_{window.name}"
+        return f"{self.name or self.source}_sum_{window.name}"
 
 
 Counter = Count | Sum
@@ -237,14 +247,104 @@ QUERY = EntityDefinition(
     recent=64,
 )
 
-DEFINITIONS: MappingProxyType[EntityName, EntityDefinition] = MappingProxyType(
+SHIPPED: MappingProxyType[EntityName, EntityDefinition] = MappingProxyType(
     {definition.name: definition for definition in (USER, ITEM, AUTHOR, QUERY)}
 )
+COUNTED: tuple[EntityName, ...] = ("user", "video", "author")
+"""The entities that count every declared signal."""
+
+OwnFeatures = Mapping[EntityName, tuple["Counter | LastN", ...]]
+_NO_FEATURES: OwnFeatures = MappingProxyType({})
+
+
+class FeatureConflict(ValueError):
+    """An owner's feature contradicts the others or the contract; the message says how."""
+
+
+class _Definitions(Mapping[EntityName, EntityDefinition]):
+    """The definitions in force: shipped, counts of declared signals, and the owner's features."""
+
+    def __init__(self) -> None:
+        self._own = _NO_FEATURES
+        self._built: tuple[Signals, Mapping[EntityName, EntityDefinition]] | None = None
+
+    def __getitem__(self, entity: EntityName) -> EntityDefinition:
+        signals = contract().signals
+        built = self._built
+        if built is None or built[0] is not signals:
+            built = self._built = signals, _extended(signals, self._own)
+        return built[1][entity]
+
+    def __iter__(self) -> Iterator[EntityName]:
+        return iter(SHIPPED)
+
+    def __len__(self) -> int:
+        return len(SHIPPED)
+
+    def add(self, own: OwnFeatures) -> None:
+        """Replaces the owner's features, for this process.
+
+        Raises:
+            FeatureConflict: an entity, a kind, an event column or a name is wrong; the features
+                before stay in force.
+        """
+        extended = _extended(contract().signals, own)
+        self._own, self._built = own, (contract().signals, extended)
+
+
+def _extended(signals: Signals, own: OwnFeatures) -> Mapping[EntityName, EntityDefinition]:
+    if unknown := sorted({*own} - {*SHIPPED}):
+        raise FeatureConflict(f"{unknown[0]!r} is none of the entities {', '.join(SHIPPED)}")
+    return {
+        entity: _with_features(definition, signals, tuple(own.get(entity, ())))
+        for entity, definition in SHIPPED.items()
+    }
+
+
+def _with_features(
+    definition: EntityDefinition, signals: Signals, own: tuple[Counter | LastN, ...]
+) -> EntityDefinition:
+    counts = [Count(each.name) for each in signals.declared if definition.name in COUNTED]
+    if not counts and not own:
+        return definition
+    for feature in own:
+        _refuse_conflict(definition.name, feature, signals)
+    extended = replace(
+        definition,
+        counters=(*definition.counters, *counts, *(f for f in own if not isinstance(f, LastN))),
+        lists=(*definition.lists, *(f for f in own if isinstance(f, LastN))),
+    )
+    for name in extended.columns:
+        if extended.columns.count(name) > 1:
+            raise FeatureConflict(f"{definition.name}: {name!r} is declared twice")
+    return extended
+
+
+def _refuse_conflict(entity: EntityName, feature: Counter | LastN, signals: Signals) -> None:
+    for kind in feature.kinds:
+        if kind not in signals.number:
+            raise FeatureConflict(f"{entity}: {kind!r} is no signal ({', '.join(signals.kinds)})")
+    names = [feature.column] if isinstance(feature, LastN) else []
+    for name in names:
+        if problem := declared_name_problem(name, frozenset()):
+            raise FeatureConflict(f"{entity}: {name!r} cannot be a column: {problem}")
+    if isinstance(feature, Count):
+        return
+    wanted = pa.types.is_string if isinstance(feature, LastN) else pa.types.is_integer
+    fitting = [column.name for column in event_schema() if wanted(column.type)]
+    if feature.source not in fitting:
+        raise FeatureConflict(
+            f"{entity}: {feature.source!r} is no event column for this; {', '.join(fitting)} are"
+        )
+
+
+DEFINITIONS = _Definitions()
 
 
 def kind_codes(kinds: tuple[str, ...]) -> list[int]:
-    """The wire codes of these kinds (`streams.contract.events.KINDS`)."""
-    return [KIND_CODE[kind] for kind in kinds]
+    """The numbers of these kinds (`streams.contract.signals`)."""
+    number = contract().signals.number
+    return [number[kind] for kind in kinds]
 
 
 def is_kind(codes: np.ndarray, kinds: tuple[str, ...]) -> np.ndarray:

@@ -6,10 +6,12 @@ Knows model names and versions. Does not know Triton (`serving.clients.triton`) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+
+from models.batch import Answer
 
 
 class ModelClient(Protocol):
@@ -29,6 +31,24 @@ class ModelClient(Protocol):
         Raises:
             ModelUnavailable: the server or the version is down, or the timeout passed.
             models.signature.BadInput: the tensors do not fit the model's signature.
+        """
+
+    def infer_many(
+        self,
+        model: str,
+        requests: Sequence[Mapping[str, np.ndarray]],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Answer]:
+        """Runs several requests in one call: one answer for each, in order.
+
+        An invalid request gets a `BadInput` as its answer; the others are answered. `timeout_s`
+        is that of the call.
+
+        Raises:
+            ModelUnavailable: as `infer`.
         """
 
     def versions(self, model: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ Knows recipes, evaluations and runtimes as protocols. Does not know any one mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +18,9 @@ from streams.progress import ProgressCallback
 
 if TYPE_CHECKING:
     import polars as pl  # for types only: Triton's backend imports this module
+
+    from features.store import FeatureFrame
+    from streams.contract.events import CatalogueItem
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,20 @@ class Recipe(Protocol):
 
         Raises `NotEnoughData` with what is missing.
         """
+
+
+@dataclass(frozen=True)
+class ServingExample:
+    """What serving can read for a request about a few items, from which any model's canary is made.
+
+    user: one row. item_features, author_features: a row for each of `items`.
+    """
+
+    user: FeatureFrame
+    item_features: FeatureFrame
+    author_features: FeatureFrame
+    items: Sequence[CatalogueItem]
+    now_ms: int
 
 
 class NotEnoughData(ValueError):

@@ -1,24 +1,31 @@
-"""A fake model client for tests, shipped for users' tests as well.
+"""Fakes for tests, shipped for users' tests as well: models, and surfaces that need no server.
 
-Knows the three served models' tensors and returns plausible, repeatable outputs: the
-ranker favours authors in the history, queries are genre words, a trajectory takes items that
-the history lacks. As the real models do, they return as many as asked. Does not know the real
-models.
+Knows the fake of every registered model (`models.registry`), which answers plausibly, repeatably
+and with as many as asked, and the surfaces. Does not know the real models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import count, islice
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from features.memory_store import MemoryFeatureStore
+from models.batch import Answer
 from models.client import ModelUnavailable
-from models.ranking.ple.inputs import RANKER_TASKS
-from models.ranking.ple.inputs import SIGNATURE as RANKER_SIGNATURE
-from models.reasoning.inputs import ROLES
+from models.registry import REGISTRY, Fake
+from models.signature import BadInput
+from serving.state.catalogue import LiveCatalogue
+from serving.state.popularity import PopularityCache
+from serving.surfaces import StageDependencies, Surfaces
+from streams.catalogue import Catalogue
+from streams.contract.clock import WallClock
+from streams.contract.events import CatalogueItem, ItemAdded
 
-FakeModel = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+_ADDED_MS = 1_700_000_000_000
+
+ANSWERS: dict[str, Fake] = {name: spec.load_fake() for name, spec in REGISTRY.items()}
+"""Model -> its fake."""
 
 
 class FakeModelClient:
@@ -28,9 +35,9 @@ class FakeModelClient:
     """
 
     def __init__(
-        self, answers: Mapping[str, FakeModel] | None = None, versions: tuple[int, ...] = (1,)
+        self, answers: Mapping[str, Fake] | None = None, versions: tuple[int, ...] = (1,)
     ) -> None:
-        self.answers: dict[str, FakeModel] = dict(ANSWERS if answers is None else answers)
+        self.answers: dict[str, Fake] = dict(ANSWERS if answers is None else answers)
         self.loaded = dict.fromkeys(self.answers, versions)
         self.down = False
         self.calls: list[tuple[str, int | None]] = []
@@ -57,6 +64,27 @@ class FakeModelClient:
             raise ModelUnavailable(f"{model} is not loaded")
         return self.answers[model](inputs)
 
+    def infer_many(
+        self,
+        model: str,
+        requests: Sequence[Mapping[str, np.ndarray]],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Answer]:
+        answers: list[Answer] = []
+        for request in requests:
+            try:
+                answers.append(
+                    self.infer(
+                        model, request, version=version, timeout_s=timeout_s, headers=headers
+                    )
+                )
+            except BadInput as error:
+                answers.append(error)
+        return answers
+
     def versions(self, model: str) -> tuple[int, ...]:
         return () if self.down else self.loaded.get(model, ())
 
@@ -72,65 +100,15 @@ class FakeModelClient:
         return not self.down
 
 
-def fake_ranker(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """P(action) falls from play to order and depends on the item's hash, counts and author."""
-    RANKER_SIGNATURE.check_inputs(inputs)
-    appeal = (inputs["video_hash"] % 97).astype(np.float64) / 97 - 0.5
-    activity = inputs["video_x"].sum(axis=1) / 50
-    taste = np.isin(inputs["author_hash"], inputs["history"]).astype(float)
-    base = np.array([-0.5, -1.5, -2.0, -3.0, -3.5])
-    logits = base[None, :] + (appeal + activity + taste)[:, None]
-    p = (1 / (1 + np.exp(-logits))).astype(np.float32)
-    mix = np.array([1.0, 1.0, 1.5, 0.5, 1.0]) + (inputs["user_hash"][0] % 7) / 10
-    weights = (mix / mix.sum()).astype(np.float32)
-    assert p.shape[1] == len(RANKER_TASKS)
-    rates = np.array([0.4, 0.2, 0.1, 0.05, 0.02], np.float32)
-    score = ((p / rates) @ weights).astype(np.float32)
-    return {"p": p, "weights": weights, "alpha": 40 * weights, "rates": rates, "score": score}
+def fake_surfaces(items: Sequence[CatalogueItem]) -> Surfaces:
+    """Every surface over these items, with a memory store and fake models, on the wall clock.
 
-
-def fake_queries(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """K queries: those clicked under the item, words of its genres and title, then more words."""
-    k, blocked = int(inputs["k"][0]), {_text(each).lower() for each in inputs["blocked"]}
-    clicked = {_text(each).lower() for each in inputs["video_query"]}
-    words = [*inputs["video_query"], *inputs["genres"], *inputs["title"]]
-    texts = [_text(word).lower() for word in words] + [f"more films {n}" for n in range(2 * k)]
-    chosen = [text for text in dict.fromkeys(texts) if text and text not in blocked][:k]
-    return {
-        "query": _bytes(chosen),
-        "score": -np.arange(1, len(chosen) + 1, dtype=np.float32),
-        "anchor": np.array([int(text in clicked) for text in chosen], np.int64),
-    }
-
-
-def fake_reactivation(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """K of the items v0, v1, …, without the history; the last one is the goal."""
-    k = int(inputs["k"][0])
-    excluded = {_text(item) for name in ("history", "unavailable") for item in inputs[name]}
-    open_items = (item for n in count() if (item := f"v{n}") not in excluded)
-    path, others = list(islice(open_items, k)), list(islice(open_items, 2))
-    middle = [ROLES[1 + step % 2] for step in range(k - 2)]
-    roles = ["trigger", *middle, "converter"][-k:]
-    return {
-        "video_id": _bytes(path),
-        "role": _bytes(roles),
-        "p_convert": np.linspace(0.05, 0.3, k, dtype=np.float32),
-        "goal": _bytes(path[-1:]),
-        "counterfactual_goal": _bytes(others),
-        "counterfactual_p": np.linspace(0.2, 0.1, len(others), dtype=np.float32),
-    }
-
-
-ANSWERS: dict[str, FakeModel] = {
-    "ranker": fake_ranker,
-    "queries": fake_queries,
-    "reactivation": fake_reactivation,
-}
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _bytes(values: list[str]) -> np.ndarray:
-    return np.array([value.encode() for value in values], dtype=object)
+    `Surfaces.read_request`, `answer` and `reply` then work as behind the gateway. Call `close`.
+    """
+    catalogue = Catalogue()
+    for item in items:
+        catalogue.apply(ItemAdded(event_id=item.video_id, event_time_ms=_ADDED_MS, item=item))
+    live, store, clock = LiveCatalogue(catalogue), MemoryFeatureStore(), WallClock()
+    popularity = PopularityCache(store, live, clock)
+    popularity.refresh()
+    return Surfaces(StageDependencies(store, FakeModelClient(), live, popularity, clock))

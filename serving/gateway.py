@@ -29,9 +29,11 @@ from serving.monitoring.health import Health
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.model_monitor import ModelMonitor
 from serving.monitoring.served_features import ServedFeatures
+from serving.monitoring.surface_monitor import SurfaceMonitor
 from serving.pipeline.arms import Experiment
 from serving.pipeline.query import Release
 from serving.pipeline.runner import Deadlines
+from serving.registry import SURFACES
 from serving.stages.caps import Cap
 from serving.state.activity import Activity
 from serving.state.blocked_queries import BlockedQueries
@@ -64,6 +66,7 @@ class GatewayConfig:
     experiment: users hashed into arms of the feed; none by default.
     experiment_file: JSON with the arms' figures, written by the evaluation of the experiment and
         shown by the page; None where nothing evaluates it.
+    serving_models: kind -> the model of it that serves, where it is not the one of the kind's name.
     state_dir: keeps the last good popularity over restarts and the served features of each
         slate; None keeps popularity in memory and logs no served features.
     blocked_queries: file of the queries that are taken down, shared by the processes of a
@@ -84,8 +87,10 @@ class GatewayConfig:
     temperature: float = 0.05
     experiment: Experiment = field(default_factory=Experiment)
     experiment_file: Path | None = None
+    serving_models: Mapping[str, str] = field(default_factory=dict)
     popularity_every_s: float = 3.0
     monitor_every_s: float = 0.8
+    surfaces_every_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Gateway:
         self.admission, self.replies = config.admission, RecentReplies(deps.replies)
         self.store, self.models = GuardedStore(deps.store), GuardedModels(deps.models)
         self.catalogue = LiveCatalogue(deps.catalogue)
-        self.activity, self.metrics, self.hub = Activity(), Metrics(), EventHub()
+        self.activity, self.metrics, self.hub = Activity(), Metrics(SURFACES), EventHub()
         self.popularity = PopularityCache(
             self.store,
             self.catalogue,
@@ -151,8 +156,19 @@ class Gateway:
             lambda: self.health.check("models"),
             every_s=config.monitor_every_s,
         )
+        self.surface_monitor = SurfaceMonitor(
+            partial(self.surfaces.answer, explore=False),
+            {name: spec.canary for name, spec in self.surfaces.specs.items()},
+            lambda: self.catalogue.index().ids,
+            every_s=config.surfaces_every_s,
+        )
         self.health = Health(
-            {"broker": self._check_broker, "store": self._check_store, "models": self._check_models}
+            {
+                "broker": self._check_broker,
+                "store": self._check_store,
+                "models": self._check_models,
+                "surfaces": lambda: _listed(self.surface_monitor.problems),
+            }
         )
         self.stopping = threading.Event()
 
@@ -163,11 +179,13 @@ class Gateway:
         self.served.start()
         self.health.check_all()
         self.health.start()
+        self.surface_monitor.start()
         threading.Thread(target=self._publish_stats, name="stats", daemon=True).start()
 
     def stop(self) -> None:
         self.stopping.set()
         self.health.stop()
+        self.surface_monitor.stop()
         for service in (self.watch, self.model_monitor, self.releases, self.popularity, self.live):
             service.stop()
         self.outbox.close()
@@ -207,6 +225,7 @@ class Gateway:
             temperature=config.temperature,
             experiment=config.experiment,
             likings=self.likings,
+            serving_models=config.serving_models,
         )
 
     def _check_broker(self) -> str:
@@ -218,7 +237,7 @@ class Gateway:
     def _check_models(self) -> str:
         if not self._deps.models.healthy():
             return "the model server does not answer"
-        return "; ".join(f"{name}: {why}" for name, why in self.model_monitor.problems.items())
+        return _listed(self.model_monitor.problems)
 
     def _release_changed(self, release: Release) -> None:
         self.models.reset()
@@ -234,3 +253,7 @@ class Gateway:
                 stats["events_per_s"] = round((stats["events"] - before) / (now - at), 1)
                 before, at = stats["events"], now
                 self.hub.publish(LiveMessage("stats", stats))
+
+
+def _listed(problems: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in problems.items())

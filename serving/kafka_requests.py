@@ -4,8 +4,8 @@ Knows messages. Does not know surfaces: they are the same as over HTTP, and so i
 reply; a request that cannot be answered gets `error` in place of a reply. At least once: a
 request answered just before a crash is answered again under the same request_id.
 
-A request is a JSON object {"surface": "feed" | "queries" | "reactivation", ...} with the
-fields of `serving.pipeline.requests`. The response has the request's key and headers; any of
+A request is a JSON object {"surface": NAME, ...} with the fields of that surface's request. The
+response has the request's key and headers; any of
 them, and the value of a header, may be null. No request stops the others.
 """
 
@@ -22,12 +22,9 @@ from typing import Any, cast
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from serving.pipeline.query import SURFACE_NAMES
-from serving.pipeline.reply import to_reply
-from serving.pipeline.requests import REQUEST
 from serving.pipeline.trace import context_of, current_header_bytes, tracer
 from serving.state.replies import RecentReplies, RequestConflict
-from serving.surfaces import Surfaces
+from serving.surfaces import Surfaces, UnknownSurface
 from streams.bus.consume import ConsumeLoop
 from streams.bus.contract import (
     MAX_MESSAGE_BYTES,
@@ -149,12 +146,14 @@ def answer(value: bytes | None, surfaces: Surfaces, key: bytes, replies: RecentR
         return _dumps(_error(None, [_problem("body", f"not JSON: {error}")]))
     request_id = _valid_request_id(body)
     try:
-        request = REQUEST.validate_python(body)
+        request = surfaces.read_request(body)
+    except UnknownSurface as error:
+        return _dumps(_error(request_id, [_problem("surface", str(error))]))
     except ValidationError as error:
         return _dumps(_error(request_id, _problems(error.errors(include_url=False))))
 
     def make() -> bytes:
-        return _dumps(to_reply(surfaces.answer(request), key, surfaces.deps.catalogue))
+        return _dumps(surfaces.reply(surfaces.answer(request), key))
 
     try:
         return replies.reply(request, make)
@@ -192,14 +191,9 @@ def _dumps(reply: dict[str, Any]) -> bytes:
 
 
 def _problems(errors: Sequence[Any]) -> list[dict[str, str]]:
-    """The field's path, without the union's tags, and what is wrong with it."""
+    """Each field's path, and what is wrong with it."""
     return [
-        {
-            "field": ".".join(str(part) for part in error["loc"] if part not in SURFACE_NAMES)
-            or "surface",
-            "msg": error["msg"],
-        }
-        for error in errors[:_MAX_PROBLEMS]
+        _problem(".".join(map(str, error["loc"])), error["msg"]) for error in errors[:_MAX_PROBLEMS]
     ]
 
 

@@ -32,7 +32,15 @@ from streams.codec.inputs import (
     reject_future,
     validate_message,
 )
-from streams.contract.events import CATALOGUE_EVENT, CatalogueEvent, CatalogueItem, ItemTakenDown
+from streams.contract.attributes import AttributeDeclaration, AttributeDeclarations
+from streams.contract.declaration import contract
+from streams.contract.items import (
+    CATALOGUE_EVENT,
+    RENAMED,
+    CatalogueEvent,
+    CatalogueItem,
+    ItemTakenDown,
+)
 from streams.contract.topics import CATALOGUE
 from streams.telemetry import set_aside
 
@@ -42,17 +50,41 @@ _ENVELOPE = (
 )
 _MERGED_AT = 16_384  # recent keys
 
-ITEM_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
-    "video_id": pl.String,
-    "title": pl.String,
-    "genres": pl.List(pl.String),
-    "author_id": pl.String,
-    "duration_ms": pl.Int64,
-    "price_cents": pl.Int64,
-    "provenance": pl.String,
-    "created_ms": pl.Int64,
-    "available": pl.Boolean,
-}
+_Type = pl.DataType | type[pl.DataType]
+
+
+def _column_types() -> dict[str, _Type]:
+    """Every field of an item but its attributes, by the type of its default."""
+    columns: dict[str, _Type] = {}
+    for name, field in CatalogueItem.model_fields.items():
+        if name not in ("attributes", "undeclared"):
+            number = isinstance(field.default, int)
+            many = isinstance(field.default, tuple)
+            kind: _Type = pl.Int64 if number else pl.List(pl.String) if many else pl.String
+            columns[RENAMED.get(name, name)] = kind
+    return columns | {"available": pl.Boolean}
+
+
+ITEM_COLUMNS = _column_types()
+"""The columns of `Catalogue.to_frame`; the id and the categories have version 1's names there, as
+event columns and stored models do. `attributes` is added where any is declared."""
+
+
+def attributes_type(declarations: AttributeDeclarations) -> pl.Struct:
+    """The type of the column `attributes`: one field for each declared attribute."""
+    return pl.Struct({n: _attribute_type(d) for n, d in declarations.declared.items()})
+
+
+def _attribute_type(declaration: AttributeDeclaration) -> _Type:
+    types: dict[str, _Type] = {
+        "number": pl.Float64,
+        "text": pl.String,
+        "label": pl.String,
+        "labels": pl.List(pl.String),
+        "flag": pl.Boolean,
+        "vector": pl.Array(pl.Float32, declaration.length or 0),
+    }
+    return types[declaration.type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +165,7 @@ class Catalogue:
         if not item.genres:
             return item
         genres = tuple(self._genres.setdefault(genre, genre) for genre in item.genres)
-        return item.model_copy(update={"genres": genres})
+        return item.model_copy(update={"categories": genres})
 
     def get(self, item_id: str) -> CatalogueItem | None:
         """An item's description, even if it was taken down; None if it was never described."""
@@ -159,23 +191,51 @@ class Catalogue:
         return len(self._entries)
 
     def to_frame(self) -> pl.DataFrame:
-        """One row per described item, sorted by video_id, with `ITEM_COLUMNS`."""
+        """`items_frame` of every described item, sorted by video_id."""
         with self._lock:
             entries = sorted(self._entries.items())
-        rows = [
-            {
-                **entry.item.model_dump(),
-                "genres": list(entry.item.genres),
-                "available": entry.available,
-            }
-            for _, entry in entries
-            if entry.item is not None
-        ]
-        return pl.DataFrame(rows, schema=ITEM_COLUMNS)
+        return items_frame((e.item, e.available) for _, e in entries if e.item is not None)
+
+    def contradictions(self, declarations: AttributeDeclarations) -> dict[str, tuple[int, str]]:
+        """Declared attributes that stored items contradict: how many, and of one its id and why."""
+        found: dict[str, tuple[int, str]] = {}
+        with self._lock:
+            items = [entry.item for entry in self._entries.values() if entry.item is not None]
+        for item in items:
+            for name in item.attributes.keys() & declarations.declared.keys():
+                if problem := declarations.declared[name].problem(item.attributes[name]):
+                    count, example = found.get(name, (0, f"{item.item_id}: {problem}"))
+                    found[name] = count + 1, example
+        return found
+
+
+def items_frame(items: Iterable[tuple[CatalogueItem, bool]]) -> pl.DataFrame:
+    """One row for each item and whether it is available: `ITEM_COLUMNS`.
+
+    With declared attributes also `attributes`: a struct with a field for each, null where an item
+    has none or one that does not fit its declaration.
+    """
+    declarations = contract().items
+    schema = dict(ITEM_COLUMNS)
+    if declarations.declared:
+        schema["attributes"] = attributes_type(declarations)
+    rows = [_row(item, available, declarations) for item, available in items]
+    return pl.DataFrame(rows, schema=schema)
+
+
+def _row(
+    item: CatalogueItem, available: bool, declarations: AttributeDeclarations
+) -> dict[str, object]:
+    stated = item.model_dump(exclude={"attributes", "undeclared"})
+    row = {RENAMED.get(name, name): value for name, value in stated.items()}
+    row |= {"genres": list(item.categories), "available": available}
+    if declarations.declared:
+        row["attributes"] = declarations.conforming(item.attributes)
+    return row
 
 
 def item_id_of(event: CatalogueEvent) -> str:
-    return event.video_id if isinstance(event, ItemTakenDown) else event.item.video_id
+    return event.item_id if isinstance(event, ItemTakenDown) else event.item.item_id
 
 
 def _event_key(event: CatalogueEvent) -> int:
@@ -186,7 +246,7 @@ def _event_key(event: CatalogueEvent) -> int:
 def _fold(entry: _Entry, event: CatalogueEvent) -> _Entry:
     if isinstance(event, ItemTakenDown):
         return _Entry(entry.item, False)
-    return _Entry(event.item, True)
+    return _Entry(event.item, event.item.availability != "out_of_stock")
 
 
 class CatalogueLog:
@@ -270,8 +330,9 @@ def parse_catalogue_event(record: Record, latest_ms: int) -> CatalogueEvent | Re
 
     `latest_ms`: the largest time that it may state (`streams.contract.bounds.future_limit_ms`).
     There is no limit in the past: the topic is kept forever and read from its start.
+    Attributes are checked by the declarations in force (`streams.contract.declaration`).
     """
-    event = validate_message(CATALOGUE_EVENT, record.value, _ENVELOPE)
+    event = validate_message(CATALOGUE_EVENT, record.value, _ENVELOPE, contract().items)
     if isinstance(event, Rejection):
         return event
     times = {"event_time_ms": event.event_time_ms}

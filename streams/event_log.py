@@ -14,8 +14,8 @@ import polars as pl
 import pyarrow as pa
 
 from streams.bus.delivery import Delivery
-from streams.contract.events import KINDS
-from streams.contract.schema import EVENT_SCHEMA
+from streams.contract.declaration import contract
+from streams.contract.schema import event_schema
 from streams.contract.topics import EVENTS_BY_USER
 from streams.storage import compaction
 from streams.storage.segments import LogBatch, Segments
@@ -29,7 +29,9 @@ class EventLog:
         self.directory = directory
         times = ("ingested_at_ms", "event_time_ms")
         distinct = ("event_id", "request_id", "impression")
-        self.segments = Segments(directory, EVENT_SCHEMA, times=times, distinct=distinct, sync=sync)
+        self.segments = Segments(
+            directory, event_schema(), times=times, distinct=distinct, sync=sync
+        )
 
     def append(self, delivery: Delivery) -> None:
         """Makes the batch durable; a stamp that is already stored changes nothing.
@@ -44,7 +46,7 @@ class EventLog:
         self.segments.flush()
 
     def scan(self, since_ms: int | None = None) -> pl.LazyFrame:
-        """EVENT_SCHEMA's columns plus epoch (the topic id), partition, offset and row, with
+        """`event_schema`'s columns plus epoch (the topic id), partition, offset and row, with
         duplicates.
 
         With `since_ms`, hours whose events all happened and arrived before are skipped.
@@ -62,7 +64,7 @@ class EventLog:
     ) -> pl.DataFrame:
         """Events with `since_ms <= event_time_ms < until_ms`, by (event_time_ms, event_id).
 
-        `kind` is a string (`streams.contract.events.KINDS`); `kinds` keeps only those named.
+        `kind` is the signal's name (`streams.contract.signals`); `kinds` keeps only those named.
         Rows marked duplicate are left out unless `duplicates`. Hours before `since_ms` are not
         opened; of later ones, row groups whose events are all outside are skipped.
         """
@@ -72,7 +74,8 @@ class EventLog:
         if until_ms is not None:
             keep &= pl.col("event_time_ms") < until_ms
         if kinds is not None:
-            keep &= pl.col("kind").is_in([KINDS.index(kind) for kind in kinds])
+            number = contract().signals.number
+            keep &= pl.col("kind").is_in([number[kind] for kind in kinds])
         if not duplicates:
             keep &= ~pl.col("duplicate")
         rows = self.segments.read_consistently(lambda scan: scan.filter(keep).collect(), since_ms)
@@ -91,7 +94,7 @@ class EventLog:
         another topic id of EVENTS_BY_USER, without duplicates, by arrival."""
         columns = ["user_id", "event_id", "ingested_at_ms"]
         if all(known == topic_id for known, _ in self.segments.last_offsets()):
-            return pa.schema([EVENT_SCHEMA.field(name) for name in columns]).empty_table()
+            return pa.schema([event_schema().field(name) for name in columns]).empty_table()
         wanted = (pl.col("epoch") != topic_id) & (pl.col("ingested_at_ms") >= since_ms)
         found = self.segments.read_consistently(
             lambda scan: scan.filter(wanted & ~pl.col("duplicate")).select(columns).collect(),
@@ -115,4 +118,5 @@ class EventLog:
 
 def _kind_name() -> pl.Expr:
     """The column `kind` (uint8) as the kind's name."""
-    return pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String)
+    names = dict(enumerate(contract().signals.name))
+    return pl.col("kind").replace_strict(names, return_dtype=pl.String)

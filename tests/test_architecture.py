@@ -25,9 +25,9 @@ ROOMS = {
     "streams": "progress contract telemetry kernels bus codec storage event_log erasure"
     " catalogue feedback ingest workers",
     "features": "store definitions kernels rows memory_store online feast offline live",
-    "models": "ids signature recipe layers client echo registry release training retrieval ranking"
-    " generation reasoning monitoring alignment",
-    "serving": "clients pipeline state stages monitoring surfaces fakes console gateway http"
+    "models": "ids signature batch recipe layers client echo registry release training retrieval"
+    " ranking generation reasoning monitoring alignment",
+    "serving": "registry clients pipeline state stages monitoring surfaces fakes console gateway http"
     " kafka_requests",
     "deploy": "install renamed settings state services wiring processes simulation supervisor stack"
     " console demo cli process compile export_schemas",

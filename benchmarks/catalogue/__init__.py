@@ -25,7 +25,7 @@ import psutil
 from benchmarks.catalogue.gateway import USERS, Changes, catalogue_of, gateway_of
 from benchmarks.report import Report
 from serving.gateway import Gateway
-from serving.pipeline.requests import FeedRequest
+from serving.surfaces.feed import FeedRequest
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options

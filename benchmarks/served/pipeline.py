@@ -33,7 +33,8 @@ from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
 from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
-from serving.surfaces import StageDependencies, feed
+from serving.surfaces import StageDependencies
+from serving.surfaces.feed import feed
 from streams.bus.contract import Stamp
 from streams.catalogue import Catalogue
 from streams.contract.clock import ManualClock

@@ -5,9 +5,10 @@ Knows the command line, tables and the gateway's address. The reply is `serving`
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -16,28 +17,34 @@ from rich.table import Table
 from deploy import state
 from deploy.console import out
 from deploy.settings import load
+from serving.registry import SURFACES
 
 app = typer.Typer(help="Send a request to the running gateway.", rich_markup_mode=None)
 
 _MAX_REASONS = 5
-
-Surface = Literal["feed", "queries", "reactivation"]
 
 
 @app.command(epilog="Example: tidemill ask u196 --k 5    tidemill ask u196 --under v242")
 def ask(
     user: Annotated[str, typer.Argument(help="The user's id.")],
     k: Annotated[int, typer.Option(min=1, max=100, help="How many items.")] = 5,
-    under: Annotated[str, typer.Option(help="Queries under this item, not a feed.")] = "",
-    dormant: Annotated[
-        bool, typer.Option(help="The trajectory of a dormant user, not a feed.")
-    ] = False,
+    surface: Annotated[str, typer.Option(help=f"One of {', '.join(SURFACES)}.")] = "",
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="FIELD=VALUE: a field of that surface's own; repeatable."),
+    ] = None,
+    under: Annotated[
+        str, typer.Option(help="Short for --surface queries --with video_id=ITEM.")
+    ] = "",
+    dormant: Annotated[bool, typer.Option(help="Short for --surface reactivation.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes exploration repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole reply as JSON.")] = False,
 ) -> None:
-    """Asks for a feed, for queries under an item, or for a dormant user's trajectory."""
-    surface: Surface = "queries" if under else "reactivation" if dormant else "feed"
-    body: dict[str, Any] = {"user_id": user, "k": k}
+    """Asks a surface: the feed, unless another is named."""
+    surface = surface or ("queries" if under else "reactivation" if dormant else "feed")
+    if surface not in SURFACES:
+        raise typer.BadParameter(f"{surface!r} is none of the surfaces {', '.join(SURFACES)}")
+    body: dict[str, Any] = {"user_id": user, "k": k, **_own_fields(fields or [])}
     body |= {"video_id": under} if under else {}
     body |= {"seed": seed} if seed is not None else {}
     reply = _post(f"/v1/{surface}", body)
@@ -45,6 +52,20 @@ def ask(
         out.print_json(data=reply)
     else:
         _show(reply, k)
+
+
+def _own_fields(stated: list[str]) -> dict[str, Any]:
+    """FIELD=VALUE pairs; a value that is JSON is sent as that, any other as a text."""
+    fields: dict[str, Any] = {}
+    for pair in stated:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{pair!r}: write FIELD=VALUE, as in video_id=v242")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
 
 
 def _post(path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +115,7 @@ def _next_steps(reply: dict[str, Any]) -> list[str]:
     lines = []
     if not reply["items"] and not reply["candidates"] and reply["surface"] == "feed":
         lines.append(
-            "nothing to recommend: add items to the catalogue (PUT /v1/catalogue/{video_id}), or "
+            "nothing to recommend: add items to the catalogue (PUT /v1/catalogue/{item_id}), or "
             "load the demo's films and histories (tidemill replay)"
         )
     if reply.get("models") == {}:

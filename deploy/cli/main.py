@@ -13,7 +13,7 @@ from importlib import import_module
 import typer
 from typer import rich_utils
 
-from deploy import settings
+from deploy import settings, wiring
 from deploy.console import errors, out, styled
 from deploy.services.process import ServiceFailed, ServiceUnavailable
 from deploy.settings import SettingsError
@@ -57,7 +57,8 @@ def main() -> None:
         rich_utils.MAX_WIDTH = PIPED_HELP_WIDTH
     try:
         if not HELP.intersection(sys.argv):
-            settings.load()  # before the slow imports, so that a wrong setting is said at once
+            # Before the slow imports, so that a wrong setting is said at once.
+            wiring.declare(settings.load())
         build()()
     except EXPECTED as error:
         errors.print(styled((type(error).__name__, "red"), ": ", str(error)))

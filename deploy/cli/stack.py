@@ -167,7 +167,8 @@ def _components(settings: Settings) -> Iterator[_Component]:
     for name, kind, address, answers in _answers(settings):
         problem = "" if answers else "it does not answer"
         yield _Component(name, kind, address, problem or (seen or {}).get(name, ""))
-    yield _Component("gateway", "http", page, "it does not answer" if seen is None else "")
+    problem = "it does not answer" if seen is None else seen.get("surfaces", "")
+    yield _Component("gateway", "http", page, problem)
 
 
 def _unhealthy(url: str) -> dict[str, str] | None:

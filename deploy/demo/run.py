@@ -23,7 +23,8 @@ from deploy.demo import report as demo_report
 from deploy.demo.flow import await_page, event_flow, events_handled
 from deploy.demo.learning import ALIGNED, LearningStatus, run_learning
 from deploy.demo.starter import STARTERS, StarterFailed, train_once
-from deploy.settings import ClockSettings, ExperimentSettings, FeedbackSettings, Settings
+from deploy.settings import ClockSettings, FeedbackSettings, Settings
+from deploy.settings.feed import ExperimentSettings
 from deploy.simulation.config import WorldConfig
 from deploy.simulation.crowd import Crowd, run_until
 from deploy.simulation.history import History, history

@@ -36,6 +36,7 @@ def serving_dependencies(
         temperature=settings.explore.temperature,
         experiment=Experiment(settings.experiment.popularity_share, settings.experiment.name),
         experiment_file=settings.home / EXPERIMENT_FILE,
+        serving_models=settings.models.serve,
         monitor_every_s=monitor_every_s,
         cors_origins=settings.gateway.cors_origins,
         admission=wiring.ingest_config(settings).limits,

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -37,8 +35,12 @@ from pydantic_settings import (
 
 from deploy import renamed
 from deploy.settings import names
-from deploy.settings.values import Address, Addresses, Host, Milliseconds, Port, Url
+from deploy.settings.declared import DeclaredSignals, FeaturesSettings, ItemsSettings
+from deploy.settings.feed import BlendSettings, ExperimentSettings, ExploreSettings
+from deploy.settings.serving_models import ModelsSettings
+from deploy.settings.values import Address, Addresses, Host, Milliseconds, Port, Section, Url
 
+FILES = ("settings.toml", "tidemill.toml")  # the first that exists in the current folder
 HOME = Path(os.environ.get("TIDEMILL_HOME", ".tidemill"))
 
 
@@ -47,12 +49,6 @@ INSTANCE = "[A-Za-z0-9_.]{1,64}"  # no dash: it separates a process's kind from 
 
 class SettingsError(ValueError):
     """A setting is wrong; the message names its key and how to set it."""
-
-
-class Section(BaseModel):
-    """One section of the settings. A misspelled key is an error, not a default."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class BrokerSettings(Section):
@@ -112,38 +108,6 @@ class GatewaySettings(Section):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
-class BlendSettings(Section):
-    """Constraints on the feed's slates; a slate that cannot be filled within them is shorter."""
-
-    author_cap: int | None = Field(None, ge=1)  # items of one author in a slate; None: no cap
-    # The largest share of a slate's slots by provenance, e.g. {"aigc" = 0.2}; rounded down.
-    provenance_caps: dict[Literal["human", "aigc"], Annotated[float, Field(ge=0, le=1)]] = {}
-
-
-class ExploreSettings(Section):
-    """Exploration in the feed: what it costs is the value of what would have been shown."""
-
-    # Share of slots given to a random fresh item, so that new items gather feedback at all. 0.03
-    # is one fresh item in about three slates of ten. In the simulated world 0.08, drawn evenly,
-    # cost 7 % of a slate's value, and 0.03, those that fit first, 2 to 3 %.
-    slots_share: float = Field(0.03, ge=0, le=1)
-    # Of the draw by score, in standard deviations of the score among the candidates: 0.05 keeps
-    # the order of items that differ by more than 0.2, so propensities of near ties stay above 0.
-    temperature: float = Field(0.05, gt=0, le=10)
-    # Share of replies ranked by fusion weights drawn from the user's Dirichlet, with their density
-    # logged, instead of by its mean. 0.1 is close to the share of explored slots.
-    weights_share: float = Field(0.1, ge=0, le=1)
-
-
-class ExperimentSettings(Section):
-    """Arms of the feed, compared at the same time: users hashed by their id."""
-
-    # Share of users whose feed is ranked by popularity instead of by the live ranker; 0: none.
-    popularity_share: float = Field(0.0, ge=0, le=1)
-    # Keys the hash: another name draws the arms anew.
-    name: str = Field("popularity", pattern="^[!-~]{1,64}$")
-
-
 class ClockSettings(Section):
     """Rate 1 and equal origins give the wall clock."""
 
@@ -170,7 +134,10 @@ TASKS = ("play", "long_view", "like", "follow", "order", "query_click", "skip")
 
 
 class FeedbackSettings(Section):
-    """Attribution window of each task, in ms of the stack clock. The longest is the maturity."""
+    """Attribution window of each task, in ms of the stack clock. The longest is the maturity.
+
+    Declared signals state theirs in `[signals.NAME]`.
+    """
 
     windows_ms: dict[str, Annotated[int, Field(ge=1, le=2**53)]] = {
         "play": 600_000,
@@ -180,6 +147,10 @@ class FeedbackSettings(Section):
         "order": 86_400_000,
         "query_click": 600_000,
     }
+
+    # Tasks that are also credited to the impression of another item whose token they carry, within
+    # the task's window: an order that follows a query click or a similar item. Others are rejected.
+    across_items: list[str] = []
 
     @field_validator("windows_ms")
     @classmethod
@@ -272,10 +243,14 @@ class Settings(BaseSettings):
     blend: BlendSettings = BlendSettings()
     explore: ExploreSettings = ExploreSettings()
     experiment: ExperimentSettings = ExperimentSettings()
+    models: ModelsSettings = ModelsSettings()
     clock: ClockSettings = ClockSettings()
     admission: AdmissionSettings = AdmissionSettings()
     log: LogSettings = LogSettings()
     feedback: FeedbackSettings = FeedbackSettings()
+    items: ItemsSettings = ItemsSettings()
+    signals: DeclaredSignals = {}
+    features: FeaturesSettings = FeaturesSettings()
     security: SecuritySettings = SecuritySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
@@ -375,7 +350,8 @@ def load(**overrides: Any) -> Settings:
 
 
 def _settings_file() -> str:
-    return os.environ.get("TIDEMILL_SETTINGS", "settings.toml")
+    named = os.environ.get("TIDEMILL_SETTINGS")
+    return named or next(filter(os.path.exists, FILES), FILES[0])
 
 
 def _missing_file() -> Iterator[str]:

@@ -8,7 +8,14 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """One section of the settings. A misspelled key is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
 
 HOST = r"(\[[0-9A-Fa-f:.]+\]|[^\s:,/\[\]]+)"
 

@@ -21,6 +21,7 @@ from deploy.simulation import queries
 from deploy.simulation.config import HistoryConfig, WorldConfig
 from deploy.simulation.movielens import Film, MovieLens, catalogue, drawn_share, load, shift_ms
 from deploy.simulation.people import People, people
+from streams.catalogue import items_frame
 from streams.contract.events import CatalogueItem
 
 DEFAULT_END_MS = 1_767_225_600_000
@@ -69,8 +70,7 @@ class History:
     @cached_property
     def items_frame(self) -> pl.DataFrame:
         """The catalogue as `models.recipe.TrainingLog.items`."""
-        rows = [item.model_dump() | {"genres": list(item.genres)} for item in self.items]
-        return pl.DataFrame(rows).with_columns(available=pl.lit(True))
+        return items_frame((item, True) for item in self.items)
 
 
 def history(

@@ -23,7 +23,7 @@ from features.rows.aggregate import BASE_EVENT_COLUMNS, fold_events, group_by_en
 from features.rows.byte_slices import ByteSlices
 from features.store import EntityName
 from streams.bus.contract import Stamp
-from streams.contract.schema import EVENT_SCHEMA, conform
+from streams.contract.schema import conform, event_schema
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession  # type: ignore[import-not-found]
@@ -108,7 +108,7 @@ def fold_table(entity: EntityName, events: pa.Table, stamp: Stamp, rebuild_id: i
     events: `POSITION_COLUMNS`, and of `EVENT_SCHEMA` at least the columns that the fold reads.
     """
     definition = DEFINITIONS[entity]
-    present = pa.schema([field for field in EVENT_SCHEMA if field.name in events.column_names])
+    present = pa.schema([field for field in event_schema() if field.name in events.column_names])
     batch = group_by_entity(definition, conform(_in_log_order(events), present))
     empty = ByteSlices.from_list([None] * len(batch.names))
     folded = fold_events(definition, empty, batch, stamp, rebuild_id)

@@ -19,10 +19,9 @@ from features.definitions import TILE_SIZES_MS, EntityDefinition
 from features.kernels.finalize import counted, listed
 from features.rows.byte_slices import ByteSlices
 from features.store import FeatureFrame
-from streams.contract.events import KINDS
+from streams.contract.declaration import contract
 
 _TILE_MS = np.array(TILE_SIZES_MS, np.int64)
-_KIND_NAMES = np.array(KINDS, dtype=object)
 
 
 def finalize_rows(
@@ -59,13 +58,14 @@ def _list_columns(
     """The last-n columns, text columns first, from what `features.kernels.finalize` returns."""
     columns: dict[str, np.ndarray] = {}
     timed: dict[str, np.ndarray] = {}
+    kind_names = np.array(contract().signals.name, dtype=object)
     raw = texts.tobytes()
     plain = raw.count(0) == len(kinds)  # no text contains a NUL
     for feature, end in zip(definition.lists, ends, strict=True):
         columns[feature.column] = _split_texts(raw, starts, end, plain)
         part = slice(end[0], end[-1])
         if feature.kind_column is not None:
-            columns[feature.kind_column] = _ragged(_KIND_NAMES[kinds[part]].tolist(), end)
+            columns[feature.kind_column] = _ragged(kind_names[kinds[part]].tolist(), end)
         if feature.time_column is not None:
             timed[feature.time_column] = _ragged(times[part].tolist(), end)
     return columns | timed

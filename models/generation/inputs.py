@@ -15,6 +15,7 @@ from models.signature import Signature, TensorSpec, byte_list
 
 if TYPE_CHECKING:
     from features.store import FeatureFrame
+    from models.recipe import ServingExample
     from streams.contract.events import CatalogueItem
 
 SIGNATURE = Signature(
@@ -64,6 +65,12 @@ def assemble_request(
         "blocked": byte_list(blocked),
         "k": np.array([k], dtype=np.int64),
     }
+
+
+def example_request(example: ServingExample) -> dict[str, np.ndarray]:
+    """A canary's request: one query for the example's first item."""
+    item = example.items[0]
+    return assemble_request(example.user, example.item_features, item, 1, example.now_ms)
 
 
 def canary_request(genres_of: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from models.signature import Signature, TensorSpec, byte_list
 
 if TYPE_CHECKING:
     from features.store import FeatureFrame
+    from models.recipe import ServingExample
 
 ROLES: tuple[str, ...] = ("trigger", "bridge", "comparison", "converter", "noise")
 
@@ -61,6 +62,11 @@ def assemble_request(
         "unavailable": byte_list(unavailable),
         "k": np.array([k], dtype=np.int64),
     }
+
+
+def example_request(example: ServingExample) -> dict[str, np.ndarray]:
+    """A canary's request: the first step for the example's user."""
+    return assemble_request(example.user, 1, example.now_ms)
 
 
 def canary_request(item_ids: Sequence[str]) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import models.layers
-from models.registry import REGISTRY, ModelEntry, moved
+from models.registry import REGISTRY, ModelSpec, moved
 from models.signature import TensorSpec
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def wrong_answer(model: str, canary: Canary, given: Mapping[str, np.ndarray]) ->
     return ""
 
 
-def _malformed(entry: ModelEntry, given: Mapping[str, np.ndarray]) -> str:
+def _malformed(entry: ModelSpec, given: Mapping[str, np.ndarray]) -> str:
     for spec in entry.load_signature().outputs:
         tensor = given.get(spec.name)
         if tensor is None:
@@ -112,7 +112,7 @@ def _has_shape(spec: TensorSpec, tensor: np.ndarray) -> bool:
 
 
 def _indifferent(
-    entry: ModelEntry, request: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]
+    entry: ModelSpec, request: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]
 ) -> str:
     """Outputs with one row per candidate: another number of rows, or the same row for all."""
     rows = [request[name] for name in entry.candidate_inputs]

@@ -8,11 +8,12 @@ the caller's thread, so `timeout_s` cannot interrupt it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from models.batch import Answer, answer_each
 from models.client import ModelUnavailable
 from models.recipe import Runtime
 from models.registry import import_attribute
@@ -37,6 +38,20 @@ class InProcessClient:
         timeout_s: float = 1.0,  # noqa: ARG002 - part of the contract; see the module docstring
         headers: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> dict[str, np.ndarray]:
+        return self._loaded(model, version).infer(inputs)
+
+    def infer_many(
+        self,
+        model: str,
+        requests: Sequence[Mapping[str, np.ndarray]],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,  # noqa: ARG002
+        headers: Mapping[str, str] | None = None,  # noqa: ARG002
+    ) -> list[Answer]:
+        return answer_each(self._loaded(model, version), requests)
+
+    def _loaded(self, model: str, version: int | None) -> Runtime:
         if version not in (None, *self._runtimes.get(model, {})) and version in self._unread(model):
             self.load(model)  # promoted by another process; there is no server to notify
         loaded = self._runtimes.get(model, {})
@@ -44,7 +59,7 @@ class InProcessClient:
         runtime = loaded.get(wanted) if wanted is not None else None
         if runtime is None:
             raise ModelUnavailable(f"{model} version {version or 'newest'} is not loaded")
-        return runtime.infer(inputs)
+        return runtime
 
     def versions(self, model: str) -> tuple[int, ...]:
         return tuple(sorted(self._runtimes.get(model, {})))

@@ -16,8 +16,9 @@ from json import dumps
 from pathlib import Path
 
 import models.release.triton_backend
+from models.batch import ANSWERS, REQUESTS
 from models.echo import SIGNATURE as ECHO_SIGNATURE
-from models.release.bundle import Bundle
+from models.release.bundle import BUNDLE_FILE, Bundle, read_bundle
 from models.signature import Signature, TensorSpec
 
 ECHO = "echo"
@@ -42,7 +43,17 @@ class ModelRepository:
         self._add(ECHO, 1, ECHO_SIGNATURE, _write_echo)
 
     def refresh_backends(self) -> None:
-        """Replaces every model.py that is not this code's: older ones import moved modules."""
+        """Replaces every model.py and config.pbtxt that is not this code's.
+
+        Older ones import moved modules, and do not take several requests in one call.
+        """
+        for config in self.folder.glob("*/config.pbtxt"):
+            model = config.parent.name
+            folders = [self.bundle_folder(model, version) for version in self.versions(model)]
+            sealed = [folder for folder in folders if (folder / BUNDLE_FILE).is_file()]
+            if sealed:
+                signature = read_bundle(sealed[-1]).signature
+                _write_config(config, config_text(model, signature))
         current = _BACKEND.read_bytes()
         for path in self.folder.glob("*/*/model.py"):
             if path.read_bytes() != current:
@@ -101,15 +112,18 @@ def config_text(model: str, signature: Signature, root: Path = _ROOT) -> str:
     """A model's config.pbtxt. Every version folder that exists is loaded.
 
     There is no batch dimension: requests differ in their number of candidates, and an
-    invalid request must not fail others. `root`: the folder of the `models` package.
+    invalid request must not fail others. A call has either the model's inputs, of which the
+    runtime names those that are missing, or several requests as one tensor (`models.batch`).
+    `root`: the folder of the `models` package.
     """
+    several = TensorSpec(REQUESTS, "BYTES", (1,)), TensorSpec(ANSWERS, "BYTES", (1,))
     return "\n".join(
         [
             f'name: "{model}"',
             'backend: "python"',
             "max_batch_size: 0",
-            *(_tensor_text("input", spec) for spec in signature.inputs),
-            *(_tensor_text("output", spec) for spec in signature.outputs),
+            *(_tensor_text("input", spec) for spec in (*signature.inputs, several[0])),
+            *(_tensor_text("output", spec) for spec in (*signature.outputs, several[1])),
             "version_policy: { all {} }",
             "instance_group [{ kind: KIND_CPU, count: 1 }]",
             f'parameters: {{ key: "root", value: {{ string_value: "{root}" }} }}',
@@ -121,7 +135,8 @@ def config_text(model: str, signature: Signature, root: Path = _ROOT) -> str:
 def _tensor_text(side: str, spec: TensorSpec) -> str:
     dtype = "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}"
     dims = ", ".join(str(size) for size in spec.shape)
-    return f'{side} [{{ name: "{spec.name}", data_type: {dtype}, dims: [ {dims} ] }}]'
+    optional = ", optional: true" if side == "input" else ""
+    return f'{side} [{{ name: "{spec.name}", data_type: {dtype}, dims: [ {dims} ]{optional} }}]'
 
 
 def _write_config(path: Path, text: str) -> None:

@@ -104,8 +104,8 @@ def features_at(
 
 
 def catalogue_items(items: pl.DataFrame) -> list[CatalogueItem]:
-    """The rows of `TrainingLog.items` as catalogue items, in their order."""
+    """The rows of `TrainingLog.items` as catalogue items, in their order; nulls are absent."""
     return [
-        CatalogueItem.model_validate({**row, "genres": tuple(row["genres"] or ())})
+        CatalogueItem.model_validate({n: value for n, value in row.items() if value is not None})
         for row in items.drop("available", strict=False).iter_rows(named=True)
     ]

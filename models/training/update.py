@@ -1,7 +1,7 @@
 """One preference update: feedback since the watermark -> challenger -> gate -> release.
 
 Knows the order of steps and their records. Does not know how a model is aligned or gated
-(`CHALLENGES` names that per model), nor which server answers.
+(`models.registry` names that per model), nor which server answers.
 
 The watermark is the time up to which feedback had matured at the last update. It advances
 whether or not the challenger passed, so the same feedback never decides twice. A refused
@@ -54,9 +54,6 @@ class Challenge(Protocol):
 
         Raises `NotEnoughData` with what is missing.
         """
-
-
-CHALLENGES: dict[str, str] = {"ranker": "models.alignment.ranker:ranker_update"}
 
 
 @dataclass(frozen=True)
@@ -151,8 +148,9 @@ def _since(log: TrainingLog, since_ms: int) -> TrainingLog:
 
 
 def _challenge_of(model: str) -> Challenge:
-    if model not in CHALLENGES:
-        known = ", ".join(sorted(CHALLENGES))
-        what = "has no preference update yet" if model in REGISTRY else "is not a model"
+    spec = REGISTRY.get(model)
+    if spec is None or not spec.update:
+        known = ", ".join(sorted(each.name for each in REGISTRY.values() if each.update))
+        what = "is not a model" if spec is None else "has no preference update yet"
         raise NotEnoughData(f"{model} {what}; these have one: {known}")
-    return cast(Challenge, import_attribute(CHALLENGES[model])())
+    return cast(Challenge, import_attribute(spec.update)())

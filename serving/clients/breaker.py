@@ -10,13 +10,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from features.store import EntityName, FeatureFrame, FeatureStore, StoreDown
+from models.batch import Answer
 from models.client import ModelClient, ModelUnavailable
 from streams.bus.contract import Stamp
+
+T = TypeVar("T")
 
 
 class Breaker:
@@ -101,13 +105,35 @@ class GuardedModels:
         timeout_s: float = 1.0,
         headers: Mapping[str, str] | None = None,
     ) -> dict[str, np.ndarray]:
+        return self._guarded(
+            model,
+            lambda: self._models.infer(
+                model, inputs, version=version, timeout_s=timeout_s, headers=headers
+            ),
+        )
+
+    def infer_many(
+        self,
+        model: str,
+        requests: Sequence[Mapping[str, np.ndarray]],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Answer]:
+        return self._guarded(
+            model,
+            lambda: self._models.infer_many(
+                model, requests, version=version, timeout_s=timeout_s, headers=headers
+            ),
+        )
+
+    def _guarded(self, model: str, call: Callable[[], T]) -> T:
         breaker = self._breaker(model)
         if not breaker.allows():
             raise ModelUnavailable(f"{model} failed recently; it is tried again within 1 s")
         try:
-            out = self._models.infer(
-                model, inputs, version=version, timeout_s=timeout_s, headers=headers
-            )
+            out = call()
         except ModelUnavailable:
             breaker.failed()
             raise

@@ -7,13 +7,14 @@ means. Implements `models.client.ModelClient` on one channel.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from models.batch import ANSWERS, REQUESTS, Answer, from_bytes, to_bytes
 from models.client import ModelProcessDied, ModelUnavailable
 from models.signature import BadInput
 
@@ -44,6 +45,30 @@ class TritonClient:
         version: int | None = None,
         timeout_s: float = 1.0,
         headers: Mapping[str, str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        return self._call(model, inputs, version, timeout_s, headers)
+
+    def infer_many(
+        self,
+        model: str,
+        requests: Sequence[Mapping[str, np.ndarray]],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Answer]:
+        if not requests:
+            return []
+        packed = {REQUESTS: np.array([to_bytes(requests)], dtype=np.object_)}
+        return from_bytes(self._call(model, packed, version, timeout_s, headers)[ANSWERS][0])
+
+    def _call(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        version: int | None,
+        timeout_s: float,
+        headers: Mapping[str, str] | None,
     ) -> dict[str, np.ndarray]:
         try:
             result = self._client.infer(

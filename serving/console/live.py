@@ -27,7 +27,7 @@ from streams.catalogue import parse_catalogue_event
 from streams.codec.batches import NewerWriterError, read_batch
 from streams.codec.decode import Rejection
 from streams.codec.inputs import RejectedRecord, log_rejected, no_limit
-from streams.contract.events import KINDS
+from streams.contract.declaration import contract
 from streams.contract.topics import BEHAVIOUR_DEAD, CATALOGUE, EVENTS_BY_USER, MODELS_PUBLISHED
 from streams.ingest.dead_letters import DEAD_LETTER_HEADER
 
@@ -150,9 +150,9 @@ class LiveReader:
 
     def _publish_events(self, table: pa.Table) -> None:
         watched = self._hub.watched_users()
-        others = 0
+        others, names = 0, contract().signals.name
         for row in table.select(list(_SHOWN_FIELDS)).to_pylist():
-            row["kind"] = KINDS[row["kind"]]
+            row["kind"] = names[row["kind"]]
             own = row["user_id"] in watched
             if own:
                 self._on_user_event(row["user_id"])

@@ -1,6 +1,6 @@
 """The canary of each live model: the one sealed with its bundle, else one made here.
 
-Knows bundles' canaries and the models' inputs. Does not know which answers are right
+Knows bundles' canaries and the registered models. Does not know which answers are right
 (`models.release.canary`). A bundle of an older checkout has no canary: a valid request about
 items of the catalogue takes its place, and only the form of the answer is checked.
 """
@@ -13,13 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
-from models.generation import inputs as generation
-from models.ranking.ple import inputs as ranking
-from models.reasoning import inputs as reasoning
+from models.recipe import ServingExample
+from models.registry import REGISTRY
 from models.release.canary import Canary
 from serving.pipeline.frames import absent_rows
-from serving.stages.generated import QUERIES, REACTIVATION
-from serving.stages.scorers import RANKER
 from serving.state.catalogue import LiveCatalogue
 from streams.contract.clock import Clock
 
@@ -75,9 +72,5 @@ def live_requests(catalogue: LiveCatalogue, now_ms: int) -> dict[str, dict[str, 
     user = absent_rows("user", [_USER])
     rows = absent_rows("video", [item.video_id for item in items])
     authors = absent_rows("author", [item.author_id or "" for item in items])
-    first = absent_rows("video", [items[0].video_id])
-    return {
-        RANKER: ranking.assemble_request(user, rows, authors, items, {}, now_ms),
-        QUERIES: generation.assemble_request(user, first, items[0], 1, now_ms),
-        REACTIVATION: reasoning.assemble_request(user, 1, now_ms),
-    }
+    example = ServingExample(user, rows, authors, items, now_ms)
+    return {name: spec.load_canary()(example) for name, spec in REGISTRY.items()}

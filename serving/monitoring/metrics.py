@@ -6,7 +6,7 @@ its own registry, so two gateways in one process do not mix their counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class Metrics:
-    """All metrics of one gateway."""
+    """All metrics of one gateway. Counts of the surfaces begin at 0 with its start."""
 
-    def __init__(self) -> None:
+    def __init__(self, surfaces: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("tidemill_requests", "Replies by surface.", "surface")
         self.request_seconds = self._histogram(
             "tidemill_request_seconds", "Seconds from request to reply.", "surface"
         )
+        for surface in surfaces:
+            self.requests.labels(surface)
+            self.request_seconds.labels(surface)
         self.stage_seconds = self._histogram(
             "tidemill_stage_seconds", "Seconds of one stage.", "surface", "stage"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from features.store import FeatureFrame
 from serving.pipeline.frames import take_rows
 from streams.contract.events import CatalogueItem
 
-SurfaceName = Literal["feed", "queries", "reactivation"]
-SURFACE_NAMES: tuple[SurfaceName, ...] = get_args(SurfaceName)
+if TYPE_CHECKING:
+    from serving.pipeline.requests import Request
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Query:
     """
 
     request_id: str
-    surface: SurfaceName
+    surface: str
     user_id: str
     k: int
     now_ms: int
     seed: int
-    item_id: str | None = None  # queries: the item that is playing
+    item_id: str | None = None  # that the request is about, such as the one that is playing
     candidates: tuple[str, ...] | None = None  # rank only these; None: the sources choose
     release: Release = Release()
     user: FeatureFrame | None = None  # one row
@@ -57,6 +57,7 @@ class Query:
     stale: bool = False  # some features are last good values, not read for this request
     explore: bool = True  # fusion weights may be drawn; False: the policy's mean
     arm: str | None = None  # of the experiment (`serving.pipeline.arms`)
+    request: Request | None = None  # for stages that read fields of their own surface
     slate_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -66,18 +67,17 @@ class Query:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One item considered for the slate. On the surface `queries`, `query` is recommended."""
+    """One item considered for the slate. Where `query` is set, that is what is recommended.
+
+    notes: what its source says of it. The reply shows those that the surface's reply declares.
+    """
 
     item_id: str
     source: str
     query: str | None = None
     score: float = 0.0
     p: Mapping[str, float] = field(default_factory=dict)  # task -> P(action)
-    role: str | None = None  # reactivation: the item's role in the trajectory
-    p_convert: float | None = None  # reactivation
-    goal: str | None = None  # reactivation: the item that the trajectory ends at
-    other_goals: tuple[tuple[str, float], ...] = ()  # reactivation: goals not taken, P(convert)
-    anchor: bool | None = None  # queries: whether the query was clicked under the item
+    notes: Mapping[str, Any] = field(default_factory=dict)
     propensity: float = 1.0
     explored: bool = False
     item: CatalogueItem | None = None

@@ -1,17 +1,22 @@
 """A slate as plain JSON, each item with its signed impression token.
 
-Knows the reply's fields, the same over HTTP and Kafka. Does not know how a slate is made.
+Knows the fields that every reply has, the same over HTTP and Kafka: `Reply` describes them, and
+`to_reply` makes them without pydantic, which would take half of a reply's time. Does not know how
+a slate is made, nor the fields that a surface adds (`serving.surfaces`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, Protocol, get_args
+
+from pydantic import BaseModel, ConfigDict
 
 from serving.pipeline.query import Candidate, Removal, Slate
-from streams.contract.events import CatalogueItem
 from streams.contract.impression import Impression, sign
+from streams.contract.items import CatalogueItem
 
 _DUPLICATE = "duplicate"  # the item is still offered: listed last and not counted as removed
 _MAX_REMOVED = 200  # bounds a reply to thousands of candidates
@@ -23,8 +28,91 @@ class ItemLookup(Protocol):
     def get(self, item_id: str, /) -> CatalogueItem | None: ...
 
 
-def to_reply(slate: Slate, key: bytes, catalogue: ItemLookup) -> dict[str, Any]:
-    """The reply of every surface. `key` signs the impression tokens."""
+class Item(BaseModel):
+    """One item of a reply. `p`: P(action) by task; `impression`: its signed token."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    video_id: str
+    title: str
+    genres: list[str]
+    author_id: str | None
+    slot: int
+    score: float | None
+    p: dict[str, float | None]
+    propensity: float
+    explored: bool
+    source: str
+    impression: str
+
+
+class Removed(BaseModel):
+    """A candidate that a stage removed, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    video_id: str
+    stage: str
+    reason: str
+    query: str | None = None
+
+
+class StageFallback(BaseModel):
+    """A stage that failed, or which fallback answered in its place."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str
+    reason: str
+
+
+class Reply(BaseModel):
+    """The fields of every surface's reply. A surface's own reply adds fields to it or to `items`.
+
+    weights: task -> the user's fusion weight; rates: task -> population rate, which divides
+    P(action) in the score. candidates: how many the sources returned. stage_ms: milliseconds by
+    stage. arm: of the experiment that the user is in. reason: why there are no items. video_id:
+    the item that the request was about.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: str
+    slate_id: str
+    surface: str
+    user_id: str
+    seed: int
+    served_at_ms: int
+    release: str
+    models: dict[str, int]
+    cold_start: bool
+    stale: bool
+    arm: str | None = None
+    weights: dict[str, float | None]
+    weights_drawn: bool
+    rates: dict[str, float | None]
+    fallbacks: list[StageFallback]
+    items: Sequence[Item]
+    removed: list[Removed]
+    removed_total: int
+    candidates: int
+    stage_ms: dict[str, float]
+    video_id: str | None = None
+    reason: str | None = None
+
+
+@lru_cache
+def own_item_fields(reply: type[Reply]) -> tuple[str, ...]:
+    """The fields that a surface's items have beside those of `Item`."""
+    (item,) = get_args(reply.model_fields["items"].annotation)
+    return tuple(name for name in item.model_fields if name not in Item.model_fields)
+
+
+def to_reply(slate: Slate, key: bytes, own_fields: Sequence[str] = ()) -> dict[str, Any]:
+    """The reply of every surface.
+
+    key: signs the impression tokens. own_fields: the notes of a candidate that its item shows.
+    """
     query = slate.query
     reply: dict[str, Any] = {
         "request_id": query.request_id,
@@ -42,15 +130,12 @@ def to_reply(slate: Slate, key: bytes, catalogue: ItemLookup) -> dict[str, Any]:
         "weights_drawn": slate.log_density is not None,
         "rates": _finite(slate.rates),
         "fallbacks": [{"stage": f.stage, "reason": f.reason} for f in slate.fallbacks],
-        "items": [_item(slate, slot, c, key) for slot, c in enumerate(slate.items)],
+        "items": [_item(slate, slot, c, key, own_fields) for slot, c in enumerate(slate.items)],
         "removed": [_removed(r) for r in _duplicates_last(slate.removals)[:_MAX_REMOVED]],
         "removed_total": sum(r.stage != _DUPLICATE for r in slate.removals),
         "candidates": slate.candidate_count,
         "stage_ms": dict(slate.stage_ms),
     }
-    if query.surface == "reactivation":
-        reply["goal"] = _goal(slate, catalogue)
-        reply["other_goals"] = _other_goals(slate, catalogue)
     if query.item_id is not None:
         reply["video_id"] = query.item_id
     if not slate.items:
@@ -75,7 +160,9 @@ def _removed(removal: Removal) -> dict[str, str]:
     return fields if removal.query is None else fields | {"query": removal.query}
 
 
-def _item(slate: Slate, slot: int, candidate: Candidate, key: bytes) -> dict[str, Any]:
+def _item(
+    slate: Slate, slot: int, candidate: Candidate, key: bytes, own_fields: Sequence[str]
+) -> dict[str, Any]:
     about = candidate.item
     item: dict[str, Any] = {
         "video_id": candidate.item_id,
@@ -90,13 +177,8 @@ def _item(slate: Slate, slot: int, candidate: Candidate, key: bytes) -> dict[str
         "source": candidate.source,
         "impression": sign(_impression(slate, slot, candidate), key),
     }
-    optional = {
-        "query": candidate.query,
-        "role": candidate.role,
-        "p_convert": candidate.p_convert,
-        "anchor": candidate.anchor,
-    }
-    return item | {name: value for name, value in optional.items() if value is not None}
+    own = {"query": candidate.query, **candidate.notes}
+    return item | {name: own[name] for name in own_fields if own.get(name) is not None}
 
 
 def _impression(slate: Slate, slot: int, candidate: Candidate) -> Impression:
@@ -123,28 +205,6 @@ def _drawn_weights(slate: Slate) -> dict[str, Any]:
         return {}
     weights = tuple(round(weight, 6) for weight in slate.weights.values())
     return {"weights": weights, "log_density": round(slate.log_density, 4)}
-
-
-def _goal(slate: Slate, catalogue: ItemLookup) -> dict[str, Any] | None:
-    """The trajectory's goal. `shown` is false where a stage removed it from the slate."""
-    goal = next((c.goal for c in slate.items if c.goal), None)
-    if goal is None:
-        return None
-    shown = any(candidate.item_id == goal for candidate in slate.items)
-    return {"video_id": goal, "title": _title(goal, catalogue), "shown": shown}
-
-
-def _other_goals(slate: Slate, catalogue: ItemLookup) -> list[dict[str, Any]]:
-    """Goals that the model compared and did not take, best first."""
-    others = slate.items[0].other_goals if slate.items else ()
-    return [
-        {"video_id": goal, "title": _title(goal, catalogue), "p_convert": p} for goal, p in others
-    ]
-
-
-def _title(item_id: str, catalogue: ItemLookup) -> str:
-    item = catalogue.get(item_id)
-    return item.title if item else item_id
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -1,15 +1,15 @@
-"""The requests of every surface as strict models: unknown fields are rejected by name.
+"""What every request has in common, as a strict model: unknown fields are rejected by name.
 
-Knows fields and bounds. Does not know HTTP (`serving.http.api`) nor Kafka
-(`serving.kafka_requests`), which both take these models.
+Knows fields and bounds. Does not know the surfaces, which add fields of their own
+(`serving.surfaces`), HTTP (`serving.http.api`) nor Kafka (`serving.kafka_requests`).
 """
 
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 from streams.contract.bounds import Id
 from streams.contract.topics import entity_hash
@@ -18,10 +18,14 @@ MAX_CANDIDATES = 5_000
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
+    """A surface gives `surface` its name as the only value, and `k` its bounds and default."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    surface: str
     user_id: Id
+    k: int
     seed: Seed | None = Field(
         None, description="Makes exploration repeatable; derived from request_id when absent."
     )
@@ -35,50 +39,13 @@ class _Request(BaseModel):
         """The request's seed, else one derived from its request id."""
         return self.seed if self.seed is not None else entity_hash(self.request_id) % 2**31
 
+    def requested_item(self) -> str | None:
+        """The item that the request is about, such as the one that is playing."""
+        return None
 
-class FeedRequest(_Request):
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"user_id": "u196", "k": 10, "seed": 7}]}
-    )
-
-    surface: Literal["feed"] = "feed"
-    k: Annotated[int, Field(ge=1, le=100)] = 10
-    candidates: Annotated[
-        list[Id] | None,
-        Field(max_length=MAX_CANDIDATES, description="Rank only these items."),
-    ] = None
-
-
-class QueriesRequest(_Request):
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"user_id": "u196", "video_id": "v242", "k": 3}]}
-    )
-
-    surface: Literal["queries"] = "queries"
-    video_id: Id
-    k: Annotated[int, Field(ge=1, le=20)] = 3
-
-
-class ReactivationRequest(_Request):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "u196", "k": 6}]})
-
-    surface: Literal["reactivation"] = "reactivation"
-    k: Annotated[int, Field(ge=1, le=20)] = 6
-
-
-Request = FeedRequest | QueriesRequest | ReactivationRequest
-REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="surface")])
-
-
-def requested_item(request: Request) -> str | None:
-    """The item that is playing; only queries are asked for under an item."""
-    return request.video_id if isinstance(request, QueriesRequest) else None
-
-
-def requested_candidates(request: Request) -> tuple[str, ...] | None:
-    """The candidates that the caller provided; None where the sources choose."""
-    provided = request.candidates if isinstance(request, FeedRequest) else None
-    return None if provided is None else tuple(provided)
+    def requested_candidates(self) -> tuple[str, ...] | None:
+        """The candidates that the caller provided; None where the sources choose."""
+        return None
 
 
 def states_request_id(request: Request) -> bool:

@@ -1,6 +1,7 @@
 """Sources that ask a model: search queries for an item, and a dormant user's trajectory.
 
-Knows the model client, the models' inputs and the fallback sources. Does not know Triton
+Knows the model client, what each kind of model is asked and answers, and the fallback sources.
+Does not know Triton
 nor how the models work.
 """
 
@@ -15,8 +16,7 @@ import numpy as np
 
 from features.store import FeatureFrame, FeatureStore, StoreDown
 from models.client import ModelClient
-from models.generation import inputs as generation
-from models.reasoning import inputs as reasoning
+from models.registry import REGISTRY
 from models.signature import text_list
 from serving.pipeline.frames import absent_rows, list_column
 from serving.pipeline.query import Candidate, Query
@@ -25,7 +25,7 @@ from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import LiveCatalogue
 from serving.state.popularity import PopularityCache, most_frequent
 
-QUERIES, REACTIVATION = "queries", "reactivation"  # model names
+QUERIES, REACTIVATION = "queries", "reactivation"  # kinds of models
 _MAX_UNAVAILABLE = 5_000  # bounds a request's size: the newest items
 _MAX_PLANS, _PLAN_S = 4, 0.05  # with less time left, no further path is planned
 
@@ -40,6 +40,7 @@ class GeneratedQueries:
     popularity: PopularityCache
     blocked: BlockedQueries
     timeout_s: float = 0.35
+    model: str = QUERIES  # the one of its kind that serves
     name: str = "generated"
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
@@ -49,10 +50,10 @@ class GeneratedQueries:
         user = query.user if query.user is not None else absent_rows("user", [query.user_id])
         # Twice k, so that exploration has something to draw from.
         item_row = self._item_row(item.video_id, query.now_ms)
-        tensors = generation.assemble_request(
+        tensors = REGISTRY[self.model].load_assemble()(
             user, item_row, item, 2 * query.k, query.now_ms, blocked=self.blocked.texts()
         )
-        out = _infer(self.models, QUERIES, query, tensors, self.timeout_s)
+        out = _infer(self.models, self.model, query, tensors, self.timeout_s)
         rows = zip(out["query"], out["score"], out["anchor"], strict=True)
         return [
             Candidate(
@@ -60,7 +61,7 @@ class GeneratedQueries:
                 self.name,
                 query=_decoded(text),
                 score=float(score),
-                anchor=bool(anchor),
+                notes={"anchor": bool(anchor)},
             )
             for text, score, anchor in rows
         ]
@@ -128,6 +129,7 @@ class Trajectory:
     models: ModelClient
     catalogue: LiveCatalogue
     timeout_s: float = 0.35  # of all plans of one request
+    model: str = REACTIVATION  # the one of its kind that serves
     name: str = "trajectory"
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
@@ -136,11 +138,11 @@ class Trajectory:
         unavailable = list(self.catalogue.taken_down()[-_MAX_UNAVAILABLE:])
         deadline_s = time.monotonic() + self.timeout_s
         for _ in range(_MAX_PLANS):
-            tensors = reasoning.assemble_request(
+            tensors = REGISTRY[self.model].load_assemble()(
                 query.user, query.k, query.now_ms, unavailable=unavailable
             )
             left_s = deadline_s - time.monotonic()
-            out = _infer(self.models, REACTIVATION, query, tensors, left_s)
+            out = _infer(self.models, self.model, query, tensors, left_s)
             gone = [i for i in text_list(out["video_id"]) if not self.catalogue.available(i)]
             if not gone or time.monotonic() + _PLAN_S > deadline_s:
                 break
@@ -148,18 +150,18 @@ class Trajectory:
         return self._steps(out)
 
     def _steps(self, out: Mapping[str, np.ndarray]) -> list[Candidate]:
+        """Notes: role and p_convert of each step; of the whole path its goal, and other_goals, the
+        (item, P(convert)) of those that were compared and not taken, best first."""
         goals = zip(text_list(out["counterfactual_goal"]), out["counterfactual_p"], strict=False)
         others = tuple((item, float(p)) for item, p in goals if self.catalogue.available(item))
+        of_path = {"goal": _decoded(out["goal"][0]), "other_goals": others}
         steps = zip(out["video_id"], out["role"], out["p_convert"], strict=True)
         return [
             Candidate(
                 _decoded(item_id),
                 self.name,
                 score=float(p),
-                role=_decoded(role),
-                p_convert=float(p),
-                goal=_decoded(out["goal"][0]),
-                other_goals=others,
+                notes={"role": _decoded(role), "p_convert": float(p), **of_path},
             )
             for item_id, role, p in steps
         ]

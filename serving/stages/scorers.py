@@ -5,6 +5,7 @@ Knows the served ranker and its fallback. Does not know selection.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from features.store import FeatureFrame
 from models.client import ModelClient
 from models.ranking.grade.dirichlet import draw_weights
-from models.ranking.ple.inputs import RANKER_TASKS, assemble_request
+from models.ranking.ple.inputs import RANKER_TASKS
+from models.registry import REGISTRY
 from serving.pipeline.frames import absent_rows, list_column
 from serving.pipeline.query import Pool, Query, RankerInputs, Scored
 from serving.pipeline.trace import current_headers
@@ -20,7 +22,7 @@ from serving.stages.sources import recent_engagements
 from serving.state.catalogue import LiveCatalogue
 from serving.state.popularity import PopularityCache
 
-RANKER = "ranker"
+RANKER = "ranker"  # the kind of model
 _GENRE_MATCH = 1.5  # a perfect genre match, in standard deviations of popularity
 
 
@@ -37,14 +39,15 @@ class Ranker:
     popularity: PopularityCache
     drawn_share: float = 0.0
     timeout_s: float = 0.35
+    model: str = RANKER  # the one of its kind that serves
     name: str = "ranker"
 
     def score(self, query: Query, pool: Pool) -> Scored:
         tensors = self._tensors(query, pool)
         out = self.models.infer(
-            RANKER,
+            self.model,
             tensors,
-            version=query.release.version(RANKER),
+            version=query.release.version(self.model),
             timeout_s=self.timeout_s,
             headers=current_headers(),
         )
@@ -61,7 +64,7 @@ class Ranker:
             weights=weights,
             rates=out["rates"],
             log_density=None if drawn is None else drawn.log_density,
-            inputs=RankerInputs(tensors["user_x"], tensors["history"], tensors["video_x"]),
+            inputs=_logged_inputs(tensors),
         )
 
     def _tensors(self, query: Query, pool: Pool) -> dict[str, np.ndarray]:
@@ -76,15 +79,21 @@ class Ranker:
         items = [c.item for c in pool.candidates if c.item is not None]
         if len(items) < len(ids):
             raise ValueError("a candidate has no catalogue item")
-        return assemble_request(
-            user, item_rows, author_rows, items, self._author_of(user), query.now_ms
-        )
+        assemble = REGISTRY[self.model].load_assemble()
+        author_of = self._author_of(user)
+        return assemble(user, item_rows, author_rows, items, author_of, query.now_ms)
 
     def _author_of(self, user: FeatureFrame) -> dict[str, str]:
         """The author of each item in the user's lists, including items taken down since."""
         listed = {*list_column(user, "engaged_video_id"), *list_column(user, "shown_video_id")}
         found = ((item_id, self.catalogue.get(item_id)) for item_id in listed)
         return {item_id: item.author_id or "" for item_id, item in found if item is not None}
+
+
+def _logged_inputs(tensors: Mapping[str, np.ndarray]) -> RankerInputs | None:
+    """What is compared with training's features; None for a ranker of other tensors."""
+    names = ("user_x", "history", "video_x")
+    return RankerInputs(*(tensors[n] for n in names)) if tensors.keys() >= set(names) else None
 
 
 @dataclass(frozen=True)

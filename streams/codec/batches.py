@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.bus.polled import Record
-from streams.contract.events import KINDS
+from streams.contract.declaration import contract
 from streams.contract.schema import from_ipc
+from streams.contract.signals import SHIPPED
 from streams.telemetry import set_aside
 
 
@@ -57,10 +58,13 @@ def _check_version(table: pa.Table, place: tuple[str, int, int]) -> None:
     if "kind" not in table.column_names or not table.num_rows:
         return
     newest = pc.max(table["kind"]).as_py()
-    if isinstance(newest, int) and newest >= len(KINDS):
+    if not isinstance(newest, int) or newest < len(SHIPPED):
+        return
+    unknown = sorted({*pc.unique(table["kind"]).to_pylist()} - contract().signals.numbers)
+    if unknown:
         raise NewerWriterError(
-            f"{'/'.join(map(str, place))} holds event kind {newest}, unknown to this version: "
-            "upgrade this process"
+            f"{'/'.join(map(str, place))} holds event kind {unknown[0]}, unknown to this version: "
+            "upgrade this process, or restart it with the settings that declare the signal"
         )
 
 

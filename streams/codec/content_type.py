@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -22,11 +22,12 @@ from streams.codec.decode import (
     merge_decoded,
 )
 from streams.codec.protobuf import decode_protobuf
-from streams.contract.protobuf_schema import VERSION
-from streams.contract.schema import DECODED_SCHEMA
+from streams.contract.protobuf_schema import VERSION, VERSIONS
+from streams.contract.schema import decoded_schema
 
 CONTENT_TYPE = "content-type"
 JSON, PROTOBUF = b"application/json", f"application/x-protobuf; v={VERSION}".encode()
+_VERSIONS = {str(number): version for number, version in VERSIONS.items()}
 _PROTOBUF_TYPES = {"application/x-protobuf", "application/protobuf"}
 
 Decoder = Callable[[Sequence[bytes | None], int], Decoded]
@@ -57,8 +58,8 @@ def _decoder_of(content_type: bytes | None) -> Decoder:
     if media.endswith(("/json", "+json")):
         return decode_json
     stated = dict(parameter.partition("=")[::2] for parameter in parameters)
-    if media in _PROTOBUF_TYPES and stated.get("v", str(VERSION)) == str(VERSION):
-        return decode_protobuf
+    if media in _PROTOBUF_TYPES and (version := _VERSIONS.get(stated.get("v", str(VERSION)))):
+        return partial(decode_protobuf, version=version)
     known = f"send {JSON.decode()!r} (the default without a header) or {PROTOBUF.decode()!r}"
     return _reject_all(f"content-type {media[:100]!r} is not supported: {known}")
 
@@ -66,7 +67,7 @@ def _decoder_of(content_type: bytes | None) -> Decoder:
 def _reject_all(detail: str) -> Decoder:
     def reject(values: Sequence[bytes | None], _: int) -> Decoded:
         rejected = [RejectedMessage(row, "unknown_format", detail) for row in range(len(values))]
-        return Decoded(np.empty(0, dtype=np.int64), DECODED_SCHEMA.empty_table(), rejected)
+        return Decoded(np.empty(0, dtype=np.int64), decoded_schema().empty_table(), rejected)
 
     return reject
 

@@ -21,8 +21,9 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from streams.contract.bounds import TIME_FIELDS, time_fix
-from streams.contract.events import EVENT, KIND_CODE, Event
-from streams.contract.schema import DECODED_SCHEMA
+from streams.contract.declaration import contract
+from streams.contract.events import Event, event_adapter
+from streams.contract.schema import decoded_schema
 
 MAX_EVENT_BYTES = 65_536
 _CHUNK_BYTES = 64 * 2**20
@@ -63,14 +64,14 @@ def decode_json(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES
     from streams.codec.json import scan_events
 
     readable, sizes = _readable(values, max_bytes)
-    parts: list[Decoded] = []
+    parts, schema = list[Decoded](), decoded_schema()
     doubtful = np.ones(len(values), dtype=np.bool_)
     for start, stop in _chunks(sizes):
         rows, columns = scan_events(readable[start:stop], sizes[start:stop])
         rows += start
         doubtful[rows] = False
-        typed = [columns[field.name].cast(field.type) for field in DECODED_SCHEMA]
-        parts.append(Decoded(rows, pa.Table.from_arrays(typed, schema=DECODED_SCHEMA), []))
+        typed = [columns[field.name].cast(field.type) for field in schema]
+        parts.append(Decoded(rows, pa.Table.from_arrays(typed, schema=schema), []))
     validate = partial(validate_json_event, max_bytes=max_bytes)
     parts.append(validate_rows(values, np.flatnonzero(doubtful).tolist(), validate))
     return merge_decoded(parts)
@@ -105,14 +106,15 @@ def validate_rows(
     rejected: list[RejectedMessage] = []
     valid: list[int] = []
     events: list[dict[str, Any]] = []
+    number = contract().signals.number
     for row in rows:
         verdict = validate(values[row])
         if isinstance(verdict, Rejection):
             rejected.append(RejectedMessage(row, *verdict))
         else:
             valid.append(row)
-            events.append(verdict.model_dump() | {"kind": KIND_CODE[verdict.kind]})
-    table = pa.Table.from_pylist(events, schema=DECODED_SCHEMA)
+            events.append(verdict.model_dump() | {"kind": number[verdict.kind]})
+    table = pa.Table.from_pylist(events, schema=decoded_schema())
     return Decoded(np.array(valid, dtype=np.int64), table, rejected)
 
 
@@ -121,7 +123,7 @@ def merge_decoded(parts: Sequence[Decoded]) -> Decoded:
     rejected = [rejection for part in parts for rejection in part.rejected]
     filled = [part for part in parts if len(part.rows)]
     if not filled:
-        return Decoded(np.empty(0, dtype=np.int64), DECODED_SCHEMA.empty_table(), rejected)
+        return Decoded(np.empty(0, dtype=np.int64), decoded_schema().empty_table(), rejected)
     rows = np.concatenate([part.rows for part in filled])
     table = pa.concat_tables([part.table for part in filled])
     if not bool((rows[1:] > rows[:-1]).all()):
@@ -135,7 +137,7 @@ def validate_json_event(value: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -
     if value is None or len(value) > max_bytes:
         return reject_unreadable(value, max_bytes)
     try:
-        return EVENT.validate_json(value)
+        return event_adapter().validate_json(value)
     except ValidationError as error:
         rejection = reject_invalid(error)
         if rejection.cause == "not_json" and not _is_utf8(value):
@@ -159,9 +161,13 @@ _CAUSES = {
     "union_tag_not_found": "missing_field",
     "missing": "missing_field",
     "int_type": "wrong_type",
+    "float_type": "wrong_type",
     "int_from_float": "wrong_type",
     "string_type": "wrong_type",
     "literal_error": "unknown_value",
+    "unknown_value": "unknown_value",
+    "attribute_type": "wrong_type",
+    "undeclared_attribute": "undeclared_attribute",
 }
 
 

@@ -43,16 +43,17 @@ def no_limit() -> int:
 
 
 def validate_message(
-    adapter: TypeAdapter[T], value: bytes | None, envelope: str = ""
+    adapter: TypeAdapter[T], value: bytes | None, envelope: str = "", context: object = None
 ) -> T | Rejection:
     """One message by its pydantic model. `envelope`: the fix if the discriminator is missing.
+    `context`: what the model's validators ask for (`streams.contract.items`).
 
     Raises nothing.
     """
     if value is None:
         return Rejection("null_value", "the message has no value")
     try:
-        return adapter.validate_json(value)
+        return adapter.validate_json(value, context=context)
     except ValidationError as error:
         rejection = reject_invalid(error)
         if error.errors(include_url=False)[0]["type"] == "union_tag_not_found" and envelope:

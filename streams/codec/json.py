@@ -7,15 +7,22 @@ Importing takes a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel
 
-from streams.contract.events import EVENT, EVENT_MODELS, KINDS, LITERAL_VALUES
-from streams.contract.schema import DECODED_SCHEMA
+from streams.contract.bounds import NAME_PATTERN
+from streams.contract.declaration import contract
+from streams.contract.events import LITERAL_VALUES, NO_SURFACE, models_of
+from streams.contract.schema import decoded_schema
+from streams.contract.signals import Signals
 from streams.kernels.arrays import read_only
 from streams.kernels.json_scan import NO_WORD, PADDING, ScannedColumns, ScanTables, scan
 
@@ -24,55 +31,84 @@ Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 
-def _field_limits() -> dict[str, dict[str, Any]]:
+_WORDS_OF_FIELDS = {name: words for name, words in LITERAL_VALUES.items() if name != "kind"}
+_OTHER_NAMES = {"item_id": "video_id"}  # what producers may say -> the field
+_MOST_VALUE = 2**53  # a decimal or larger number is left to pydantic
+_WORD_BYTES = 16
+
+
+@dataclass(frozen=True)
+class _Contract:
+    """The contract as tables: fields in the order texts, words (the kind first), numbers."""
+
+    texts: tuple[str, ...]
+    words: dict[str, tuple[str, ...]]
+    numbers: tuple[str, ...]
+    tables: ScanTables
+    kind_number: Bytes  # of each kind, in the order of the kind's words
+    values: list[pa.Array]  # of each word
+
+    def states(self, number: int) -> Mask:
+        """bool [kinds]: whether a kind has the number field at this place."""
+        return self.tables.states[:, len(self.texts) + len(self.words) + number]
+
+
+def _field_limits(models: Iterable[type[BaseModel]]) -> dict[str, dict[str, Any]]:
     """Field -> its JSON Schema: `maxLength` of a text, `minimum` and `maximum` of a number."""
     limits: dict[str, dict[str, Any]] = {}
-    for model in EVENT.json_schema()["$defs"].values():
-        for name, schema in model["properties"].items():
+    for model in models:
+        for name, schema in model.model_json_schema(by_alias=False)["properties"].items():
             limits[name] = schema.get("anyOf", [schema])[0]  # the other alternative is null
     return limits
 
 
-_LIMITS = _field_limits()
-_WORDS = LITERAL_VALUES
-_OTHERS = [field for field in DECODED_SCHEMA if field.name not in _WORDS]
-# A length in bytes is at least that in characters, so the scan's bound is never too lax.
-_TEXTS = {f.name: _LIMITS[f.name]["maxLength"] for f in _OTHERS if f.type == pa.string()}
-_NUMBERS = {
-    field.name: (_LIMITS[field.name]["minimum"], _LIMITS[field.name]["maximum"])
-    for field in _OTHERS
-    if field.type != pa.string()
-}
-_FIELDS = (*_TEXTS, *_WORDS, *_NUMBERS)
-_WORD_BYTES = 16
-
-
-def _scan_tables() -> ScanTables:
-    fields = {kind: model.model_fields for kind, model in EVENT_MODELS.items()}
+@lru_cache(maxsize=16)
+def _contract_of(signals: Signals) -> _Contract:
+    models = models_of(signals)
+    limits = _field_limits(models.values())
+    words = {"kind": signals.kinds} | _WORDS_OF_FIELDS
+    others = [field for field in decoded_schema() if field.name in limits.keys() - words.keys()]
+    # A length in bytes is at least that in characters, so the scan's bound is never too lax.
+    texts = {f.name: limits[f.name]["maxLength"] for f in others if f.type == pa.string()}
+    numbers = {
+        f.name: (limits[f.name].get("minimum", 0), limits[f.name].get("maximum", _MOST_VALUE))
+        for f in others
+        if f.type != pa.string()
+    }
+    names = (*texts, *words, *numbers)
+    fields = {kind: model.model_fields for kind, model in models.items()}
 
     def by_kind(
         value: Callable[[Any, str], Any], names: Sequence[str], absent: int
     ) -> list[list[Any]]:
         return [
             [value(fields[kind][n], n) if n in fields[kind] else absent for n in names]
-            for kind in KINDS
+            for kind in signals.kinds
         ]
 
     def default(field: Any, name: str) -> int:
-        return 0 if name == "kind" else _WORDS[name].index(field.default)
+        return 0 if name == "kind" else words[name].index(field.default)
 
+    fills = [limits[name].get("default") or "" for name in texts]
     tables = ScanTables(
-        name=_padded_words(_FIELDS),
-        word=_padded_words([word for words in _WORDS.values() for word in words]),
-        words_from=np.cumsum([0, *map(len, _WORDS.values())]),
-        most_bytes=np.array(list(_TEXTS.values())),
-        least=np.array([least for least, _ in _NUMBERS.values()]),
-        most=np.array([most for _, most in _NUMBERS.values()]),
-        states=np.array(by_kind(lambda *_: True, _FIELDS, False)),
-        needs=np.array(by_kind(lambda field, _: field.is_required(), _FIELDS, False)),
-        default=np.array(by_kind(default, list(_WORDS), NO_WORD), np.uint8),
+        name=_padded_words([*names, *_OTHER_NAMES]),
+        field_of=np.array([*range(len(names)), *map(names.index, _OTHER_NAMES.values())]),
+        word=_padded_words([word for listed in words.values() for word in listed]),
+        words_from=np.cumsum([0, *map(len, words.values())]),
+        most_bytes=np.array(list(texts.values())),
+        least=np.array([least for least, _ in numbers.values()]),
+        most=np.array([most for _, most in numbers.values()]),
+        states=np.array(by_kind(lambda *_: True, names, False)),
+        needs=np.array(by_kind(lambda field, _: field.is_required(), names, False)),
+        default=np.array(by_kind(default, list(words), NO_WORD), np.uint8),
+        named=np.array([limits[name].get("pattern") == NAME_PATTERN for name in texts]),
+        fill=_padded_words(fills).view(np.uint8),
+        fill_bytes=np.array([len(text) for text in fills]),
     )
-    return ScanTables(*map(read_only, tables))
+    kind_number = np.array([signals.number[kind] for kind in signals.kinds], np.uint8)
+    values = [pa.array(listed) for listed in words.values()]
+    tables = ScanTables(*map(read_only, tables))
+    return _Contract(tuple(texts), words, tuple(numbers), tables, kind_number, values)
 
 
 def _padded_words(words: Sequence[str]) -> npt.NDArray[np.uint64]:
@@ -83,23 +119,45 @@ def _padded_words(words: Sequence[str]) -> npt.NDArray[np.uint64]:
     return np.frombuffer(padded, np.uint64).reshape(len(words), 2)
 
 
-_TABLES = _scan_tables()
-
-
 def scan_events(values: Sequence[bytes], sizes: Ints) -> tuple[Ints, dict[str, pa.Array]]:
     """The indexes of the accepted values (of `sizes` bytes), ascending, and columns by name.
 
     Defaults are filled in; a field that a kind does not have is null.
     """
+    fields = _contract_of(contract().signals)
     starts = np.zeros(len(values) + 1, np.int64)
     np.cumsum(sizes + 1, out=starts[1:])
     data = np.frombuffer(b"\0".join([*values, PADDING]), np.uint8)
-    found = scan(data, read_only(starts), _TABLES)
+    found = scan(data, read_only(starts), fields.tables)
     kind = found.word[0, : len(found.rows)]
-    columns = {name: _text_column(found, index) for index, name in enumerate(_TEXTS)}
-    columns |= {name: _word_column(found, index) for index, name in enumerate(_WORDS)}
-    columns |= {name: _number_column(found, index, kind) for index, name in enumerate(_NUMBERS)}
-    return found.rows, columns | {"kind": pa.array(kind)}
+    columns = {name: _text_column(found, index) for index, name in enumerate(fields.texts)}
+    columns |= {n: _word_column(found, i, fields.values[i]) for i, n in enumerate(fields.words)}
+    for index, name in enumerate(fields.numbers):
+        columns[name] = _number_column(found, index, fields.states(index)[kind])
+    columns["kind"] = pa.array(fields.kind_number[kind])
+    return _of_known_surfaces(found.rows, _with_every_column(columns, len(found.rows)))
+
+
+def _with_every_column(columns: dict[str, pa.Array], count: int) -> dict[str, pa.Array]:
+    """With nulls for the columns of removed signals, which no event can state."""
+    for field in decoded_schema():
+        if field.name not in columns:
+            columns[field.name] = pa.nulls(count, field.type)
+    return columns
+
+
+def _of_known_surfaces(
+    rows: Ints, columns: dict[str, pa.Array]
+) -> tuple[Ints, dict[str, pa.Array]]:
+    """Without events of a surface that is not declared, which pydantic then rejects."""
+    known = contract().surfaces
+    if known is None or not len(rows):
+        return rows, columns
+    admitted = pc.is_in(columns["surface"], value_set=pa.array([NO_SURFACE, *known]))
+    if admitted.true_count == len(rows):
+        return rows, columns
+    kept = {name: column.filter(admitted) for name, column in columns.items()}
+    return rows[admitted.to_numpy(zero_copy_only=False)], kept
 
 
 def _text_column(found: ScannedColumns, index: int) -> pa.Array:
@@ -111,17 +169,13 @@ def _text_column(found: ScannedColumns, index: int) -> pa.Array:
     return pa.StringArray.from_buffers(count, buffers[1], buffers[2], buffers[0], nulls)
 
 
-_VALUES = [pa.array(words) for words in _WORDS.values()]
-
-
-def _word_column(found: ScannedColumns, index: int) -> pa.Array:
+def _word_column(found: ScannedColumns, index: int, values: pa.Array) -> pa.Array:
     word = found.word[index, : len(found.rows)]
-    return _VALUES[index].take(_masked_array(word, word == NO_WORD))
+    return values.take(_masked_array(word, word == NO_WORD))
 
 
-def _number_column(found: ScannedColumns, index: int, kind: Bytes) -> pa.Array:
-    stated = _TABLES.states[:, _FIELDS.index(list(_NUMBERS)[index])]
-    return _masked_array(found.number[index, : len(found.rows)], ~stated[kind])
+def _number_column(found: ScannedColumns, index: int, stated: Mask) -> pa.Array:
+    return _masked_array(found.number[index, : len(found.rows)], ~stated)
 
 
 def _masked_array(values: npt.NDArray[Any], absent: Mask) -> pa.Array:

@@ -12,27 +12,61 @@ pydantic's result.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from streams.contract.bounds import (
-    MAX_GENRES,
     AmountCents,
-    DurationMs,
     DwellMs,
-    Genre,
     Id,
     ImpressionToken,
-    OptionalTimeMs,
-    PriceCents,
     QueryText,
+    SignalValue,
+    SurfaceName,
+    Text,
     TimeMs,
-    Title,
 )
+from streams.contract.declaration import contract
 
-Surface = Literal["feed", "queries", "reactivation", "search", "external"]
-Provenance = Literal["human", "aigc"]
+# Items have a module of their own; these names are also found here, as they were before.
+from streams.contract.items import CATALOGUE_EVENT as CATALOGUE_EVENT
+from streams.contract.items import ITEM_ID, one_name
+from streams.contract.items import CatalogueEvent as CatalogueEvent
+from streams.contract.items import CatalogueItem as CatalogueItem
+from streams.contract.items import ItemAdded as ItemAdded
+from streams.contract.items import ItemChanged as ItemChanged
+from streams.contract.items import ItemTakenDown as ItemTakenDown
+from streams.contract.items import Provenance as Provenance
+from streams.contract.signals import SHIPPED, Signal, Signals
+
+NO_SURFACE = "external"
+"""Stated by events that no surface of this stack led to, and the default."""
+
+
+def _known_surface(name: str) -> str:
+    known = contract().surfaces
+    if known is None or name == NO_SURFACE or name in known:
+        return name
+    raise PydanticCustomError(
+        "unknown_value",
+        "Input should be one of {known}",
+        {"known": ", ".join([*known, NO_SURFACE])},
+    )
+
+
+Surface = Annotated[SurfaceName, AfterValidator(_known_surface)]
+"""A name of the form that every reader accepts, and declared where events enter."""
 Origin = Literal["live", "replayed", "simulated"]
 
 
@@ -44,7 +78,7 @@ class _Event(BaseModel):
     event_id: Id
     user_id: Id
     event_time_ms: TimeMs
-    surface: Surface = "external"
+    surface: Surface = NO_SURFACE
     origin: Origin = "live"
     request_id: Id | None = None
     impression: ImpressionToken | None = None
@@ -59,7 +93,10 @@ class _Event(BaseModel):
 
 
 class _ItemEvent(_Event):
-    video_id: Id
+    _one_name = model_validator(mode="before")(one_name)
+
+    video_id: Id = Field(validation_alias=ITEM_ID)
+    """Of any kind of item; named as the stored columns are. Producers say `item_id`."""
     author_id: Id | None = None
     provenance: Provenance = "human"
 
@@ -142,65 +179,56 @@ Event = Annotated[
     Field(discriminator="kind"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+"""The shipped kinds. `event_adapter` is the contract in force."""
 
 EVENT_MODELS: dict[str, type[BaseModel]] = {
     model.model_fields["kind"].default: model for model in get_args(get_args(Event)[0])
 }
 """Kind -> its model."""
 
-# A kind's index is part of the wire format of the internal batches: append, never reorder.
 KINDS: tuple[str, ...] = tuple(EVENT_MODELS)
-KIND_CODE: dict[str, int] = {kind: code for code, kind in enumerate(KINDS)}
+"""The shipped kinds; a kind's place is its number."""
+KIND_CODE: dict[str, int] = {signal.name: signal.number for signal in SHIPPED}
+
+_PAYLOAD_FIELDS: dict[str, dict[str, Any]] = {
+    "dwell": {"dwell_ms": (DwellMs, 0)},
+    "amount": {"amount_cents": (AmountCents, 0)},
+    "value": {"value": (SignalValue, ...)},
+    "text": {"text": (Text | None, None)},
+}
+
+
+@lru_cache(maxsize=16)
+def models_of(signals: Signals) -> dict[str, type[BaseModel]]:
+    """Kind -> its model, of the shipped kinds and of declared signals."""
+    return EVENT_MODELS | {signal.name: _signal_model(signal) for signal in signals.declared}
+
+
+def _signal_model(signal: Signal) -> type[BaseModel]:
+    fields: dict[str, Any] = {"kind": (Literal[signal.name], signal.name)}
+    for payload in signal.payload:
+        fields |= _PAYLOAD_FIELDS[payload]
+    title = "".join(word.capitalize() for word in signal.name.split("_"))
+    return create_model(f"{title}Signal", __base__=_ItemEvent, __module__=__name__, **fields)
+
+
+def event_adapter() -> TypeAdapter[Event]:
+    """The events that a producer may state under the contract in force."""
+    return _adapter_of(contract().signals)
+
+
+@lru_cache(maxsize=16)
+def _adapter_of(signals: Signals) -> TypeAdapter[Event]:
+    if not signals.declared:
+        return EVENT
+    models = tuple(models_of(signals).values())
+    union: Any = Annotated[Union[models], Field(discriminator="kind")]  # noqa: UP007
+    return TypeAdapter(union)
+
 
 LITERAL_VALUES: dict[str, tuple[str, ...]] = {
     "kind": KINDS,
-    "surface": get_args(Surface),
     "origin": get_args(Origin),
     "provenance": get_args(Provenance),
 }
 """Every field with a closed set of values."""
-
-
-class CatalogueItem(BaseModel):
-    """An item's description, as its owner states it. Topic `catalogue`, key video_id."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    video_id: Id
-    title: Title
-    genres: Annotated[tuple[Genre, ...], Field(max_length=MAX_GENRES)] = ()
-    author_id: Id | None = None
-    duration_ms: DurationMs = 0
-    price_cents: PriceCents = 0
-    provenance: Provenance = "human"
-    created_ms: OptionalTimeMs = 0  # 0: not stated
-
-
-class ItemAdded(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    kind: Literal["item_added"] = "item_added"
-    event_id: Id
-    event_time_ms: TimeMs
-    item: CatalogueItem
-
-
-class ItemChanged(BaseModel):
-    """Replaces every field of the item."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    kind: Literal["item_changed"] = "item_changed"
-    event_id: Id
-    event_time_ms: TimeMs
-    item: CatalogueItem
-
-
-class ItemTakenDown(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    kind: Literal["item_taken_down"] = "item_taken_down"
-    event_id: Id
-    event_time_ms: TimeMs
-    video_id: Id
-
-
-CatalogueEvent = Annotated[ItemAdded | ItemChanged | ItemTakenDown, Field(discriminator="kind")]
-CATALOGUE_EVENT: TypeAdapter[CatalogueEvent] = TypeAdapter(CatalogueEvent)

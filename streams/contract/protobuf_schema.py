@@ -1,15 +1,21 @@
-"""The event contract as Protobuf, version 1: field numbers, the message class, the .proto text.
+"""The event contract as Protobuf: field numbers, message classes, the .proto texts.
 
 Knows which number carries which field of `streams.contract.events`. Does not know how messages
 are decoded (`streams.codec.protobuf`) nor how a producer marks them (`streams.codec.content_type`).
 
-The descriptor is built here rather than by protoc, so that kinds and literals are stated once,
-in the contract. `docs/schemas/event_v1.proto` is its text for producers in other languages
-(`python -m deploy.export_schemas`); a test compares it with protoc's output for that file.
+Descriptors are built here rather than by protoc, so that kinds and literals are stated once,
+in the contract. `docs/schemas/event_v1.proto` and `event_v2.proto` are their texts for producers in
+other languages (`python -m deploy.export_schemas`); a test compares version 1 with protoc's output.
+
+Version 1 is closed: its kinds are the shipped ones, and it never changes. Version 2 states kinds and
+surfaces by name, items by `item_id`, and has the payloads of declared signals.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from google.protobuf import (  # type: ignore[import-untyped]
@@ -20,12 +26,9 @@ from google.protobuf import (  # type: ignore[import-untyped]
 
 from streams.contract.events import LITERAL_VALUES
 
-VERSION = 1
-_PACKAGE, _FILE = f"tidemill.v{VERSION}", f"event_v{VERSION}.proto"
-
 
 class Field(NamedTuple):
-    """`type` is `string`, `int64` or the name of an enum in ENUMS."""
+    """`type` is `string`, `int64`, `double` or the name of an enum."""
 
     number: int
     name: str
@@ -54,10 +57,17 @@ FIELDS: tuple[Field, ...] = (
 # Enum -> its values from number 1 on; 0 is "not stated". The orders are the wire format:
 # append, never reorder.
 ENUMS: dict[str, tuple[str, ...]] = {
-    name.capitalize(): values for name, values in LITERAL_VALUES.items()
+    "Kind": LITERAL_VALUES["kind"],
+    "Surface": ("feed", "queries", "reactivation", "search", "external"),  # all that version 1 has
+    "Origin": LITERAL_VALUES["origin"],
+    "Provenance": LITERAL_VALUES["provenance"],
 }
 
 _NOTES = {
+    "kind": "a shipped kind, or a signal that the stack's settings declare",
+    "item_id": "every kind but search",
+    "value": "of signals with the payload value",
+    "text": "of signals with the payload text",
     "event_id": "1 to 128 characters; the same (user_id, event_id) counts once",
     "user_id": "1 to 128 characters",
     "event_time_ms": "milliseconds since 1970, never seconds or microseconds",
@@ -70,79 +80,124 @@ _NOTES = {
     "dwell_ms": "KIND_SKIP, KIND_PLAY, KIND_LONG_VIEW; milliseconds",
     "amount_cents": "KIND_CART, KIND_ORDER; hundredths of the currency",
 }
-_HEAD = f"""\
-// One event, version {VERSION}, as the topic `behaviour` takes it with the Kafka header
-//   content-type: application/x-protobuf; v={VERSION}
+
+
+def _version_2(field: Field) -> Field:
+    if field.name in ("kind", "surface"):
+        return field._replace(type="string")
+    return field._replace(name="item_id") if field.name == "video_id" else field
+
+
+FIELDS_V2 = (*map(_version_2, FIELDS), Field(15, "value", "double"), Field(16, "text", "string"))
+_NOTES_OF_V2 = ("kind", "item_id", "value", "text")
+_SCALARS = {"string": "TYPE_STRING", "int64": "TYPE_INT64", "double": "TYPE_DOUBLE"}
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the message `Event`."""
+
+    number: int
+    fields: tuple[Field, ...]
+    enums: tuple[str, ...]  # names in ENUMS
+
+    @property
+    def package(self) -> str:
+        return f"tidemill.v{self.number}"
+
+    @property
+    def file(self) -> str:
+        return f"event_v{self.number}.proto"
+
+    @cached_property
+    def descriptor(self) -> Any:
+        """A FileDescriptorProto."""
+        file = descriptor_pb2.FileDescriptorProto(
+            name=self.file, package=self.package, syntax="proto3"
+        )
+        event = file.message_type.add(name="Event")
+        for field in self.fields:
+            self._add_field(event, field)
+        for name in self.enums:
+            enum = file.enum_type.add(name=name)
+            for number, value in enumerate(_enum_value_names(name, ENUMS[name])):
+                enum.value.add(name=value, number=number)
+        return file
+
+    @cached_property
+    def message(self) -> Any:
+        """The message class, also for producers in Python."""
+        pool = descriptor_pool.DescriptorPool()
+        pool.Add(self.descriptor)
+        return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{self.package}.Event"))
+
+    def _add_field(self, event: Any, field: Field) -> None:
+        """Adds a field; texts and numbers have explicit presence: absent differs from empty."""
+        kinds = descriptor_pb2.FieldDescriptorProto
+        added = event.field.add(name=field.name, number=field.number, label=kinds.LABEL_OPTIONAL)
+        if field.type in ENUMS:
+            added.type, added.type_name = kinds.TYPE_ENUM, f".{self.package}.{field.type}"
+            return
+        added.type = getattr(kinds, _SCALARS[field.type])
+        added.proto3_optional, added.oneof_index = True, len(event.oneof_decl)
+        event.oneof_decl.add(name=f"_{field.name}")
+
+    def _note(self, name: str) -> str:
+        """Version 2 states kinds as the JSON contract does."""
+        note = _NOTES[name]
+        return note if self.number == 1 else re.sub(r"KIND_\w+", lambda k: k[0][5:].lower(), note)
+
+    def proto_text(self) -> bytes:
+        """The schema as a .proto file."""
+        lines = [_HEAD.format(version=self.number, package=self.package), "message Event {"]
+        for number, name, kind in self.fields:
+            noted = name in _NOTES and (self.number > 1 or name not in _NOTES_OF_V2)
+            note = f"  // {self._note(name)}" if noted else ""
+            label = "" if kind in ENUMS else "optional "
+            lines.append(f"  {label}{kind} {name} = {number};{note}")
+        lines.append("}")
+        for enum in self.enums:
+            stated = [f"  {v} = {i};" for i, v in enumerate(_enum_value_names(enum, ENUMS[enum]))]
+            lines += ["", f"enum {enum} {{", *stated, "}"]
+        return "\n".join([*lines, ""]).encode()
+
+
+_HEAD = """\
+// One event, version {version}, as the topic `behaviour` takes it with the Kafka header
+//   content-type: application/x-protobuf; v={version}
 // Bounds and required fields are those of event.schema.json. Written by
 // `python -m deploy.export_schemas`; do not edit.
 syntax = "proto3";
 
-package {_PACKAGE};
+package {package};
 """
-
-
-def _file_descriptor() -> Any:
-    file = descriptor_pb2.FileDescriptorProto(name=_FILE, package=_PACKAGE, syntax="proto3")
-    event = file.message_type.add(name="Event")
-    for field in FIELDS:
-        _add_field(event, field)
-    for name, values in ENUMS.items():
-        enum = file.enum_type.add(name=name)
-        for number, value in enumerate(_enum_value_names(name, values)):
-            enum.value.add(name=value, number=number)
-    return file
-
-
-def _add_field(event: Any, field: Field) -> None:
-    """Adds a field; texts and numbers have explicit presence: absent differs from empty."""
-    kinds = descriptor_pb2.FieldDescriptorProto
-    added = event.field.add(name=field.name, number=field.number, label=kinds.LABEL_OPTIONAL)
-    if field.type in ENUMS:
-        added.type, added.type_name = kinds.TYPE_ENUM, f".{_PACKAGE}.{field.type}"
-        return
-    added.type = kinds.TYPE_STRING if field.type == "string" else kinds.TYPE_INT64
-    added.proto3_optional, added.oneof_index = True, len(event.oneof_decl)
-    event.oneof_decl.add(name=f"_{field.name}")
 
 
 def _enum_value_names(enum: str, values: tuple[str, ...]) -> list[str]:
     return [f"{enum}_{value}".upper() for value in ("unspecified", *values)]
 
 
-FILE_DESCRIPTOR: Any = _file_descriptor()
-_POOL = descriptor_pool.DescriptorPool()
-_POOL.Add(FILE_DESCRIPTOR)
-EventMessage: Any = message_factory.GetMessageClass(
-    _POOL.FindMessageTypeByName(f"{_PACKAGE}.Event")
-)
-"""The message class of `tidemill.v1.Event`, also for producers in Python."""
+V1 = Version(1, FIELDS, tuple(ENUMS))
+V2 = Version(2, FIELDS_V2, ("Origin", "Provenance"))
+VERSIONS = {version.number: version for version in (V1, V2)}
+VERSION = V1.number  # of a message whose header names none
+FILE_DESCRIPTOR: Any = V1.descriptor
+EventMessage: Any = V1.message
 
 
-def proto_text() -> bytes:
-    """The schema as a .proto file."""
-    lines = [_HEAD, "message Event {"]
-    for number, name, kind in FIELDS:
-        note = f"  // {_NOTES[name]}" if name in _NOTES else ""
-        label = "" if kind in ENUMS else "optional "
-        lines.append(f"  {label}{kind} {name} = {number};{note}")
-    lines.append("}")
-    for enum, values in ENUMS.items():
-        stated = [f"  {v} = {i};" for i, v in enumerate(_enum_value_names(enum, values))]
-        lines += ["", f"enum {enum} {{", *stated, "}"]
-    return "\n".join([*lines, ""]).encode()
-
-
-def encode_protobuf_event(event: dict[str, Any]) -> bytes:
+def encode_protobuf_event(event: dict[str, Any], version: Version = V1) -> bytes:
     """Encodes one event that is given by the names and values of the JSON contract.
 
-    None means absent.
+    None means absent. `video_id` is `item_id` in version 2.
 
     Raises:
-        ValueError: a kind, surface, origin or provenance outside the contract.
+        ValueError: a value outside the contract, such as a declared signal in version 1.
     """
-    message = EventMessage()
-    for _, name, kind in FIELDS:
+    message = version.message()
+    for _, name, kind in version.fields:
         value = event.get(name)
+        if value is None and name == "item_id":
+            value = event.get("video_id")
         if value is not None:
             setattr(message, name, ENUMS[kind].index(value) + 1 if kind in ENUMS else value)
     payload: bytes = message.SerializeToString()

@@ -7,7 +7,12 @@ column that an older batch lacks with nulls and drops one that it does not know.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pyarrow as pa
+
+from streams.contract.declaration import contract
+from streams.contract.signals import Signals
 
 SCHEMA_VERSION = 1
 
@@ -15,7 +20,7 @@ EVENT_SCHEMA = pa.schema(
     [
         pa.field("event_id", pa.string(), nullable=False),
         pa.field("user_id", pa.string(), nullable=False),
-        pa.field("kind", pa.uint8(), nullable=False),  # index into events.KINDS
+        pa.field("kind", pa.uint8(), nullable=False),  # a signal's number
         pa.field("event_time_ms", pa.int64(), nullable=False),
         pa.field("ingested_at_ms", pa.int64(), nullable=False),  # stamped by admission
         pa.field("surface", pa.string(), nullable=False),
@@ -45,9 +50,32 @@ _READ = pa.ipc.IpcReadOptions(use_threads=False)
 _MAX_CACHED_SCHEMAS = 64  # writers use a few
 
 
+# Columns of declared signals only: other stacks' rows do not have them.
+_ADDED = {
+    "value": pa.field("value", pa.float64()),
+    "text": pa.field("text", pa.string()),
+}
+
+
+def event_schema() -> pa.Schema:
+    """EVENT_SCHEMA and the columns that declared signals add to it."""
+    return _with_added(EVENT_SCHEMA, contract().signals)
+
+
+def decoded_schema() -> pa.Schema:
+    """DECODED_SCHEMA and the columns that declared signals add to it."""
+    return _with_added(DECODED_SCHEMA, contract().signals)
+
+
+@lru_cache(maxsize=16)
+def _with_added(schema: pa.Schema, signals: Signals) -> pa.Schema:
+    added = [_ADDED[name] for name in signals.added_columns]
+    return pa.schema([*schema, *added]) if added else schema
+
+
 def event_columns(*names: str) -> pa.Schema:
-    """Some of EVENT_SCHEMA's columns, in its order."""
-    return pa.schema([field for field in EVENT_SCHEMA if field.name in names])
+    """Some of `event_schema`'s columns, in its order."""
+    return pa.schema([field for field in event_schema() if field.name in names])
 
 
 def to_ipc(batch: pa.RecordBatch) -> bytes:
@@ -59,11 +87,12 @@ def to_ipc(batch: pa.RecordBatch) -> bytes:
     return payload
 
 
-def from_ipc(payload: bytes, schema: pa.Schema = EVENT_SCHEMA) -> pa.Table:
-    """Reads `to_ipc`'s bytes and conforms them to `schema` (missing columns null)."""
+def from_ipc(payload: bytes, schema: pa.Schema | None = None) -> pa.Table:
+    """Reads `to_ipc`'s bytes and conforms them to `schema` (default: `event_schema`); missing
+    columns become nulls."""
     with pa.ipc.open_stream(payload, options=_READ) as reader:
         table = reader.read_all()
-    return conform(table, schema)
+    return conform(table, event_schema() if schema is None else schema)
 
 
 class BatchReader:

@@ -8,19 +8,21 @@ from. Pure: no clock, no disk.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.contract.bounds import MAX_EVENT_TIME_MS
-from streams.contract.events import KIND_CODE
+from streams.contract.declaration import contract
 from streams.contract.impression import BadToken, Impression, is_digest, verify
+from streams.contract.signals import Signals
 from streams.feedback.outcomes import (
     ACTION_CODE,
     SHOWN,
@@ -28,7 +30,10 @@ from streams.feedback.outcomes import (
     ImpressionColumns,
     ImpressionState,
     Ints,
+    task_columns,
 )
+
+Mask = npt.NDArray[np.bool_]
 
 
 class TokenRejection(StrEnum):
@@ -80,17 +85,37 @@ _COLUMNS = [
     "origin",
 ]
 
-# [impression of a query, kind] -> the action, -1 for none (share, search, cart)
-_ACTION = np.full((2, 256), -1)
-_ACTION[:, [KIND_CODE[task] for task in ACTION_CODE]] = list(ACTION_CODE.values())
-_ACTION[[0, 1], [KIND_CODE["shown"], KIND_CODE["query_shown"]]] = SHOWN
+
+@lru_cache(maxsize=16)
+def _actions_of(signals: Signals) -> Ints:
+    """[impression of a query, kind] -> the action, -1 for none (share, search, cart)."""
+    actions = np.full((2, 256), -1)
+    admitted = {*ACTION_CODE, *signals.windows_ms}
+    for task, code in task_columns().code.items():
+        if task in admitted:
+            actions[:, signals.number[task]] = code
+    for signal in signals.declared:
+        if signal.role == "exposure":
+            actions[:, signal.number] = SHOWN
+    actions[[0, 1], [signals.number["shown"], signals.number["query_shown"]]] = SHOWN
+    return actions
 
 
 class FeedbackJoin:
     """Turns events into actions on impressions. Pure but for a cache of verified tokens."""
 
-    def __init__(self, key: bytes, *, cached_tokens: int = 20_000) -> None:
-        """`key`: the stack's impression key."""
+    def __init__(
+        self,
+        key: bytes,
+        *,
+        cached_tokens: int = 20_000,
+        across_items_ms: Mapping[str, int] | None = None,
+    ) -> None:
+        """`key`: the stack's impression key. `across_items_ms`: signals that are also credited to
+        the impression of another item that led to theirs -> how long after it was served."""
+        self._across_ms = np.full(256, -1)
+        for name, window_ms in (across_items_ms or {}).items():
+            self._across_ms[contract().signals.number[name]] = window_ms
         self._claims = lru_cache(maxsize=cached_tokens)(partial(_verified_claims, key=key))
 
     def join_batch(self, events: pa.Table) -> JoinedBatch:
@@ -103,7 +128,9 @@ class FeedbackJoin:
         claims = [*map(self._claims, indexes), _FORGED]
         claim_of = np.fromiter(map(indexes.__getitem__, tokens), np.int64, len(tokens))
         claims = _with_texts(claims, claim_of, picked)
-        action, rejected = _match_claims(picked, claims, claim_of)
+        times = _action_times(picked, claims, claim_of)
+        led = self._led_there(picked, claims, claim_of, times)
+        action, rejected = _match_claims(picked, claims, claim_of, led)
         at = np.flatnonzero(action >= 0)
         impressions, impression_of = _claimed_impressions(claims, claim_of[at])
         orders = action == ACTION_CODE["order"]
@@ -111,12 +138,22 @@ class FeedbackJoin:
             row=np.flatnonzero(tokened.to_numpy())[at],
             impression=impression_of,
             action=action[at],
-            at_ms=_action_times(picked, claims, claim_of)[at],
+            at_ms=times[at],
             dwell_ms=np.where(action == SHOWN, 0, _null_to_zero(picked["dwell_ms"]))[at],
             cents=np.where(orders, _null_to_zero(picked["amount_cents"]), 0)[at],
             origin=picked["origin"].to_numpy()[at].tolist(),
         )
         return JoinedBatch(impressions, actions, rejected)
+
+    def _led_there(
+        self, events: pa.Table, claims: Sequence[TokenClaims], claim_of: Ints, times: Ints
+    ) -> Mask:
+        """bool [N]: whether an event on another item may be credited to its token's impression.
+
+        A client sends the token of the last impression that led to the item: last touch."""
+        served = np.array([claim.served_at_ms for claim in claims], np.int64)[claim_of]
+        led: Mask = times - served <= self._across_ms[events["kind"].to_numpy()]
+        return led
 
 
 def _with_texts(
@@ -136,7 +173,7 @@ def _with_texts(
 
 
 def _match_claims(
-    events: pa.Table, claims: Sequence[TokenClaims], claim_of: Ints
+    events: pa.Table, claims: Sequence[TokenClaims], claim_of: Ints, led_there: Mask
 ) -> tuple[Ints, Counter[TokenRejection]]:
     """The action of each event on the impression of its claims, -1 for none."""
     users, items, queries = (
@@ -149,6 +186,7 @@ def _match_claims(
     same_item = pc.fill_null(pc.equal(events["video_id"], items), True).to_numpy()
     same_query = pc.fill_null(pc.equal(events["query"], queries), True).to_numpy()
     # Only an event that states the query can restore one that the token has as a digest.
+    same_item, same_query = same_item | led_there, same_query | led_there
     same_query = same_query & ~np.array([is_digest(claim.query) for claim in claims])[claim_of]
     wrong = {
         TokenRejection.FORGED: forged,
@@ -156,7 +194,7 @@ def _match_claims(
         TokenRejection.OTHER_ITEM: ~forged & same_user & ~(same_item & same_query),
     }
     of_query = pc.is_valid(queries).to_numpy(zero_copy_only=False).astype(np.int64)
-    action = _ACTION[of_query, events["kind"].to_numpy()]
+    action = _actions_of(contract().signals)[of_query, events["kind"].to_numpy()]
     action[forged | ~same_user | ~same_item | ~same_query] = -1
     return action, Counter({cause: n for cause, at in wrong.items() if (n := int(at.sum()))})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streams.contract.declaration import contract
 from streams.contract.impression import Impression
+from streams.contract.signals import Signals
 
 Ints = npt.NDArray[np.int64]
 
@@ -69,15 +72,48 @@ FEEDBACK_SCHEMA = pa.schema(
     ]
 )
 
-# Columns of a state's numbers. First times are minima, so a missing one is the latest time.
+# Columns of a state's numbers. First times are minima, so a missing one is the latest time. Those of
+# declared signals come last.
 SHOWN = 0
 ACTION_CODE = {task: code for code, task in enumerate(FEEDBACK_TASKS, start=1)}
 _FIRSTS = 1 + len(FEEDBACK_TASKS)
 _DWELL, _CENTS, _REVISION, _WIDTH = _FIRSTS, _FIRSTS + 1, _FIRSTS + 2, _FIRSTS + 3
 _NEVER = int(np.iinfo(np.int64).max)
-_EMPTY = np.array([_NEVER] * _FIRSTS + [0, 0, 0], np.int64).tobytes()
+_EMPTY = [_NEVER] * _FIRSTS + [0, 0, 0]
 _SERVED_FIELDS = tuple(name for name in Impression.model_fields if name in FEEDBACK_SCHEMA.names)
 _SERVED = itemgetter(*_SERVED_FIELDS)
+
+
+@dataclass(frozen=True)
+class TaskColumns:
+    """Where each task's first time stands, under the signals in force.
+
+    declared: the tasks of declared signals, also of removed ones, by number. schema: of feedback.
+    """
+
+    declared: tuple[str, ...]
+    code: Mapping[str, int]
+    schema: pa.Schema
+    empty: bytes  # the state before any action
+
+
+def task_columns() -> TaskColumns:
+    return _task_columns_of(contract().signals)
+
+
+@lru_cache(maxsize=16)
+def _task_columns_of(signals: Signals) -> TaskColumns:
+    tasks = sorted(signals.added_tasks, key=signals.number.__getitem__)
+    # Rows of before the declaration have no such column: it may be null there.
+    added = [
+        field
+        for task in tasks
+        for field in (pa.field(task, pa.bool_()), pa.field(f"{task}_at_ms", pa.int64()))
+    ]
+    code = ACTION_CODE | {task: _WIDTH + place for place, task in enumerate(tasks)}
+    schema = pa.schema([*FEEDBACK_SCHEMA, *added]) if added else FEEDBACK_SCHEMA
+    empty = np.array([*_EMPTY, *[_NEVER] * len(tasks)], np.int64).tobytes()
+    return TaskColumns(tuple(tasks), code, schema, empty)
 
 
 @dataclass(frozen=True)
@@ -103,7 +139,7 @@ class ImpressionActions:
 
     row: Ints  # [N], ascending: the event's row in its batch
     impression: Ints  # [N], index into the batch's impressions
-    action: Ints  # [N], SHOWN or ACTION_CODE[task]
+    action: Ints  # [N], SHOWN or `task_columns().code[task]`
     at_ms: Ints  # [N]
     dwell_ms: Ints  # [N], 0 for SHOWN
     cents: Ints  # [N], 0 unless an order
@@ -135,7 +171,7 @@ class ImpressionState(NamedTuple):
     @staticmethod
     def empty(impression_id: str, impression: Impression) -> ImpressionState:
         """The state before any action."""
-        return ImpressionState(impression_id, impression, _EMPTY, "")
+        return ImpressionState(impression_id, impression, task_columns().empty, "")
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> ImpressionState:
@@ -143,6 +179,8 @@ class ImpressionState(NamedTuple):
         times = [row["shown_at_ms"], *(row[f"{task}_at_ms"] for task in FEEDBACK_TASKS)]
         firsts = [_NEVER if at is None else at for at in times]
         numbers = [*firsts, row["dwell_ms"], row["order_amount_cents"], row["revision"]]
+        declared = (row[f"{task}_at_ms"] for task in task_columns().declared)
+        numbers += [_NEVER if at is None else at for at in declared]
         served = {name: row[name] for name in _SERVED_FIELDS}
         served["weights"] = None if served["weights"] is None else tuple(served["weights"])
         impression = Impression.model_construct(**served)
@@ -166,14 +204,15 @@ class ImpressionColumns:
     @classmethod
     def from_states(cls, states: Sequence[ImpressionState]) -> ImpressionColumns:
         packed = bytearray().join([state.numbers for state in states])
-        numbers = np.frombuffer(packed, np.int64).reshape(-1, _WIDTH)
+        numbers = np.frombuffer(packed, np.int64).reshape(len(states), -1)
         ids, impressions = [s.impression_id for s in states], [s.impression for s in states]
         return cls(ids, impressions, numbers, [state.origin for state in states])
 
     @classmethod
     def concat(cls, parts: Sequence[ImpressionColumns]) -> ImpressionColumns:
         """The parts' rows, one after the other; an impression may occur in several."""
-        numbers = [np.empty((0, _WIDTH), np.int64), *(part._numbers for part in parts)]
+        width = len(task_columns().empty) // 8
+        numbers = [np.empty((0, width), np.int64), *(part._numbers for part in parts)]
         return cls(
             [each for part in parts for each in part.ids],
             [each for part in parts for each in part.impressions],
@@ -191,7 +230,7 @@ class ImpressionColumns:
         )
 
     def to_states(self) -> list[ImpressionState]:
-        packed, size = self._numbers.tobytes(), len(_EMPTY)
+        packed, size = self._numbers.tobytes(), 8 * self._numbers.shape[1]
         rows = [packed[at : at + size] for at in range(0, len(packed), size)]
         columns = zip(self.ids, self.impressions, rows, self._origins, strict=True)
         return list(map(ImpressionState._make, columns))
@@ -202,7 +241,7 @@ class ImpressionColumns:
         touched = np.unique(actions.impression)
         before = self._numbers[touched]
         self._merge_orders(actions)
-        cells = actions.impression * _WIDTH + actions.action
+        cells = actions.impression * self._numbers.shape[1] + actions.action
         np.minimum.at(self._numbers.reshape(-1), cells, actions.at_ms)
         np.maximum.at(self._numbers[:, _DWELL], actions.impression, actions.dwell_ms)
         other_origin = self._merge_origins(actions)
@@ -231,9 +270,10 @@ class ImpressionColumns:
         return changed
 
     def feedback_rows(self, windows: AttributionWindows) -> pa.Table:
-        """Rows of FEEDBACK_SCHEMA, in the order of the impressions."""
+        """Rows of `task_columns().schema`, in the order of the impressions."""
+        tasks = task_columns()
         if not self.ids:
-            return FEEDBACK_SCHEMA.empty_table()
+            return tasks.schema.empty_table()
         numbers = np.ascontiguousarray(self._numbers.T)
         shown = _nullable_times(numbers[SHOWN])
         columns: dict[str, Any] = {
@@ -250,11 +290,11 @@ class ImpressionColumns:
             zip(*map(_SERVED, map(vars, self.impressions)), strict=True),
             strict=True,
         )
-        for task, code in ACTION_CODE.items():
+        for task, code in tasks.code.items():
             at = _nullable_times(numbers[code])
             columns[f"{task}_at_ms"] = at
             columns[task] = _attributed(at, shown, windows.of(task))
-        return pa.table({name: columns[name] for name in FEEDBACK_SCHEMA.names}, FEEDBACK_SCHEMA)
+        return pa.table({name: columns[name] for name in tasks.schema.names}, tasks.schema)
 
 
 def _nullable_times(column: Ints) -> pa.Array:

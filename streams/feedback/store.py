@@ -21,14 +21,15 @@ import pyarrow as pa
 
 from streams.bus.contract import Outgoing, Producer
 from streams.bus.delivery import Delivery
+from streams.contract.declaration import contract
 from streams.contract.impression import Impression
 from streams.contract.topics import FEEDBACK
 from streams.feedback.join import FeedbackJoin, JoinedBatch, TokenRejection
 from streams.feedback.outcomes import (
-    FEEDBACK_SCHEMA,
     AttributionWindows,
     ImpressionColumns,
     ImpressionState,
+    task_columns,
 )
 from streams.storage.segment_names import LogPartition
 from streams.storage.segments import Segments
@@ -42,10 +43,10 @@ IDLE_S = 180.0
 
 
 def segments_of(directory: Path, *, sync: bool = False) -> Segments:
-    """The files of a `FeedbackStore`: rows of FEEDBACK_SCHEMA by the hour they were served in."""
+    """The files of a `FeedbackStore`: rows of `task_columns().schema`, by the hour of serving."""
     distinct = ("impression_id", "request_id")
     return Segments(
-        directory, FEEDBACK_SCHEMA, times=("served_at_ms",), distinct=distinct, sync=sync
+        directory, task_columns().schema, times=("served_at_ms",), distinct=distinct, sync=sync
     )
 
 
@@ -69,9 +70,13 @@ class FeedbackStore:
         cached_impressions: int = CACHED_IMPRESSIONS,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`key` signed the impressions. `producer` publishes upserts to the topic `feedback`."""
-        self._join = FeedbackJoin(key)
-        self._windows = AttributionWindows(windows_ms)
+        """`key` signed the impressions. `producer` publishes upserts to the topic `feedback`.
+
+        `windows_ms`: by task; those of declared signals come from their declarations.
+        """
+        self._windows = AttributionWindows(contract().signals.windows_ms | dict(windows_ms))
+        across = {name: self._windows.of(name) for name in contract().across_items}
+        self._join = FeedbackJoin(key, across_items_ms=across)
         self.segments = segments_of(directory, sync=sync)
         self._producer = producer
         self._on_rejected = on_rejected
@@ -226,16 +231,18 @@ def _latest(scan: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def read_feedback(directory: Path) -> pl.DataFrame:
-    """Every impression's last revision (FEEDBACK_SCHEMA), by (served_at_ms, impression_id)."""
+    """Every impression's last revision (`task_columns().schema`), by (served_at_ms, impression_id)."""
     rows = segments_of(directory).read_consistently(lambda scan: _latest(scan).collect())
-    return rows.select(FEEDBACK_SCHEMA.names).sort("served_at_ms", "impression_id")
+    tasks = task_columns()
+    rows = rows.with_columns(pl.col(task).fill_null(False) for task in tasks.declared)
+    return rows.select(tasks.schema.names).sort("served_at_ms", "impression_id")
 
 
 def read_matured(directory: Path, since_ms: int, until_ms: int) -> pl.DataFrame:
     """Impressions whose longest window closed in `(since_ms, until_ms]`, last revision each.
 
     Consecutive calls with a watermark as `since_ms` give every matured impression once.
-    Ordered by (matured_at_ms, impression_id); FEEDBACK_SCHEMA's columns.
+    Ordered by (matured_at_ms, impression_id); `task_columns().schema`'s columns.
     """
     matured = (pl.col("matured_at_ms") > since_ms) & (pl.col("matured_at_ms") <= until_ms)
     rows = read_feedback(directory).filter(matured)

@@ -19,7 +19,7 @@ from streams.bus.polled import Polled, Record, polled
 from streams.codec.content_type import decode_records
 from streams.codec.decode import MAX_EVENT_BYTES, Decoded, RejectedMessage
 from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from streams.contract.schema import EVENT_SCHEMA
+from streams.contract.schema import event_schema
 
 REPLAY_HEADER = "tidemill-replay"
 """A record with this header set to 1 is replayed history: it arrived at its event time."""
@@ -38,7 +38,7 @@ class AdmissionLimits:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """`table` (EVENT_SCHEMA, duplicates not yet decided) holds the admitted records.
+    """`table` (`event_schema`, duplicates not yet decided) holds the admitted records.
 
     `rows` (int64, ascending) are their indexes in the poll; `refused` names all others.
     """
@@ -128,10 +128,11 @@ def _stamp(
         "source_partition": poll.partitions[decoded.rows],
         "source_offset": poll.offsets[decoded.rows],
     }
+    schema = event_schema()
     columns = [
         pa.array(stamped[field.name], field.type)
         if field.name in stamped
         else decoded.table[field.name]
-        for field in EVENT_SCHEMA
+        for field in schema
     ]
-    return pa.Table.from_arrays(columns, schema=EVENT_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=schema)

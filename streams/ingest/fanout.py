@@ -19,7 +19,7 @@ import numpy as np
 from streams.bus.consume import Input
 from streams.bus.contract import Bus, Outgoing
 from streams.bus.polled import Record
-from streams.contract.schema import EVENT_SCHEMA, BatchReader, event_columns
+from streams.contract.schema import BatchReader, event_columns, event_schema
 from streams.contract.topics import ENTITY_TOPIC, EVENTS_BY_USER
 from streams.ingest.loop import IngestConfig, IngestLoop
 from streams.ingest.partitioning import partition_rows
@@ -40,7 +40,7 @@ class FanOut(IngestLoop):
 
     def __init__(self, bus: Bus, config: IngestConfig) -> None:
         self._topics = fanned_out(config.entities)
-        names = [name for name in EVENT_SCHEMA.names if name not in _BY_USER_ONLY]
+        names = [name for name in event_schema().names if name not in _BY_USER_ONLY]
         self._read = BatchReader(event_columns(*names))
         self._partitions = {topic: bus.partitions(topic) for topic in self._topics.values()}
         open_input = partial(

@@ -18,7 +18,7 @@ from streams.bus.contract import Bus, Outgoing
 from streams.bus.polled import Record
 from streams.codec.batches import read_batch
 from streams.contract.clock import Clock
-from streams.contract.schema import EVENT_SCHEMA, from_ipc
+from streams.contract.schema import event_schema, from_ipc
 from streams.contract.topics import ADMITTED, EVENTS_BY_USER
 from streams.contract.trace_headers import TRACES_HEADER, parse_traces
 from streams.event_log import EventLog
@@ -71,7 +71,7 @@ def read_admitted(
     """
     records = sorted(records, key=lambda record: record.partition)
     found = [read_batch(record, read) for record in records]
-    empty = getattr(read, "schema", EVENT_SCHEMA).empty_table()
+    empty = getattr(read, "schema", event_schema()).empty_table()
     tables = [empty if table is None else table for table in found]
     counts = np.array([table.num_rows for table in tables], dtype=np.int64)
     begins = np.concatenate([[0], np.cumsum(counts)[:-1]])

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from streams.kernels.arrays import (
+    Bools,
     BoolTable,
     Int64s,
     MutableBoolTable,
@@ -29,7 +30,7 @@ from streams.kernels.arrays import (
     Uint64Table,
 )
 from streams.kernels.compile import borrowing, compile_now, compiled
-from streams.kernels.json_text import copied, plain_end, string_end, unescaped
+from streams.kernels.json_text import copied, is_name, plain_end, string_end, unescaped
 from streams.kernels.raw import signed, word_at
 
 NO_WORD = 255
@@ -50,12 +51,14 @@ _DEEPEST = 60
 
 class ScanTables(NamedTuple):
     """A contract's fields: texts come first, then words, the kind before all, then numbers.
+    A field's other names come last among the names.
 
     `name`, `word`: the bytes of each in two machine words, with NULs behind them. Words of the
     w-th field that has them are `word[words_from[w]:words_from[w + 1]]`.
     """
 
-    name: Uint64Table  # [fields, 2]
+    name: Uint64Table  # [names, 2]
+    field_of: Int64s  # [names]
     word: Uint64Table  # [words, 2]
     words_from: Int64s
     most_bytes: Int64s  # [texts]
@@ -64,6 +67,9 @@ class ScanTables(NamedTuple):
     states: BoolTable  # [kinds, fields]
     needs: BoolTable
     default: Uint8Table  # [kinds, words]; NO_WORD where the kind states no such field
+    named: Bools  # [texts]: of a-z, 0-9 and underscores, a letter first
+    fill: Uint8Table  # [texts, 16]: what an absent text becomes, with NULs behind it
+    fill_bytes: Int64s  # [texts]; 0: an absent text stays absent
 
 
 class ScannedColumns(NamedTuple):
@@ -82,7 +88,7 @@ class _Places(NamedTuple):
 
     begin: MutableInt64s  # [fields]: of a text or word; a number's value
     end: MutableInt64s  # [fields]; -1 where the field is absent or null
-    next_field: MutableInt64s  # [1 + fields]: which field came behind each the last time
+    next_name: MutableInt64s  # [1 + names]: which name came behind each the last time
 
 
 @compiled
@@ -100,13 +106,13 @@ def scan(data: Uint8s, starts: Int64s, tables: ScanTables) -> ScannedColumns:
         np.empty((words, count), np.uint8),
         np.empty((numbers, count), np.int64),
     )
-    fields = len(tables.name)
+    fields, names = len(tables.states[0]), len(tables.name)
     places = _Places(
-        np.zeros(fields, np.int64), np.zeros(fields, np.int64), np.zeros(fields + 1, np.int64)
+        np.zeros(fields, np.int64), np.zeros(fields, np.int64), np.zeros(names + 1, np.int64)
     )
     taken = 0
     for r in range(count):
-        escaped = _walked(data, starts[r], starts[r + 1] - 1, tables.name, texts + words, places)
+        escaped = _walked(data, starts[r], starts[r + 1] - 1, tables, texts + words, places)
         if escaped < 0:
             continue
         begin, end = places.begin[texts], places.end[texts]
@@ -159,8 +165,8 @@ def _put_texts(
     data: np.ndarray, places: _Places, escaped: int, kind: int,
     tables: ScanTables, text: np.ndarray, out: ScannedColumns, to: int,
 ) -> bool:  # fmt: skip
-    """Writes the texts of column `to`, to `text` as it lies in memory; False where one is empty
-    or too long."""
+    """Writes the texts of column `to`, to `text` as it lies in memory; False where one is empty,
+    too long or no name. What fills in for absent texts is shorter than any message."""
     sound = True
     for field in range(len(tables.most_bytes)):
         stop = signed(out.ends[field, to])
@@ -173,6 +179,13 @@ def _put_texts(
             else:
                 stop = copied(data, begin, end, text, own + stop) - own
             sound &= 1 <= stop - start <= tables.most_bytes[field]
+            if tables.named[field]:
+                sound &= is_name(text, own + start, own + stop)
+        elif tables.fill_bytes[field]:
+            out.stated[field, to] = True
+            for place in range(tables.fill_bytes[field]):
+                text[field * len(data) + stop] = tables.fill[field, place]
+                stop += 1
         out.ends[field, to + 1] = stop
     return sound
 
@@ -187,18 +200,19 @@ def _complete(end: np.ndarray, needs: np.ndarray, kind: int) -> bool:
 
 @borrowing
 def _walked(
-    data: np.ndarray, at: int, stop: int, name: np.ndarray, first_number: int, places: _Places
+    data: np.ndarray, at: int, stop: int, tables: ScanTables, first_number: int, places: _Places
 ) -> int:
     """-1 unless the message is one object whose known fields have their types; else a bit for
     each field whose text has escapes.
 
-    Fills in `places`. A field is expected behind the one that it followed in the last message
-    (`next_field` is one further on, since the first follows -1): producers keep one order.
+    Fills in `places`. A name is expected behind the one that it followed in the last message
+    (`next_name` is one further on, since the first follows -1): producers keep one order.
     """
-    begin, end, next_field = places
+    begin, end, next_name = places
+    names, field_of = tables.name, tables.field_of
     end[:] = -1
     seen = escaped = 0
-    field = -1
+    name = -1
     at = _spaces(data, at)
     if data[at] != _OPEN:
         return -1
@@ -210,10 +224,11 @@ def _walked(
         at = plain_end(data, key)
         if data[at] != _QUOTE:
             return -1
-        before, field = field, next_field[field + 1]
-        if _word(data, key, at, name, field, field + 1) < 0:
-            field = _word(data, key, at, name, 0, len(name))
-            next_field[before + 1] = max(field, 0)
+        before, name = name, next_name[name + 1]
+        if _word(data, key, at, names, name, name + 1) < 0:
+            name = _word(data, key, at, names, 0, len(names))
+            next_name[before + 1] = max(name, 0)
+        field = field_of[name] if name >= 0 else -1
         at = _spaces(data, at + 1)
         if data[at] != _COLON:
             return -1

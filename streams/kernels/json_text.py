@@ -19,6 +19,8 @@ _ESCAPED[list(b'"\\/bfnrt')] = list(b'"\\/\b\f\n\r\t')
 _EACH = np.uint64(0x0101010101010101)  # one in each byte of a word
 _QUOTES, _BACKSLASHES, _SPACES = (np.uint64(byte) * _EACH for byte in (_QUOTE, _BACKSLASH, 0x20))
 _HIGH = np.uint64(0x80) * _EACH
+_A, _Z = 0x61, 0x7A
+_NAME = np.array([b in b"abcdefghijklmnopqrstuvwxyz0123456789_" for b in range(256)])
 
 
 @borrowing
@@ -49,6 +51,15 @@ def string_end(data: np.ndarray, at: int) -> tuple[int, bool]:
             at = _character_end(data, at)
         if at < 0:
             return -1, escapes
+
+
+@borrowing
+def is_name(text: np.ndarray, at: int, end: int) -> bool:
+    """Whether the text is of a-z, 0-9 and underscores, a letter first."""
+    sound = at < end and _A <= text[at] <= _Z
+    for place in range(at, end):
+        sound &= _NAME[text[place]]
+    return sound
 
 
 @borrowing

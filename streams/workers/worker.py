@@ -27,7 +27,7 @@ from streams.bus.contract import BusError, Stamp
 from streams.bus.delivery import BatchHandler, Delivery, combine
 from streams.bus.kafka.bus import KafkaBus
 from streams.codec.batches import read_value
-from streams.contract.schema import EVENT_SCHEMA, BatchReader
+from streams.contract.schema import BatchReader, event_schema
 from streams.workers.batching import PartitionBuffer
 from streams.workers.config import WorkerConfig
 from streams.workers.driver import AssignedPartition, FetchedMessage, StreamDriver
@@ -59,7 +59,7 @@ class _Worker:
     ) -> None:
         self._handlers, self._topic_ids, self._config = handlers, topic_ids, config
         schemas = config.schemas
-        self._readers = {t: BatchReader(schemas.get(t, EVENT_SCHEMA)) for t in handlers}
+        self._readers = {t: BatchReader(schemas.get(t, event_schema())) for t in handlers}
         self._ending = threading.Event()
         self.exit: Exit | None = None
 

@@ -168,7 +168,7 @@ def test_status_exits_1_while_the_gateway_does_not_answer(
 def test_an_empty_catalogue_and_a_stack_without_models_say_what_to_do(gateway: Answering) -> None:
     empty = REPLY | {"items": [], "candidates": 0, "removed": [], "removed_total": 0, "models": {}}
     text = asked(empty, gateway)
-    assert "PUT /v1/catalogue/{video_id}" in text
+    assert "PUT /v1/catalogue/{item_id}" in text
     assert "tidemill replay" in text
     assert "tidemill models train, then tidemill models promote" in text
     assert "models train" not in asked(REPLY | {"models": {"ranker": 1}}, gateway)

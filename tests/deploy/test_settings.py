@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy import renamed
+from deploy import renamed, wiring
 from deploy.processes import PROCESSES
 from deploy.settings import PROCESS_NAMES, TASKS, Settings, SettingsError, from_stored, load
 from deploy.settings.names import unknown_variables
+from streams.catalogue import CatalogueLog
+from streams.contract.items import CATALOGUE_EVENT
 from streams.feedback.outcomes import FEEDBACK_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,3 +217,51 @@ def test_a_wrong_setting_ends_any_command_with_code_2(tmp_path: Path) -> None:
 def test_the_settings_know_every_process_and_task() -> None:
     assert set(PROCESS_NAMES) == set(PROCESSES)
     assert set(TASKS) == set(FEEDBACK_TASKS)
+
+
+DECLARED = """
+[items]
+undeclared = "mark"
+[items.attributes]
+colour = "label"
+look = { type = "vector", length = 64 }
+"""
+
+
+def test_attributes_are_declared_in_the_settings() -> None:
+    Path("tidemill.toml").write_text(DECLARED)
+    found = load().items.declarations()
+    assert (found.declared["colour"].type, found.declared["look"].length) == ("label", 64)
+    assert found.undeclared == "mark"
+    assert from_stored(load().model_dump(mode="json")).items.declarations() == found
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('order = "number"', "SQL"),
+        ('event_timestamp = "number"', "Feast"),
+        ('title = "text"', "contract"),
+        ('"my colour" = "label"', "underscores"),
+        ('colour = "colour"', "'number', 'text', 'label'"),
+        ('look = "vector"', "length"),
+        ('look = { type = "vector", length = 0 }', "greater than or equal to 1"),
+    ],
+)
+def test_an_attribute_that_cannot_be_declared_is_named(line: str, named: str) -> None:
+    Path("tidemill.toml").write_text(f"[items.attributes]\n{line}\n")
+    with pytest.raises(SettingsError, match=named):
+        load()
+
+
+def test_a_declaration_that_stored_items_contradict_is_refused_at_the_start(tmp_path: Path) -> None:
+    item = {"item_id": "p1", "title": "Shoe", "attributes": {"colour": 7}}
+    event = {"kind": "item_added", "event_id": "e", "event_time_ms": 1_700_000_000_000}
+    log = CatalogueLog(tmp_path / "log")
+    log.append([CATALOGUE_EVENT.validate_python({**event, "item": item})])
+    settings = Settings(home=tmp_path, items={"attributes": {"colour": "label"}})
+    with pytest.raises(SettingsError, match=r"items\.attributes\.colour does not fit 1 .* p1"):
+        wiring.refuse_contradictions(settings)
+    wiring.refuse_contradictions(
+        Settings(home=tmp_path, items={"attributes": {"colour": "number"}})
+    )

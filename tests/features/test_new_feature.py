@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections import Counter
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.features import app
+from features import definitions
 from features.definitions import DEFINITIONS, USER, Count
 from features.feast.registry import open_store
 from features.memory_store import MemoryFeatureStore
@@ -35,10 +35,17 @@ NEW = "query_shown_count_all"
 
 
 @pytest.fixture
-def declare(monkeypatch):
-    """Replaces the user definition in the mapping that every module reads."""
-    (declared,) = gc.get_referents(DEFINITIONS)
-    return lambda definition: monkeypatch.setitem(declared, "user", definition)
+def declare():
+    """Replaces the shipped user definition, from which those in force are built."""
+    shipped = definitions.SHIPPED
+
+    def replace_user(definition):
+        definitions.SHIPPED = {**shipped, "user": definition}
+        DEFINITIONS.add({})
+
+    yield replace_user
+    definitions.SHIPPED = shipped
+    DEFINITIONS.add({})
 
 
 @pytest.fixture

@@ -336,10 +336,14 @@ def test_restoring_replaces_the_backend_of_an_older_checkout(
     Stack(store, repository, InProcessClient(repository.folder)).go_live(1)
     backends = [repository.folder / name / "1" / "model.py" for name in ("echo", "ranker")]
     current = backends[0].read_bytes()
+    configs = {path: path.read_text() for path in repository.folder.glob("*/config.pbtxt")}
     for backend in backends:
         backend.write_text("from models.catalog import load")
+    for config in configs:
+        config.write_text("max_batch_size: 0")
     Stack(store, repository, InProcessClient(repository.folder)).promoter.restore()
     assert [backend.read_bytes() for backend in backends] == [current, current]
+    assert {path: path.read_text() for path in configs} == configs
 
 
 def test_a_missing_bundle_names_the_command(store: ReleaseStore) -> None:

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Page, Response, TimeoutError, expect
 
 from serving.pipeline.arms import Experiment
+from serving.surfaces.queries import QueriesRequest
 from streams.contract.impression import POPULARITY_ARM, verify
 
 KEY = bytes(range(32))
@@ -138,6 +139,20 @@ def test_the_page_opens_on_a_ranked_user_and_names_the_arm_of_another(
     page.press("#user", "Enter")
     expect(page.locator("#feed-about")).to_contain_text("arm popularity")
     expect(page.locator("#weights")).to_contain_text("without a ranker")
+
+
+def test_a_surface_that_names_a_panel_gets_one_with_its_own_fields(
+    page: Page, serve: Serve
+) -> None:
+    surface = {"surface": "queries", "panel": "Ask for queries", "about": "Under an item."}
+    listed = {"surfaces": [surface | {"request": QueriesRequest.model_json_schema()}]}
+    page.route("**/v1/surfaces", lambda route: route.fulfill(json=listed))
+    _open(page, serve())
+    panel = page.locator('[data-surface="queries"]')
+    assert panel.locator("input").count() == 1, "only the field that other requests lack"
+    panel.locator("input").fill("v3")
+    panel.locator("button").click()
+    expect(panel.locator("li")).to_have_count(3)
 
 
 @pytest.fixture

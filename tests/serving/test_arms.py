@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving.pipeline.arms import Experiment
-from serving.pipeline.requests import FeedRequest
+from serving.surfaces.feed import FeedRequest
 from streams.contract.impression import POPULARITY_ARM, RANKER_ARM, verify
 
 KEY = bytes(range(32))

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from models.monitoring.served_log import ServedLog, ServedSlate
+from models.ranking.fake import fake_ranker
 from models.ranking.grade.dirichlet import log_density
-from serving.fakes import ANSWERS, fake_ranker
+from serving.fakes import ANSWERS
 from serving.gateway import SERVED
 from serving.pipeline.query import Candidate, Pool, Query
-from serving.pipeline.requests import FeedRequest
 from serving.stages.scorers import Ranker
+from serving.surfaces.feed import FeedRequest
 from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
 from streams.contract.events import CatalogueItem

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.reasoning.fake import fake_reactivation
 from models.signature import byte_list, text_list
-from serving.fakes import fake_reactivation
 from serving.state.blocked_queries import BlockedQueries
 
 

@@ -88,7 +88,7 @@ def test_the_routes_beside_ids_are_unambiguous(quiet: Any) -> None:
     assert quiet.client.get("/v1/users/lookup").json()["user_id"] == "lookup"
     paths = quiet.client.get("/openapi.json").json()["paths"]
     assert {"/v1/users/{user_id}", "/v1/users/lookup", "/v1/erasures"} <= set(paths)
-    assert {"/v1/catalogue/{video_id}", "/v1/catalogue", "/v1/catalogue/lookup"} <= set(paths)
+    assert {"/v1/catalogue/{item_id}", "/v1/catalogue", "/v1/catalogue/lookup"} <= set(paths)
 
 
 @pytest.mark.parametrize("item_id", [".", "..", "lookup", "takedowns"])
@@ -140,9 +140,9 @@ def test_an_id_that_no_event_may_have_is_422_naming_the_field(quiet: Any, path: 
     for method, url, field in (
         ("GET", "/v1/users/", "user_id"),
         ("DELETE", "/v1/users/", "user_id"),
-        ("GET", "/v1/catalogue/", "video_id"),
-        ("PUT", "/v1/catalogue/", "video_id"),
-        ("DELETE", "/v1/catalogue/", "video_id"),
+        ("GET", "/v1/catalogue/", "item_id"),
+        ("PUT", "/v1/catalogue/", "item_id"),
+        ("DELETE", "/v1/catalogue/", "item_id"),
     ):
         body = {"title": "T"} if method == "PUT" else None
         reply = quiet.client.request(method, url + path, json=body)

@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from serving.kafka_requests import answer
 from serving.pipeline import runner
-from serving.pipeline.requests import FeedRequest
 from serving.state.replies import RecentReplies, RequestConflict
+from serving.surfaces.feed import FeedRequest
 from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
 from streams.contract.bounds import MAX_ID

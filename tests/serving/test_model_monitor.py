@@ -15,13 +15,13 @@ from models.ranking.ple.recipe import canary_request
 from models.release.canary import Canary
 from models.release.store import ReleaseStore
 from models.signature import BadInput, byte_list
-from serving.fakes import FakeModelClient, fake_queries, fake_ranker, fake_reactivation
+from serving.fakes import ANSWERS, FakeModelClient
 from serving.monitoring.canary import Canaries, live_requests
 from serving.monitoring.model_monitor import ModelMonitor
 from serving.pipeline.query import Release
 from serving.surfaces import StageDependencies
 
-MODELS = {"ranker": fake_ranker, "queries": fake_queries, "reactivation": fake_reactivation}
+MODELS = ANSWERS
 Answer = dict[str, np.ndarray]
 
 
@@ -215,7 +215,7 @@ def test_health_shows_the_fault_of_a_model_at_once(make_harness: Any) -> None:
     def answer(inputs: Mapping[str, np.ndarray]) -> Answer:
         if died.is_set():
             raise ModelProcessDied("Stub process 'queries_0_0' is not healthy.")
-        return fake_queries(inputs)
+        return ANSWERS["queries"](inputs)
 
     def part() -> dict[str, str]:
         found: dict[str, str] = harness.client.get("/healthz").json()["parts"]["models"]

@@ -19,8 +19,8 @@ from deploy.services.valkey import Valkey
 from features.online.connection import Connection
 from features.store import StoreDown
 from serving.clients.shared_replies import TIMEOUT_S, SharedReplies, StoredReply
-from serving.pipeline.requests import FeedRequest
 from serving.state.replies import RecentReplies, RequestConflict
+from serving.surfaces.feed import FeedRequest
 
 KEY = bytes(range(32))
 DB = 11

@@ -25,6 +25,7 @@ from serving.monitoring.served_features import ServedFeatures
 from serving.pipeline.query import RankerInputs
 from streams.bus.contract import Bus, Outgoing, Stamp
 from streams.bus.delivery import Delivery
+from streams.catalogue import items_frame
 from streams.contract.events import KIND_CODE, CatalogueItem
 from streams.contract.schema import EVENT_SCHEMA, from_ipc
 from streams.contract.topics import BEHAVIOUR, EVENTS_BY_USER
@@ -68,19 +69,18 @@ def logged(bus: Bus, folder: Path) -> TrainingLog:
 
 def catalogue() -> pl.DataFrame:
     genres = ("Drama", "Comedy", "Thriller", "Sci-Fi", "Film-Noir", "Romance")
-    rows = [
+    items = (
         CatalogueItem(
-            video_id=f"v{n}",
+            item_id=f"v{n}",
             title=f"Video {n}",
-            genres=(genres[n % 6], genres[(n // 6) % 6]),
+            categories=(genres[n % 6], genres[(n // 6) % 6]),
             author_id=f"a{n % 9}",
             duration_ms=60_000 + n,
             created_ms=1_700_000_000_000 + n,
-        ).model_dump()
+        )
         for n in range(VIDEOS)
-    ]
-    frame = pl.DataFrame([row | {"genres": list(row["genres"])} for row in rows])
-    return frame.with_columns(available=pl.lit(True))
+    )
+    return items_frame((item, True) for item in items)
 
 
 @pytest.fixture

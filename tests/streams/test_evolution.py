@@ -8,6 +8,7 @@ batches.json holds internal batches; event_v1.desc is protoc's output for event_
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from streams.bus.polled import Record
 from streams.codec import protobuf
 from streams.codec.content_type import CONTENT_TYPE, decode_records
 from streams.codec.decode import validate_json_event
+from streams.contract.declaration import Contract, declared
 from streams.contract.events import KIND_CODE
 from streams.contract.protobuf_schema import FIELDS, FILE_DESCRIPTOR
 from streams.contract.schema import (
@@ -44,7 +46,20 @@ def _by_name(case: Case) -> str:
     return str(case["case"])
 
 
+@pytest.fixture(autouse=True)
+def _surfaces() -> Iterator[None]:
+    """Those that the messages of version 1 name."""
+    with declared(Contract(surfaces=("feed", "queries", "reactivation", "search"))):
+        yield
+
+
+# Bytes that were written as of a version that did not exist then. It reads them now, and they state
+# no kind by name, so that they are dead letters still.
+_OF_VERSION_2 = "protobuf v2: a version that is not read here"
 EVENTS, BATCHES = _golden("events.json"), _golden("batches.json")
+for _case in EVENTS:
+    if _case["case"] == _OF_VERSION_2:
+        _case["cause"] = "missing_field"
 
 
 def _value(case: Case) -> bytes:
@@ -65,7 +80,9 @@ def test_a_golden_event_decodes_to_the_same_row_or_cause(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in EVENTS if c.get("cause") != "unknown_format"], ids=_by_name
+    "case",
+    [c for c in EVENTS if c.get("cause") != "unknown_format" and c["case"] != _OF_VERSION_2],
+    ids=_by_name,
 )
 def test_validation_alone_gives_the_same_row_or_cause(case: Case) -> None:
     verdict = (protobuf.validate_protobuf_event if "base64" in case else validate_json_event)(

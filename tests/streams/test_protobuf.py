@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from streams.bus.polled import Record
 from streams.codec import decode, protobuf
 from streams.codec.content_type import CONTENT_TYPE, JSON, PROTOBUF, decode_records
+from streams.contract.declaration import Contract, declared
 from streams.contract.events import KINDS
-from streams.contract.protobuf_schema import encode_protobuf_event
+from streams.contract.protobuf_schema import V1, V2, encode_protobuf_event
+from streams.contract.signals import Signal, Signals
 
 T = 1_750_000_000_000
 GOOD = {"event_id": "e", "user_id": "u", "kind": "play", "event_time_ms": T, "video_id": "v"}
@@ -67,7 +69,8 @@ def test_each_message_is_decoded_as_its_header_states() -> None:
     wrong = {
         PROTOBUF: (text, "not_protobuf"),
         JSON: (binary, "undecodable"),
-        b"application/x-protobuf; v=2": (binary, "unknown_format"),
+        b"application/x-protobuf; v=2": (binary, "missing_field"),  # version 2 states kinds by name
+        b"application/x-protobuf; v=3": (binary, "unknown_format"),
         b"text/csv": (b"a,b", "unknown_format"),
         b"\xff;;=": (text, "unknown_format"),
     }
@@ -84,3 +87,21 @@ def test_a_message_without_an_event_is_rejected_with_its_cause(value: bytes | No
 def test_a_kind_outside_the_contract_cannot_be_encoded() -> None:
     with pytest.raises(ValueError):
         encode_protobuf_event({**GOOD, "kind": "wink"})
+
+
+def test_version_2_carries_what_version_1_does_and_declared_signals_too() -> None:
+    events = _events(24)
+    first, second = (
+        protobuf.decode_protobuf([encode_protobuf_event(e, v) for e in events], version=v)
+        for v in (V1, V2)
+    )
+    assert second.table.equals(first.table)
+    rating = {**GOOD, "kind": "rating", "value": 4.5, "text": "grand", "surface": "checkout"}
+    message = encode_protobuf_event(rating, V2)
+    records = _sent([message], [b"application/x-protobuf; v=2"])
+    assert [each.cause for each in decode_records(records).rejected] == ["unknown_kind"]
+    signals = Signals((Signal("rating", 64, "engagement", ("value", "text"), 1_000),))
+    with declared(Contract(signals=signals)):
+        (row,) = decode_records(records).table.to_pylist()
+    assert (row["kind"], row["value"], row["text"]) == (64, 4.5, "grand")
+    assert (row["video_id"], row["surface"]) == ("v", "checkout")

@@ -30,7 +30,7 @@ from features.offline.point_in_time.order import EventHistory, LabelOrder, Sorte
 from features.offline.point_in_time.replay import replay_features, with_kind_codes
 from features.rows.aggregate import READER_SLACK_MS, event_hashes
 from features.store import EntityName, FeatureFrame, Status
-from streams.contract.schema import EVENT_SCHEMA
+from streams.contract.schema import event_schema
 
 
 def join_features(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> pl.DataFrame:
@@ -140,7 +140,7 @@ def _kept(events: pl.DataFrame) -> pl.Expr:
 
 
 def _dtype(name: str) -> pl.DataType:
-    empty = pa.table({name: pa.array([], EVENT_SCHEMA.field(name).type)})
+    empty = pa.table({name: pa.array([], event_schema().field(name).type)})
     return pl.DataFrame(empty).schema[name]
 
 

@@ -18,7 +18,7 @@ from features.definitions import EntityDefinition, LastN, is_kind
 from features.kernels import labels as label_loops
 from features.offline.point_in_time.order import EventHistory, LabelOrder
 from features.rows.finalize import gc_disabled
-from streams.contract.events import KINDS
+from streams.contract.declaration import contract
 
 EVENTS_AT_ONCE = 100_000  # a chunk that fits a core's cache
 
@@ -55,7 +55,10 @@ class LabelLists:
         """Each declared column's values at `event`."""
         yield self.feature.column, history.column(self.feature.source, self.event)
         if self.feature.kind_column is not None:
-            yield self.feature.kind_column, pl.Series(KINDS).gather(history.kind[self.event])
+            yield (
+                self.feature.kind_column,
+                pl.Series(contract().signals.name).gather(history.kind[self.event]),
+            )
         if self.feature.time_column is not None:
             yield self.feature.time_column, pl.Series(order.events.time[self.event])
 

@@ -19,8 +19,8 @@ from features.rows.byte_slices import ByteSlices
 from features.rows.finalize import finalize_rows
 from features.store import FeatureFrame
 from streams.bus.contract import Stamp
-from streams.contract.events import KIND_CODE
-from streams.contract.schema import EVENT_SCHEMA, conform
+from streams.contract.declaration import contract
+from streams.contract.schema import conform, event_schema
 
 LABELS_AT_ONCE = 16_384  # finalized together: bounds memory to their rows
 _TIME_BITS = 43  # milliseconds until the year 2248
@@ -46,7 +46,7 @@ def to_event_table(events: pl.DataFrame) -> pa.Table:
     events = with_kind_codes(events)
     if "duplicate" not in events.columns:
         events = events.with_columns(duplicate=pl.lit(False))
-    return conform(events.to_arrow(), EVENT_SCHEMA)
+    return conform(events.to_arrow(), event_schema())
 
 
 def with_kind_codes(events: pl.DataFrame) -> pl.DataFrame:
@@ -54,7 +54,9 @@ def with_kind_codes(events: pl.DataFrame) -> pl.DataFrame:
     if events.schema["kind"] not in (pl.String, pl.Categorical, pl.Enum):
         return events
     kind = pl.col("kind").cast(pl.String)
-    return events.with_columns(kind.replace_strict(KIND_CODE, return_dtype=pl.UInt8))
+    return events.with_columns(
+        kind.replace_strict(contract().signals.number, return_dtype=pl.UInt8)
+    )
 
 
 def _replay(

@@ -33,6 +33,7 @@ from models.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from features.store import FeatureFrame
+    from models.recipe import ServingExample
     from streams.contract.events import CatalogueItem
 
 RANKER_TASKS: tuple[str, ...] = ("play", "long_view", "like", "follow", "order")
@@ -112,6 +113,12 @@ def assemble_request(
     rows = assemble_items(user, candidates, item_columns(items), author_of, now)
     one = {name: tensor[0] for name, tensor in users.items()}
     return one | {"user_hash": users["user_hash"]} | rows
+
+
+def example_request(example: ServingExample) -> dict[str, np.ndarray]:
+    """A canary's request: every item of the example is a candidate."""
+    e = example
+    return assemble_request(e.user, e.item_features, e.author_features, e.items, {}, e.now_ms)
 
 
 def assemble_users(users: FeatureFrame, now_ms: np.ndarray) -> dict[str, np.ndarray]:

@@ -45,6 +45,9 @@ class TritonPythonModel:
         from models.signature import BadInput
 
         try:
+            packed = pb_utils.get_input_tensor_by_name(request, "requests")
+            if packed is not None:
+                return self._answer_many(packed.as_numpy())
             outputs = self.runtime.infer(self._inputs(request))
         except BadInput as error:
             return _refusal(f"BadInput: {error}", pb_utils.TritonError.INVALID_ARG)
@@ -53,6 +56,15 @@ class TritonPythonModel:
             return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
         tensors = [pb_utils.Tensor(s.name, _wire(outputs[s.name])) for s in self.signature.outputs]
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _answer_many(self, packed: np.ndarray) -> Any:
+        """The answers to several requests in one call (`models.batch`)."""
+        from models import batch
+
+        requests: list[Any] = batch.from_bytes(packed[0])
+        answers = batch.to_bytes(batch.answer_each(self.runtime, requests))
+        tensor = pb_utils.Tensor(batch.ANSWERS, np.array([answers], dtype=np.object_))
+        return pb_utils.InferenceResponse(output_tensors=[tensor])
 
     def _inputs(self, request: Any) -> dict[str, np.ndarray]:
         given = {s.name: pb_utils.get_input_tensor_by_name(request, s.name) for s in self._specs}

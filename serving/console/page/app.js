@@ -1,7 +1,7 @@
 // The console: one user's feed and the events that change it. Plain modules, no build step.
 
 import { call, key, listen, setKey } from "/page/api.js";
-import { armLine, armsText, card, eventLine, make, releaseLine, short, trajectoryStep } from "/page/elements.js";
+import { armLine, armsText, card, eventLine, make, releaseLine, short, surfacePanel, trajectoryStep } from "/page/elements.js";
 
 const element = (id) => document.getElementById(id);
 const state = {
@@ -93,7 +93,7 @@ function event(kind, item, reply, more = {}) {
 
 // `unseen` holds arguments of `event`. Items, queries and steps count as shown once the user acts
 // on the page or leaves it, not on "Ask again".
-function takeShownEvents(surfaces = ["feed", "queries", "trajectory"]) {
+function takeShownEvents(surfaces = Object.keys(state.unseen)) {
   const events = surfaces.flatMap((surface) => state.unseen[surface].map((shown) => event(...shown)));
   for (const surface of surfaces) state.unseen[surface] = [];
   return events;
@@ -262,6 +262,20 @@ async function showTrajectory() {
   element("trajectory").replaceChildren(...steps);
 }
 
+// Panels of the surfaces for which the page has no place of its own.
+async function loadPanels() {
+  const found = await call("GET", "/v1/surfaces").catch(() => ({ surfaces: [] }));
+  element("panels").replaceChildren(...found.surfaces.filter((each) => each.panel).map((surface) => {
+    const name = `panel ${surface.surface}`;
+    return surfacePanel(surface, async (fields) => {
+      await sendShown(state.unseen[name] ? [name] : []);
+      const reply = await orNotice(() => call("POST", `/v1/${surface.surface}`, { user_id: state.user, ...fields }));
+      state.unseen[name] = (reply?.items || []).map((item) => ["shown", item, reply]);
+      return (reply?.items || []).map((item) => trajectoryStep(item, actOn(reply)));
+    });
+  }));
+}
+
 // ---- probes -----------------------------------------------------------------------------
 
 function probe(text) {
@@ -331,6 +345,7 @@ async function start() {
   const ranked = found.find((user) => user.arm !== "popularity") || found[0];
   await selectUser(named || ranked?.user_id || "newcomer");
   loadModels();
+  loadPanels();
   setInterval(loadUsers, 15_000);
 }
 

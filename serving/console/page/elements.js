@@ -116,6 +116,25 @@ export function trajectoryStep(item, act) {
   return step;
 }
 
+const COMMON = ["surface", "user_id", "k", "seed", "request_id"]; // fields of every request
+
+// A surface's panel: an input for each field of its own, a button, and the items of its reply.
+export function surfacePanel({ surface, panel, about, request }, ask) {
+  const section = make("section", { class: "panel", "aria-label": panel });
+  section.dataset.surface = surface;
+  const list = make("ol", { class: "trajectory" }), row = make("div", { class: "row" });
+  const own = Object.keys(request.properties).filter((name) => !COMMON.includes(name));
+  const inputs = own.map((name) => make("input", { name, placeholder: name, "aria-label": name }));
+  const button = make("button", { text: "Ask" });
+  button.onclick = async () => {
+    const stated = inputs.filter((input) => input.value).map((input) => [input.name, input.value]);
+    list.replaceChildren(...await ask(Object.fromEntries(stated)));
+  };
+  row.append(...inputs, button);
+  section.append(make("h2", { text: panel }), make("p", { class: "quiet", text: about }), row, list);
+  return section;
+}
+
 export function releaseLine(release, liveId) {
   const line = make("li");
   const gate = release.gate || {};

@@ -1,4 +1,4 @@
-"""/v1/catalogue/{video_id}: GET reads an item, PUT adds or replaces it, DELETE takes it down.
+"""/v1/catalogue/{item_id}: GET reads an item, PUT adds or replaces it, DELETE takes it down.
 
 POST /v1/catalogue, /v1/catalogue/lookup and /v1/catalogue/takedowns do the same with the id in the
 body, for ids that clients or proxies change in a path; POST /v1/catalogue also takes a list.
@@ -26,63 +26,49 @@ from serving.http.paths import decodable_path
 from streams.bus.contract import BusError, MessagesRejected, Outgoing
 from streams.catalogue import item_id_of
 from streams.codec.inputs import reject_future
-from streams.contract.bounds import (
-    MAX_GENRES,
-    DurationMs,
-    Genre,
-    Id,
-    PriceCents,
-    TimeMs,
-    Title,
-    future_limit_ms,
-)
-from streams.contract.events import (
+from streams.contract.bounds import Id, TimeMs, Title, future_limit_ms
+from streams.contract.declaration import contract
+from streams.contract.items import (
+    ITEM_ID,
     CatalogueEvent,
     CatalogueItem,
     ItemChanged,
+    ItemFields,
     ItemTakenDown,
-    Provenance,
 )
 from streams.contract.topics import CATALOGUE
 
 router = APIRouter(
     prefix="/v1/catalogue", tags=["catalogue"], dependencies=[Depends(decodable_path)]
 )
-ItemId = Annotated[Id, Path(alias="video_id")]
+ItemId = Annotated[Id, Path(alias="item_id")]
 MAX_ITEMS = 1_000
-_EXAMPLE: JsonDict = {"title": "Kolya (1996)", "genres": ["Comedy"], "duration_ms": 6_300_000}
+_EXAMPLE: JsonDict = {"title": "Kolya (1996)", "categories": ["Comedy"], "duration_ms": 6_300_000}
 
 
-class ItemBody(BaseModel):
-    """An item's fields without its id."""
+class ItemBody(ItemFields):
+    """An item's fields; its id is in the path. `genres` is an old name of `categories`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
 
     title: Annotated[Title, Field(min_length=1)]
-    genres: Annotated[list[Genre], Field(max_length=MAX_GENRES)] = []
-    author_id: Id | None = None
-    duration_ms: DurationMs = 0
-    price_cents: PriceCents = 0
-    provenance: Provenance = "human"
-    created_ms: Annotated[TimeMs | None, Field(description="now when absent")] = None
+    created_ms: Annotated[TimeMs | None, Field(description="now when absent")] = None  # type: ignore[assignment]
 
 
 class StatedItem(ItemBody):
     """An item's fields and its id."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"video_id": "v242", **_EXAMPLE}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"item_id": "v242", **_EXAMPLE}]})
 
-    video_id: Id
+    item_id: Id = Field(validation_alias=ITEM_ID)
 
 
 class ItemIdBody(BaseModel):
     """The item's id, which may be any that an event may have."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"video_id": "v242"}]}
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"item_id": "v242"}]})
 
-    video_id: Id
+    item_id: Id = Field(validation_alias=ITEM_ID)
 
 
 StatedItems = Annotated[
@@ -97,7 +83,7 @@ StatedItems = Annotated[
 
 
 @router.get(
-    "/{video_id:id}",
+    "/{item_id:id}",
     dependencies=[Depends(needs("recommend"))],
     responses={**KEYED, **responses(404, 422)},
 )
@@ -112,12 +98,12 @@ def get_item(item_id: ItemId, gateway: GatewayState) -> Response:
     responses={**WRITTEN, **responses(404)},
 )
 def look_up_item(body: ItemIdBody, gateway: GatewayState) -> Response:
-    """GET /v1/catalogue/{video_id} with the id in the body."""
-    return _lookup(body.video_id, gateway)
+    """GET /v1/catalogue/{item_id} with the id in the body."""
+    return _lookup(body.item_id, gateway)
 
 
 @router.put(
-    "/{video_id:id}",
+    "/{item_id:id}",
     status_code=202,
     dependencies=[Depends(needs("admin"))],
     responses=WRITTEN,
@@ -133,12 +119,12 @@ def put_item(item_id: ItemId, body: ItemBody, gateway: GatewayState) -> Response
 
 @router.post("", status_code=202, dependencies=[Depends(needs("admin"))], responses=WRITTEN)
 def put_items(body: StatedItems, gateway: GatewayState) -> Response:
-    """PUT /v1/catalogue/{video_id} with the ids in the body: one item, or a list.
+    """PUT /v1/catalogue/{item_id} with the ids in the body: one item, or a list.
 
     One invalid item refuses all. Of two items with the same id the later one wins.
     """
     events: list[CatalogueEvent] = [
-        _item_changed(gateway, item.video_id, item, ("body", index))
+        _item_changed(gateway, item.item_id, item, ("body", index))
         for index, item in enumerate(body)
     ]
     changed = _publish(gateway, events)
@@ -146,7 +132,7 @@ def put_items(body: StatedItems, gateway: GatewayState) -> Response:
 
 
 @router.delete(
-    "/{video_id:id}",
+    "/{item_id:id}",
     status_code=202,
     dependencies=[Depends(needs("admin"))],
     responses=WRITTEN,
@@ -164,15 +150,16 @@ def take_down(item_id: ItemId, gateway: GatewayState) -> Response:
 )
 def take_down_item(body: ItemIdBody, gateway: GatewayState) -> Response:
     """DELETE /v1/catalogue/{video_id} with the id in the body."""
-    return _publish_one(gateway, body.video_id, _item_taken_down(gateway, body.video_id))
+    return _publish_one(gateway, body.item_id, _item_taken_down(gateway, body.item_id))
 
 
 def _lookup(item_id: str, gateway: Gateway) -> Response:
     item = gateway.catalogue.get(item_id)
     if item is None:
         raise HTTPException(404, f"no item {item_id!r} in the catalogue")
-    available = gateway.catalogue.available(item.video_id)
-    return json_reply(item.model_dump() | {"available": available})
+    old_names = {"video_id": item.item_id, "genres": item.categories}
+    available = gateway.catalogue.available(item.item_id)
+    return json_reply(item.model_dump() | old_names | {"available": available})
 
 
 def _item_changed(
@@ -185,9 +172,9 @@ def _item_changed(
     if rejection := reject_future({"created_ms": created_ms}, latest_ms):
         problem = {"type": rejection.cause, "loc": (*loc, "created_ms"), "msg": rejection.detail}
         raise RequestValidationError([problem])
-    fields = body.model_dump() | {"video_id": item_id, "created_ms": created_ms}
+    fields = body.model_dump() | {"item_id": item_id, "created_ms": created_ms}
     try:
-        item = CatalogueItem.model_validate(fields)
+        item = CatalogueItem.model_validate(fields, context=contract().items)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         raise RequestValidationError(
@@ -198,12 +185,17 @@ def _item_changed(
 
 def _item_taken_down(gateway: Gateway, item_id: str) -> ItemTakenDown:
     now_ms = gateway.clock.now_ms()
-    return ItemTakenDown(event_id=uuid.uuid4().hex, event_time_ms=now_ms, video_id=item_id)
+    return ItemTakenDown(event_id=uuid.uuid4().hex, event_time_ms=now_ms, item_id=item_id)
 
 
 def _publish_one(gateway: Gateway, item_id: str, event: CatalogueEvent) -> Response:
     changed = _publish(gateway, [event]) > 0
-    reply: dict[str, Any] = {"accepted": 1, "video_id": item_id, "changed": changed}
+    reply: dict[str, Any] = {
+        "accepted": 1,
+        "item_id": item_id,
+        "video_id": item_id,
+        "changed": changed,
+    }
     return json_reply(reply, 202)
 
 

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from serving.http.api.json import with_time_fix
 from streams.codec.decode import Rejection, validate_json_event
-from streams.contract.events import EVENT, KINDS, Event
+from streams.contract.declaration import contract
+from streams.contract.events import Event, event_adapter
 from streams.ingest.admission import AdmissionLimits
 
 MAX_EVENTS = 1_000
@@ -125,7 +126,7 @@ def _problems(
     """Each problem of a rejected event, without the union's tags or the input."""
     try:
         if len(raw) <= limits.max_event_bytes:
-            EVENT.validate_json(raw)
+            event_adapter().validate_json(raw)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
         if details[0]["type"] != "json_invalid":
@@ -135,7 +136,8 @@ def _problems(
 
 
 def _problem(detail: Any) -> dict[str, Any]:
-    path = tuple(part for part in detail["loc"] if part not in KINDS)
+    kinds = contract().signals.kinds
+    path = tuple(part for part in detail["loc"] if part not in kinds)
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         path = ("kind",)
     message = with_time_fix({**detail, "loc": path})

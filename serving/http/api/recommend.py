@@ -1,59 +1,75 @@
-"""POST /v1/feed, /v1/queries and /v1/reactivation: one reply format for all.
+"""POST /v1/{surface}, one route for each surface, and GET /v1/surfaces.
 
-Knows requests and replies. Does not know how a slate is made (`serving.surfaces`).
+Knows requests and replies. Does not know any one surface (`serving.surfaces`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
+from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from serving.gateway import Gateway
-from serving.http.api.errors import Responses, responses
-from serving.http.api.examples import FEED_REPLY
+from serving.http.api.errors import KEYED, responses
 from serving.http.api.gateway_state import GatewayState
 from serving.http.api.json import json_bytes, json_reply, json_response, problem_entry
 from serving.http.auth import needs
-from serving.pipeline.reply import to_reply
-from serving.pipeline.requests import FeedRequest, QueriesRequest, ReactivationRequest
+from serving.pipeline.requests import Request
 from serving.pipeline.trace import context_of, tracer
 from serving.state.replies import RequestConflict
+from serving.surfaces import SurfaceSpec, load_surfaces
 
 router = APIRouter(prefix="/v1", tags=["recommend"], dependencies=[Depends(needs("recommend"))])
 _ERRORS = responses(400, 401, 403, 409, 413, 415, 422)
-_EXAMPLES: Responses = {
-    **_ERRORS,
-    200: {"content": {"application/json": {"example": FEED_REPLY}}},
-}
 
 
-@router.post("/feed", responses=_EXAMPLES)
-def feed(body: FeedRequest, request: Request, gateway: GatewayState) -> Response:
-    """Items for a user, best first, each with P(action) per task and the user's weights."""
-    return _reply(body, request, gateway)
+def _endpoint(spec: SurfaceSpec) -> Callable[..., Response]:
+    def ask(body: Request, request: HttpRequest, gateway: GatewayState) -> Response:
+        return _reply(body, request, gateway)
+
+    ask.__annotations__["body"] = spec.request  # FastAPI reads and documents the surface's model
+    return ask
 
 
-@router.post("/queries", responses=_ERRORS)
-def queries(body: QueriesRequest, request: Request, gateway: GatewayState) -> Response:
-    """Search queries to suggest under the item that is playing."""
-    return _reply(body, request, gateway)
+def _add_route(spec: SurfaceSpec) -> None:
+    router.add_api_route(
+        f"/{spec.name}",
+        _endpoint(spec),
+        methods=["POST"],
+        name=spec.name,
+        summary=spec.name.replace("_", " ").capitalize(),
+        description=spec.about,
+        responses={**_ERRORS, 200: {"model": spec.reply}},
+    )
 
 
-@router.post("/reactivation", responses=_ERRORS)
-def reactivation(body: ReactivationRequest, request: Request, gateway: GatewayState) -> Response:
-    """A trajectory for a dormant user: items in order, each with its role, toward a goal."""
-    return _reply(body, request, gateway)
+for _spec in load_surfaces().values():
+    _add_route(_spec)
 
 
-def _reply(
-    body: FeedRequest | QueriesRequest | ReactivationRequest, request: Request, gateway: Gateway
-) -> Response:
+@router.get("/surfaces", responses=KEYED)
+def surfaces(gateway: GatewayState) -> Response:
+    """The surfaces: what each answers, its request's JSON Schema and its panel on the page."""
+    listed = [
+        {
+            "surface": spec.name,
+            "about": spec.about,
+            "panel": spec.panel,
+            "request": spec.request.model_json_schema(),
+        }
+        for spec in gateway.surfaces.specs.values()
+    ]
+    return json_reply({"surfaces": listed})
+
+
+def _reply(body: Request, request: HttpRequest, gateway: Gateway) -> Response:
     def answer() -> bytes:
         started = time.perf_counter()
         slate = gateway.surfaces.answer(body)
-        reply = json_bytes(to_reply(slate, gateway.impression_key, gateway.catalogue))
+        reply = json_bytes(gateway.surfaces.reply(slate, gateway.impression_key))
         gateway.served.record(slate)
         gateway.metrics.observe_reply(slate, time.perf_counter() - started)
         return reply

@@ -23,8 +23,8 @@ from serving.http.api.json import json_reply
 from serving.http.auth import needs
 from serving.http.paths import decodable_path
 from serving.pipeline.query import Slate
-from serving.pipeline.requests import FeedRequest
 from serving.stages.scorers import RANKER
+from serving.surfaces.feed import FeedRequest
 from streams import erasure
 from streams.bus.contract import BusError, MessagesRejected
 from streams.contract.bounds import Id
@@ -139,12 +139,12 @@ def _description(
         "features": plain_row(frame),
         "tasks": list(slate.weights),
         "weights": dict(slate.weights),
-        "ranker": _ranker_tasks(slate),
+        "ranker": _ranker_tasks(slate, gateway.surfaces.deps.model_of(RANKER)),
         "release": slate.query.release.release_id,
     }
 
 
-def _ranker_tasks(slate: Slate) -> dict[str, Any] | None:
+def _ranker_tasks(slate: Slate, model: str) -> dict[str, Any] | None:
     """Tasks and weights of the live ranker; None where a fallback answered.
 
     `p`: P(action) of the item ranked first.
@@ -160,5 +160,5 @@ def _ranker_tasks(slate: Slate) -> dict[str, Any] | None:
         }
         for task, weight in slate.weights.items()
     ]
-    version = slate.query.release.version(RANKER)
+    version = slate.query.release.version(model)
     return {"version": version, "video_id": slate.items[0].item_id, "tasks": tasks}

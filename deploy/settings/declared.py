@@ -1,0 +1,77 @@
+"""What an owner declares in the settings: attributes, signals, and a file of features.
+
+Knows which names an owner may declare. Does not know what a declaration means
+(`streams.contract.attributes`, `streams.contract.signals`, `features.definitions`) nor who reads it
+(`deploy.wiring.declare`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, field_validator
+
+from deploy.settings.values import Section
+from streams.contract.attributes import AttributeDeclaration, AttributeDeclarations, Undeclared
+from streams.contract.bounds import declared_name_problem
+from streams.contract.events import EVENT_MODELS
+from streams.contract.impression import Impression
+from streams.contract.items import OWN_NAMES
+from streams.contract.signals import MAX_SIGNAL_NAME, PAYLOAD_COLUMNS, SignalDeclaration
+
+_EVENT_NAMES = frozenset(
+    {*EVENT_MODELS, *PAYLOAD_COLUMNS.values(), *Impression.model_fields}
+    | {name for model in EVENT_MODELS.values() for name in model.model_fields}
+)
+
+
+class ItemsSettings(Section):
+    """Attributes of items, such as `colour = "label"` or `look = {type = "vector", length = 64}`."""
+
+    attributes: dict[str, AttributeDeclaration] = {}
+    # Of attributes that are not declared: keep stores them, mark also lists them in the item's
+    # `undeclared`, reject makes the item a dead letter.
+    undeclared: Undeclared = "keep"
+
+    @field_validator("attributes")
+    @classmethod
+    def _have_free_names(
+        cls, attributes: dict[str, AttributeDeclaration]
+    ) -> dict[str, AttributeDeclaration]:
+        for name in attributes:
+            if problem := declared_name_problem(name, OWN_NAMES):
+                raise ValueError(f"{name!r} cannot be declared: {problem}")
+        return attributes
+
+    def declarations(self) -> AttributeDeclarations:
+        return AttributeDeclarations(self.attributes, self.undeclared)
+
+
+def _free_names(signals: dict[str, SignalDeclaration]) -> dict[str, SignalDeclaration]:
+    for name in signals:
+        problem = declared_name_problem(name, _EVENT_NAMES)
+        if not problem and len(name) > MAX_SIGNAL_NAME:
+            problem = f"a signal's name has up to {MAX_SIGNAL_NAME} characters"
+        if problem:
+            raise ValueError(f"{name!r} cannot be declared: {problem}")
+    return signals
+
+
+DeclaredSignals = Annotated[dict[str, SignalDeclaration], AfterValidator(_free_names)]
+"""Sections `[signals.NAME]`."""
+
+
+class FeaturesSettings(Section):
+    """A Python file whose `FEATURES` lists, by entity, features beside the shipped ones."""
+
+    file: Path | None = None
+
+    @field_validator("file")
+    @classmethod
+    def _exists(cls, file: Path | None) -> Path | None:
+        if file is None:
+            return None
+        if not file.is_file():
+            raise ValueError(f"there is no file {file} (looked in {Path.cwd()})")
+        return file.resolve()

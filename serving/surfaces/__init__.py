@@ -1,0 +1,111 @@
+"""The surfaces: a module each, which lists the stages that answer it, and all of them, running.
+
+Knows which surfaces there are (`serving.registry`). Does not know what any of them answers, how a
+stage works (`serving.stages`) nor how it is run (`serving.pipeline.runner`). To add a surface, add
+a module with a `SURFACE` here and its name to the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from serving.pipeline.query import Query, Release, Slate
+from serving.pipeline.requests import Request
+from serving.pipeline.runner import Runner
+from serving.registry import SURFACES
+from serving.surfaces.spec import StageDependencies, SurfaceSpec
+
+__all__ = ["StageDependencies", "SurfaceSpec", "Surfaces", "UnknownSurface", "load_surfaces"]
+
+
+class UnknownSurface(ValueError):
+    """A request to a surface that is not served here; the message lists those that are."""
+
+
+def load_surfaces(names: Sequence[str] = SURFACES) -> dict[str, SurfaceSpec]:
+    """The surfaces by name.
+
+    Raises:
+        ValueError: a module's surface has another name than the module.
+    """
+    found = {name: import_module(f"serving.surfaces.{name}").SURFACE for name in names}
+    for name, spec in found.items():
+        if spec.name != name:
+            raise ValueError(f"serving.surfaces.{name} is the surface {spec.name!r}")
+    return found
+
+
+class Surfaces:
+    """Every surface, built once. Thread safe."""
+
+    def __init__(
+        self,
+        deps: StageDependencies,
+        current_release: Callable[[], Release] = Release,
+        *,
+        threads: int = 32,
+    ) -> None:
+        self.deps = deps
+        self._current_release = current_release
+        self._runner = Runner(threads)
+        self.specs = load_surfaces()
+        self._pipelines = {
+            (spec.name, variant): build(deps)
+            for spec in self.specs.values()
+            for variant, build in {"": spec.pipeline, **spec.variants}.items()
+        }
+
+    def answer(self, request: Request, *, explore: bool = True) -> Slate:
+        """The slate for one request, pinned to the release that is live now.
+
+        explore: False ranks by the mean of the user's weights, for replies that nothing
+            learns from; these belong to no arm.
+        """
+        query = replace(self.query(request), explore=explore)
+        spec = self.specs[query.surface]
+        if spec.in_experiment and explore and query.candidates is None:
+            query = replace(query, arm=self.deps.experiment.arm_of(query.user_id))
+        return self._runner.run(self._pipelines[query.surface, spec.choose(query)], query)
+
+    def read_request(self, body: Any) -> Request:
+        """A request as JSON, checked by its surface's model.
+
+        Raises:
+            UnknownSurface: it names none, or one that is not served here.
+            pydantic.ValidationError: a field is missing, unknown or out of bounds.
+        """
+        stated = body.get("surface") if isinstance(body, dict) else None
+        if not isinstance(stated, str) or stated not in self.specs:
+            raise UnknownSurface(f"Input should be one of {', '.join(self.specs)}")
+        return self.specs[stated].request.model_validate(body)
+
+    def reply(self, slate: Slate, key: bytes) -> dict[str, Any]:
+        """The slate as its surface's reply. `key` signs the impression tokens."""
+        return self.specs[slate.query.surface].to_reply(slate, key, self.deps.catalogue)
+
+    def query(self, request: Request) -> Query:
+        """The request as a query that carries the user's last good row."""
+        last_row = self.deps.last_users.get(request.user_id)
+        item_id = request.requested_item()
+        return Query(
+            request_id=request.request_id,
+            surface=request.surface,
+            user_id=request.user_id,
+            k=request.k,
+            now_ms=self.deps.clock.now_ms(),
+            seed=request.resolved_seed(),
+            item_id=item_id,
+            candidates=request.requested_candidates(),
+            release=self._current_release(),
+            user=last_row,
+            cold_user=last_row is None,
+            cold_item=item_id is not None and self.deps.catalogue.get(item_id) is None,
+            stale=last_row is not None,
+            request=request,
+        )
+
+    def close(self) -> None:
+        self._runner.close()

@@ -1,0 +1,88 @@
+"""Queries: what a user may search for next, under the item that is playing.
+
+Knows its request, its reply and its stages by name and order. Does not know how a stage works
+(`serving.stages`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from serving.pipeline.reply import Item, Reply
+from serving.pipeline.requests import Request
+from serving.pipeline.runner import Pipeline
+from serving.stages.filters import Duplicate, EmptyQuery, TakenDownQuery
+from serving.stages.generated import (
+    QUERIES,
+    ClickedQueries,
+    GeneratedQueries,
+    GenreWords,
+    PopularQueries,
+)
+from serving.stages.hydrators import CatalogueItems, UserFeatures
+from serving.stages.scorers import SourceScore
+from serving.stages.selectors import PlackettLuce
+from serving.surfaces.spec import StageDependencies, SurfaceSpec
+from streams.contract.bounds import Id
+
+
+class QueriesRequest(Request):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"user_id": "u196", "video_id": "v242", "k": 3}]}
+    )
+
+    surface: Literal["queries"] = "queries"
+    video_id: Id
+    k: Annotated[int, Field(ge=1, le=20)] = 3
+
+    def requested_item(self) -> str | None:
+        return self.video_id
+
+
+class QueryItem(Item):
+    """A query to suggest. `anchor`: it was clicked under the item."""
+
+    query: str
+    anchor: bool | None = None
+
+
+class QueriesReply(Reply):
+    items: Sequence[QueryItem]
+
+
+def queries(deps: StageDependencies) -> Pipeline:
+    """Search queries to suggest under the item that is playing."""
+    return Pipeline(
+        name="queries",
+        query_hydrators=[UserFeatures(deps.store, deps.last_users)],
+        sources=[
+            GeneratedQueries(
+                deps.models,
+                deps.store,
+                deps.catalogue,
+                deps.popularity,
+                deps.blocked,
+                model=deps.model_of(QUERIES),
+            )
+        ],
+        fallback_sources=[
+            ClickedQueries(deps.popularity, deps.blocked),
+            GenreWords(deps.catalogue, deps.blocked),
+            PopularQueries(deps.catalogue, deps.popularity, deps.blocked),
+        ],
+        hydrators=[CatalogueItems(deps.catalogue)],
+        filters=[EmptyQuery(), TakenDownQuery(deps.blocked), Duplicate()],
+        scorer=SourceScore(),
+        selector=PlackettLuce(temperature=0.25, diversity=0.0, explore=0.0),
+        deadlines=deps.deadlines,
+    )
+
+
+def _canary(item_id: str) -> Request:
+    return QueriesRequest(user_id="canary", video_id=item_id, k=2, seed=0)
+
+
+SURFACE = SurfaceSpec(request=QueriesRequest, pipeline=queries, canary=_canary, reply=QueriesReply)
