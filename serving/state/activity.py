@@ -8,7 +8,9 @@ Knows users, times and pairs of items. Does not know where events come from
 from __future__ import annotations
 
 import heapq
+import sys
 import threading
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,13 +48,42 @@ class _UserActivity:
     origin: str
 
 
+class _Engaged:
+    """One user's engaged items and the time of the first event on each, oldest entry first.
+
+    16 bytes an item where a dict takes 140: what a process keeps of its users grows with their
+    events, so this is what makes it grow.
+    """
+
+    __slots__ = ("_items", "_times_ms")
+
+    def __init__(self) -> None:
+        self._items: list[str] = []
+        self._times_ms = array("q")
+
+    def add(self, item_id: str, at_ms: int) -> None:
+        """`item_id`: an interned string, so that most comparisons are of addresses."""
+        try:
+            found = self._items.index(item_id)
+        except ValueError:
+            self._items.append(item_id)
+            self._times_ms.append(at_ms)
+            if len(self._items) > _ENGAGED_KEPT:
+                del self._items[0], self._times_ms[0]
+        else:
+            self._times_ms[found] = min(at_ms, self._times_ms[found])
+
+    def to_dict(self) -> dict[str, int]:
+        return dict(zip(self._items, self._times_ms, strict=True))
+
+
 class Activity:
     """Bounded: `users` users, and `width` neighbours per item. Thread safe."""
 
     def __init__(self, users: int = 200_000, width: int = 100) -> None:
         self._users: dict[str, _UserActivity] = {}
         self._recent: dict[str, deque[str]] = {}
-        self._engaged: dict[str, dict[str, int]] = {}
+        self._engaged: dict[str, _Engaged] = {}
         self._pairs: dict[str, dict[str, float]] = {}
         self._limit, self._width = users, width
         self._lock = threading.Lock()
@@ -73,7 +104,8 @@ class Activity:
     def engaged(self, user_id: str) -> dict[str, int]:
         """Item -> event time (ms) of the user's first play, like, share, follow, cart or order."""
         with self._lock:
-            return dict(self._engaged.get(user_id, {}))
+            engaged = self._engaged.get(user_id)
+            return engaged.to_dict() if engaged else {}
 
     def neighbours(self, item_id: str, limit: int = 20) -> list[tuple[str, float]]:
         """Items engaged with by the same users, with a cosine-like weight, best first."""
@@ -129,6 +161,7 @@ class Activity:
                 oldest = next(iter(self._users))
                 self._users.pop(oldest)
                 self._engaged.pop(oldest, None)
+                self._recent.pop(oldest, None)
             user = self._users[user_id] = _UserActivity(0, 0, origin)
         user.events += 1
         if at_ms >= user.last_event_ms:
@@ -137,14 +170,13 @@ class Activity:
     def _add_engaged(self, events: pa.Table) -> None:
         columns = events.select(["user_id", "video_id", "event_time_ms"]).to_pydict()
         for user_id, item_id, at_ms in zip(*columns.values(), strict=True):
-            engaged = self._engaged.setdefault(user_id, {})
-            engaged[item_id] = min(at_ms, engaged.get(item_id, at_ms))
-            if len(engaged) > _ENGAGED_KEPT:
-                del engaged[next(iter(engaged))]
+            if item_id is not None:
+                self._engaged.setdefault(user_id, _Engaged()).add(sys.intern(item_id), at_ms)
 
     def _pair(self, user_id: str, item_id: str | None) -> None:
         if item_id is None:
             return
+        item_id = sys.intern(item_id)  # each pair of items would keep a copy of its own
         recent = self._recent.setdefault(user_id, deque(maxlen=_WINDOW))
         for step, other in enumerate(reversed(recent)):
             if other != item_id:
