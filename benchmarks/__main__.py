@@ -20,12 +20,16 @@ NOT_BENCHMARKS = {"__init__", "__main__", "report", "worlds"}
 
 @dataclass(frozen=True)
 class Options:
-    """quick: a few minutes, for CI, not saved. world: a world's TOML file. cases: of `fuzz`."""
+    """quick: a few minutes, for CI, not saved. world: a world's TOML file. cases: of `fuzz`.
+
+    declared: of `exactness`, with signals and attributes that an owner declared.
+    """
 
     quick: bool
     world: Path | None
     seeds: int
     cases: int | None = None
+    declared: bool = False
 
 
 def names() -> list[str]:
@@ -50,13 +54,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--seeds", type=int, default=5, help="number of seeds, for benchmarks that train"
     )
     parser.add_argument("--cases", type=int, help="number of cases, for fuzz (default 100000)")
+    parser.add_argument(
+        "--declared",
+        action="store_true",
+        help="exactness with two declared signals and three declared attributes",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     module = importlib.import_module(f"benchmarks.{options.name}")
-    report = module.run(Options(options.quick, options.world, options.seeds, options.cases))
+    report = module.run(Options(**{k: v for k, v in vars(options).items() if k != "name"}))
     report.show()
     if not options.quick:
         print(f"wrote {report.save(RESULTS)}")

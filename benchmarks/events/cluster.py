@@ -16,7 +16,8 @@ from urllib.request import urlopen
 
 import psutil
 
-from deploy import state
+from benchmarks.events.declared import ATTRIBUTES, SIGNALS
+from deploy import state, wiring
 from deploy.processes.own import OwnProcess
 from deploy.services import process
 from deploy.services.kafka import Kafka
@@ -29,6 +30,8 @@ from deploy.settings import (
     StoreSettings,
     TelemetrySettings,
 )
+from streams.contract.declaration import contract
+from streams.contract.declaration import declared as in_force
 
 KEY = bytes(range(32))
 WHOLE_PATH = ("log-writer", "features", "batcher")
@@ -151,8 +154,11 @@ def _by_thread(process: str, pid: int) -> Cpu:
 
 
 @contextmanager
-def running_cluster(folder: Path, partitions: int) -> Iterator[Cluster]:
-    """Kafka and Valkey with an empty home; processes are started by name."""
+def running_cluster(folder: Path, partitions: int, *, declared: bool = False) -> Iterator[Cluster]:
+    """Kafka and Valkey with an empty home; processes are started by name.
+
+    declared: with the signals and attributes of `benchmarks.events.declared`, here too.
+    """
     kafka = Kafka(folder / "logs", folder / "kafka")
     valkey = Valkey(folder / "logs")
     settings = Settings(
@@ -162,6 +168,8 @@ def running_cluster(folder: Path, partitions: int) -> Iterator[Cluster]:
         ),
         store=StoreSettings(address=valkey.address),
         security=SecuritySettings(impression_key=KEY.hex()),
+        items={"attributes": ATTRIBUTES if declared else {}},  # type: ignore[arg-type]
+        signals=SIGNALS if declared else {},  # type: ignore[arg-type]
         telemetry=TelemetrySettings(
             metrics_ports={name: free_port() for name in (*WHOLE_PATH, *USER_PATH)}
         ),
@@ -174,10 +182,13 @@ def running_cluster(folder: Path, partitions: int) -> Iterator[Cluster]:
         broker.stop()
         raise
     made = Cluster(settings, kafka, valkey, broker, store)
-    try:
-        yield made
-    finally:
-        made.stop_all()
+    with in_force(contract()):
+        if declared:
+            wiring.declare(settings)
+        try:
+            yield made
+        finally:
+            made.stop_all()
 
 
 def await_handled(

@@ -8,13 +8,14 @@ impression. Messages are keyed by user, as some baselines require. Does not know
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from confluent_kafka import Producer
 
+from benchmarks.events.declared import with_declared
 from benchmarks.features.events import Stream, make_events
 from streams.contract.events import KINDS
 from streams.contract.impression import Impression, sign
@@ -72,10 +73,15 @@ class Messages:
 
 
 class Source:
-    """Chunks of events whose times end now (wall clock), each with new ids."""
+    """Chunks of events whose times end now (wall clock), each with new ids.
 
-    def __init__(self, stream: Stream, key: bytes, seed: int = 0) -> None:
-        self.stream = stream
+    declared: with the signals of `benchmarks.events.declared`.
+    """
+
+    def __init__(
+        self, stream: Stream, key: bytes, seed: int = 0, *, declared: bool = False
+    ) -> None:
+        self.stream, self.declared = stream, declared
         self._seed = seed
         self._tokens = _tokens(stream, key)
 
@@ -96,7 +102,8 @@ class Source:
             pl.col("kind").replace_strict(dict(enumerate(KINDS)), return_dtype=pl.String),
             event_time_ms=pl.col("event_time_ms") + shift, amount_cents=pl.lit(None, pl.Int64),
         )  # fmt: skip
-        return _with_tokens(frame, self._tokens, rng), rng
+        frame = _with_tokens(frame, self._tokens, rng)
+        return (with_declared(frame, rng) if self.declared else frame), rng
 
 
 def sending_order(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -107,7 +114,7 @@ def sending_order(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def json_lines(frame: pl.DataFrame) -> list[bytes]:
-    return [line.encode() for line in frame.select(_json())["line"].to_list()]
+    return [line.encode() for line in frame.select(_json(frame.columns))["line"].to_list()]
 
 
 def preload(servers: str, source: Source, n: int, report: Callable[[str], None]) -> Written:
@@ -174,7 +181,7 @@ def _with_tokens(
     )
 
 
-def _json() -> pl.Expr:
+def _json(columns: Sequence[str]) -> pl.Expr:
     """One JSON object a row, without the fields that an event does not have."""
     lit = pl.lit
     parts = [
@@ -187,6 +194,8 @@ def _json() -> pl.Expr:
     dwell = pl.when(pl.col("dwell_ms") > 0).then(pl.col("dwell_ms").cast(pl.String))
     parts.append(_optional(',"dwell_ms":', dwell, ""))
     parts.append(_optional(',"amount_cents":', pl.col("amount_cents").cast(pl.String), ""))
+    if "value" in columns:
+        parts.append(_optional(',"value":', pl.col("value").cast(pl.String), ""))
     return pl.concat_str([*parts, lit("}")]).alias("line")
 
 

@@ -5,7 +5,8 @@ author and query into Valkey. 1M events: 5 % late, 1 % sent twice up to 50,000 e
 (so also across batches and restarts), 0.1 % malformed in seven ways. Meanwhile the ingest
 process, the folding worker, the log writer, the broker and the store are each killed (-9) at
 moments drawn by a seed; a killed store is empty after its restart. Then every dead letter is
-repaired and sent again.
+repaired and sent again. `--declared` adds two signals and three attributes of items that an
+owner declared (`benchmarks.events.declared`).
 
 The bars, set before any measurement; each is 0:
 
@@ -15,6 +16,7 @@ The bars, set before any measurement; each is 0:
    (`expected.py`, which reads the declarations and none of the code that folds).
 4. Rows that differ from a rebuild of the log (`tidemill features diff`).
 5. Impressions that differ from the batch join by polars.
+6. With `--declared`: items of the catalogue that differ from those sent.
 
 At least one kill must interrupt an open transaction, or that case was not tested. `--quick` is
 small: it has few transactions, and a kill seldom finds one open. The seed of the kills is
@@ -36,6 +38,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Producer
 
 from benchmarks.events.cluster import WHOLE_PATH, Cluster, running_cluster
+from benchmarks.events.declared import items
 from benchmarks.events.source import send
 from benchmarks.exactness.faults import FaultInjector
 from benchmarks.exactness.stored_state import StoredState
@@ -43,6 +46,8 @@ from benchmarks.exactness.stream import Sent, stream
 from benchmarks.report import Report
 from deploy import wiring
 from features.definitions import DEFINITIONS
+from streams.bus.contract import Outgoing
+from streams.contract.topics import CATALOGUE
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options
@@ -69,12 +74,13 @@ QUICK = ExactnessSize(20_000, 1, 120.0)
 def run(options: Options) -> Report:
     size = QUICK if options.quick else FULL
     drawn = int(os.environ.get("TIDEMILL_SEED") or random.SystemRandom().randrange(2**32))
-    report = Report("exactness", asdict(size) | {"kill_seed": drawn})
+    name = "exactness_declared" if options.declared else "exactness"
+    report = Report(name, asdict(size) | {"kill_seed": drawn})
     _print(f"TIDEMILL_SEED={drawn}")
-    sent = stream(size.events, size.seed)
+    sent = stream(size.events, size.seed, declared=options.declared)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        running_cluster(Path(folder), size.partitions) as stack,
+        running_cluster(Path(folder), size.partitions, declared=options.declared) as stack,
     ):
         _measure(report, size, stack, sent, random.Random(drawn))
     return report
@@ -92,6 +98,8 @@ def _measure(
 ) -> None:
     bus = wiring.bus(stack.settings, ensure_topics=True)
     messages = _preload(stack, sent)
+    stated = items() if stack.settings.signals else []
+    bus.producer().send([Outgoing(CATALOGUE, e.model_dump_json().encode(), b"") for e in stated])
     _print(f"{messages:,} messages are in the topic, {len(sent.broken):,} of them malformed")
     stored = StoredState(stack, sent, bus)
     injector = FaultInjector(stack, rng, messages, size.each, _print)
@@ -116,6 +124,8 @@ def _measure(
     report.check("repaired dead letters - sent again", len(sent.broken) - replayed.sent, "0",
                  replayed.sent == len(sent.broken))  # fmt: skip
     _check_all(report, stored)
+    if stated:
+        _check_zero(report, "catalogue: items that differ", stored.item_differences(stated))
     _add_rows(report, injector, messages, seconds)
     injector.close()
 

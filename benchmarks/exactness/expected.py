@@ -12,6 +12,7 @@ import polars as pl
 
 from features.definitions import DEFINITIONS, EntityDefinition, LastN, Sum, Window
 from features.store import EntityName, FeatureStore
+from streams.contract.declaration import contract
 from streams.feedback.outcomes import FEEDBACK_TASKS
 
 READ_ROWS = 2_000
@@ -94,12 +95,14 @@ def row_differences(
 
 def expected_feedback(events: pl.DataFrame, windows_ms: dict[str, int]) -> dict[str, Any]:
     """Impression id -> its outcome, from the first time of each kind."""
+    signals = contract().signals
+    tasks, windows_ms = (*FEEDBACK_TASKS, *signals.added_tasks), windows_ms | signals.windows_ms
     tokened = events.filter(pl.col("impression").is_not_null())
     grouped = tokened.group_by("impression").agg(
         pl.col("event_time_ms").filter(kind="shown").min().alias("shown_at_ms"),
-        *[pl.col("event_time_ms").filter(kind=t).min().alias(f"{t}_at_ms") for t in FEEDBACK_TASKS],
+        *[pl.col("event_time_ms").filter(kind=t).min().alias(f"{t}_at_ms") for t in tasks],
         pl.col("dwell_ms").fill_null(0).max(),
-        pl.col("kind").is_in(["shown", *FEEDBACK_TASKS]).any().alias("has_outcome"),
+        pl.col("kind").is_in(["shown", *tasks]).any().alias("has_outcome"),
         pl.col("amount_cents").filter(kind="order").sort_by(
             pl.col("event_time_ms").filter(kind="order")).first().fill_null(0)
         .alias("order_amount_cents"),
@@ -108,7 +111,7 @@ def expected_feedback(events: pl.DataFrame, windows_ms: dict[str, int]) -> dict[
     found = {}
     for row in grouped.filter("has_outcome").drop("has_outcome").to_dicts():
         shown = row["shown_at_ms"]
-        for task in FEEDBACK_TASKS:
+        for task in tasks:
             at = row[f"{task}_at_ms"]
             within = windows_ms.get(task, longest)
             row[task] = at is not None and shown is not None and at <= shown + within

@@ -25,6 +25,8 @@ from features.definitions import DEFINITIONS
 from features.offline.diff import diff_against_log
 from features.store import EntityName
 from streams.bus.contract import Bus
+from streams.catalogue import CatalogueLog
+from streams.contract.items import ItemAdded
 from streams.event_log import EventLog
 from streams.feedback.store import read_feedback
 from streams.ingest.dead_letters import scan_dead_letters
@@ -116,6 +118,14 @@ class StoredState:
     def feedback_differences(self) -> list[str]:
         stored = read_feedback(self.cluster.settings.feedback_dir).to_dicts()
         return feedback_differences(stored, self._feedback)
+
+    def item_differences(self, stated: list[ItemAdded]) -> list[str]:
+        """Items of the catalogue's log that are not those sent."""
+        catalogue = CatalogueLog(self.cluster.settings.log_dir).load()
+        wanted = {event.item.item_id: event.item for event in stated}
+        found = {each: catalogue.get(each) for each in wanted}
+        extra = [f"item {i}: not sent" for i in {*catalogue.available_ids()} - {*wanted}]
+        return extra + [f"item {i} differs" for i in wanted if found[i] != wanted[i]]
 
 
 def _other_fields(log: pl.DataFrame, sent: pl.DataFrame) -> list[str]:

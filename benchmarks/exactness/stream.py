@@ -18,7 +18,7 @@ from benchmarks.events.cluster import KEY
 from benchmarks.events.source import CHUNK, Source, json_lines, sending_order
 from benchmarks.features.events import WITH_DWELL, Stream
 
-MALFORMED, WITH_AMOUNT = 0.001, ("cart", "order")
+MALFORMED, WITH_AMOUNT = 0.001, ("cart", "order", "goods_returned")
 SPAN_MS_AN_EVENT, AT_LEAST_MS = 2, 60_000
 
 
@@ -57,10 +57,13 @@ class Sent:
         return {self.broken[row]: line for row, line in zip(rows, lines, strict=True)}
 
 
-def stream(n: int, seed: int) -> Sent:
-    """`n` events: 5 % up to five hours late, 1 % sent twice, 0.1 % malformed."""
+def stream(n: int, seed: int, *, declared: bool = False) -> Sent:
+    """`n` events: 5 % up to five hours late, 1 % sent twice, 0.1 % malformed.
+
+    declared: some of them of the signals of `benchmarks.events.declared`.
+    """
     span_ms = max(AT_LEAST_MS, SPAN_MS_AN_EVENT * n)
-    frame, rng = Source(Stream(span_ms=span_ms), KEY, seed).frame(n)
+    frame, rng = Source(Stream(span_ms=span_ms), KEY, seed, declared=declared).frame(n)
     times = _distinct(frame["event_time_ms"].to_numpy())
     spent = pl.Series(rng.integers(0, 10_000, n))
     events = frame.with_columns(
