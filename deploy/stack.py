@@ -31,10 +31,12 @@ AUTO_FETCH_S = 120.0  # how long the download may take before the embedded broke
 
 
 def own_processes(settings: Settings) -> tuple[str, ...]:
-    """Names of a stack's own processes; each ingest replica has its own."""
+    """Names of a stack's own processes; each replica has its own."""
     kinds = {name: [name] for name in PROCESSES}
-    if (replicas := settings.ingest.replicas) > 1:
-        kinds["batcher"] = [f"batcher-{number}" for number in range(1, replicas + 1)]
+    replicated = {"batcher": settings.ingest, "kafka-requests": settings.requests}
+    for kind, section in replicated.items():
+        if section.replicas > 1:
+            kinds[kind] = [f"{kind}-{number}" for number in range(1, section.replicas + 1)]
     return tuple(name for names in kinds.values() for name in names)
 
 

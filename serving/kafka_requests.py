@@ -5,8 +5,13 @@ reply; a request that cannot be answered gets `error` in place of a reply. At le
 request answered just before a crash is answered again under the same request_id.
 
 A request is a JSON object {"surface": NAME, ...} with the fields of that surface's request. The
-response has the request's key and headers; any of
-them, and the value of a header, may be null. No request stops the others.
+response has the request's key and headers; any of them, and the value of a header, may be null. No
+request stops the others.
+
+The requests of one poll are answered side by side, those with the same key one after another, and
+their responses are written in the order of the requests. The next poll waits for them, so a process
+that falls behind holds at most one poll's requests. Further processes (`requests.replicas`) share
+the topic's partitions.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -47,6 +53,7 @@ _GROUP = "tidemill-requests-edge"
 _MAX_REQUEST_BYTES = 1 << 20
 _MAX_KEY_BYTES = 8_192  # of a response that has no room for all of the request's
 _BATCH = 64
+_THREADS = 8  # stages wait for the store and the models about half of their time
 _RETRY_S = 1.0
 _MAX_PROBLEMS = 20
 _ID: TypeAdapter[str] = TypeAdapter(Id)
@@ -98,9 +105,6 @@ class _Answers:
 def _serve(
     consumer: Consumer, producer: Producer, answers: _Answers, stop: threading.Event
 ) -> None:
-    def process(records: Sequence[Record]) -> list[Outgoing]:
-        return [_outgoing(record, answers) for record in records]
-
     transactions = InputTransactions(producer, consumer)
 
     def commit(messages: list[Outgoing], records: Sequence[Record]) -> None:
@@ -110,7 +114,25 @@ def _serve(
             _LOG.error("the broker rejects %d responses: %s", len(error.reasons), error)
             transactions.send([], records)
 
-    ConsumeLoop(partial(consumer.poll, _BATCH), process, commit).run(stop)
+    with ThreadPoolExecutor(_THREADS, "requests") as pool:
+        process = partial(_answered, answers=answers, pool=pool)
+        ConsumeLoop(partial(consumer.poll, _BATCH), process, commit).run(stop)
+
+
+def _answered(
+    records: Sequence[Record], answers: _Answers, pool: ThreadPoolExecutor
+) -> list[Outgoing]:
+    """The responses, in the order of the requests; requests with the same key wait for another."""
+    each = list(records)
+    by_key: dict[bytes | int, list[int]] = {}
+    for place, record in enumerate(each):
+        by_key.setdefault(place if record.key is None else record.key, []).append(place)
+
+    def answer_in_order(places: Sequence[int]) -> list[tuple[int, Outgoing]]:
+        return [(place, _outgoing(each[place], answers)) for place in places]
+
+    found = [pair for pairs in pool.map(answer_in_order, by_key.values()) for pair in pairs]
+    return [response for _, response in sorted(found, key=lambda pair: pair[0])]
 
 
 def _outgoing(record: Record, answers: _Answers) -> Outgoing:

@@ -74,6 +74,12 @@ class IngestSettings(Section):
     replicas: int = Field(1, ge=1)  # batcher processes; more than one needs Apache Kafka
 
 
+class RequestsSettings(Section):
+    # Processes that answer `recommendation.requests`, at most one for each of the topic's
+    # partitions; more than one needs Apache Kafka.
+    replicas: int = Field(1, ge=1)
+
+
 class StoreSettings(Section):
     kind: Literal["valkey", "external"] = "valkey"
     address: Address = ""  # host:port,  filled by the stack unless kind is external
@@ -237,6 +243,7 @@ class Settings(BaseSettings):
     instance: str = Field("", pattern=f"^({INSTANCE})?$")
     broker: BrokerSettings = BrokerSettings()
     ingest: IngestSettings = IngestSettings()
+    requests: RequestsSettings = RequestsSettings()
     store: StoreSettings = StoreSettings()
     triton: TritonSettings = TritonSettings()
     gateway: GatewaySettings = GatewaySettings()
@@ -274,12 +281,16 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _embedded_has_one_replica(self) -> Self:
-        if not self.broker.transactional and self.ingest.replicas > 1:
-            raise ValueError(
-                f"ingest.replicas is {self.ingest.replicas}, and the embedded broker (which auto may "
-                "choose) has no transactions, which several replicas need: set ingest.replicas to 1, or "
-                "broker.kind to kafka or external"
-            )
+        for section, count in (
+            ("ingest", self.ingest.replicas),
+            ("requests", self.requests.replicas),
+        ):
+            if not self.broker.transactional and count > 1:
+                raise ValueError(
+                    f"{section}.replicas is {count}, and the embedded broker (which auto may choose) "
+                    f"cannot divide a topic's work among several: set {section}.replicas to 1, or "
+                    "broker.kind to kafka or external"
+                )
         return self
 
     @property

@@ -156,3 +156,36 @@ def test_an_invalid_request_id_is_not_echoed(surfaces: Surfaces, request_id: Any
     reply = orjson.loads(answer(body, surfaces, KEY, RecentReplies()))
     assert reply["request_id"] is None
     assert reply["error"]["detail"][0]["field"] == "request_id"
+
+
+def test_other_keys_do_not_wait_and_a_keys_own_requests_stay_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others, started = threading.Event(), list[bytes]()
+
+    def answered(value: bytes | None, *_: Any) -> bytes:
+        started.append(value or b"")
+        if value == b"a1":
+            assert others.wait(10.0), "b's request waits for a's"
+        elif value == b"b1":
+            others.set()
+        return value or b""
+
+    monkeypatch.setattr(kafka_requests, "answer", answered)
+    bus, stop = MemoryBus(), threading.Event()
+    bus.ensure_topics(topic_specs(1))
+    requests = [(b"a", b"a1"), (b"a", b"a2"), (b"b", b"b1"), (None, b"n1"), (b"a", b"a3")]
+    bus.producer().send([Outgoing(REQUESTS, value, key) for key, value in requests])
+    worker = threading.Thread(
+        target=kafka_requests.run, args=(bus, None, stop), kwargs={"impression_key": KEY}
+    )
+    worker.start()
+    reader, found = bus.consumer([RESPONSES], "test"), list[bytes]()
+    while len(found) < len(requests):
+        records = reader.poll(10, 10.0)
+        assert records, "no response within 10 s"
+        found += [record.value or b"" for record in records]
+    stop.set()
+    worker.join(10.0)
+    assert [value for value in started if value.startswith(b"a")] == [b"a1", b"a2", b"a3"]
+    assert found == [value for _, value in requests]
