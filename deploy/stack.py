@@ -33,10 +33,13 @@ AUTO_FETCH_S = 120.0  # how long the download may take before the embedded broke
 def own_processes(settings: Settings) -> tuple[str, ...]:
     """Names of a stack's own processes; each replica has its own."""
     kinds = {name: [name] for name in PROCESSES}
-    replicated = {"batcher": settings.ingest, "kafka-requests": settings.requests}
-    for kind, section in replicated.items():
-        if section.replicas > 1:
-            kinds[kind] = [f"{kind}-{number}" for number in range(1, section.replicas + 1)]
+    replicas = {
+        "batcher": settings.ingest.replicas,
+        "kafka-requests": settings.requests.replicas,
+    }
+    for kind, count in replicas.items():
+        if count > 1:
+            kinds[kind] = [f"{kind}-{number}" for number in range(1, count + 1)]
     return tuple(name for names in kinds.values() for name in names)
 
 
