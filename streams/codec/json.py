@@ -24,7 +24,14 @@ from streams.contract.events import LITERAL_VALUES, NO_SURFACE, models_of
 from streams.contract.schema import decoded_schema
 from streams.contract.signals import Signals
 from streams.kernels.arrays import read_only
-from streams.kernels.json_scan import NO_WORD, PADDING, ScannedColumns, ScanTables, scan
+from streams.kernels.json_scan import (
+    NO_WORD,
+    PADDING,
+    PLACES_BITS,
+    ScannedColumns,
+    ScanTables,
+    scan,
+)
 
 Mask = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
@@ -33,7 +40,9 @@ Ints = npt.NDArray[np.int64]
 
 _WORDS_OF_FIELDS = {name: words for name, words in LITERAL_VALUES.items() if name != "kind"}
 _OTHER_NAMES = {"item_id": "video_id"}  # what producers may say -> the field
-_MOST_VALUE = 2**53  # a decimal or larger number is left to pydantic
+_MOST_VALUE = 2**53  # a larger whole number is left to pydantic
+_MOST_DECIMAL = 2**60  # as it is scanned: every one of few enough digits
+_TENS = 10.0 ** np.arange(1 << PLACES_BITS)  # exact up to 10**22
 _WORD_BYTES = 16
 
 
@@ -70,11 +79,12 @@ def _contract_of(signals: Signals) -> _Contract:
     others = [field for field in decoded_schema() if field.name in limits.keys() - words.keys()]
     # A length in bytes is at least that in characters, so the scan's bound is never too lax.
     texts = {f.name: limits[f.name]["maxLength"] for f in others if f.type == pa.string()}
+    decimals = [f.name for f in others if f.type == pa.float64()]
     numbers = {
         f.name: (limits[f.name].get("minimum", 0), limits[f.name].get("maximum", _MOST_VALUE))
         for f in others
         if f.type != pa.string()
-    }
+    } | dict.fromkeys(decimals, (-_MOST_DECIMAL, _MOST_DECIMAL))
     names = (*texts, *words, *numbers)
     fields = {kind: model.model_fields for kind, model in models.items()}
 
@@ -98,6 +108,7 @@ def _contract_of(signals: Signals) -> _Contract:
         most_bytes=np.array(list(texts.values())),
         least=np.array([least for least, _ in numbers.values()]),
         most=np.array([most for _, most in numbers.values()]),
+        decimal=np.array([name in decimals for name in numbers]),
         states=np.array(by_kind(lambda *_: True, names, False)),
         needs=np.array(by_kind(lambda field, _: field.is_required(), names, False)),
         default=np.array(by_kind(default, list(words), NO_WORD), np.uint8),
@@ -133,7 +144,8 @@ def scan_events(values: Sequence[bytes], sizes: Ints) -> tuple[Ints, dict[str, p
     columns = {name: _text_column(found, index) for index, name in enumerate(fields.texts)}
     columns |= {n: _word_column(found, i, fields.values[i]) for i, n in enumerate(fields.words)}
     for index, name in enumerate(fields.numbers):
-        columns[name] = _number_column(found, index, fields.states(index)[kind])
+        stated, decimal = fields.states(index)[kind], bool(fields.tables.decimal[index])
+        columns[name] = _number_column(found, index, stated, decimal)
     columns["kind"] = pa.array(fields.kind_number[kind])
     return _of_known_surfaces(found.rows, _with_every_column(columns, len(found.rows)))
 
@@ -174,8 +186,17 @@ def _word_column(found: ScannedColumns, index: int, values: pa.Array) -> pa.Arra
     return values.take(_masked_array(word, word == NO_WORD))
 
 
-def _number_column(found: ScannedColumns, index: int, stated: Mask) -> pa.Array:
-    return _masked_array(found.number[index, : len(found.rows)], ~stated)
+def _number_column(found: ScannedColumns, index: int, stated: Mask, decimal: bool) -> pa.Array:
+    number = found.number[index, : len(found.rows)]
+    return _masked_array(_decimals(number) if decimal else number, ~stated)
+
+
+def _decimals(scanned: Ints) -> npt.NDArray[np.float64]:
+    """The nearest float64 of each number: digits and power of ten are exact, so one division
+    rounds once, as a full reader does."""
+    size = np.abs(scanned)
+    digits = (size >> PLACES_BITS).astype(np.float64)
+    return np.copysign(digits / _TENS[size & (1 << PLACES_BITS) - 1], scanned)
 
 
 def _masked_array(values: npt.NDArray[Any], absent: Mask) -> pa.Array:

@@ -45,6 +45,8 @@ _LAST_SPACE = 0x20
 _SPACE = np.array([b in b" \t\n\r" for b in range(256)])
 _NULL, _TRUE, _FALSE = (np.frombuffer(word, np.uint8) for word in (b"null", b"true", b"false"))
 _DIGITS = 18  # what surely fits an int64
+_DECIMAL_DIGITS = 15  # what a float64 holds exactly, before it is divided by a power of ten
+PLACES_BITS = 5  # of a decimal: how many of its digits stand behind the point
 _EXPONENT_DIGITS = 2  # what surely is a finite float64
 _DEEPEST = 60
 
@@ -62,8 +64,9 @@ class ScanTables(NamedTuple):
     word: Uint64Table  # [words, 2]
     words_from: Int64s
     most_bytes: Int64s  # [texts]
-    least: Int64s  # [numbers]
+    least: Int64s  # [numbers]; of a decimal as it is scanned
     most: Int64s
+    decimal: Bools  # [numbers]: scanned as digits << PLACES_BITS | places, with the sign of both
     states: BoolTable  # [kinds, fields]
     needs: BoolTable
     default: Uint8Table  # [kinds, words]; NO_WORD where the kind states no such field
@@ -242,7 +245,10 @@ def _walked(
             if data[at] == _N:
                 at = _literal(data, at, _NULL)
             elif field >= first_number:
-                begin[field], at = _integer(data, at)
+                if tables.decimal[field - first_number]:
+                    begin[field], at = _decimal(data, at)
+                else:
+                    begin[field], at = _integer(data, at)
                 end[field] = at
             elif data[at] == _QUOTE:
                 begin[field] = at + 1
@@ -306,6 +312,34 @@ def _integer(data: np.ndarray, at: int) -> tuple[int, int]:
     if at == start or (data[start] == _ZERO and at - start > 1):
         return 0, -1
     return value, at
+
+
+@borrowing
+def _decimal(data: np.ndarray, at: int) -> tuple[int, int]:
+    """(digits << PLACES_BITS | places, the place behind it) of a number; else (0, -1).
+
+    It is negative for a negative number. Exponents, more than `_DECIMAL_DIGITS` digits and -0 are
+    left to a full reader.
+    """
+    negative = data[at] == _MINUS
+    if negative:
+        at += 1
+    first, (value, at) = at, _integer(data, at)
+    places, digits = 0, at - first
+    if at >= 0 and data[at] == _POINT:
+        at += 1
+        point = at
+        while _ZERO <= data[at] <= _NINE and at - point <= _DECIMAL_DIGITS:
+            value = value * 10 + signed(data[at]) - _ZERO
+            at += 1
+        places = at - point
+        digits += places
+        if places == 0:
+            return 0, -1
+    if at < 0 or digits > _DECIMAL_DIGITS or data[at] | _LOWER == _E or (negative and value == 0):
+        return 0, -1
+    scanned = value << PLACES_BITS | places
+    return (-scanned if negative else scanned), at
 
 
 @borrowing

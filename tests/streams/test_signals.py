@@ -18,7 +18,7 @@ from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
 from streams.bus.polled import Record
 from streams.codec.batches import NewerWriterError, read_batch
-from streams.codec.decode import decode_json, validate_json_event
+from streams.codec.decode import Rejection, decode_json, validate_json_event
 from streams.codec.json import scan_events
 from streams.contract.declaration import Contract, declared
 from streams.contract.events import KIND_CODE, KINDS
@@ -55,6 +55,38 @@ def _event(kind: str, number: int = 0, **own: Any) -> dict[str, Any]:
 
 def _values(*events: dict[str, Any]) -> list[bytes]:
     return [json.dumps(event).encode() for event in events]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.decimals(-(10**9), 10**9, places=3).map(str),
+            st.floats(allow_nan=False, allow_infinity=False).map(repr),
+            st.from_regex(r"-?[0-9]{1,19}(\.[0-9]{0,18})?([eE][+-]?[0-9]{1,3})?", fullmatch=True),
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+@settings(deadline=None)
+def test_a_scanned_decimal_is_the_float_that_a_full_reader_reads(stated: list[str]) -> None:
+    event = _values(_event("rating", value=0))[0]
+    values = [event.replace(b'"value": 0', b'"value": ' + each.encode()) for each in stated]
+    with declared(Contract(signals=BOTH)):
+        rows, columns = scan_events(values, np.array(list(map(len, values))))
+        for row, found in zip(rows.tolist(), columns["value"].to_pylist(), strict=True):
+            read = validate_json_event(values[row])
+            assert not isinstance(read, Rejection)
+            assert np.float64(found).tobytes() == np.float64(read.value).tobytes()
+
+
+@pytest.mark.usefixtures("both")
+@pytest.mark.parametrize("stated", ["4.5", "-0.25", "0.0", "12345.67", "3", "-7", "0.000001"])
+def test_an_ordinary_decimal_does_not_wait_for_pydantic(stated: str) -> None:
+    event = _values(_event("rating", value=0))[0]
+    value = event.replace(b'"value": 0', b'"value": ' + stated.encode())
+    rows, columns = scan_events([value], np.array([len(value)]))
+    assert (rows.tolist(), columns["value"].to_pylist()) == ([0], [float(stated)])
 
 
 def test_the_shipped_kinds_are_the_first_declarations() -> None:
