@@ -196,7 +196,8 @@ def _decimals(scanned: Ints) -> npt.NDArray[np.float64]:
     rounds once, as a full reader does."""
     size = np.abs(scanned)
     digits = (size >> PLACES_BITS).astype(np.float64)
-    return np.copysign(digits / _TENS[size & (1 << PLACES_BITS) - 1], scanned)
+    found: npt.NDArray[np.float64] = digits / _TENS[size & (1 << PLACES_BITS) - 1]
+    return np.copysign(found, scanned)
 
 
 def _masked_array(values: npt.NDArray[Any], absent: Mask) -> pa.Array:
