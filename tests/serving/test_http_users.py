@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from serving.pipeline.query import Pool, Query
+from serving.pipeline.runner import Deadlines
 from serving.state.activity import Activity
 from serving.surfaces import Surfaces
 from serving.surfaces.feed import SURFACE, feed
@@ -45,6 +48,13 @@ def _contract(undeclared: Any = "mark") -> Contract:
 def _users() -> Iterator[None]:
     with declared(_contract()):
         yield
+
+
+@pytest.fixture
+def harness(make_harness: Any) -> Any:
+    made = make_harness(deadlines=Deadlines(*[60_000.0] * 4))
+    made.wait_until = partial(made.wait_until, seconds=60.0)
+    return made
 
 
 @pytest.fixture
@@ -121,18 +131,12 @@ def test_what_does_not_fit_is_422_by_name_and_not_sent(
             [{"user_id": "ok", "attributes": {}}, body | {"user_id": "u"}],
         ),
     ):
-        # json.dumps escapes half a surrogate pair, which orjson would refuse.
-        reply = send(path, content=_json(stated), headers=headers)
+        # json.dumps escapes half a surrogate pair; httpx would not.
+        reply = send(path, content=json.dumps(stated).encode(), headers=headers)
         assert reply.status_code == 422, reply.text
         assert named in reply.text
     assert reply.json()["detail"][0]["index"] == 1
     assert _sent(quiet, BEHAVIOUR) == []
-
-
-def _json(value: Any) -> bytes:
-    import json
-
-    return json.dumps(value).encode()
 
 
 def test_nan_in_a_vector_is_refused(quiet: Any) -> None:

@@ -18,6 +18,7 @@ from deploy.cli import ask
 from serving.kafka_requests import answer
 from serving.pipeline.query import Pool, Query
 from serving.pipeline.requests import RequestContext
+from serving.pipeline.runner import Deadlines
 from serving.registry import SURFACES
 from serving.state.replies import RecentReplies
 from serving.surfaces import Surfaces
@@ -33,7 +34,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def quiet(make_harness: Any) -> Any:
-    return make_harness(streams=False)
+    return make_harness(streams=False, deadlines=Deadlines(*[60_000.0] * 4))
 
 
 def _read(surfaces: Surfaces, name: str, **own: Any) -> Query:
