@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
-from streams.contract.events import CATALOGUE_EVENT, EVENT
+from streams.contract.events import CATALOGUE_EVENT, EVENT, Profile
 from streams.contract.protobuf_schema import VERSIONS
 from streams.erasure import Erasure
 from streams.ingest.dead_letters import Cause
@@ -26,6 +26,7 @@ def schemas() -> dict[str, bytes]:
         "event": EVENT,
         "catalogue_event": CATALOGUE_EVENT,
         "erasure": TypeAdapter(Erasure),
+        "profile": TypeAdapter(Profile),
         "dead_letter_header": TypeAdapter(Cause),
     }
     options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE

@@ -38,16 +38,16 @@ def declare(settings: Settings) -> None:
     from streams.contract.declaration import contract, declare
     from streams.storage.signal_register import SignalConflict, register
 
-    items = settings.items.declarations()
+    items, users = settings.items.declarations(), settings.users.declarations()
     try:
-        signals = register(settings.log_dir, settings.signals)
+        signals = register(settings.log_dir, settings.signals, user_attributes=bool(users.declared))
     except SignalConflict as conflict:
         raise SettingsError(str(conflict)) from conflict
     across = tuple(settings.feedback.across_items)
     if unknown := sorted({*across} - {*TASKS, *signals.windows_ms}):
         raise SettingsError(f"feedback.across_items: {unknown[0]!r} is no task nor declared signal")
-    in_force = replace(contract(), items=items, signals=signals, across_items=across)
-    declare(replace(in_force, surfaces=EVENT_SURFACES))
+    declared = replace(contract(), items=items, users=users, signals=signals)
+    declare(replace(declared, across_items=across, surfaces=EVENT_SURFACES))
     if settings.features.file is not None:
         _add_features(settings.features.file)
 

@@ -28,7 +28,7 @@ from streams.contract.bounds import declared_name_problem
 from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from streams.contract.declaration import contract
 from streams.contract.schema import event_schema
-from streams.contract.signals import Signals
+from streams.contract.signals import PROFILE, Signals
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,8 @@ SHIPPED: MappingProxyType[EntityName, EntityDefinition] = MappingProxyType(
 )
 COUNTED: tuple[EntityName, ...] = ("user", "video", "author")
 """The entities that count every declared signal."""
+ATTRIBUTES = LastN("attributes", "text", (PROFILE.name,), 1)
+"""The user's attributes as JSON, of a stack that declares them (`features.rows.attributes` reads it)."""
 
 OwnFeatures = Mapping[EntityName, tuple["Counter | LastN", ...]]
 _NO_FEATURES: OwnFeatures = MappingProxyType({})
@@ -304,15 +306,17 @@ def _extended(signals: Signals, own: OwnFeatures) -> Mapping[EntityName, EntityD
 def _with_features(
     definition: EntityDefinition, signals: Signals, own: tuple[Counter | LastN, ...]
 ) -> EntityDefinition:
-    counts = [Count(each.name) for each in signals.declared if definition.name in COUNTED]
-    if not counts and not own:
+    counted = [each.name for each in signals.declared if each != PROFILE]
+    counts = [Count(name) for name in counted if definition.name in COUNTED]
+    lists = [ATTRIBUTES] if signals.user_attributes and definition.name == "user" else []
+    if not counts and not lists and not own:
         return definition
     for feature in own:
         _refuse_conflict(definition.name, feature, signals)
     extended = replace(
         definition,
         counters=(*definition.counters, *counts, *(f for f in own if not isinstance(f, LastN))),
-        lists=(*definition.lists, *(f for f in own if isinstance(f, LastN))),
+        lists=(*definition.lists, *lists, *(f for f in own if isinstance(f, LastN))),
     )
     for name in extended.columns:
         if extended.columns.count(name) > 1:

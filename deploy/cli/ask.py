@@ -24,17 +24,19 @@ app = typer.Typer(help="Send a request to the running gateway.", rich_markup_mod
 _MAX_REASONS = 5
 
 
-@app.command(epilog="Example: tidemill ask u196 --k 5    tidemill ask u196 --under v242")
+@app.command(
+    epilog="Example: tidemill ask u196 --under v242    tidemill ask u196 --with context.device=tv"
+)
 def ask(
     user: Annotated[str, typer.Argument(help="The user's id.")],
     k: Annotated[int, typer.Option(min=1, max=100, help="How many items.")] = 5,
     surface: Annotated[str, typer.Option(help=f"One of {', '.join(SURFACES)}.")] = "",
     fields: Annotated[
         list[str] | None,
-        typer.Option("--with", help="FIELD=VALUE: a field of that surface's own; repeatable."),
+        typer.Option("--with", help="FIELD=VALUE or context.FIELD=VALUE; repeatable."),
     ] = None,
     under: Annotated[
-        str, typer.Option(help="Short for --surface queries --with video_id=ITEM.")
+        str, typer.Option(help="Short for --surface queries --with item_id=ITEM.")
     ] = "",
     dormant: Annotated[bool, typer.Option(help="Short for --surface reactivation.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes exploration repeatable.")] = None,
@@ -45,7 +47,7 @@ def ask(
     if surface not in SURFACES:
         raise typer.BadParameter(f"{surface!r} is none of the surfaces {', '.join(SURFACES)}")
     body: dict[str, Any] = {"user_id": user, "k": k, **_own_fields(fields or [])}
-    body |= {"video_id": under} if under else {}
+    body |= {"item_id": under} if under else {}
     body |= {"seed": seed} if seed is not None else {}
     reply = _post(f"/v1/{surface}", body)
     if as_json:
@@ -55,17 +57,28 @@ def ask(
 
 
 def _own_fields(stated: list[str]) -> dict[str, Any]:
-    """FIELD=VALUE pairs; a value that is JSON is sent as that, any other as a text."""
+    """FIELD=VALUE pairs; a value that is JSON is sent as that, any other as a text.
+
+    SECTION.FIELD=VALUE sets a field of an object.
+    """
     fields: dict[str, Any] = {}
     for pair in stated:
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            raise typer.BadParameter(f"{pair!r}: write FIELD=VALUE, as in video_id=v242")
-        try:
-            fields[name] = json.loads(value)
-        except ValueError:
-            fields[name] = value
+            raise typer.BadParameter(f"{pair!r}: write FIELD=VALUE, as in item_id=v242")
+        section, dot, inner = name.partition(".")
+        into = fields.setdefault(section, {}) if dot else fields
+        if not isinstance(into, dict):
+            raise typer.BadParameter(f"{pair!r}: {section} is stated as one value already")
+        into[inner or name] = _json_or_text(value)
     return fields
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _post(path: str, body: dict[str, Any]) -> dict[str, Any]:

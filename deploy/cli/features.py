@@ -20,6 +20,8 @@ from rich.table import Table
 from deploy import state, wiring
 from deploy.console import errors, out, share_progress
 from deploy.settings import Settings, load
+from features.definitions import ATTRIBUTES
+from features.rows.attributes import user_attributes
 from features.store import DefinitionChanged, RebuildIdChanged, Status, StoreDown
 
 if TYPE_CHECKING:
@@ -178,10 +180,15 @@ def show(
         frame = _store(settings).read(entity, [entity_id], now_ms)
     status = Status(int(frame.status[0])).name.lower()
     table = Table("feature", "value", title=f"{entity} {entity_id}: {status}")
+    attributes = user_attributes(frame)
     for name, column in frame.columns.items():
         value = column[0]
+        if attributes and name == ATTRIBUTES.column:
+            continue  # shown one by one below
         if zeros or (len(value) if isinstance(value, list) else value):
             table.add_row(name, str(value))
+    for name, value in sorted(attributes.items()):
+        table.add_row(f"attributes.{name}", str(value))
     out.print(table)
 
 

@@ -35,7 +35,7 @@ from pydantic_settings import (
 
 from deploy import renamed
 from deploy.settings import names
-from deploy.settings.declared import DeclaredSignals, FeaturesSettings, ItemsSettings
+from deploy.settings.declared import DeclaredSignals, FeaturesSettings, ItemsSettings, UsersSettings
 from deploy.settings.feed import BlendSettings, ExperimentSettings, ExploreSettings
 from deploy.settings.serving_models import ModelsSettings
 from deploy.settings.values import Address, Addresses, Host, Milliseconds, Port, Section, Url
@@ -256,6 +256,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     items: ItemsSettings = ItemsSettings()
+    users: UsersSettings = UsersSettings()
     signals: DeclaredSignals = {}
     features: FeaturesSettings = FeaturesSettings()
     security: SecuritySettings = SecuritySettings()

@@ -8,7 +8,7 @@ Knows which names an owner may declare. Does not know what a declaration means
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, field_validator
 
@@ -18,20 +18,27 @@ from streams.contract.bounds import declared_name_problem
 from streams.contract.events import EVENT_MODELS
 from streams.contract.impression import Impression
 from streams.contract.items import OWN_NAMES
-from streams.contract.signals import MAX_SIGNAL_NAME, PAYLOAD_COLUMNS, SignalDeclaration
+from streams.contract.signals import (
+    MAX_SIGNAL_NAME,
+    PAYLOAD_COLUMNS,
+    PROFILE,
+    SignalDeclaration,
+)
 
 _EVENT_NAMES = frozenset(
-    {*EVENT_MODELS, *PAYLOAD_COLUMNS.values(), *Impression.model_fields}
+    {*EVENT_MODELS, PROFILE.name, *PAYLOAD_COLUMNS.values(), *Impression.model_fields}
     | {name for model in EVENT_MODELS.values() for name in model.model_fields}
 )
 
 
-class ItemsSettings(Section):
-    """Attributes of items, such as `colour = "label"` or `look = {type = "vector", length = 64}`."""
+class AttributesSettings(Section):
+    """Attributes, such as `colour = "label"` or `look = {type = "vector", length = 64}`."""
+
+    taken: ClassVar[frozenset[str]] = frozenset()
 
     attributes: dict[str, AttributeDeclaration] = {}
-    # Of attributes that are not declared: keep stores them, mark also lists them in the item's
-    # `undeclared`, reject makes the item a dead letter.
+    # Of attributes that are not declared: keep stores them, mark also lists them as `undeclared`
+    # beside the others, reject makes the message a dead letter.
     undeclared: Undeclared = "keep"
 
     @field_validator("attributes")
@@ -40,12 +47,24 @@ class ItemsSettings(Section):
         cls, attributes: dict[str, AttributeDeclaration]
     ) -> dict[str, AttributeDeclaration]:
         for name in attributes:
-            if problem := declared_name_problem(name, OWN_NAMES):
+            if problem := declared_name_problem(name, cls.taken):
                 raise ValueError(f"{name!r} cannot be declared: {problem}")
         return attributes
 
     def declarations(self) -> AttributeDeclarations:
         return AttributeDeclarations(self.attributes, self.undeclared)
+
+
+class ItemsSettings(AttributesSettings):
+    """Attributes of items."""
+
+    taken = OWN_NAMES
+
+
+class UsersSettings(AttributesSettings):
+    """Attributes of users. With at least one, the signal `profile` is in force."""
+
+    taken = frozenset({"user_id", "attributes", "undeclared"})
 
 
 def _free_names(signals: dict[str, SignalDeclaration]) -> dict[str, SignalDeclaration]:

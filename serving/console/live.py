@@ -152,7 +152,7 @@ class LiveReader:
         watched = self._hub.watched_users()
         others, names = 0, contract().signals.name
         for row in table.select(list(_SHOWN_FIELDS)).to_pylist():
-            row["kind"] = names[row["kind"]]
+            row |= {"kind": names[row["kind"]], "item_id": row["video_id"]}
             own = row["user_id"] in watched
             if own:
                 self._on_user_event(row["user_id"])

@@ -10,16 +10,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from features.rows.attributes import UserAttributes, user_attributes
 from features.store import FeatureFrame
 from serving.pipeline.frames import take_rows
+from serving.pipeline.requests import Request, RequestContext
 from streams.contract.events import CatalogueItem
-
-if TYPE_CHECKING:
-    from serving.pipeline.requests import Request
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,18 @@ class Query:
     stale: bool = False  # some features are last good values, not read for this request
     explore: bool = True  # fusion weights may be drawn; False: the policy's mean
     arm: str | None = None  # of the experiment (`serving.pipeline.arms`)
+    context: RequestContext = field(default_factory=RequestContext)  # where it will be shown
     request: Request | None = None  # for stages that read fields of their own surface
     slate_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def cold_start(self) -> bool:
         return self.cold_user or self.cold_item
+
+    @cached_property
+    def user_attributes(self) -> UserAttributes:
+        """What the owner has stated of the user, by name; read with the user's row."""
+        return user_attributes(self.user)
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,17 @@ class ItemLookup(Protocol):
 
 
 class Item(BaseModel):
-    """One item of a reply. `p`: P(action) by task; `impression`: its signed token."""
+    """One item of a reply. `p`: P(action) by task; `impression`: its signed token.
+
+    `video_id` and `genres` repeat `item_id` and `categories` under their names of version 1.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
+    item_id: str
     video_id: str
     title: str
+    categories: list[str]
     genres: list[str]
     author_id: str | None
     slot: int
@@ -51,6 +56,7 @@ class Removed(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    item_id: str
     video_id: str
     stage: str
     reason: str
@@ -71,8 +77,8 @@ class Reply(BaseModel):
 
     weights: task -> the user's fusion weight; rates: task -> population rate, which divides
     P(action) in the score. candidates: how many the sources returned. stage_ms: milliseconds by
-    stage. arm: of the experiment that the user is in. reason: why there are no items. video_id:
-    the item that the request was about.
+    stage. arm: of the experiment that the user is in. reason: why there are no items. item_id:
+    the item that the request was about; video_id: the same, as version 1 named it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -97,6 +103,7 @@ class Reply(BaseModel):
     removed_total: int
     candidates: int
     stage_ms: dict[str, float]
+    item_id: str | None = None
     video_id: str | None = None
     reason: str | None = None
 
@@ -137,10 +144,15 @@ def to_reply(slate: Slate, key: bytes, own_fields: Sequence[str] = ()) -> dict[s
         "stage_ms": dict(slate.stage_ms),
     }
     if query.item_id is not None:
-        reply["video_id"] = query.item_id
+        reply |= named(query.item_id)
     if not slate.items:
         reply["reason"] = _why_empty(slate)
     return reply
+
+
+def named(item_id: str) -> dict[str, str]:
+    """An item's id under its name and its name of version 1."""
+    return {"item_id": item_id, "video_id": item_id}
 
 
 def _why_empty(slate: Slate) -> str:
@@ -156,7 +168,7 @@ def _duplicates_last(removals: Sequence[Removal]) -> list[Removal]:
 
 
 def _removed(removal: Removal) -> dict[str, str]:
-    fields = {"video_id": removal.item_id, "stage": removal.stage, "reason": removal.reason}
+    fields = named(removal.item_id) | {"stage": removal.stage, "reason": removal.reason}
     return fields if removal.query is None else fields | {"query": removal.query}
 
 
@@ -164,10 +176,13 @@ def _item(
     slate: Slate, slot: int, candidate: Candidate, key: bytes, own_fields: Sequence[str]
 ) -> dict[str, Any]:
     about = candidate.item
+    categories = list(about.categories) if about else []
     item: dict[str, Any] = {
+        "item_id": candidate.item_id,
         "video_id": candidate.item_id,
         "title": about.title if about else candidate.item_id,
-        "genres": list(about.genres) if about else [],
+        "categories": categories,
+        "genres": categories,
         "author_id": about.author_id if about else None,
         "slot": slot,
         "score": candidate.score if math.isfinite(candidate.score) else None,

@@ -9,13 +9,29 @@ from __future__ import annotations
 import uuid
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from streams.contract.bounds import Id
+from streams.contract.bounds import Id, Kind, Locale
+from streams.contract.items import ITEM_ID, present_names
 from streams.contract.topics import entity_hash
 
 MAX_CANDIDATES = 5_000
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class RequestContext(BaseModel):
+    """Where the reply will be shown. Stages read it as `Query.context`; no reply repeats it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"device": "phone", "page": "product", "locale": "pt-BR"}]},
+    )
+
+    device: Kind | None = Field(None, description="A kind of device, such as phone or tv.")
+    page: Kind | None = Field(None, description="A kind of page, such as home or product.")
+    locale: Locale | None = None
+    item_id: Id | None = Field(None, description="The item that the page is about.")
 
 
 class Request(BaseModel):
@@ -35,6 +51,8 @@ class Request(BaseModel):
         "minutes, another one with this id gets 409.",
     )
 
+    context: RequestContext | None = None
+
     def resolved_seed(self) -> int:
         """The request's seed, else one derived from its request id."""
         return self.seed if self.seed is not None else entity_hash(self.request_id) % 2**31
@@ -46,6 +64,17 @@ class Request(BaseModel):
     def requested_candidates(self) -> tuple[str, ...] | None:
         """The candidates that the caller provided; None where the sources choose."""
         return None
+
+
+class ItemRequest(Request):
+    """A request about an item. `video_id` is the name of version 1."""
+
+    item_id: Id = Field(validation_alias=ITEM_ID)
+
+    _present_names = model_validator(mode="before")(present_names)
+
+    def requested_item(self) -> str | None:
+        return self.item_id
 
 
 def states_request_id(request: Request) -> bool:

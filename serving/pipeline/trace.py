@@ -1,6 +1,7 @@
 """The trace context as headers, for model calls, messages and events.
 
-Knows W3C trace context through OpenTelemetry's propagator. Does not export anything:
+Knows W3C trace context through OpenTelemetry's propagator, and which part of a request a span may
+hold. Does not export anything:
 without a configured provider the headers are empty.
 """
 
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
+
+from serving.pipeline.requests import RequestContext
 
 
 def current_headers() -> dict[str, str]:
@@ -27,6 +30,14 @@ def current_header_bytes() -> dict[str, bytes]:
 def context_of(headers: Mapping[str, str]) -> Context:
     """The caller's trace context, in which to start a span."""
     return propagate.extract(dict(headers))
+
+
+def record_context(context: RequestContext) -> None:
+    """Puts device, page and locale on the current span; an item would name what a user looks at."""
+    stated = context.model_dump(exclude={"item_id"}, exclude_none=True)
+    trace.get_current_span().set_attributes(
+        {f"tidemill.context.{name}": value for name, value in stated.items()}
+    )
 
 
 def tracer() -> trace.Tracer:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.contract.events import KIND_CODE
+from streams.contract.signals import PROFILE
 
 _PAIRED_KINDS = pa.array(
     [KIND_CODE[k] for k in ("long_view", "like", "follow", "cart", "order")], pa.uint8()
@@ -89,8 +90,12 @@ class Activity:
         self._lock = threading.Lock()
 
     def fold(self, events: pa.Table) -> None:
-        """Adds a batch of `EVENT_SCHEMA`, ignoring rows marked duplicate."""
-        events = events.filter(pc.invert(events["duplicate"]))
+        """Adds a batch of `EVENT_SCHEMA`, ignoring rows marked duplicate.
+
+        A profile is stated by the owner: it is no activity of the user.
+        """
+        acted = pc.not_equal(events["kind"], PROFILE.number)
+        events = events.filter(pc.and_(acted, pc.invert(events["duplicate"])))
         columns = events.select(["user_id", "event_time_ms", "origin"]).to_pydict()
         with self._lock:
             for user_id, at_ms, origin in zip(*columns.values(), strict=True):

@@ -13,8 +13,9 @@ from importlib import import_module
 from typing import Any
 
 from serving.pipeline.query import Query, Release, Slate
-from serving.pipeline.requests import Request
+from serving.pipeline.requests import Request, RequestContext
 from serving.pipeline.runner import Runner
+from serving.pipeline.trace import record_context
 from serving.registry import SURFACES
 from serving.surfaces.spec import StageDependencies, SurfaceSpec
 
@@ -65,6 +66,7 @@ class Surfaces:
             learns from; these belong to no arm.
         """
         query = replace(self.query(request), explore=explore)
+        record_context(query.context)
         spec = self.specs[query.surface]
         if spec.in_experiment and explore and query.candidates is None:
             query = replace(query, arm=self.deps.experiment.arm_of(query.user_id))
@@ -104,6 +106,7 @@ class Surfaces:
             cold_user=last_row is None,
             cold_item=item_id is not None and self.deps.catalogue.get(item_id) is None,
             stale=last_row is not None,
+            context=request.context or RequestContext(),
             request=request,
         )
 

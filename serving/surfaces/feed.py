@@ -51,8 +51,10 @@ _EXAMPLE: dict[str, Any] = {
     "fallbacks": [],
     "items": [
         {
+            "item_id": "v242",
             "video_id": "v242",
             "title": "Kolya (1996)",
+            "categories": ["Comedy"],
             "genres": ["Comedy"],
             "author_id": None,
             "slot": 0,
@@ -65,7 +67,12 @@ _EXAMPLE: dict[str, Any] = {
         }
     ],
     "removed": [
-        {"video_id": "ml-50", "stage": "already_engaged", "reason": "already engaged: like"}
+        {
+            "item_id": "ml-50",
+            "video_id": "ml-50",
+            "stage": "already_engaged",
+            "reason": "already engaged: like",
+        }
     ],
     "removed_total": 1,
     "candidates": 217,
@@ -75,7 +82,12 @@ _EXAMPLE: dict[str, Any] = {
 
 class FeedRequest(Request):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"user_id": "u196", "k": 10, "seed": 7}]}
+        json_schema_extra={
+            "examples": [
+                {"user_id": "u196", "k": 10, "seed": 7},
+                {"user_id": "u196", "context": {"device": "phone", "page": "home"}},
+            ]
+        }
     )
 
     surface: Literal["feed"] = "feed"

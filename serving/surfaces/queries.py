@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from serving.pipeline.reply import Item, Reply
-from serving.pipeline.requests import Request
+from serving.pipeline.requests import ItemRequest, Request
 from serving.pipeline.runner import Pipeline
 from serving.stages.filters import Duplicate, EmptyQuery, TakenDownQuery
 from serving.stages.generated import (
@@ -26,20 +26,15 @@ from serving.stages.hydrators import CatalogueItems, UserFeatures
 from serving.stages.scorers import SourceScore
 from serving.stages.selectors import PlackettLuce
 from serving.surfaces.spec import StageDependencies, SurfaceSpec
-from streams.contract.bounds import Id
 
 
-class QueriesRequest(Request):
+class QueriesRequest(ItemRequest):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"user_id": "u196", "video_id": "v242", "k": 3}]}
+        json_schema_extra={"examples": [{"user_id": "u196", "item_id": "v242", "k": 3}]}
     )
 
     surface: Literal["queries"] = "queries"
-    video_id: Id
     k: Annotated[int, Field(ge=1, le=20)] = 3
-
-    def requested_item(self) -> str | None:
-        return self.video_id
 
 
 class QueryItem(Item):
@@ -82,7 +77,7 @@ def queries(deps: StageDependencies) -> Pipeline:
 
 
 def _canary(item_id: str) -> Request:
-    return QueriesRequest(user_id="canary", video_id=item_id, k=2, seed=0)
+    return QueriesRequest(user_id="canary", item_id=item_id, k=2, seed=0)
 
 
 SURFACE = SurfaceSpec(request=QueriesRequest, pipeline=queries, canary=_canary, reply=QueriesReply)

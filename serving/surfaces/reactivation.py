@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.pipeline.query import Slate
-from serving.pipeline.reply import Item, ItemLookup, Reply
+from serving.pipeline.reply import Item, ItemLookup, Reply, named
 from serving.pipeline.requests import Request
 from serving.pipeline.runner import Pipeline
 from serving.stages.filters import Duplicate, Unavailable
@@ -43,6 +43,7 @@ class Goal(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    item_id: str
     video_id: str
     title: str
     shown: bool
@@ -53,6 +54,7 @@ class OtherGoal(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    item_id: str
     video_id: str
     title: str
     p_convert: float
@@ -87,9 +89,9 @@ def _goals(slate: Slate, catalogue: ItemLookup) -> dict[str, Any]:
     goal = notes.get("goal")
     shown = any(candidate.item_id == goal for candidate in slate.items)
     return {
-        "goal": goal and {"video_id": goal, "title": _title(goal, catalogue), "shown": shown},
+        "goal": goal and named(goal) | {"title": _title(goal, catalogue), "shown": shown},
         "other_goals": [
-            {"video_id": other, "title": _title(other, catalogue), "p_convert": p}
+            named(other) | {"title": _title(other, catalogue), "p_convert": p}
             for other, p in notes.get("other_goals", ())
         ],
     }

@@ -22,7 +22,7 @@ from streams.contract.bounds import NAME_PATTERN
 from streams.contract.declaration import contract
 from streams.contract.events import LITERAL_VALUES, NO_SURFACE, models_of
 from streams.contract.schema import decoded_schema
-from streams.contract.signals import Signals
+from streams.contract.signals import PROFILE, Signals
 from streams.kernels.arrays import read_only
 from streams.kernels.json_scan import (
     NO_WORD,
@@ -44,6 +44,7 @@ _MOST_VALUE = 2**53  # a larger whole number is left to pydantic
 _MOST_DECIMAL = 2**60  # as it is scanned: every one of few enough digits
 _TENS = 10.0 ** np.arange(1 << PLACES_BITS)  # exact up to 10**22
 _WORD_BYTES = 16
+_NOT_SCANNED = {PROFILE.name}  # its attributes are an object: left to pydantic
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def _field_limits(models: Iterable[type[BaseModel]]) -> dict[str, dict[str, Any]
 
 @lru_cache(maxsize=16)
 def _contract_of(signals: Signals) -> _Contract:
-    models = models_of(signals)
+    models = {kind: m for kind, m in models_of(signals).items() if kind not in _NOT_SCANNED}
     limits = _field_limits(models.values())
-    words = {"kind": signals.kinds} | _WORDS_OF_FIELDS
+    words = {"kind": tuple(models)} | _WORDS_OF_FIELDS
     others = [field for field in decoded_schema() if field.name in limits.keys() - words.keys()]
     # A length in bytes is at least that in characters, so the scan's bound is never too lax.
     texts = {f.name: limits[f.name]["maxLength"] for f in others if f.type == pa.string()}
@@ -93,7 +94,7 @@ def _contract_of(signals: Signals) -> _Contract:
     ) -> list[list[Any]]:
         return [
             [value(fields[kind][n], n) if n in fields[kind] else absent for n in names]
-            for kind in signals.kinds
+            for kind in models
         ]
 
     def default(field: Any, name: str) -> int:
@@ -116,7 +117,7 @@ def _contract_of(signals: Signals) -> _Contract:
         fill=_padded_words(fills).view(np.uint8),
         fill_bytes=np.array([len(text) for text in fills]),
     )
-    kind_number = np.array([signals.number[kind] for kind in signals.kinds], np.uint8)
+    kind_number = np.array([signals.number[kind] for kind in models], np.uint8)
     values = [pa.array(listed) for listed in words.values()]
     tables = ScanTables(*map(read_only, tables))
     return _Contract(tuple(texts), words, tuple(numbers), tables, kind_number, values)

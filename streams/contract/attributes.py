@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -23,6 +24,7 @@ from streams.contract.bounds import MAX_LABEL, MAX_NAME, MAX_TEXT
 MAX_ATTRIBUTES = 256  # of one item or user
 MAX_LABELS = 64  # of one attribute
 MAX_VECTOR = 4_096  # numbers of one attribute
+MAX_PROFILE_BYTES = 32_768  # of a user's attributes as JSON, which the user's row holds
 
 AttributeType = Literal["number", "text", "label", "labels", "flag", "vector"]
 Undeclared = Literal["keep", "mark", "reject"]
@@ -133,6 +135,14 @@ class AttributeDeclarations:
             for name, declaration in self.declared.items()
         }
 
+    def fitting(self, attributes: Attributes) -> dict[str, AttributeValue]:
+        """Without stored values that do not fit a later declaration."""
+        return {
+            name: value
+            for name, value in attributes.items()
+            if name not in self.declared or not self.declared[name].problem(value)
+        }
+
 
 def _error(kind: str, message: str) -> PydanticCustomError:
     # Braces in a name must not be read as a template.
@@ -159,11 +169,21 @@ def sound_value(value: Any) -> AttributeValue:
 
 
 def _sound_text(value: str) -> str:
-    if len(value) > MAX_TEXT or "\0" in value:
+    if len(value) > MAX_TEXT or not _is_storable(value):
         raise _error(
             "attribute_bounds", f"a text has up to {MAX_TEXT} characters, none of them NUL"
         )
     return value
+
+
+def _is_storable(text: str) -> bool:
+    """Without NUL and without half a surrogate pair, which has no UTF-8."""
+    if text.isascii():
+        return "\0" not in text
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _sound_number(value: float) -> float:
@@ -195,7 +215,7 @@ def _sound_attributes(values: Any) -> Any:
             "attribute_bounds", f"{len(stated)} attributes, of which {MAX_ATTRIBUTES} are accepted"
         )
     for name in stated:
-        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or "\0" in name:
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not _is_storable(name):
             raise _error("attribute_bounds", f"a name has 1 to {MAX_NAME} characters")
     return stated
 
@@ -214,3 +234,29 @@ AttributeValues = Annotated[
     Field(max_length=MAX_ATTRIBUTES),
 ]
 """Attributes by name, of sound form; a null is an absent attribute."""
+
+
+def attributes_json(attributes: Attributes) -> str:
+    """Attributes of sound form as one text, the same for the same attributes: names are sorted.
+
+    Raises:
+        PydanticCustomError: it is longer than `MAX_PROFILE_BYTES`.
+    """
+    text = orjson.dumps(dict(attributes), option=orjson.OPT_SORT_KEYS)
+    if len(text) > MAX_PROFILE_BYTES:
+        raise _error(
+            "attribute_bounds",
+            f"{len(text)} bytes of attributes as JSON, of which {MAX_PROFILE_BYTES} are accepted",
+        )
+    return text.decode()
+
+
+def read_attributes_json(text: str) -> dict[str, AttributeValue]:
+    """The attributes of `attributes_json`; none of a text that holds no JSON object."""
+    try:
+        stated = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {}
+    if not isinstance(stated, dict):
+        return {}
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in stated.items()}

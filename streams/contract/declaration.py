@@ -20,6 +20,8 @@ class Contract:
     """The open parts of the contract."""
 
     items: AttributeDeclarations = field(default_factory=AttributeDeclarations)
+    users: AttributeDeclarations = field(default_factory=AttributeDeclarations)
+    """In force with the signal `PROFILE` (`streams.contract.signals`)."""
     signals: Signals = field(default_factory=Signals)
     across_items: tuple[str, ...] = ()
     """Signals that are also credited to the impression of another item that led to theirs."""

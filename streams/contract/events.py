@@ -15,17 +15,21 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     TypeAdapter,
+    computed_field,
     create_model,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from streams.contract.attributes import AttributeValues, attributes_json
 from streams.contract.bounds import (
     AmountCents,
     DwellMs,
@@ -48,7 +52,7 @@ from streams.contract.items import ItemAdded as ItemAdded
 from streams.contract.items import ItemChanged as ItemChanged
 from streams.contract.items import ItemTakenDown as ItemTakenDown
 from streams.contract.items import Provenance as Provenance
-from streams.contract.signals import SHIPPED, Signal, Signals
+from streams.contract.signals import PROFILE, SHIPPED, Signal, Signals
 
 NO_SURFACE = "external"
 """Stated by events that no surface of this stack led to, and the default."""
@@ -163,6 +167,45 @@ class Order(_ItemEvent):
     amount_cents: AmountCents = 0
 
 
+class Profile(_Event):
+    """States what the owner knows of a user, in place of all that was stated before.
+
+    Admitted where attributes of users are declared (`Contract.users`), which they must fit.
+    """
+
+    kind: Literal["profile"] = "profile"
+    attributes: AttributeValues
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_json(cls, data: Any) -> Any:
+        """Protobuf and stored events state the attributes as JSON in the field `text`."""
+        if isinstance(data, dict) and data.get("attributes") is None and "text" in data:
+            return {**data, "attributes": data["text"]}
+        return data
+
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _object_of(cls, stated: Any) -> Any:
+        try:
+            return orjson.loads(stated) if isinstance(stated, str) else stated
+        except orjson.JSONDecodeError:
+            return stated  # pydantic names the type that it expects
+
+    @field_validator("attributes")
+    @classmethod
+    def _as_declared(cls, attributes: dict[str, Any]) -> dict[str, Any]:
+        admitted = contract().users.admit(attributes)
+        attributes_json(admitted)  # refuses what is too large
+        return admitted
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def text(self) -> str:
+        """The attributes as the stored column has them."""
+        return attributes_json(self.attributes)
+
+
 Event = Annotated[
     Shown
     | Skip
@@ -205,6 +248,8 @@ def models_of(signals: Signals) -> dict[str, type[BaseModel]]:
 
 
 def _signal_model(signal: Signal) -> type[BaseModel]:
+    if signal == PROFILE:
+        return Profile
     fields: dict[str, Any] = {"kind": (Literal[signal.name], signal.name)}
     for payload in signal.payload:
         fields |= _PAYLOAD_FIELDS[payload]

@@ -59,6 +59,17 @@ def one_name(data: Any) -> Any:
     return data
 
 
+def present_names(data: Any) -> Any:
+    """The data of a message without the old name of a field that states its present one as well.
+
+    For models that reject unknown fields. Raises as `one_name` does.
+    """
+    if not isinstance(one_name(data), dict):
+        return data
+    stated_twice = {old for name, old in RENAMED.items() if name in data}
+    return {name: value for name, value in data.items() if name not in stated_twice}
+
+
 class ItemFields(BaseModel):
     """An item's description without its id. Times are milliseconds since 1970."""
 

@@ -3,7 +3,8 @@
 Knows names, numbers, roles, payloads and attribution windows. Does not know how an event of a kind
 is validated (`streams.contract.events`) nor where numbers are kept (`streams.storage.signal_register`).
 
-Stored rows hold a kind's number. The shipped kinds have the numbers 0 to 11. A declared signal gets
+Stored rows hold a kind's number. The shipped kinds have the numbers 0 to 11, and 12 states a user's
+attributes where those are declared. A declared signal gets
 the next free one from `FIRST_NUMBER` on, and a number is never given to another name. So rows stay
 right when a declaration is removed, moved or renamed: they keep the name that they were written by.
 """
@@ -77,6 +78,10 @@ SHIPPED: tuple[Signal, ...] = (
 )
 """The contract's own kinds. `streams.contract.events` says which fields each has."""
 
+PROFILE = Signal("profile", 12, None, ("text",))
+"""States the attributes of a user, which are stored as JSON in the column `text`. It is among the
+declared signals where attributes of users are declared, and unknown elsewhere."""
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -97,6 +102,11 @@ class Signals:
     def kinds(self) -> tuple[str, ...]:
         """The names of `admitted`."""
         return tuple(signal.name for signal in self.admitted)
+
+    @cached_property
+    def user_attributes(self) -> bool:
+        """Whether events may state attributes of users."""
+        return PROFILE in self.declared
 
     @cached_property
     def number(self) -> Mapping[str, int]:

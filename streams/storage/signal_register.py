@@ -16,6 +16,7 @@ from typing import Any
 from streams.contract.signals import (
     FIRST_NUMBER,
     LAST_NUMBER,
+    PROFILE,
     Signal,
     SignalDeclaration,
     Signals,
@@ -28,32 +29,42 @@ class SignalConflict(ValueError):
     """A declaration contradicts the register; the message says how to resolve it."""
 
 
-def register(directory: Path, declarations: Mapping[str, SignalDeclaration]) -> Signals:
+def register(
+    directory: Path,
+    declarations: Mapping[str, SignalDeclaration],
+    *,
+    user_attributes: bool = False,
+) -> Signals:
     """The signals in force: the declared ones, each with its number, and those declared before.
 
     A new name gets its number here and is written down. Nothing is written without a declaration.
+    user_attributes: whether attributes of users are declared, so that `PROFILE` is in force.
 
     Raises:
         SignalConflict: a stated number belongs to another name, or none is free.
     """
     path = directory / FILE
-    if not declarations and not path.exists():
+    if not declarations and not user_attributes and not path.exists():
         return Signals()
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / f".{FILE}.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         known = _read(path)
         registered = _with_numbers(known, declarations)
+        if user_attributes:
+            registered = _with_profile(registered)
         if registered != known:
             _write(path, registered)
     signals = [
         Signal(name, registered[name]["number"], each.role, each.payload, each.window_ms)
         for name, each in declarations.items()
     ]
+    signals += [PROFILE] if user_attributes else []
+    in_force = {each.name for each in signals}
     removed = [
         Signal(name, entry["number"], entry["role"], tuple(entry["payload"]))
         for name, entry in registered.items()
-        if name not in declarations
+        if name not in in_force
     ]
     return Signals(tuple(sorted(signals, key=lambda each: each.number)), tuple(removed))
 
@@ -75,6 +86,17 @@ def _with_numbers(
     return found
 
 
+def _with_profile(known: Mapping[str, Any]) -> dict[str, Any]:
+    """The register with `PROFILE`, so that stored profiles stay readable without the declaration."""
+    entry = {"number": PROFILE.number, "payload": [*PROFILE.payload], "role": PROFILE.role}
+    if known.get(PROFILE.name, entry)["number"] != PROFILE.number:
+        raise SignalConflict(
+            f"a signal {PROFILE.name!r} was declared in this home, and users.attributes needs that "
+            "name: start without users.attributes, or with another home"
+        )
+    return {**known, PROFILE.name: entry}
+
+
 def _refuse_conflict(name: str, number: int, found: Mapping[str, Any]) -> None:
     if name in found and found[name]["number"] != number:
         raise SignalConflict(
@@ -90,7 +112,8 @@ def _refuse_conflict(name: str, number: int, found: Mapping[str, Any]) -> None:
 
 
 def _next_number(found: Mapping[str, Any]) -> int:
-    number = max((entry["number"] for entry in found.values()), default=FIRST_NUMBER - 1) + 1
+    number = max((e["number"] for e in found.values()), default=0)
+    number = max(number + 1, FIRST_NUMBER)
     if number > LAST_NUMBER:
         free = sorted(
             {*range(FIRST_NUMBER, LAST_NUMBER + 1)} - {e["number"] for e in found.values()}

@@ -14,6 +14,8 @@ from deploy import wiring
 from deploy.settings import Settings, load
 from features.definitions import DEFINITIONS
 from features.memory_store import MemoryFeatureStore
+from features.rows.attributes import user_attributes
+from serving.surfaces.feed import FeedRequest
 from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
 from streams.bus.polled import Record
@@ -100,3 +102,21 @@ def test_the_pages_signals_go_from_the_topic_to_log_features_and_feedback(shop: 
     assert (ann["rating_count_1h"][0], ann["returned_cents_sum_all"][0]) == (1, 8_900)
     assert ann["rated_item"][0] == ["shoe-1"]
     assert rows.read("video", ["shoe-1"], T0 + 5_000).columns["rated_by"][0] == ["ann"]
+
+
+@pytest.mark.usefixtures("shop")
+def test_the_pages_user_is_read_with_their_attributes_and_its_request_is_one() -> None:
+    stated, request = _blocks("json")[2:4]
+    heavy = stated.replace("24.5", '"large"').replace("p-1", "p-2")
+    values = [each.encode() for each in (stated, heavy)]
+    records = [Record(BEHAVIOUR, 0, at, None, value, ()) for at, value in enumerate(values)]
+    admitted = admit(records, T0 + 5_000, AdmissionLimits())
+    (refused,) = admitted.refused
+    assert "'foot_cm' does not fit" in refused.detail
+    rows = MemoryFeatureStore()
+    rows.fold("user", admitted.table, Stamp("t", 0, 0))
+    ann = user_attributes(rows.read("user", ["ann"], T0 + 5_000))
+    assert ann == {"membership": "gold", "foot_cm": 24.5}
+    context = FeedRequest.model_validate_json(request).context
+    assert context is not None
+    assert (context.device, context.item_id) == ("phone", "shoe-1")

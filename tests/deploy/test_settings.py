@@ -16,6 +16,7 @@ from deploy.processes import PROCESSES
 from deploy.settings import PROCESS_NAMES, TASKS, Settings, SettingsError, from_stored, load
 from deploy.settings.names import unknown_variables
 from streams.catalogue import CatalogueLog
+from streams.contract.declaration import contract, declared
 from streams.contract.items import CATALOGUE_EVENT
 from streams.feedback.outcomes import FEEDBACK_TASKS
 
@@ -265,3 +266,35 @@ def test_a_declaration_that_stored_items_contradict_is_refused_at_the_start(tmp_
     wiring.refuse_contradictions(
         Settings(home=tmp_path, items={"attributes": {"colour": "number"}})
     )
+
+
+def test_attributes_of_users_are_declared_likewise(tmp_path: Path) -> None:
+    Path("tidemill.toml").write_text(DECLARED.replace("items", "users"))
+    found = load(home=tmp_path)
+    with declared(contract()):
+        wiring.declare(found)
+        assert contract().users == found.users.declarations()
+        assert contract().users.undeclared == "mark"
+        assert contract().signals.kinds[-1] == "profile"
+        Path("tidemill.toml").unlink()
+        wiring.declare(load(home=tmp_path))
+        assert contract().users.declared == {}
+        assert "profile" not in contract().signals.kinds
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ('users.attributes]\nuser = "label"', "SQL"),
+        ('users.attributes]\nttl = "number"', "Feast"),
+        ('users.attributes]\nuser_id = "label"', "contract"),
+        ('users.attributes]\nPlan = "label"', "underscores"),
+        ('users.attributes]\ntaste = "vector"', "length"),
+        ('users]\nundeclared = "drop"', "'keep', 'mark' or 'reject'"),
+        ('signals.profile]\nrole = "engagement"', "name of the contract"),
+    ],
+)
+def test_what_cannot_be_declared_of_users_is_named(section: str, named: str) -> None:
+    Path("tidemill.toml").write_text(f"[{section}\n")
+    with pytest.raises(SettingsError, match=named):
+        load()

@@ -13,8 +13,8 @@ from features.definitions import DEFINITIONS, EntityDefinition, Sum
 from features.memory_store import MemoryFeatureStore
 from features.online.redis_store import FeastFeatureStore
 from features.store import EntityName, FeatureFrame, FeatureStore
-from streams.contract.events import KIND_CODE
-from streams.contract.schema import EVENT_SCHEMA
+from streams.contract.declaration import contract
+from streams.contract.schema import event_schema
 
 Event = Mapping[str, Any]
 Table = Callable[[Sequence[Event]], pa.Table]
@@ -30,13 +30,13 @@ def event_table() -> Table:
     def build(events: Sequence[Event]) -> pa.Table:
         rows = []
         for place, event in enumerate(events):
-            row: dict[str, Any] = dict.fromkeys(EVENT_SCHEMA.names)
+            row: dict[str, Any] = dict.fromkeys(event_schema().names)
             row |= {"surface": "feed", "origin": "live", "late": False, "duplicate": False}
             row |= {"event_id": f"e{place}", "source_partition": 0, "source_offset": place}
             row |= {"user_id": "u", "ingested_at_ms": event["event_time_ms"], **event}
-            row["kind"] = KIND_CODE[event["kind"]]
+            row["kind"] = contract().signals.number[event["kind"]]
             rows.append(row)
-        return pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
+        return pa.Table.from_pylist(rows, schema=event_schema())
 
     return build
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
+from deploy import wiring
 from deploy.cli.features import app
+from deploy.settings import Settings
 from features.online.redis_store import FeastFeatureStore
 from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
 from streams.contract.clock import HOUR_MS, WallClock
+from streams.contract.declaration import contract, declared
 from streams.contract.topics import EVENTS_BY_USER
 from streams.event_log import EventLog
 from streams.storage.compaction import retain
@@ -67,6 +70,19 @@ def test_an_unknown_user_is_shown_as_absent(run):
     answer = run("show", "user", "unknown")
     assert answer.exit_code == 0
     assert "absent" in answer.output
+
+
+def test_a_users_attributes_are_shown_by_name(run, event_table, tmp_path, valkey):
+    with declared(contract()):
+        wiring.declare(Settings(home=tmp_path, users={"attributes": {"plan": "label"}}))
+        text = '{"plan":"gold","season":"winter"}'
+        now = WallClock().now_ms()
+        event = {"kind": "profile", "event_time_ms": now, "user_id": "ann", "text": text}
+        FeastFeatureStore(valkey, 5).fold("user", event_table([event]), Stamp("U", 0, 0))
+        shown = run("show", "user", "ann").output
+    assert "attributes.plan" in shown
+    assert "gold" in shown
+    assert text not in shown
 
 
 def test_freshness_without_folds_says_so(run):

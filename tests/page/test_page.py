@@ -190,11 +190,11 @@ def test_shown_queries_and_a_click_become_feedback(
     queries = [event for event in sent if event["kind"] == "query_shown"]
     tokens = {event["query"]: verify(event["impression"], KEY) for event in queries}
     item = card.get_attribute("data-item")
-    assert clicked in {e["query"] for e in queries if e["video_id"] == item}
+    assert clicked in {e["query"] for e in queries if e["item_id"] == item}
     assert all(token.query == query for query, token in tokens.items())
     assert {(t.surface, t.user_id) for t in tokens.values()} == {("queries", "user-0")}
     click = next(event for event in sent if event["kind"] == "query_click")
-    shown = next(e for e in queries if (e["video_id"], e["query"]) == (item, clicked))
+    shown = next(e for e in queries if (e["item_id"], e["query"]) == (item, clicked))
     assert click["impression"] == shown["impression"]
     assert sum(event["kind"] == "shown" for event in sent) == len(_slate(page))
 
@@ -213,12 +213,12 @@ def test_a_trajectory_and_an_action_on_it_become_feedback(
     tokens = [verify(event["impression"], KEY) for event in own]
     assert {token.surface for token in tokens} == {"reactivation"}
     assert {event["surface"] for event in own} == {"reactivation"}
-    assert [t.video_id for t in tokens] == [event["video_id"] for event in own]
-    shown = [event["video_id"] for event in own if event["kind"] == "shown"]
+    assert [t.video_id for t in tokens] == [event["item_id"] for event in own]
+    shown = [event["item_id"] for event in own if event["kind"] == "shown"]
     steps = page.locator("#trajectory li[data-item]")
     assert shown == [steps.nth(n).get_attribute("data-item") for n in range(steps.count())]
     like = next(event for event in own if event["kind"] == "like")
-    assert like["video_id"] == item
+    assert like["item_id"] == item
 
 
 @pytest.mark.parametrize("user", ["10.5281/zenodo.408", "a/b", "%2F", "..", "ü & ?#"])

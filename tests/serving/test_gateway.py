@@ -25,9 +25,12 @@ def test_only_the_users_own_click_changes_their_next_feed(harness: Any) -> None:
     harness.wait_until(lambda: harness.engaged() == [chosen])
     after = harness.feed()
     assert chosen not in _ids(after)
-    assert {"video_id": chosen, "stage": "already_engaged", "reason": "already engaged: like"} in (
-        after["removed"]
-    )
+    assert {
+        "item_id": chosen,
+        "video_id": chosen,
+        "stage": "already_engaged",
+        "reason": "already engaged: like",
+    } in (after["removed"])
     assert _ids(harness.feed(user_id="u2")) == _ids(harness.feed(user_id="u2"))
 
 
@@ -101,7 +104,7 @@ def test_a_dormant_user_gets_a_trajectory_with_roles_and_a_goal(harness: Any) ->
         ("/v1/feed", {"user_id": "u", "k": "many"}, "k"),
         ("/v1/feed", {"user_id": "u", "sede": 3}, "sede"),
         ("/v1/feed", {"user_id": "u", "candidates": ["v1", 3]}, "candidates.1"),
-        ("/v1/queries", {"user_id": "u"}, "video_id"),
+        ("/v1/queries", {"user_id": "u"}, "item_id"),
         ("/v1/reactivation", {"user_id": ""}, "user_id"),
     ],
 )
@@ -149,7 +152,12 @@ def test_an_item_taken_down_is_in_no_reply(harness: Any) -> None:
     harness.wait_until(lambda: not harness.gateway.catalogue.available(gone))
     assert gone not in _ids(harness.feed(k=59))
     named = harness.feed(candidates=[gone, "v3", "v4"])
-    assert {"video_id": gone, "stage": "unavailable", "reason": "taken down"} in named["removed"]
+    assert {
+        "item_id": gone,
+        "video_id": gone,
+        "stage": "unavailable",
+        "reason": "taken down",
+    } in named["removed"]
 
 
 def test_an_item_added_to_the_catalogue_can_be_recommended(harness: Any) -> None:

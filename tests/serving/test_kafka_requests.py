@@ -43,7 +43,7 @@ def surfaces(stage_deps: StageDependencies) -> Iterator[Surfaces]:
         (b'{"surface": "feed"}', "user_id"),
         (b'{"surface": "feed", "user_id": "u", "k": 0}', "k"),
         (b'{"surface": "feed", "user_id": "u", "colour": 1}', "colour"),
-        (b'{"surface": "queries", "user_id": "u"}', "video_id"),
+        (b'{"surface": "queries", "user_id": "u"}', "item_id"),
         (b"x" * (2 << 20), "body"),
     ],
 )

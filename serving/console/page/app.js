@@ -40,7 +40,7 @@ async function ask({ showMoves = false } = {}) {
   const body = { user_id: state.user, k: 8, seed: Number(element("seed").value) || 0 };
   const reply = await orNotice(() => call("POST", "/v1/feed", body));
   if (!reply || turn !== state.requests) return;
-  const oldSlots = showMoves && state.reply ? new Map(state.reply.items.map((i) => [i.video_id, i.slot])) : null;
+  const oldSlots = showMoves && state.reply ? new Map(state.reply.items.map((i) => [i.item_id, i.slot])) : null;
   state.reply = reply;
   state.unseen.feed = reply.items.map((item) => ["shown", item, reply]);
   state.unseen.queries = [];
@@ -68,9 +68,9 @@ function draw(reply, oldSlots) {
 const UNRANKED = { popularity: "this user’s arm shows what is most popular, without a ranker" };
 
 async function showQueries(item, turn) {
-  const body = { user_id: state.user, video_id: item.video_id, k: 3, seed: Number(element("seed").value) || 0 };
+  const body = { user_id: state.user, item_id: item.item_id, k: 3, seed: Number(element("seed").value) || 0 };
   const reply = await call("POST", "/v1/queries", body).catch(() => null);
-  const bar = document.querySelector(`[data-queries="${CSS.escape(item.video_id)}"]`);
+  const bar = document.querySelector(`[data-queries="${CSS.escape(item.item_id)}"]`);
   if (!reply || !bar || turn !== state.requests) return;
   state.unseen.queries.push(...reply.items.map((found) => ["query_shown", found, reply, { query: found.query }]));
   bar.replaceChildren(...reply.items.map((found) => {
@@ -85,7 +85,7 @@ async function showQueries(item, turn) {
 // An event on an item of `reply`, for the user and surface that were asked for.
 function event(kind, item, reply, more = {}) {
   return {
-    event_id: newId(), user_id: reply.user_id, kind, event_time_ms: now(), video_id: item.video_id,
+    event_id: newId(), user_id: reply.user_id, kind, event_time_ms: now(), item_id: item.item_id,
     surface: reply.surface, request_id: reply.request_id,
     impression: item.impression, ...(item.author_id ? { author_id: item.author_id } : {}), ...more,
   };

@@ -13,17 +13,17 @@ const badge = (text, kind = "") => make("span", { class: `badge ${kind}`, text }
 
 export function card(item, reply, oldSlots, act) {
   const element = make("li", { class: "card" });
-  element.dataset.item = item.video_id;
+  element.dataset.item = item.item_id;
   const title = make("h3");
   title.append(make("span", { class: "slot", text: String(item.slot + 1) }), item.title);
   const badges = make("div", { class: "badges" });
-  badges.append(badge(item.source), ...item.genres.map((genre) => badge(genre)));
+  badges.append(badge(item.source), ...item.categories.map((genre) => badge(genre)));
   if (item.explored) badges.append(badge("explored", "explored"));
   badges.append(badge(`p ${short(item.propensity)}`));
   const move = oldSlots ? slotChange(item, oldSlots) : "";
   if (move) { badges.prepend(badge(move, "move")); element.classList.add("moved"); }
   const queries = make("div", { class: "queries", "aria-label": "Search next" });
-  queries.dataset.queries = item.video_id;
+  queries.dataset.queries = item.item_id;
   element.append(title, badges, bars(item, reply), queries, actionButtons(item, act));
   return element;
 }
@@ -40,8 +40,8 @@ function actionButtons(item, act) {
 }
 
 function slotChange(item, oldSlots) {
-  if (!oldSlots.has(item.video_id)) return "new";
-  const up = oldSlots.get(item.video_id) - item.slot;
+  if (!oldSlots.has(item.item_id)) return "new";
+  const up = oldSlots.get(item.item_id) - item.slot;
   return up > 0 ? `↑ ${up}` : up < 0 ? `↓ ${-up}` : "";
 }
 
@@ -102,21 +102,21 @@ export function eventLine(row) {
   line.append(badge(row.origin, row.origin));
   if (row.late) line.append(badge("late", "late"));
   if (row.duplicate) line.append(badge("duplicate", "duplicate"));
-  const what = row.query ? `“${row.query}”` : row.video_id || "";
+  const what = row.query ? `“${row.query}”` : row.item_id || "";
   line.append(` ${row.user_id} ${row.kind.replace("_", " ")} ${what}`);
   return line;
 }
 
 export function trajectoryStep(item, act) {
   const step = make("li");
-  step.dataset.item = item.video_id;
+  step.dataset.item = item.item_id;
   step.append(badge(item.role || item.source, "move"), ` ${item.title} `);
   if (item.p_convert !== undefined) step.append(make("span", { class: "quiet", text: `P(convert) ${short(item.p_convert)}` }));
   step.append(actionButtons(item, act));
   return step;
 }
 
-const COMMON = ["surface", "user_id", "k", "seed", "request_id"]; // fields of every request
+const COMMON = ["surface", "user_id", "k", "seed", "request_id", "context"]; // fields of every request
 
 // A surface's panel: an input for each field of its own, a button, and the items of its reply.
 export function surfacePanel({ surface, panel, about, request }, ask) {

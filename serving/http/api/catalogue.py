@@ -14,16 +14,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Path
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 from serving.gateway import Gateway
-from serving.http.api.errors import KEYED, WRITTEN, responses
-from serving.http.api.gateway_state import GatewayState
+from serving.http.api.errors import KEYED, WRITTEN, invalid_body, responses
+from serving.http.api.gateway_state import GatewayState, send
 from serving.http.api.json import json_reply
 from serving.http.auth import needs
 from serving.http.paths import decodable_path
-from streams.bus.contract import BusError, MessagesRejected, Outgoing
+from streams.bus.contract import Outgoing
 from streams.catalogue import item_id_of
 from streams.codec.inputs import reject_future
 from streams.contract.bounds import Id, TimeMs, Title, future_limit_ms
@@ -35,6 +42,7 @@ from streams.contract.items import (
     ItemChanged,
     ItemFields,
     ItemTakenDown,
+    present_names,
 )
 from streams.contract.topics import CATALOGUE
 
@@ -50,6 +58,8 @@ class ItemBody(ItemFields):
     """An item's fields; its id is in the path. `genres` is an old name of `categories`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+
+    _present_names = model_validator(mode="before")(present_names)
 
     title: Annotated[Title, Field(min_length=1)]
     created_ms: Annotated[TimeMs | None, Field(description="now when absent")] = None  # type: ignore[assignment]
@@ -67,6 +77,8 @@ class ItemIdBody(BaseModel):
     """The item's id, which may be any that an event may have."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"item_id": "v242"}]})
+
+    _present_names = model_validator(mode="before")(present_names)
 
     item_id: Id = Field(validation_alias=ITEM_ID)
 
@@ -149,7 +161,7 @@ def take_down(item_id: ItemId, gateway: GatewayState) -> Response:
     "/takedowns", status_code=202, dependencies=[Depends(needs("admin"))], responses=WRITTEN
 )
 def take_down_item(body: ItemIdBody, gateway: GatewayState) -> Response:
-    """DELETE /v1/catalogue/{video_id} with the id in the body."""
+    """DELETE /v1/catalogue/{item_id} with the id in the body."""
     return _publish_one(gateway, body.item_id, _item_taken_down(gateway, body.item_id))
 
 
@@ -176,10 +188,7 @@ def _item_changed(
     try:
         item = CatalogueItem.model_validate(fields, context=contract().items)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        raise RequestValidationError(
-            [{**problem, "loc": (*loc, *problem["loc"])} for problem in problems]
-        ) from error
+        raise invalid_body(error, loc) from error
     return ItemChanged(event_id=uuid.uuid4().hex, event_time_ms=now_ms, item=item)
 
 
@@ -206,10 +215,5 @@ def _publish(gateway: Gateway, events: Sequence[CatalogueEvent]) -> int:
         Outgoing(CATALOGUE, event.model_dump_json().encode(), item_id_of(event).encode())
         for event in events
     ]
-    try:
-        gateway.outbox.send(messages)
-    except MessagesRejected as error:
-        raise HTTPException(413, str(error)) from error
-    except BusError as error:
-        raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
+    send(gateway, messages)
     return changed

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
 
 class Problem(BaseModel):
@@ -22,6 +23,14 @@ class Problem(BaseModel):
 
 class Error(BaseModel):
     detail: str | list[Problem]
+
+
+def invalid_body(error: ValidationError, loc: tuple[str | int, ...]) -> RequestValidationError:
+    """The 422 of a body whose part at `loc` a model rejects."""
+    problems = error.errors(include_url=False, include_context=False)
+    return RequestValidationError(
+        [{**problem, "loc": (*loc, *problem["loc"])} for problem in problems]
+    )
 
 
 Responses = dict[int | str, dict[str, Any]]

@@ -136,8 +136,8 @@ def _problems(
 
 
 def _problem(detail: Any) -> dict[str, Any]:
-    kinds = contract().signals.kinds
-    path = tuple(part for part in detail["loc"] if part not in kinds)
+    path = tuple(detail["loc"])
+    path = path[1:] if path and path[0] in contract().signals.kinds else path  # the union's tag
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         path = ("kind",)
     message = with_time_fix({**detail, "loc": path})

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -27,11 +27,11 @@ from serving.http.api.event_batch import (
     split_events,
 )
 from serving.http.api.examples import PLAY
-from serving.http.api.gateway_state import GatewayState
+from serving.http.api.gateway_state import GatewayState, send
 from serving.http.api.json import json_reply, problem_entry
 from serving.http.auth import needs
 from serving.pipeline.trace import context_of, current_header_bytes, tracer
-from streams.bus.contract import BusError, MessagesRejected, Outgoing
+from streams.bus.contract import Outgoing
 from streams.codec.decode import reject_unreadable
 from streams.contract.topics import BEHAVIOUR
 
@@ -161,10 +161,5 @@ def _none_accepted(batch: _Batch) -> Response:
 
 
 def _send(gateway: Gateway, messages: list[Outgoing]) -> None:
-    try:
-        gateway.outbox.send(messages)
-    except MessagesRejected as error:
-        raise HTTPException(413, str(error)) from error
-    except BusError as error:
-        raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
+    send(gateway, messages)
     gateway.metrics.events_accepted.inc(len(messages))

@@ -11,7 +11,7 @@ PLAY: dict[str, Any] = {
     "event_id": "e-0001",
     "user_id": "u196",
     "kind": "play",
-    "video_id": "v242",
+    "item_id": "v242",
     "event_time_ms": 1_790_000_000_000,
     "dwell_ms": 42_000,
     "surface": "feed",
