@@ -20,7 +20,13 @@ from rich.table import Table
 from deploy import state, wiring
 from deploy.console import errors, out, share_progress
 from deploy.settings import Settings, load
-from features.store import DefinitionChanged, RebuildIdChanged, Status, StoreDown
+from features.store import (
+    DefinitionChanged,
+    RebuildIdChanged,
+    Status,
+    StoreDown,
+    plain_values,
+)
 
 if TYPE_CHECKING:
     from features.feast.registry import RegisteredFeatureStore
@@ -179,8 +185,8 @@ def show(
     status = Status(int(frame.status[0])).name.lower()
     table = Table("feature", "value", title=f"{entity} {entity_id}: {status}")
     for name, column in frame.columns.items():
-        value = column[0]
-        if zeros or (len(value) if isinstance(value, list) else value):
+        value = plain_values(column)[0]
+        if zeros or value:
             table.add_row(name, str(value))
     out.print(table)
 

@@ -22,6 +22,12 @@ from features.definitions import DEFINITIONS
 from features.rows.aggregate import BASE_EVENT_COLUMNS, fold_events, group_by_entity
 from features.rows.byte_slices import ByteSlices
 from features.store import EntityName
+from features.stored_declaration import (
+    Declaration,
+    adopt,
+    declaration_in_force,
+    read_declaration,
+)
 from streams.bus.contract import Stamp
 from streams.contract.schema import conform, event_schema
 
@@ -59,7 +65,10 @@ def read_log(spark: SparkSession, log_dir: Path | str) -> DataFrame:
     """The log's Parquet files, in any folders below `log_dir`.
 
     Flush the log first (`EventLog.flush`): batches that are not Parquet yet are not read.
+    Puts the declaration beside the log in force, unless this process has declared by itself; where
+    Spark reads the log from elsewhere, call `deploy.wiring.declare` or `adopt` yourself.
     """
+    adopt(read_declaration(Path(log_dir)))
     reader = spark.read.option("recursiveFileLookup", "true").option("mergeSchema", "true")
     return reader.option("pathGlobFilter", "*.parquet").parquet(str(log_dir))
 
@@ -96,7 +105,10 @@ def rebuild_rows(
 def _bucket_fold(
     entity: EntityName, stamp: Stamp, rebuild_id: int
 ) -> Callable[[pa.Table], pa.Table]:
+    declared = declaration_in_force().to_json()
+
     def fold_bucket(events: pa.Table) -> pa.Table:
+        adopt(Declaration.from_json(declared))  # this runs in a worker process of Spark
         return fold_table(entity, events, stamp, rebuild_id)
 
     return fold_bucket
