@@ -39,6 +39,12 @@ class Declaration:
     contract: Contract = field(default_factory=Contract)
     features: OwnFeatures = field(default_factory=dict)
 
+    @property
+    def declares_nothing(self) -> bool:
+        """Whether rows, items and events are those of the shipped contract."""
+        items, signals = self.contract.items, self.contract.signals
+        return not (items.declared or signals.declared or signals.removed or self.features)
+
     def to_json(self) -> bytes:
         features = {
             entity: [_plain(each) for each in own] for entity, own in self.features.items() if own
@@ -48,15 +54,17 @@ class Declaration:
 
     @classmethod
     def from_json(cls, raw: bytes | str) -> Declaration:
-        """Raises `UnreadableDeclaration`."""
+        """Raises `UnreadableDeclaration`, also where its features do not fit this code's."""
         try:
             body = orjson.loads(raw)
             features = {
                 entity: tuple(map(_feature, own)) for entity, own in body["features"].items()
             }
-            return cls(_CONTRACT.validate_python(body["contract"]), features)
+            declaration = cls(_CONTRACT.validate_python(body["contract"]), features)
+            declaration.definitions()
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             raise UnreadableDeclaration(f"no declaration of this version: {error!r}") from error
+        return declaration
 
     def definitions(self) -> Mapping[EntityName, EntityDefinition]:
         """The features that follow from it. Puts nothing in force."""
@@ -75,8 +83,7 @@ def write_declaration(directory: Path, declaration: Declaration) -> None:
     """
     path, body = directory / FILE, declaration.to_json()
     stored = path.read_bytes() if path.exists() else None
-    nothing = not declaration.features and not _declares(declaration.contract)
-    if body == stored or (stored is None and nothing):
+    if body == stored or (stored is None and declaration.declares_nothing):
         return
     directory.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{FILE}.{os.getpid()}")
@@ -103,9 +110,6 @@ def adopt(declaration: Declaration) -> None:
     """Puts a stored declaration in force, unless this process has declared by itself.
 
     What was adopted before is replaced, so that a reader follows a stack whose declaration changes.
-
-    Raises:
-        FeatureConflict: its features do not fit this code's; the declaration before stays in force.
     """
     global _adopted
     if contract() not in (Contract(), _adopted.contract) or DEFINITIONS.own not in (
@@ -115,17 +119,12 @@ def adopt(declaration: Declaration) -> None:
         return
     if declaration == declaration_in_force():
         return
-    declaration.definitions()
     declare(declaration.contract)
     DEFINITIONS.add(declaration.features)
     _adopted = declaration
 
 
 _adopted = Declaration()
-
-
-def _declares(stated: Contract) -> bool:
-    return bool(stated.items.declared or stated.signals.declared or stated.signals.removed)
 
 
 def _plain(feature: Feature) -> dict[str, Any]:

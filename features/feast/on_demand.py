@@ -18,7 +18,7 @@ from features.definitions import DEFINITIONS
 from features.online.feast_keys import ROW_FEATURE
 from features.rows.decode import readable
 from features.rows.finalize import finalize_rows
-from features.store import EntityName, Status, plain_values
+from features.store import EntityName, Status
 from streams.contract.bounds import is_time_ms, time_fix
 
 Inputs = Mapping[str, list[Any]]
@@ -41,7 +41,8 @@ def finalize_features(entity: EntityName, inputs: Inputs) -> dict[str, list[Any]
     # Feast's own sample values come with bytes that are no row.
     now_ms = [0 if raw and blob is None else _checked_now(now) for raw, blob, now in times]
     frame = finalize_rows(definition, [""] * len(blobs), blobs, np.array(now_ms, np.int64))
-    features = {name: plain_values(column) for name, column in frame.columns.items()}
+    # A null stays NaN here: Feast reads that as null, and cannot infer a type from None.
+    features = {name: column.tolist() for name, column in frame.columns.items()}
     return features | {status_feature(entity): [_STATUS[code] for code in frame.status.tolist()]}
 
 

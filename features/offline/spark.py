@@ -96,7 +96,9 @@ def rebuild_rows(
     columns = dict.fromkeys(
         (*BASE_EVENT_COLUMNS, "duplicate", *definition.event_columns, *POSITION_COLUMNS)
     )
-    known = log.where(F.col(definition.id_column).isNotNull()).select(*columns)
+    # Files from before a declaration lack its columns; the fold reads them as nulls.
+    stored = [name for name in columns if name in log.columns]
+    known = log.where(F.col(definition.id_column).isNotNull()).select(*stored)
     bucket = F.pmod(F.xxhash64(definition.id_column), F.lit(buckets)).alias(_BUCKET)
     fold_bucket = _bucket_fold(entity, stamp, rebuild_id)
     return known.groupBy(bucket).applyInArrow(fold_bucket, "id string, row binary")
@@ -120,8 +122,9 @@ def fold_table(entity: EntityName, events: pa.Table, stamp: Stamp, rebuild_id: i
     events: `POSITION_COLUMNS`, and of `EVENT_SCHEMA` at least the columns that the fold reads.
     """
     definition = DEFINITIONS[entity]
-    present = pa.schema([field for field in event_schema() if field.name in events.column_names])
-    batch = group_by_entity(definition, conform(_in_log_order(events), present))
+    wanted = {*events.column_names, *definition.event_columns}
+    schema = pa.schema([field for field in event_schema() if field.name in wanted])
+    batch = group_by_entity(definition, conform(_in_log_order(events), schema))
     empty = ByteSlices.from_list([None] * len(batch.names))
     folded = fold_events(definition, empty, batch, stamp, rebuild_id)
     ids = batch.names.take(pa.array(folded.changed))
