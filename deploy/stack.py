@@ -111,6 +111,9 @@ class Stack:
         clean_up_after(self.settings.home)
         wiring.declare(self.settings)
         wiring.refuse_contradictions(self.settings)
+        if changed := wiring.declared_change(self.settings):
+            self._report(Report("features", changed))
+        wiring.record_declaration(self.settings)
         self._fetch()
         services = self._servers()
         state.write_settings(self.settings)

@@ -52,6 +52,44 @@ def declare(settings: Settings) -> None:
         _add_features(settings.features.file)
 
 
+def record_declaration(settings: Settings) -> None:
+    """Writes the declaration in force beside the log, for readers without a stack.
+
+    Called by those that write there, not by every command: `declared_change` compares with it.
+    """
+    from features.stored_declaration import declaration_in_force, write_declaration
+
+    write_declaration(settings.log_dir, declaration_in_force())
+
+
+def declared_change(settings: Settings) -> str:
+    """What the declaration in force changes against the recorded one, and what that costs, as one
+    line; "" where it changes nothing."""
+    from features.stored_declaration import (
+        UnreadableDeclaration,
+        declaration_in_force,
+        read_declaration,
+    )
+
+    after = declaration_in_force()
+    try:
+        before = read_declaration(settings.log_dir)
+    except UnreadableDeclaration as error:
+        return str(error)
+    if before.declares_nothing and after.declares_nothing:
+        return ""
+    from features.offline import declared_change
+
+    if not (change := declared_change.compared(before, after)):
+        return ""
+    if not change.rebuilt:
+        return f"the declaration changed: {change}; no row is rebuilt"
+    cost = str(declared_change.rebuild_cost(settings.log_dir, before, after))
+    if settings.store.kind == "external":
+        cost += "; start it with `tidemill features backfill --rebuild`"
+    return f"the declaration changed: {change}; {cost}"
+
+
 def _add_features(path: Path) -> None:
     """Runs the owner's file; its FEATURES maps an entity to counts, sums and lists."""
     import runpy

@@ -4,101 +4,75 @@ Knows names, event kinds, windows and list lengths. Does not know how a value is
 (`features.rows.aggregate`), stored (`features.kernels.layout`) or served
 (`features.feast.registry`): those read these declarations. Column names are a contract with
 `models`.
-
-A window is a sawtooth over tiles (Chronon's rule): at `now` it counts the tiles from the one
-that holds `now - window` to the one that holds `now`, so it is never shorter than declared and
-at most one tile longer. An event ahead of the reader's clock counts once its tile has started
-(in `all` at once) and is listed once its time has come. Tiles are 5 minutes for the hour's
-window, 1 hour for windows of up to a week, 1 day above.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 
+from features.declarations import (
+    ALL,
+    DAY,
+    HOUR,
+    MONTH,
+    TILE_SIZES_MS,
+    WEEK,
+    WINDOWS,
+    ColumnType,
+    Count,
+    CountBy,
+    Counter,
+    Decayed,
+    Derived,
+    Distinct,
+    Feature,
+    LastN,
+    Ratio,
+    Sum,
+    Window,
+)
+from features.own_features import (
+    DERIVED_TYPES,
+    FeatureConflict,
+    OwnFeatures,
+    derived_problem,
+    feature_problem,
+)
 from features.store import EntityName
-from streams.contract.bounds import declared_name_problem
-from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from streams.contract.clock import DAY_MS
 from streams.contract.declaration import contract
-from streams.contract.schema import event_schema
 from streams.contract.signals import PROFILE, Signals
 
-
-@dataclass(frozen=True)
-class Window:
-    """A span of event time and the size of its tiles; `tile_ms` 0: all time, one tile."""
-
-    name: str
-    span_ms: int
-    tile_ms: int
-
-
-HOUR = Window("1h", HOUR_MS, 5 * MINUTE_MS)
-DAY = Window("1d", DAY_MS, HOUR_MS)
-WEEK = Window("7d", 7 * DAY_MS, HOUR_MS)
-MONTH = Window("30d", 30 * DAY_MS, DAY_MS)
-ALL = Window("all", 0, 0)
-WINDOWS = (HOUR, DAY, WEEK, MONTH, ALL)
-TILE_SIZES_MS = (0, 5 * MINUTE_MS, HOUR_MS, DAY_MS)  # a tile stores its size as the place here
-
-
-@dataclass(frozen=True)
-class Count:
-    """Events of one kind per window: columns `{kind}_count_{window}`, int64."""
-
-    kind: str
-    windows: tuple[Window, ...] = WINDOWS
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return (self.kind,)
-
-    def column(self, window: Window) -> str:
-        return f"{self.kind}_count_{window.name}"
-
-
-@dataclass(frozen=True)
-class Sum:
-    """An integer event column summed per window: `{source}_sum_{window}`, int64.
-
-    `name` replaces the source in the columns, where one source is summed over several kinds.
-    """
-
-    source: str
-    kinds: tuple[str, ...]
-    windows: tuple[Window, ...]
-    # Not stored in rows, so it is no part of the fingerprint.
-    name: str = field(default="", repr=False)
-
-    def column(self, window: Window) -> str:
-        return f"{self.name or self.source}_sum_{window.name}"
-
-
-Counter = Count | Sum
-
-
-@dataclass(frozen=True)
-class LastN:
-    """The newest n values of one event column: a list of str, newest first, with repeats.
-
-    Events of one millisecond are ordered by the hash of their id, so that the list does not
-    depend on the order of arrival. `kind_column` and `time_column`, where given, hold each
-    element's kind and event time (ms) in lists of the same length.
-    """
-
-    column: str
-    source: str
-    kinds: tuple[str, ...]
-    n: int
-    kind_column: str | None = None
-    time_column: str | None = None
+__all__ = [
+    "ALL",
+    "DAY",
+    "DEFINITIONS",
+    "HOUR",
+    "MONTH",
+    "SHIPPED",
+    "TILE_SIZES_MS",
+    "WEEK",
+    "WINDOWS",
+    "Count",
+    "CountBy",
+    "Counter",
+    "Decayed",
+    "Distinct",
+    "EntityDefinition",
+    "FeatureConflict",
+    "LastN",
+    "Ratio",
+    "Sum",
+    "Window",
+    "is_kind",
+    "kind_codes",
+]
 
 
 @dataclass(frozen=True)
@@ -107,7 +81,7 @@ class WindowTables:
 
     first: np.ndarray  # int64 [sizes + 1]
     span_ms: np.ndarray  # int64 [windows]
-    column: np.ndarray  # int64 [windows, counters]: place in `count_columns`, -1 for none
+    column: np.ndarray  # int64 [windows, counters]: place in `counted_columns`, -1 for none
 
 
 @dataclass(frozen=True)
@@ -125,6 +99,7 @@ class EntityDefinition:
     lists: tuple[LastN, ...]
     ttl_ms: int
     recent: int
+    derived: tuple[Derived, ...] = ()
 
     @cached_property
     def count_columns(self) -> tuple[str, ...]:
@@ -152,32 +127,53 @@ class EntityDefinition:
         """Columns whose values are lists of int: event times in ms."""
         return tuple(f.time_column for f in self.lists if f.time_column is not None)
 
-    @property
+    @cached_property
+    def column_types(self) -> Mapping[str, ColumnType]:
+        """Every column that readers get, in declared order, derived ones last."""
+        types: dict[str, ColumnType] = dict.fromkeys(self.count_columns, "integer")
+        types |= dict.fromkeys(self.text_list_columns, "texts")
+        types |= dict.fromkeys(self.time_list_columns, "integers")
+        for feature in self.derived:
+            types |= feature.columns
+        return MappingProxyType(types)
+
+    @cached_property
     def columns(self) -> tuple[str, ...]:
-        return self.count_columns + self.text_list_columns + self.time_list_columns
+        return tuple(self.column_types)
+
+    @cached_property
+    def counted_columns(self) -> tuple[str, ...]:
+        """`count_columns`, and those that only `Decayed` features read."""
+        steps = (name for each in self._decayed for name, _ in each.steps)
+        return tuple(dict.fromkeys((*self.count_columns, *steps)))
+
+    @property
+    def _decayed(self) -> tuple[Decayed, ...]:
+        return tuple(each for each in self.derived if isinstance(each, Decayed))
 
     @cached_property
     def fingerprint(self) -> int:
-        """32 bits that change whenever stored rows have to be rebuilt."""
+        """32 bits that change whenever stored rows have to be rebuilt. Derived features are not
+        stored."""
         parts = [self.name, self.id_column, str(self.recent)]
         parts += [f"{c!r}" for c in (*self.counters, *self.lists)]
         return xxhash.xxh32_intdigest("|".join(parts).encode())
 
     @cached_property
     def windows(self) -> tuple[tuple[Window, tuple[tuple[int, str], ...]], ...]:
-        """Each window in use, with (counter slot, column) of the counters that declare it."""
-        found = (
-            (
-                window,
-                tuple(
-                    (slot, counter.column(window))
-                    for slot, counter in enumerate(self.counters)
-                    if window in counter.windows
-                ),
-            )
-            for window in WINDOWS
+        """Each window in use, with (counter slot, column) of the counters that it counts."""
+        found: dict[Window, dict[str, int]] = {}
+        for slot, counter in enumerate(self.counters):
+            for window in counter.windows:
+                found.setdefault(window, {})[counter.column(window)] = slot
+        slots = {counter.stem: slot for slot, counter in enumerate(self.counters)}
+        for feature in self._decayed:
+            for name, window in feature.steps:
+                found.setdefault(window, {})[name] = slots[feature.of]
+        return tuple(
+            (window, tuple((slot, name) for name, slot in named.items()))
+            for window, named in found.items()
         )
-        return tuple((window, columns) for window, columns in found if columns)
 
     @cached_property
     def window_tables(self) -> WindowTables:
@@ -186,7 +182,7 @@ class EntityDefinition:
         column = np.full((len(by_size), len(self.counters)), -1, np.int64)
         for row, (_, named) in enumerate(by_size):
             for slot, name in named:
-                column[row, slot] = self.count_columns.index(name)
+                column[row, slot] = self.counted_columns.index(name)
         first = np.searchsorted(sizes, np.arange(len(TILE_SIZES_MS) + 1)).astype(np.int64)
         return WindowTables(first, np.array([w.span_ms for w, _ in by_size], np.int64), column)
 
@@ -255,12 +251,7 @@ COUNTED: tuple[EntityName, ...] = ("user", "video", "author")
 ATTRIBUTES = LastN("attributes", "text", (PROFILE.name,), 1)
 """The user's attributes as JSON, of a stack that declares them (`features.rows.attributes` reads it)."""
 
-OwnFeatures = Mapping[EntityName, tuple["Counter | LastN", ...]]
 _NO_FEATURES: OwnFeatures = MappingProxyType({})
-
-
-class FeatureConflict(ValueError):
-    """An owner's feature contradicts the others or the contract; the message says how."""
 
 
 class _Definitions(Mapping[EntityName, EntityDefinition]):
@@ -274,7 +265,7 @@ class _Definitions(Mapping[EntityName, EntityDefinition]):
         signals = contract().signals
         built = self._built
         if built is None or built[0] is not signals:
-            built = self._built = signals, _extended(signals, self._own)
+            built = self._built = signals, definitions_of(signals, self._own)
         return built[1][entity]
 
     def __iter__(self) -> Iterator[EntityName]:
@@ -283,6 +274,11 @@ class _Definitions(Mapping[EntityName, EntityDefinition]):
     def __len__(self) -> int:
         return len(SHIPPED)
 
+    @property
+    def own(self) -> OwnFeatures:
+        """The owner's features in force."""
+        return self._own
+
     def add(self, own: OwnFeatures) -> None:
         """Replaces the owner's features, for this process.
 
@@ -290,56 +286,54 @@ class _Definitions(Mapping[EntityName, EntityDefinition]):
             FeatureConflict: an entity, a kind, an event column or a name is wrong; the features
                 before stay in force.
         """
-        extended = _extended(contract().signals, own)
+        extended = definitions_of(contract().signals, own)
         self._own, self._built = own, (contract().signals, extended)
 
 
-def _extended(signals: Signals, own: OwnFeatures) -> Mapping[EntityName, EntityDefinition]:
+def definitions_of(signals: Signals, own: OwnFeatures) -> Mapping[EntityName, EntityDefinition]:
+    """The shipped definitions, with counts of declared signals and an owner's features.
+
+    Raises:
+        FeatureConflict: as `DEFINITIONS.add`.
+    """
     if unknown := sorted({*own} - {*SHIPPED}):
-        raise FeatureConflict(f"{unknown[0]!r} is none of the entities {', '.join(SHIPPED)}")
+        raise FeatureConflict(
+            f"{unknown[0]!r} is none of the entities {', '.join(SHIPPED)}; one more entity needs "
+            "one more internal topic, and cannot be declared yet"
+        )
+    counted = tuple(Count(each.name) for each in signals.declared if each != PROFILE)
     return {
-        entity: _with_features(definition, signals, tuple(own.get(entity, ())))
+        entity: _with_features(
+            definition, counted if entity in COUNTED else (), tuple(own.get(entity, ())), signals
+        )
         for entity, definition in SHIPPED.items()
     }
 
 
 def _with_features(
-    definition: EntityDefinition, signals: Signals, own: tuple[Counter | LastN, ...]
+    definition: EntityDefinition,
+    counted: tuple[Count, ...],
+    own: tuple[Feature, ...],
+    signals: Signals,
 ) -> EntityDefinition:
-    counted = [each.name for each in signals.declared if each != PROFILE]
-    counts = [Count(name) for name in counted if definition.name in COUNTED]
-    lists = [ATTRIBUTES] if signals.user_attributes and definition.name == "user" else []
-    if not counts and not lists and not own:
+    listed = (ATTRIBUTES,) if signals.user_attributes and definition.name == "user" else ()
+    if not counted and not listed and not own:
         return definition
     for feature in own:
-        _refuse_conflict(definition.name, feature, signals)
-    extended = replace(
-        definition,
-        counters=(*definition.counters, *counts, *(f for f in own if not isinstance(f, LastN))),
-        lists=(*definition.lists, *lists, *(f for f in own if isinstance(f, LastN))),
-    )
-    for name in extended.columns:
-        if extended.columns.count(name) > 1:
-            raise FeatureConflict(f"{definition.name}: {name!r} is declared twice")
+        if problem := feature_problem(feature, signals):
+            raise FeatureConflict(f"{definition.name}: {problem}")
+    counters = (*definition.counters, *counted, *(f for f in own if isinstance(f, Counter)))
+    lists = (*definition.lists, *listed, *(f for f in own if isinstance(f, LastN)))
+    derived = tuple(feature for feature in own if isinstance(feature, DERIVED_TYPES))
+    for feature in derived:
+        if problem := derived_problem(feature, counters, lists):
+            raise FeatureConflict(f"{definition.name}: {feature.name!r} {problem}")
+    extended = replace(definition, counters=counters, lists=lists, derived=derived)
+    names = [*extended.count_columns, *extended.text_list_columns, *extended.time_list_columns]
+    names += [name for feature in derived for name in feature.columns]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise FeatureConflict(f"{definition.name}: {twice[0]!r} is declared twice")
     return extended
-
-
-def _refuse_conflict(entity: EntityName, feature: Counter | LastN, signals: Signals) -> None:
-    for kind in feature.kinds:
-        if kind not in signals.number:
-            raise FeatureConflict(f"{entity}: {kind!r} is no signal ({', '.join(signals.kinds)})")
-    names = [feature.column] if isinstance(feature, LastN) else []
-    for name in names:
-        if problem := declared_name_problem(name, frozenset()):
-            raise FeatureConflict(f"{entity}: {name!r} cannot be a column: {problem}")
-    if isinstance(feature, Count):
-        return
-    wanted = pa.types.is_string if isinstance(feature, LastN) else pa.types.is_integer
-    fitting = [column.name for column in event_schema() if wanted(column.type)]
-    if feature.source not in fitting:
-        raise FeatureConflict(
-            f"{entity}: {feature.source!r} is no event column for this; {', '.join(fitting)} are"
-        )
 
 
 DEFINITIONS = _Definitions()

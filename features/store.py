@@ -7,10 +7,11 @@ Knows entities, ids, stamps and columns. Does not know Redis or Feast
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +35,8 @@ class FeatureFrame:
 
     `columns` maps every name in `features.definitions.DEFINITIONS[entity].columns` to an array
     of length N: int64 for counts and sums; object for last-n lists, each element a list of str
-    (event times: a list of int, ms), newest first. Absent rows hold zeros and empty lists;
-    their `last_event_ms` is 0.
+    (event times: a list of int, ms), newest first; float64 for ratios, NaN where they are null.
+    Absent rows hold zeros, nulls and empty lists; their `last_event_ms` is 0.
     """
 
     entity: EntityName
@@ -46,6 +47,14 @@ class FeatureFrame:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def plain_values(column: np.ndarray) -> list[Any]:
+    """A frame's column as Python values; a null (NaN) is None."""
+    values: list[Any] = column.tolist()
+    if column.dtype == np.float64 and np.isnan(column).any():
+        return [None if math.isnan(value) else value for value in values]
+    return values
 
 
 class FeatureStore(Protocol):

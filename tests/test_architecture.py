@@ -24,7 +24,8 @@ SHADOWING = {"types", "logging", "queue"}  # names of the standard library's own
 ROOMS = {
     "streams": "progress contract telemetry kernels bus codec storage event_log erasure"
     " catalogue feedback ingest workers",
-    "features": "store definitions kernels rows memory_store online feast offline live",
+    "features": "store declarations own_features definitions stored_declaration kernels rows"
+    " memory_store online feast offline live",
     "models": "ids signature batch recipe layers client echo registry release training retrieval"
     " ranking generation reasoning monitoring alignment",
     "serving": "registry clients pipeline state stages monitoring surfaces fakes console gateway http"

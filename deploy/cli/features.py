@@ -7,7 +7,7 @@ need the online store, so a stack (or an external store) must run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,13 @@ from deploy.console import errors, out, share_progress
 from deploy.settings import Settings, load
 from features.definitions import ATTRIBUTES
 from features.rows.attributes import user_attributes
-from features.store import DefinitionChanged, RebuildIdChanged, Status, StoreDown
+from features.store import (
+    DefinitionChanged,
+    RebuildIdChanged,
+    Status,
+    StoreDown,
+    plain_values,
+)
 
 if TYPE_CHECKING:
     from features.feast.registry import RegisteredFeatureStore
@@ -45,6 +51,43 @@ def apply() -> None:
         settings = _settings()
         _store(settings).apply()
     out.print(f"registry {settings.registry_path}: entities, views and services are applied")
+
+
+@app.command(epilog="Example: tidemill features plan")
+def plan(
+    sample: Annotated[
+        int, typer.Option(min=1, help="Events of the log to fold by both declarations.")
+    ] = 50_000,
+) -> None:
+    """Says what the declared features and signals change, and what a rebuild costs. Changes nothing."""
+    from features.offline.declared_change import compared, rebuild_cost
+    from features.stored_declaration import declaration_in_force, read_declaration
+
+    log_dir = state.home_in_use(load().home) / "log"
+    with _known_errors():
+        before, after = read_declaration(log_dir), declaration_in_force()
+    change = compared(before, after)
+    if change.signals:
+        out.print(f"signals: {change.signals}")
+    cost = rebuild_cost(log_dir, before, after, sample)
+    table = Table("entity", "features", "bytes per row", "rows")
+    for entity, rows in cost.rows.items():
+        sizes = [found.get(entity, 0.0) for found in (cost.bytes_before, cost.bytes_after)]
+        changes = str(change.features.get(entity, "")) or "as before"
+        table.add_row(entity, changes, f"{sizes[0]:,.0f} → {sizes[1]:,.0f}", f"{rows:,}")
+    out.print(table)
+    out.print(f"bytes are means of the rows of {cost.sample_events:,} events of the log")
+    out.print(f"{cost}" if change.rebuilt else f"no row has to be rebuilt; {cost}")
+    _print_stored_rows()
+
+
+def _print_stored_rows() -> None:
+    """Whether the rows of a store that answers follow the declaration."""
+    with suppress(StoreDown, state.NotRunning):
+        store = _store(_settings())
+        if store.stored_rebuild_id() is not None:
+            follow = "follow" if store.matches_definitions() else "do not follow"
+            out.print(f"the rows in the store {follow} this declaration")
 
 
 @app.command(epilog="Example: tidemill features backfill --rebuild")
@@ -182,10 +225,10 @@ def show(
     table = Table("feature", "value", title=f"{entity} {entity_id}: {status}")
     attributes = user_attributes(frame)
     for name, column in frame.columns.items():
-        value = column[0]
         if attributes and name == ATTRIBUTES.column:
             continue  # shown one by one below
-        if zeros or (len(value) if isinstance(value, list) else value):
+        value = plain_values(column)[0]
+        if zeros or value:
             table.add_row(name, str(value))
     for name, value in sorted(attributes.items()):
         table.add_row(f"attributes.{name}", str(value))
@@ -256,10 +299,12 @@ def _entities(topics: dict[str, str]) -> Iterator[tuple[Entity, str]]:
 @contextmanager
 def _known_errors() -> Iterator[None]:
     """Errors that the user can fix are printed as one line, without a traceback."""
+    from features.stored_declaration import UnreadableDeclaration
     from streams.bus.contract import BusError
 
+    known = (StoreDown, DefinitionChanged, RebuildIdChanged, BusError, UnreadableDeclaration)
     try:
         yield
-    except (StoreDown, DefinitionChanged, RebuildIdChanged, BusError) as error:
+    except known as error:
         errors.print(f"{type(error).__name__}: {error}")
         raise typer.Exit(1) from error

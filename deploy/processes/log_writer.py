@@ -34,6 +34,7 @@ WRITE_INTERVAL_S = 0.5
 def run(process: Process) -> int:
     """Writes until stopped; what `run_worker` returns."""
     settings = process.settings
+    wiring.record_declaration(settings)
     bus = wiring.bus(settings, ensure_topics=True)
     log = EventLog(settings.log_dir)
     feedback = FeedbackStore(

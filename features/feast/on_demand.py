@@ -41,6 +41,7 @@ def finalize_features(entity: EntityName, inputs: Inputs) -> dict[str, list[Any]
     # Feast's own sample values come with bytes that are no row.
     now_ms = [0 if raw and blob is None else _checked_now(now) for raw, blob, now in times]
     frame = finalize_rows(definition, [""] * len(blobs), blobs, np.array(now_ms, np.int64))
+    # A null stays NaN here: Feast reads that as null, and cannot infer a type from None.
     features = {name: column.tolist() for name, column in frame.columns.items()}
     return features | {status_feature(entity): [_STATUS[code] for code in frame.status.tolist()]}
 

@@ -8,12 +8,15 @@ Differences from Feast's `RedisOnlineStore`:
   greater bytes win. Feast's read-then-write loses corrections of the same time and lets
   concurrent writers leave stale rows.
 - Deletes touch only this project's keys. Feast's pattern for `prod` also matches `preprod`.
+- A read puts the declaration of the view's tag in force, so that a client of the registry knows an
+  owner's columns without settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from feast import Entity, FeatureView, RepoConfig, utils
@@ -25,7 +28,8 @@ from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 
 from features.definitions import DEFINITIONS
-from features.online.feast_keys import lease_key, view_name
+from features.online.feast_keys import DECLARATION_TAG, lease_key, view_name
+from features.stored_declaration import Declaration, adopt
 
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
@@ -80,6 +84,41 @@ class TilesOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
 class TilesOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     """Feast's Redis store with atomic writes and deletes that stay in their project."""
 
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[Any]:
+        _adopt_declaration(table)
+        rows: list[Any] = super().online_read(config, table, entity_keys, requested_features)
+        return rows
+
+    async def online_read_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[Any]:
+        _adopt_declaration(table)
+        return list(await super().online_read_async(config, table, entity_keys, requested_features))
+
+    def _read_features_per_fv(
+        self, config: RepoConfig, grouped_refs: Any, *others: Any, **named: Any
+    ) -> None:
+        for table, _ in grouped_refs:
+            _adopt_declaration(table)
+        super()._read_features_per_fv(config, grouped_refs, *others, **named)
+
+    async def _read_features_per_fv_async(
+        self, config: RepoConfig, grouped_refs: Any, *others: Any, **named: Any
+    ) -> None:
+        for table, _ in grouped_refs:
+            _adopt_declaration(table)
+        await super()._read_features_per_fv_async(config, grouped_refs, *others, **named)
+
     def online_write_batch(
         self,
         config: RepoConfig,
@@ -119,6 +158,18 @@ class TilesOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     ) -> None:
         for table in tables:
             self.delete_entity_values(config, table.join_keys)
+
+
+def _adopt_declaration(table: FeatureView) -> None:
+    """Puts the registry's declaration in force, unless this process has declared by itself: the
+    on-demand view that finalizes the rows needs it."""
+    if stored := table.tags.get(DECLARATION_TAG):
+        adopt(_declaration(stored))
+
+
+@lru_cache(maxsize=4)
+def _declaration(stored: str) -> Declaration:
+    return Declaration.from_json(stored)
 
 
 def _key(config: RepoConfig, entity_key: EntityKey) -> bytes:

@@ -14,9 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.declarations import ColumnType
 from features.definitions import DEFINITIONS, EntityDefinition
-from features.online.feast_keys import ROW_FEATURE, view_name
+from features.online.feast_keys import DECLARATION_TAG, ROW_FEATURE, view_name
 from features.online.redis_store import FeastFeatureStore
+from features.stored_declaration import declaration_in_force
 
 if TYPE_CHECKING:
     import feast
@@ -120,6 +122,8 @@ def _tiles_view(definition: EntityDefinition, entity: feast.Entity) -> feast.Fea
     from feast.types import Bytes, String
 
     name = view_name(definition)
+    tags = {FINGERPRINT_TAG: str(definition.fingerprint)}
+    tags[DECLARATION_TAG] = declaration_in_force().to_json().decode()
     # Feast requires an offline source behind every push source. Rows are rebuilt from the event
     # log instead, so this file is never written.
     offline = FileSource(name=f"{name}_log", path=f"{name}.parquet", timestamp_field="event_time")
@@ -133,7 +137,7 @@ def _tiles_view(definition: EntityDefinition, entity: feast.Entity) -> feast.Fea
         ],
         source=PushSource(name=f"{name}_push", batch_source=offline),
         online=True,
-        tags={FINGERPRINT_TAG: str(definition.fingerprint)},
+        tags=tags,
     )
 
 
@@ -157,11 +161,18 @@ def _on_demand_view(
 
 def _schema(definition: EntityDefinition) -> list[feast.Field]:
     from feast import Field as FeastField
-    from feast.types import Array, Int64, String
+    from feast.types import Array, Float64, Int64, String
 
     from features.feast.on_demand import status_feature
 
-    fields = [FeastField(name=name, dtype=Int64) for name in definition.count_columns]
-    fields += [FeastField(name=n, dtype=Array(String)) for n in definition.text_list_columns]
-    fields += [FeastField(name=n, dtype=Array(Int64)) for n in definition.time_list_columns]
+    types: dict[ColumnType, Any] = {
+        "integer": Int64,
+        "number": Float64,
+        "texts": Array(String),
+        "integers": Array(Int64),
+    }
+    fields = [
+        FeastField(name=name, dtype=types[column_type])
+        for name, column_type in definition.column_types.items()
+    ]
     return [*fields, FeastField(name=status_feature(definition.name), dtype=String)]

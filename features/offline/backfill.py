@@ -11,6 +11,7 @@ event is missed or counted twice.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 
 from features.definitions import DEFINITIONS
+from features.offline.declared_change import write_rate
 from features.online.rebuild_cutoff import RebuildCutoff
 from features.online.redis_store import FeastFeatureStore
 from features.store import EntityName
@@ -114,7 +116,7 @@ def backfill(
     plan, resumed = _unfinished_plan(store) if resume else None, True
     if plan is None:
         plan, resumed = _start_plan(log, store, live), False
-    events = rows = 0
+    events, rows, started = 0, 0, time.perf_counter()
     for chunk, end in _chunks(log, plan, chunk_rows):
         plan.end = end
         store.put_metadata(_PLAN, plan.to_json())
@@ -126,6 +128,7 @@ def backfill(
         progress(min(1.0, plan.done_events / max(1, plan.total)), f"{plan.done_events:,} events")
     swept = sum(store.sweep(entity) for entity in DEFINITIONS)
     store.put_metadata(_PLAN, None)
+    write_rate(log_dir, events, time.perf_counter() - started)
     progress(1.0, f"{plan.done_events:,} events")
     return BackfillReport(plan.rebuild_id, events, rows, swept, resumed)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from features.definitions import DEFINITIONS
 from features.memory_store import MemoryFeatureStore
 from features.online.redis_store import FeastFeatureStore
-from features.store import EntityName, FeatureFrame, FeatureStore
+from features.store import EntityName, FeatureFrame, FeatureStore, plain_values
 from streams.event_log import EventLog
 from streams.progress import ProgressCallback
 
@@ -80,4 +80,4 @@ def _columns(left: FeatureFrame, right: FeatureFrame) -> dict[str, tuple[list[ob
     pairs = {"status": (left.status, right.status)}
     pairs["last_event_ms"] = (left.last_event_ms, right.last_event_ms)
     pairs |= {name: (column, right.columns[name]) for name, column in left.columns.items()}
-    return {name: (a.tolist(), b.tolist()) for name, (a, b) in pairs.items()}
+    return {name: (plain_values(a), plain_values(b)) for name, (a, b) in pairs.items()}

@@ -22,6 +22,12 @@ from features.definitions import DEFINITIONS
 from features.rows.aggregate import BASE_EVENT_COLUMNS, fold_events, group_by_entity
 from features.rows.byte_slices import ByteSlices
 from features.store import EntityName
+from features.stored_declaration import (
+    Declaration,
+    adopt,
+    declaration_in_force,
+    read_declaration,
+)
 from streams.bus.contract import Stamp
 from streams.contract.schema import conform, event_schema
 
@@ -59,7 +65,10 @@ def read_log(spark: SparkSession, log_dir: Path | str) -> DataFrame:
     """The log's Parquet files, in any folders below `log_dir`.
 
     Flush the log first (`EventLog.flush`): batches that are not Parquet yet are not read.
+    Puts the declaration beside the log in force, unless this process has declared by itself; where
+    Spark reads the log from elsewhere, call `deploy.wiring.declare` or `adopt` yourself.
     """
+    adopt(read_declaration(Path(log_dir)))
     reader = spark.read.option("recursiveFileLookup", "true").option("mergeSchema", "true")
     return reader.option("pathGlobFilter", "*.parquet").parquet(str(log_dir))
 
@@ -87,7 +96,9 @@ def rebuild_rows(
     columns = dict.fromkeys(
         (*BASE_EVENT_COLUMNS, "duplicate", *definition.event_columns, *POSITION_COLUMNS)
     )
-    known = log.where(F.col(definition.id_column).isNotNull()).select(*columns)
+    # Files from before a declaration lack its columns; the fold reads them as nulls.
+    stored = [name for name in columns if name in log.columns]
+    known = log.where(F.col(definition.id_column).isNotNull()).select(*stored)
     bucket = F.pmod(F.xxhash64(definition.id_column), F.lit(buckets)).alias(_BUCKET)
     fold_bucket = _bucket_fold(entity, stamp, rebuild_id)
     return known.groupBy(bucket).applyInArrow(fold_bucket, "id string, row binary")
@@ -96,7 +107,10 @@ def rebuild_rows(
 def _bucket_fold(
     entity: EntityName, stamp: Stamp, rebuild_id: int
 ) -> Callable[[pa.Table], pa.Table]:
+    declared = declaration_in_force().to_json()
+
     def fold_bucket(events: pa.Table) -> pa.Table:
+        adopt(Declaration.from_json(declared))  # this runs in a worker process of Spark
         return fold_table(entity, events, stamp, rebuild_id)
 
     return fold_bucket
@@ -108,8 +122,9 @@ def fold_table(entity: EntityName, events: pa.Table, stamp: Stamp, rebuild_id: i
     events: `POSITION_COLUMNS`, and of `EVENT_SCHEMA` at least the columns that the fold reads.
     """
     definition = DEFINITIONS[entity]
-    present = pa.schema([field for field in event_schema() if field.name in events.column_names])
-    batch = group_by_entity(definition, conform(_in_log_order(events), present))
+    wanted = {*events.column_names, *definition.event_columns}
+    schema = pa.schema([field for field in event_schema() if field.name in wanted])
+    batch = group_by_entity(definition, conform(_in_log_order(events), schema))
     empty = ByteSlices.from_list([None] * len(batch.names))
     folded = fold_events(definition, empty, batch, stamp, rebuild_id)
     ids = batch.names.take(pa.array(folded.changed))

@@ -18,6 +18,7 @@ from features.online.connection import bulk_string, pack_hget
 from features.rows.byte_slices import ByteSlices, readonly_bytes, readonly_view
 
 ROW_FEATURE = "row"  # the one Bytes feature of each view
+DECLARATION_TAG = "tidemill_declaration"  # of a view: JSON that a plain Feast client adopts
 CACHED_READS = 65_536  # read commands per entity, about 210 bytes each
 _STRING = 2  # ValueType.STRING
 REBUILD_ID_FIELD = b"generation"  # of the metadata hash; the stored spelling

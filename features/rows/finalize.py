@@ -18,6 +18,7 @@ import numpy as np
 from features.definitions import TILE_SIZES_MS, EntityDefinition
 from features.kernels.finalize import counted, listed
 from features.rows.byte_slices import ByteSlices
+from features.rows.derived import derived_columns
 from features.store import FeatureFrame
 from streams.contract.declaration import contract
 
@@ -37,13 +38,16 @@ def finalize_rows(
     rows, now = ByteSlices.from_list(blobs), np.empty(len(blobs), np.int64)
     now[:] = now_ms
     stored = rows.data, rows.offsets, now, definition.fingerprint
-    tables, names = definition.window_tables, definition.count_columns
+    tables, names = definition.window_tables, definition.counted_columns
     shape = (tables.first, tables.span_ms, tables.column, len(names))
     status, last, counts = counted(*stored, (_TILE_MS, *shape, definition.ttl_ms))
     columns = dict(zip(names, counts, strict=True))
     if definition.lists:
         with gc_disabled():
             columns |= _list_columns(definition, *listed(*stored, len(definition.lists)))
+    if definition.derived:
+        columns |= dict(derived_columns(definition, columns, now))
+        columns = {name: columns[name] for name in definition.columns}
     return FeatureFrame(definition.name, tuple(ids), status, last, columns)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from typing import Any
@@ -100,13 +101,14 @@ class FeatureWatch:
 
 
 def plain_row(frame: FeatureFrame, row: int = 0) -> dict[str, Any]:
-    """One row as plain values, lists in full."""
+    """One row as plain values, lists in full, nulls as None."""
     return {name: _plain(values[row]) for name, values in frame.columns.items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
-        return value.item()
+        plain = value.item()
+        return None if isinstance(plain, float) and math.isnan(plain) else plain
     return list(value) if isinstance(value, list | tuple | np.ndarray) else value
 
 

@@ -59,16 +59,17 @@ _ADDED = {
 
 def event_schema() -> pa.Schema:
     """EVENT_SCHEMA and the columns that declared signals add to it."""
-    return _with_added(EVENT_SCHEMA, contract().signals)
+    return with_added_columns(EVENT_SCHEMA, contract().signals)
 
 
 def decoded_schema() -> pa.Schema:
     """DECODED_SCHEMA and the columns that declared signals add to it."""
-    return _with_added(DECODED_SCHEMA, contract().signals)
+    return with_added_columns(DECODED_SCHEMA, contract().signals)
 
 
 @lru_cache(maxsize=16)
-def _with_added(schema: pa.Schema, signals: Signals) -> pa.Schema:
+def with_added_columns(schema: pa.Schema, signals: Signals) -> pa.Schema:
+    """The schema and the columns that these signals add to it."""
     added = [_ADDED[name] for name in signals.added_columns]
     return pa.schema([*schema, *added]) if added else schema
 

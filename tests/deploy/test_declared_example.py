@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,10 @@ def test_the_pages_signals_go_from_the_topic_to_log_features_and_feedback(shop: 
     ann = rows.read("user", ["ann"], T0 + 5_000).columns
     assert (ann["rating_count_1h"][0], ann["returned_cents_sum_all"][0]) == (1, 8_900)
     assert ann["rated_item"][0] == ["shoe-1"]
+    assert (ann["most_rated"][0], ann["most_rated_count"][0]) == (["shoe-1"], [1])
+    assert ann["items_rated"][0] == 1
+    assert ann["recent_ratings"][0] == pytest.approx(1, abs=0.05)
+    assert math.isnan(ann["return_rate_30d"][0])  # nothing ordered
     assert rows.read("video", ["shoe-1"], T0 + 5_000).columns["rated_by"][0] == ["ann"]
 
 

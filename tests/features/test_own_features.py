@@ -177,7 +177,7 @@ def test_the_settings_name_the_file_and_the_signals(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize(
     ("source", "named"),
-    [("1 / 0", "division"), ("x = 1", "FEATURES"), ("FEATURES = {'user': [3]}", "kinds"),
+    [("1 / 0", "division"), ("x = 1", "FEATURES"), ("FEATURES = {'user': [3]}", "3 is no feature"),
      ("FEATURES = {'user': [Count]}", "Count")],
 )  # fmt: skip
 def test_a_file_that_is_wrong_is_named(tmp_path: Path, source: str, named: str) -> None:

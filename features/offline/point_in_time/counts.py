@@ -89,7 +89,7 @@ class _Changes:
 def counts_at(
     definition: EntityDefinition, order: LabelOrder, history: EventHistory, back: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, int64 [L]) of every count and sum column, labels in the order `back` (int64 [L])."""
+    """(name, int64 [L]) of every counted column, labels in the order `back` (int64 [L])."""
     sums = [_sum(definition, slot, order, history) for slot in _slots(definition, Sum)]
     groups = [*_counts(definition, order, history), *sums]
     for window, named in definition.windows:

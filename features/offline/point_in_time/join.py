@@ -14,6 +14,7 @@ running sum at two places (`counts`), and a last-n list is a range of the entity
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.declarations import ColumnType
 from features.definitions import DEFINITIONS, EntityDefinition
 from features.kernels import labels as label_loops
 from features.offline.point_in_time.counts import counts_at
@@ -29,25 +31,30 @@ from features.offline.point_in_time.lists import LabelLists, list_series, lists_
 from features.offline.point_in_time.order import EventHistory, LabelOrder, SortedMoments, order_by
 from features.offline.point_in_time.replay import replay_features, with_kind_codes
 from features.rows.aggregate import READER_SLACK_MS, event_hashes
-from features.store import EntityName, FeatureFrame, Status
+from features.rows.derived import derived_columns, source_lists
+from features.store import EntityName, FeatureFrame, Status, plain_values
 from streams.contract.schema import event_schema
 
 
 def join_features(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> pl.DataFrame:
     """The labels with `status`, `last_event_ms` and every declared column appended.
 
-    One row per label, in their order: counts and sums int64, last-n columns lists. `events` and
-    `labels` as in `features_as_of`; the labels' other columns stay.
+    One row per label, in their order: counts and sums int64, ratios and decayed counts float64
+    (a ratio may be null), last-n columns lists. `events` and `labels` as in `features_as_of`; the
+    labels' other columns stay.
     """
     definition = DEFINITIONS[entity]
     found = _join(definition, events, labels)
     if isinstance(found, FeatureFrame):
         return labels.hstack(_series(definition, found))
-    columns = [pl.Series("status", found.status), pl.Series("last_event_ms", found.last)]
-    columns += [pl.Series(name, found.counts[name]) for name in definition.count_columns]
-    lists = {s.name: s for s in list_series(found.lists, found.order, found.history)}
-    names = definition.text_list_columns + definition.time_list_columns
-    return labels.hstack([*columns, *(lists[name] for name in names)])
+    columns = {name: pl.Series(name, values) for name, values in found.counts.items()}
+    columns |= {s.name: s for s in list_series(found.lists, found.order, found.history)}
+    columns |= {
+        name: _series_of(name, values, definition.column_types[name])
+        for name, values in _derived(definition, found, labels)
+    }
+    beside = [pl.Series("status", found.status), pl.Series("last_event_ms", found.last)]
+    return labels.hstack([*beside, *(columns[name] for name in definition.columns)])
 
 
 def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityName) -> FeatureFrame:
@@ -64,20 +71,29 @@ def features_as_of(events: pl.DataFrame, labels: pl.DataFrame, entity: EntityNam
     if isinstance(found, FeatureFrame):
         return found
     columns = found.counts | dict(python_lists(found.lists, found.order, found.history))
+    columns |= dict(derived_columns(definition, columns, _times(labels)))
     ordered = {name: columns[name] for name in definition.columns}
     ids = tuple(labels[definition.id_column].to_list())
     return FeatureFrame(entity, ids, found.status, found.last, ordered)
 
 
+_POLARS_TYPES: Mapping[ColumnType, Any] = {
+    "integer": pl.Int64,
+    "number": pl.Float64,
+    "texts": pl.List(pl.String),
+    "integers": pl.List(pl.Int64),
+}
+
+
 @dataclass(frozen=True)
 class _JoinResult:
-    """The features in the labels' order."""
+    """The stored features in the labels' order."""
 
     order: LabelOrder
     history: EventHistory
     status: np.ndarray  # uint8 [L]
     last: np.ndarray  # int64 [L], event time of the newest event, ms
-    counts: dict[str, np.ndarray]
+    counts: dict[str, np.ndarray]  # `counted_columns`
     lists: list[LabelLists]
 
 
@@ -86,7 +102,7 @@ def _join(
 ) -> _JoinResult | FeatureFrame:
     """The features from sorted order, or as a frame by folding again where only that is exact."""
     ids = labels[definition.id_column]
-    times = labels["time_ms"].to_numpy().astype(np.int64)
+    times = _times(labels)
     known = _text(ids).dictionary_encode()
     frame = _events(definition, events)
     place, row = _labelled(definition, frame, known.dictionary)
@@ -110,11 +126,28 @@ def _join(
 
 
 def _series(definition: EntityDefinition, frame: FeatureFrame) -> list[pl.Series]:
-    types: dict[str, Any] = dict.fromkeys(definition.count_columns, pl.Int64)
-    types |= dict.fromkeys(definition.text_list_columns, pl.List(pl.String))
-    types |= dict.fromkeys(definition.time_list_columns, pl.List(pl.Int64))
     columns = [pl.Series("status", frame.status), pl.Series("last_event_ms", frame.last_event_ms)]
-    return columns + [pl.Series(n, frame.columns[n].tolist(), t) for n, t in types.items()]
+    types = definition.column_types
+    return columns + [_series_of(name, frame.columns[name], types[name]) for name in types]
+
+
+def _series_of(name: str, values: np.ndarray, column_type: ColumnType) -> pl.Series:
+    return pl.Series(name, plain_values(values), _POLARS_TYPES[column_type])
+
+
+def _derived(
+    definition: EntityDefinition, found: _JoinResult, labels: pl.DataFrame
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The derived columns. Only the lists that they are computed from become Python lists."""
+    sources = source_lists(definition)
+    lists = [each for each in found.lists if each.feature in sources]
+    columns = found.counts | dict(python_lists(lists, found.order, found.history))
+    return derived_columns(definition, columns, _times(labels))
+
+
+def _times(labels: pl.DataFrame) -> np.ndarray:
+    """int64 [L], ms."""
+    return labels["time_ms"].to_numpy().astype(np.int64)
 
 
 def _status(definition: EntityDefinition, last: np.ndarray, now: np.ndarray) -> np.ndarray:

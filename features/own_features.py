@@ -1,0 +1,136 @@
+"""An owner's features beside the shipped ones: which are accepted, and why others are not.
+
+Knows declarations, signals and the event's columns. Does not know where an owner writes them
+(`deploy.wiring`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from features.declarations import (
+    WINDOWS,
+    Count,
+    CountBy,
+    Counter,
+    Decayed,
+    Derived,
+    Distinct,
+    Feature,
+    LastN,
+    Ratio,
+    Sum,
+)
+from features.store import EntityName
+from streams.contract.bounds import declared_name_problem
+from streams.contract.schema import EVENT_SCHEMA, with_added_columns
+from streams.contract.signals import Signals
+
+OwnFeatures = Mapping[EntityName, tuple[Feature, ...]]
+FEATURE_TYPES = (Count, Sum, LastN, Ratio, Decayed, Distinct, CountBy)
+DERIVED_TYPES = (Ratio, Decayed, Distinct, CountBy)
+
+
+class FeatureConflict(ValueError):
+    """An owner's feature contradicts the others or the contract; the message says how."""
+
+
+def feature_problem(feature: Any, signals: Signals) -> str:
+    """Why what an owner declared is wrong by itself; "": it is sound."""
+    if not isinstance(feature, FEATURE_TYPES):
+        names = ", ".join(each.__name__ for each in FEATURE_TYPES)
+        return f"{feature!r} is no feature; declare {names}"
+    kinds = getattr(feature, "kinds", ())
+    if wrong := [kind for kind in kinds if kind not in signals.number]:
+        return f"{wrong[0]!r} is no signal ({', '.join(signals.kinds)})"
+    for name in _names(feature):
+        if problem := declared_name_problem(name, frozenset()):
+            return f"{name!r} cannot be a column: {problem}"
+    windows = getattr(feature, "windows", ())
+    if other := [window for window in windows if window not in WINDOWS]:
+        known = ", ".join(window.name for window in WINDOWS)
+        return f"{other[0]!r} is none of the windows {known}"
+    return _source_problem(feature, signals) if isinstance(feature, Sum | LastN) else ""
+
+
+def _names(feature: Feature) -> tuple[str, ...]:
+    if isinstance(feature, LastN):
+        named = (feature.column, feature.kind_column, feature.time_column)
+        return tuple(name for name in named if name is not None)
+    return (feature.name,) if isinstance(feature, DERIVED_TYPES) else ()
+
+
+def _source_problem(feature: Sum | LastN, signals: Signals) -> str:
+    if isinstance(feature, LastN) and feature.n < 1:
+        return f"{feature.column!r} keeps n = {feature.n} values, and must keep at least 1"
+    wanted = pa.types.is_string if isinstance(feature, LastN) else pa.types.is_integer
+    columns = with_added_columns(EVENT_SCHEMA, signals)
+    fitting = [column.name for column in columns if wanted(column.type)]
+    if feature.source in fitting:
+        return ""
+    return f"{feature.source!r} is no event column for this; {', '.join(fitting)} are"
+
+
+def derived_problem(feature: Derived, counters: Sequence[Counter], lists: Sequence[LastN]) -> str:
+    """Why the entity's counts and lists do not give it; "": they do."""
+    if isinstance(feature, Ratio):
+        return _ratio_problem(feature, counters)
+    if isinstance(feature, Decayed):
+        return _decayed_problem(feature, counters)
+    return _list_problem(feature, lists)
+
+
+def _ratio_problem(feature: Ratio, counters: Sequence[Counter]) -> str:
+    if not feature.windows:
+        return "has no windows"
+    for stem in (feature.numerator, feature.denominator):
+        counter = _counter(counters, stem)
+        if counter is None:
+            return f"refers to {stem!r}, {_no_counter(counters)}"
+        if missing := [each.name for each in feature.windows if each not in counter.windows]:
+            has = ", ".join(window.name for window in counter.windows)
+            return f"has the window {missing[0]}, and {stem!r} has {has}"
+    return ""
+
+
+def _decayed_problem(feature: Decayed, counters: Sequence[Counter]) -> str:
+    counter = _counter(counters, feature.of)
+    if counter is None:
+        return f"refers to {feature.of!r}, {_no_counter(counters)}"
+    fitting = [window for window in counter.windows if window.tile_ms]
+    if feature.window not in fitting:
+        has = ", ".join(window.name for window in fitting) or "none"
+        return f"has a window that does not fit; bounded windows of {feature.of!r}: {has}"
+    if feature.half_life_ms < 1:
+        return f"has half_life_ms = {feature.half_life_ms}, which must be at least 1"
+    return ""
+
+
+def _list_problem(feature: Distinct | CountBy, lists: Sequence[LastN]) -> str:
+    source = next((each for each in lists if each.column == feature.of), None)
+    if source is None:
+        names = ", ".join(each.column for each in lists) or "none"
+        return f"refers to {feature.of!r}, which is no list of this entity; lists: {names}"
+    if feature.kinds and source.kind_column is None:
+        return f"has kinds, and {feature.of!r} has no kind_column"
+    if other := [kind for kind in feature.kinds if kind not in source.kinds]:
+        return f"has the kind {other[0]!r}, which {feature.of!r} does not list"
+    if feature.within_ms is not None and source.time_column is None:
+        return f"has within_ms, and {feature.of!r} has no time_column"
+    if feature.within_ms is not None and feature.within_ms < 1:
+        return f"has within_ms = {feature.within_ms}, which must be at least 1"
+    if isinstance(feature, CountBy) and feature.top < 1:
+        return f"has top = {feature.top}, which must be at least 1"
+    return ""
+
+
+def _counter(counters: Sequence[Counter], stem: str) -> Counter | None:
+    return next((each for each in counters if each.stem == stem), None)
+
+
+def _no_counter(counters: Sequence[Counter]) -> str:
+    stems = ", ".join(counter.stem for counter in counters)
+    return f"which is no count or sum of this entity; these are: {stems}"
