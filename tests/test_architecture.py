@@ -22,7 +22,7 @@ NOT_NAMES = {"manager", "helper", "helpers", "utils", "processor", "handler", "e
 SHADOWING = {"types", "logging", "queue"}  # names of the standard library's own modules
 # The rooms of each package, lowest first: a room imports from itself and from those before it.
 ROOMS = {
-    "streams": "progress contract telemetry kernels bus codec storage event_log erasure"
+    "streams": "progress contract metrics json_logs telemetry kernels bus codec storage event_log erasure"
     " catalogue feedback ingest workers",
     "features": "store definitions kernels rows memory_store online feast offline live",
     "models": "ids signature batch recipe layers client echo registry release training retrieval"
