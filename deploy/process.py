@@ -8,7 +8,6 @@ are then those of its `stack.json`), a container gives everything by environment
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 import signal
 import sys
@@ -20,20 +19,20 @@ from deploy import renamed, state, wiring
 from deploy.processes import PROCESSES
 from deploy.processes.lifecycle import Process
 from deploy.settings import INSTANCE, Settings, SettingsError, load
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+from streams.json_logs import configure_logs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     given = _parser().parse_args(arguments)
+    configure_logs(given.name)  # the settings may say otherwise, and reading them may warn
     try:
         settings = settings_of(given.name, given.home, given.instance)
     except (SettingsError, state.NotRunning) as error:
         print(error, file=sys.stderr)
         return 2
-    wiring.declare(settings)
     process = Process(given.name, settings)
+    process.log()
+    wiring.declare(settings)
     process.observe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop.set())

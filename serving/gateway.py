@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,11 @@ class Gateway:
         self._deps = deps
         self.clock, self.impression_key = deps.clock, config.impression_key
         self.admission, self.replies = config.admission, RecentReplies(deps.replies)
-        self.store, self.models = GuardedStore(deps.store), GuardedModels(deps.models)
+        self.metrics = Metrics(SURFACES, sum(astuple(config.deadlines)) / 1e3)
+        self.store = GuardedStore(deps.store, observe=self.metrics.observe_store_read)
+        self.models = GuardedModels(deps.models, observe=self.metrics.observe_model_call)
         self.catalogue = LiveCatalogue(deps.catalogue)
-        self.activity, self.metrics, self.hub = Activity(), Metrics(SURFACES), EventHub()
+        self.activity, self.hub = Activity(), EventHub()
         self.popularity = PopularityCache(
             self.store,
             self.catalogue,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from typing import Any, cast
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from serving.monitoring.metrics import Metrics
+from serving.pipeline.requests import Request
 from serving.pipeline.trace import context_of, current_header_bytes, tracer
 from serving.state.replies import RecentReplies, RequestConflict
 from serving.surfaces import Surfaces, UnknownSurface
@@ -66,16 +69,18 @@ def run(
     *,
     impression_key: bytes,
     replies: RecentReplies | None = None,
+    metrics: Metrics | None = None,
     group: str = _GROUP,
 ) -> None:
     """Answers requests until `stop` is set; reconnects after the broker was down."""
     replies = RecentReplies() if replies is None else replies
+    metrics = metrics or Metrics()
     while not stop.is_set():
         consumer: Consumer | None = None
         producer: Producer | None = None
         try:
             consumer, producer = bus.consumer([REQUESTS], group), bus.producer()
-            _serve(consumer, producer, _Answers(surfaces, impression_key, replies), stop)
+            _serve(consumer, producer, _Answers(surfaces, impression_key, replies, metrics), stop)
         except BusError as error:
             _LOG.warning("answering Kafka requests was interrupted: %s", error)
             stop.wait(_RETRY_S)
@@ -92,11 +97,12 @@ class _Answers:
     surfaces: Surfaces
     key: bytes
     replies: RecentReplies
+    metrics: Metrics
 
     def to(self, value: bytes | None) -> bytes:
         """The reply to one message as JSON. Raises nothing."""
         try:
-            return answer(value, self.surfaces, self.key, self.replies)
+            return answer(value, self.surfaces, self.key, self.replies, self.metrics)
         except Exception as error:
             _LOG.error("a request was not answered: %s", _place(error))
             return _dumps(_error(None, [_problem("body", f"no answer: {type(error).__name__}")]))
@@ -158,32 +164,67 @@ def _parent(record: Record) -> dict[str, str]:
     return {n: value.decode("latin-1") for n, value in stated.items() if value is not None}
 
 
-def answer(value: bytes | None, surfaces: Surfaces, key: bytes, replies: RecentReplies) -> bytes:
+class _Rejected(Exception):
+    """A request that gets an error reply. `cause`: as in the metrics."""
+
+    def __init__(
+        self, cause: str, problems: list[dict[str, str]], request_id: str | None = None
+    ) -> None:
+        super().__init__(cause)
+        self.cause, self.problems, self.request_id = cause, problems, request_id
+
+
+def answer(
+    value: bytes | None,
+    surfaces: Surfaces,
+    key: bytes,
+    replies: RecentReplies,
+    metrics: Metrics | None = None,
+) -> bytes:
     """The reply to one message as JSON. An invalid message gets an error reply."""
+    try:
+        request = _read(value, surfaces)
+        return replies.reply(request, lambda: _make(request, surfaces, key, metrics))
+    except _Rejected as rejected:
+        cause, problems, request_id = rejected.cause, rejected.problems, rejected.request_id
+    except RequestConflict as error:
+        cause, problems = "conflict", [_problem("request_id", str(error))]
+        request_id = request.request_id
+    except Exception as error:
+        _LOG.error("answering a request failed: %s", _place(error))
+        cause, problems = "failed", [_problem("body", f"no answer: {type(error).__name__}")]
+        request_id = _request_id(value)
+    if metrics is not None:
+        metrics.count_rejected(REQUESTS, cause)
+    return _dumps(_error(request_id, problems))
+
+
+def _read(value: bytes | None, surfaces: Surfaces) -> Request:
+    """The request. Raises `_Rejected`."""
     if value is None or len(value) > _MAX_REQUEST_BYTES:
-        return _dumps(_error(None, [_problem("body", "empty, or larger than 1 MiB")]))
+        raise _Rejected("too_large", [_problem("body", "empty, or larger than 1 MiB")])
     try:
         body = orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        return _dumps(_error(None, [_problem("body", f"not JSON: {error}")]))
+        raise _Rejected("unreadable", [_problem("body", f"not JSON: {error}")]) from error
     request_id = _valid_request_id(body)
     try:
-        request = surfaces.read_request(body)
+        return surfaces.read_request(body)
     except UnknownSurface as error:
-        return _dumps(_error(request_id, [_problem("surface", str(error))]))
+        problems = [_problem("surface", str(error))]
+        raise _Rejected("not_found", problems, request_id) from error
     except ValidationError as error:
-        return _dumps(_error(request_id, _problems(error.errors(include_url=False))))
+        problems = _problems(error.errors(include_url=False))
+        raise _Rejected("invalid", problems, request_id) from error
 
-    def make() -> bytes:
-        return _dumps(surfaces.reply(surfaces.answer(request), key))
 
-    try:
-        return replies.reply(request, make)
-    except RequestConflict as error:
-        return _dumps(_error(request_id, [_problem("request_id", str(error))]))
-    except Exception as error:
-        _LOG.error("answering a request failed: %s", _place(error))
-        return _dumps(_error(request_id, [_problem("body", f"no answer: {type(error).__name__}")]))
+def _make(request: Request, surfaces: Surfaces, key: bytes, metrics: Metrics | None) -> bytes:
+    started = time.perf_counter()
+    slate = surfaces.answer(request)
+    reply = _dumps(surfaces.reply(slate, key))
+    if metrics is not None:
+        metrics.observe_reply(slate, time.perf_counter() - started)
+    return reply
 
 
 def _request_id(value: bytes | None) -> str | None:

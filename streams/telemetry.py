@@ -1,7 +1,7 @@
-"""Traces and metrics: one trace from an event to every fold, one registry of metrics.
+"""Traces: one trace from an event to every fold.
 
-Knows OpenTelemetry, the W3C trace context in message headers and the names of metrics. Does not
-know the backends: without an endpoint nothing is exported.
+Knows OpenTelemetry and the W3C trace context in message headers. Does not know the backends:
+without an endpoint nothing is exported. Metrics are those of `streams.metrics`.
 
 A message with one event carries the header `traceparent`. A batch carries the header
 `traceparents`: a JSON list of [row, traceparent], for the rows that are traced.
@@ -25,29 +25,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from prometheus_client import Counter, Histogram
 
 from streams.contract.trace_headers import TRACEPARENT_HEADER, TRACES_HEADER
+from streams.metrics import SET_ASIDE
 
 MAX_BATCH_SPANS = 16  # one batch may hold thousands of traced rows
 _log = logging.getLogger(__name__)
-
-EVENTS_HANDLED = Counter(
-    "tidemill_events_handled_total", "Admitted events whose handler has returned", ["topic"]
-)
-HANDLE_SECONDS = Histogram(
-    "tidemill_handle_seconds", "Time in a batch's handler, one attempt", ["topic"]
-)
-RETRIES = Counter("tidemill_handle_retries_total", "Batches that were handled again", ["topic"])
-FEEDBACK_REFUSED = Counter(
-    "tidemill_feedback_refused_total", "Events whose impression token was rejected", ["cause"]
-)
-DEAD_LETTERS = Counter(
-    "tidemill_dead_letters_total", "Messages that were rejected", ["topic", "cause"]
-)
-SET_ASIDE = Counter(
-    "tidemill_set_aside_total", "Stored lines, files and batches that are skipped", ["kind"]
-)
 
 _W3C = TraceContextTextMapPropagator()
 

@@ -22,7 +22,7 @@ NOT_NAMES = {"manager", "helper", "helpers", "utils", "processor", "handler", "e
 SHADOWING = {"types", "logging", "queue"}  # names of the standard library's own modules
 # The rooms of each package, lowest first: a room imports from itself and from those before it.
 ROOMS = {
-    "streams": "progress contract telemetry kernels bus codec storage event_log erasure"
+    "streams": "progress contract metrics json_logs telemetry kernels bus codec storage event_log erasure"
     " catalogue feedback ingest workers",
     "features": "store declarations own_features definitions stored_declaration kernels rows"
     " memory_store online feast offline live",
@@ -30,7 +30,7 @@ ROOMS = {
     " ranking generation reasoning monitoring alignment",
     "serving": "registry clients pipeline state stages monitoring surfaces fakes console gateway http"
     " kafka_requests",
-    "deploy": "install renamed settings state services wiring processes simulation supervisor stack"
+    "deploy": "install renamed settings state services wiring processes doctor simulation supervisor stack"
     " console demo cli process compile export_schemas",
 }
 # Private words of an earlier time; docs/glossary.md has the terms that replaced them.

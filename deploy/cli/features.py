@@ -193,9 +193,13 @@ def skew(
 
 
 def _write_for_metrics(path: Path, found: SkewReport) -> None:
-    """The gateway reads it for its metric `tidemill_feature_skew`."""
-    differing = {each.feature: each.differing for each in found.skewed}
-    body = {"slates": found.slates, "candidates": found.candidates, "differing": differing}
+    """The gateway reads it for its metrics `tidemill_feature_skew*`."""
+    body = {
+        "slates": found.slates,
+        "candidates": found.candidates,
+        "differing": {each.feature: each.differing for each in found.skewed},
+        "compared": {each.feature: each.compared for each in found.skewed},
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(orjson.dumps(body))
 

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy import state
-from deploy.console import out, styled
+from deploy.console import out, printable, styled
+from deploy.doctor.finding import Finding
 from deploy.services.process import wait_until
 from deploy.settings import Settings, load
 from deploy.supervisor import Report
@@ -91,19 +92,29 @@ def status() -> None:
 
 @app.command(epilog="[bold]Example[/]  tidemill doctor")
 def doctor() -> None:
-    """Show what this machine can run and how to get what it lacks. Exit code 1 if `up` cannot work."""
-    from deploy.services.doctor import examine
+    """Show what this machine lacks and, while a stack runs, which part of it is sick and the remedy.
 
+    Exit code 1 if `up` cannot work, or a part is sick.
+    """
+    from deploy.doctor import machine, stack
+
+    found = machine.examine()
+    out.print(_findings_table("machine", found))
+    if parts := list(stack.examine(state.home_in_use(load().home.resolve()))):
+        out.print(_findings_table("stack", parts))
+    if any(finding.needed and not finding.ok for finding in [*found, *parts]):
+        raise typer.Exit(1)
+
+
+def _findings_table(title: str, findings: list[Finding]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("", "component", "found"):
+    for column in ("", title, "found"):
         table.add_column(column)
-    findings = examine()
     for finding in findings:
         mark = ("✓", "green") if finding.ok else ("✗", "red") if finding.needed else ("–", "yellow")
-        table.add_row(styled(mark), finding.name, Text(finding.text, overflow="fold"))
-    out.print(table)
-    if any(finding.needed and not finding.ok for finding in findings):
-        raise typer.Exit(1)
+        text = f"{finding.text}\nremedy: {finding.remedy}" if finding.remedy else finding.text
+        table.add_row(styled(mark), finding.name, Text(printable(text), overflow="fold"))
+    return table
 
 
 def print_report(report: Report) -> None:

@@ -20,6 +20,7 @@ def run(process: Process) -> int:
         host=process.settings.gateway.host,
         port=process.settings.gateway.port,
         log_level="warning",
+        log_config=None,  # the process's own
         timeout_graceful_shutdown=3,  # open event streams must not hold up a stop
     )
     process.ready()

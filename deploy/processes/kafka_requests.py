@@ -5,6 +5,8 @@ Knows the gateway's stages and the bus. Does not know the messages (`serving.kaf
 
 from __future__ import annotations
 
+from prometheus_client import REGISTRY
+
 from deploy.processes.lifecycle import Process
 from deploy.processes.serving_dependencies import serving_dependencies
 from serving import kafka_requests
@@ -15,6 +17,7 @@ def run(process: Process) -> int:
     """Answers requests until stopped."""
     deps = serving_dependencies(process, monitor_every_s=5.0)  # the gateway checks more often
     gateway = Gateway(deps)
+    REGISTRY.register(gateway.metrics.registry)
     gateway.start()
     process.ready()
     try:
@@ -24,6 +27,7 @@ def run(process: Process) -> int:
             process.stop,
             impression_key=deps.config.impression_key,
             replies=gateway.replies,
+            metrics=gateway.metrics,
         )
     finally:
         gateway.stop()

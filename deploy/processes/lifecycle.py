@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from deploy import state
 from deploy.settings import Settings
+from streams.json_logs import configure_logs
 
 STOP_TIMEOUT_S = 30.0
 # Consumer groups, group instance ids and folders keep the names that processes had before.
@@ -65,6 +66,12 @@ class Process:
         """Marks the process as ready for the supervisor."""
         state.mark_ready(self.settings.home, self.label)
         logger.info("%s is ready", self.label)
+
+    def log(self) -> None:
+        """Logs to standard error in the form that the settings name, without any secret."""
+        security = self.settings.security
+        secrets = (security.impression_key, *security.api_keys)
+        configure_logs(self.label, self.settings.telemetry.log_format, secrets)
 
     def observe(self) -> None:
         """Exports spans to the collector and counters at /metrics, where the settings say so."""

@@ -21,8 +21,8 @@ from streams.event_log import EventLog
 from streams.feedback.join import TokenRejection
 from streams.feedback.store import FeedbackStore
 from streams.ingest.dead_letters import DeadLetterWriter
+from streams.metrics import FEEDBACK_REFUSED, watch_disk
 from streams.storage import compaction
-from streams.telemetry import FEEDBACK_REFUSED
 from streams.workers.batching import BatchingPolicy
 from streams.workers.config import WorkerConfig
 from streams.workers.worker import run_worker
@@ -37,6 +37,7 @@ def run(process: Process) -> int:
     wiring.record_declaration(settings)
     bus = wiring.bus(settings, ensure_topics=True)
     log = EventLog(settings.log_dir)
+    watch_disk(log.directory)
     feedback = FeedbackStore(
         settings.feedback_dir,
         key=wiring.impression_key(settings),

@@ -175,7 +175,9 @@ def _die_with_parent() -> None:
 
 
 def log_tail(path: Path, lines: int = 20, start: int = 0) -> str:
-    """The last lines of a log file, from byte `start` on; "" when there is none."""
+    """The last lines of a log file, from byte `start` on, as text; "" when there is none."""
+    from streams.json_logs import as_text  # only a failure reads logs
+
     try:
         with path.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
@@ -183,7 +185,8 @@ def log_tail(path: Path, lines: int = 20, start: int = 0) -> str:
             text = log.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    shown = "\n".join(map(as_text, text.splitlines()[-lines:]))
+    return "\n".join(shown.splitlines()[-lines:])
 
 
 def cause_first(log: str, lines: int) -> str:

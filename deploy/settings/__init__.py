@@ -189,6 +189,7 @@ class TelemetrySettings(Section):
     sample_ratio: float = Field(1.0, ge=0, le=1)
     metrics_host: Host = "127.0.0.1"
     metrics_ports: dict[str, Port] = {}  # process -> port of its /metrics; chosen by the stack
+    log_format: Literal["json", "text"] = "json"  # of the processes' logs
 
     @field_validator("metrics_ports")
     @classmethod

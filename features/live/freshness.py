@@ -6,13 +6,19 @@ has seen yet are consumer lag.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import orjson
+import pyarrow as pa
 
 from features.definitions import DEFINITIONS
 from features.store import EntityName, FeatureStore, StoreDown
+from streams.metrics import FRESHNESS, LAST_FOLD
+
+_SINCE = {"event": "event_time_ms", "admission": "ingested_at_ms"}
 
 
 @runtime_checkable
@@ -48,6 +54,14 @@ def record_fold(
         store.put_metadata(f"fresh:{entity}", orjson.dumps([ingested_at_ms, folded_at_ms]))
     except StoreDown:
         return
+
+
+def measure_freshness(entity: EntityName, events: pa.Table, readable_at_ms: int) -> None:
+    """Exports the age of each event as its row became readable, in seconds of the stack clock."""
+    for since, column in _SINCE.items():
+        age_ms = readable_at_ms - events.column(column).to_numpy().astype(np.int64)
+        FRESHNESS.observe(np.maximum(age_ms, 0) / 1e3, entity, since)
+    LAST_FOLD.labels(entity).set(time.time())
 
 
 def read_freshness(store: MetadataStore) -> list[Freshness]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.definitions import DEFINITIONS
-from features.live.freshness import record_fold
+from features.live.freshness import measure_freshness, record_fold
 from features.rows.aggregate import BASE_EVENT_COLUMNS
 from features.store import EntityName, FeatureStore, StoreDown
 from streams.bus.delivery import BatchHandler, Delivery
@@ -56,7 +56,9 @@ def fold_delivery(
         )
         if delivery.table.num_rows:
             newest_ms = pc.max(delivery.table.column("ingested_at_ms")).as_py()
-            record_fold(store, entity, newest_ms, time_of.now_ms())
+            now_ms = time_of.now_ms()
+            record_fold(store, entity, newest_ms, now_ms)
+            measure_freshness(entity, delivery.table, now_ms)
 
     return handle
 

@@ -1,6 +1,7 @@
 """Circuit breakers: calls to a failing service are rejected at once for a moment.
 
-Knows failures and time. Does not know what a service does. Without a breaker every
+Knows failures, time and the calls that were made, each of which is a span and is measured. Does
+not know what a service does. Without a breaker every
 request would wait out the deadline of a hanging store; with one, a single call per
 `retry_after_s` tries it again, so recovery is automatic.
 """
@@ -9,11 +10,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+from opentelemetry import propagate, trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from features.store import EntityName, FeatureFrame, FeatureStore, StoreDown
 from models.batch import Answer
@@ -21,6 +25,41 @@ from models.client import ModelClient, ModelUnavailable
 from streams.bus.contract import Stamp
 
 T = TypeVar("T")
+Observe = Callable[[str, str, float], None]
+"""Called after a call with what was asked (a model, an entity), "ok" or "failed", and seconds."""
+
+
+def _unobserved(_what: str, _outcome: str, _seconds: float) -> None:
+    """The default: measures nothing."""
+
+
+@contextmanager
+def _call(span: str, what: str, observe: Observe) -> Iterator[None]:
+    """Measures a call, as a span of the request's trace; calls in no trace open no span."""
+    started, outcome = time.perf_counter(), "failed"
+    in_trace = trace.get_current_span().get_span_context().is_valid
+    tracer = trace.get_tracer("tidemill.serving") if in_trace else trace.NoOpTracer()
+    with tracer.start_as_current_span(
+        f"{span} {what}",
+        kind=SpanKind.CLIENT,
+        record_exception=False,  # its text may name what was asked for
+        set_status_on_exception=False,
+    ) as current:
+        try:
+            yield
+            outcome = "ok"
+        except Exception as error:
+            current.set_status(Status(StatusCode.ERROR, type(error).__name__))
+            raise
+        finally:
+            observe(what, outcome, time.perf_counter() - started)
+
+
+def _with_trace(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """The headers with the current span as parent: a model server's spans join under it."""
+    carrier = dict(headers or {})
+    propagate.inject(carrier)
+    return carrier
 
 
 class Breaker:
@@ -64,8 +103,13 @@ class Breaker:
 class GuardedStore:
     """A feature store with a breaker in front of its reads. Writes are not guarded."""
 
-    def __init__(self, store: FeatureStore, breaker: Breaker | None = None) -> None:
-        self._store, self._breaker = store, breaker or Breaker()
+    def __init__(
+        self,
+        store: FeatureStore,
+        breaker: Breaker | None = None,
+        observe: Observe = _unobserved,
+    ) -> None:
+        self._store, self._breaker, self._observe = store, breaker or Breaker(), observe
 
     def fold(self, entity: EntityName, events: pa.Table, stamp: Stamp) -> int:
         return self._store.fold(entity, events, stamp)
@@ -74,7 +118,8 @@ class GuardedStore:
         if not self._breaker.allows():
             raise StoreDown("the feature store failed recently; it is tried again within 1 s")
         try:
-            frame = self._store.read(entity, ids, now_ms)
+            with _call("read", entity, self._observe):
+                frame = self._store.read(entity, ids, now_ms)
         except StoreDown:
             self._breaker.failed()
             raise
@@ -91,8 +136,8 @@ class GuardedStore:
 class GuardedModels:
     """A model client with one breaker per model."""
 
-    def __init__(self, models: ModelClient) -> None:
-        self._models = models
+    def __init__(self, models: ModelClient, observe: Observe = _unobserved) -> None:
+        self._models, self._observe = models, observe
         self._breakers: dict[str, Breaker] = {}
         self._lock = threading.Lock()
 
@@ -108,7 +153,7 @@ class GuardedModels:
         return self._guarded(
             model,
             lambda: self._models.infer(
-                model, inputs, version=version, timeout_s=timeout_s, headers=headers
+                model, inputs, version=version, timeout_s=timeout_s, headers=_with_trace(headers)
             ),
         )
 
@@ -124,7 +169,7 @@ class GuardedModels:
         return self._guarded(
             model,
             lambda: self._models.infer_many(
-                model, requests, version=version, timeout_s=timeout_s, headers=headers
+                model, requests, version=version, timeout_s=timeout_s, headers=_with_trace(headers)
             ),
         )
 
@@ -133,7 +178,8 @@ class GuardedModels:
         if not breaker.allows():
             raise ModelUnavailable(f"{model} failed recently; it is tried again within 1 s")
         try:
-            out = call()
+            with _call("infer", model, self._observe):
+                out = call()
         except ModelUnavailable:
             breaker.failed()
             raise

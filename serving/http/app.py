@@ -24,6 +24,7 @@ from serving.http.api.json import json_reply, problem_entry
 from serving.http.auth import Keys
 from serving.http.body import RequestBody
 from serving.http.head import HeadAsGet
+from serving.http.measured import Measured
 from serving.http.paths import DecodedOnce
 
 PAGE = Path(__file__).parents[1] / "console" / "page"
@@ -63,6 +64,7 @@ def create_app(deps: GatewayDependencies) -> FastAPI:
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _validation_reply)
     app.add_middleware(RequestBody, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Measured)
     if deps.config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

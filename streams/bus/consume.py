@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from streams.bus.contract import Bus, BusError, Consumer
 from streams.bus.polled import Polled
+from streams.metrics import CONSUMER_LAG, base_group
 from streams.telemetry import name_thread
 
 MAX_POLL = 50_000  # records, which share the waits of one transaction
@@ -24,6 +25,7 @@ _TOPIC_ID_CHECK_S = 1.0
 _TAIL_TOPIC_ID_CHECK_S = 2.0
 _POLL_TIMEOUT_S = 0.1
 _MAX_IDLE_S = 0.1
+LAG_EVERY_S = 5.0
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -68,6 +70,22 @@ class ConsumeLoop(Generic[T]):
             self.run_once(timeout_s)
 
 
+class LagMeter:
+    """Exports one consumer's lag now and then. Call `measure` in the consumer's own thread."""
+
+    def __init__(self, consumer: Consumer, topic: str, group: str) -> None:
+        self._consumer, self._measured = consumer, float("-inf")
+        self._gauge = CONSUMER_LAG.labels(base_group(group), topic)
+
+    def measure(self) -> None:
+        """Asks the broker, unless it was asked less than `LAG_EVERY_S` ago."""
+        if time.monotonic() - self._measured < LAG_EVERY_S:
+            return
+        self._measured = time.monotonic()
+        with suppress(BusError):  # the broker is down: the last value stands
+            self._gauge.set(self._consumer.lag())
+
+
 def consume(
     bus: Bus,
     topic: str,
@@ -88,8 +106,11 @@ def consume(
         if done is not False:
             consumer.commit(records)
 
+    lag = LagMeter(consumer, topic, group)
     try:
-        ConsumeLoop(partial(consumer.poll, max_records), process, commit).run(stop, 0.2)
+        ConsumeLoop(partial(consumer.poll, max_records), process, commit, lag.measure).run(
+            stop, 0.2
+        )
     finally:
         consumer.close()
 
@@ -141,6 +162,7 @@ class Input:
         self._started, self._pauses = float("-inf"), False
         self.topic_id = bus.topic_id(topic)
         self.consumer = bus.consumer([topic], group, fetch_max_wait_s=fetch_max_wait_s)
+        self._lag = LagMeter(self.consumer, topic, group)
         self.assignment_version = -1
         self._checked = time.monotonic()
 
@@ -162,6 +184,7 @@ class Input:
         self._pauses = 0 < len(records) < _LAGGING_POLL
         self.assignment_version = self.consumer.assignment_version()
         self._check_topic_id()
+        self._lag.measure()
         return records
 
     def committed(self) -> dict[int, int]:

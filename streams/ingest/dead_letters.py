@@ -21,7 +21,8 @@ from streams.contract.bounds import Count
 from streams.contract.clock import Clock
 from streams.contract.topics import BEHAVIOUR_DEAD
 from streams.ingest.partitioning import SOURCE_MARK_HEADER, source_mark
-from streams.telemetry import DEAD_LETTERS, set_aside
+from streams.metrics import DEAD_LETTERS
+from streams.telemetry import set_aside
 
 DEAD_LETTER_HEADER = "tidemill-dead"
 _OWN_HEADERS = {DEAD_LETTER_HEADER, SOURCE_MARK_HEADER}

@@ -48,6 +48,10 @@ class StreamDriver(Protocol):
 
     async def start(self) -> None: ...
 
+    def lags(self) -> Mapping[str, int]:
+        """Per topic, the records of assigned partitions that are not processed yet, as far as
+        the last fetches know. Asks nothing of the broker."""
+
     def failure(self) -> BaseException | None:
         """Why the driver has stopped by itself; None while it runs."""
 

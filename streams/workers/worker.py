@@ -21,8 +21,8 @@ from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 
-from streams import telemetry
-from streams.bus.consume import tune_gc
+from streams import metrics, telemetry
+from streams.bus.consume import LAG_EVERY_S, tune_gc
 from streams.bus.contract import BusError, Stamp
 from streams.bus.delivery import BatchHandler, Delivery, combine
 from streams.bus.kafka.bus import KafkaBus
@@ -93,8 +93,8 @@ class _Worker:
         started = time.perf_counter()
         with telemetry.batch_span(f"handle {topic}", delivery.headers, _attributes(delivery)):
             self._handlers[topic](delivery)
-        telemetry.HANDLE_SECONDS.labels(topic).observe(time.perf_counter() - started)
-        telemetry.EVENTS_HANDLED.labels(topic).inc(delivery.table.num_rows)
+        metrics.HANDLE_SECONDS.labels(topic).observe(time.perf_counter() - started)
+        metrics.EVENTS_HANDLED.labels(topic).inc(delivery.table.num_rows)
 
     def _decode(self, message: FetchedMessage, topic_id: str) -> Delivery:
         stamp = Stamp(topic_id, message.partition, message.offset)
@@ -111,7 +111,7 @@ class _Worker:
 
         def warn(error: Exception, pause_s: float) -> None:
             _log.warning("%s failed, retry in %.2f s: %r", _ranges(messages), pause_s, error)
-            telemetry.RETRIES.labels(topic).inc()
+            metrics.RETRIES.labels(topic).inc()
 
         call_with_retry(
             partial(self._process, topic, messages),
@@ -218,7 +218,7 @@ def run_worker(
     watcher = threading.Thread(target=worker.watch, args=(stop,), name="watch", daemon=True)
     watcher.start()
     with asyncio.Runner() as runner:
-        runner.run(_drive(driver, worker, config.retry.stop_s))
+        runner.run(_drive(driver, worker, name, config.retry.stop_s))
     return int(worker.exit if worker.exit is not None else Exit.CRASHED)
 
 
@@ -235,14 +235,23 @@ def _stop_on_signals(stop: threading.Event) -> None:
             signal.signal(number, lambda *_: stop.set())
 
 
-async def _drive(driver: StreamDriver, worker: _Worker, stop_s: float) -> None:
+def _export_lags(driver: StreamDriver, name: str) -> None:
+    with suppress(Exception):  # amid a rebalance; a measurement must not end the worker
+        for topic, lag in driver.lags().items():
+            metrics.CONSUMER_LAG.labels(metrics.base_group(name), topic).set(lag)
+
+
+async def _drive(driver: StreamDriver, worker: _Worker, name: str, stop_s: float) -> None:
     """Runs the driver until the worker ends; its stop may take `stop_s`."""
-    threads = worker.subscribe(driver)
+    threads, measured = worker.subscribe(driver), time.monotonic()
     try:
         await driver.start()
         while not worker.ending:
             if failure := driver.failure():
                 worker.end(Exit.CRASHED, f"the consumer failed: {failure!r}", failure)
+            if time.monotonic() - measured > LAG_EVERY_S:
+                measured = time.monotonic()
+                _export_lags(driver, name)
             await asyncio.sleep(_WATCH_S)
     except Exception as error:
         worker.end(Exit.CRASHED, f"the consumer did not start: {error!r}", error)

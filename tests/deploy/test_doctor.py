@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy.services import doctor, tansu
+from deploy.doctor import machine
+from deploy.services import tansu
 from deploy.services.process import ServiceUnavailable
 
 
 def test_every_component_is_checked_once() -> None:
-    names = [finding.name for finding in doctor.examine()]
+    names = [finding.name for finding in machine.examine()]
     assert len(names) == len(set(names)) == 9
 
 
@@ -20,7 +21,7 @@ def test_a_missing_component_is_reported_with_its_fix(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("TIDEMILL_CACHE", str(tmp_path))
-    found = {finding.name: finding for finding in doctor.examine()}
+    found = {finding.name: finding for finding in machine.examine()}
     assert "apt-get install maven" in found["Apache Kafka"].text
     assert "apt-get install chromium" in found["Chromium"].text
     assert not found["Docker"].ok
@@ -38,7 +39,7 @@ def test_a_missing_required_component_is_marked(
     monkeypatch.setattr(tansu, "binary", none)
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("TIDEMILL_CACHE", str(tmp_path))
-    found = {finding.name: finding for finding in doctor.examine()}
+    found = {finding.name: finding for finding in machine.examine()}
     broker = found["embedded broker"]
     assert (broker.ok, broker.needed) == (False, True)
     assert "TIDEMILL_BROKER=kafka" in broker.text

@@ -104,7 +104,7 @@ async def events(
         except BadBatch as error:
             return _bad_batch(str(error))
         batch = _unchecked(parts, gateway) if admit == "async" else _checked(parts, gateway)
-        gateway.metrics.events_refused.inc(len(batch.refused))
+        gateway.metrics.count_refused_events(each.cause for each in batch.refused)
         if batch.refused and (all_or_nothing or not batch.messages):
             return _none_accepted(batch)
         messages = [message._replace(headers=headers) for message in batch.messages]

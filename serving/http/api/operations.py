@@ -36,8 +36,8 @@ def metrics(gateway: GatewayState) -> Response:
     """Metrics in Prometheus text format."""
     gateway.metrics.set_components(gateway.health.status())
     gateway.metrics.load_skew(gateway.skew_file)
-    for outcome, count in (("kept", gateway.served.kept), ("dropped", gateway.served.dropped)):
-        gateway.metrics.served_slates.labels(outcome).set(count)
+    gateway.metrics.set_models(gateway.releases.current, gateway.model_monitor.problems)
+    gateway.metrics.count_slates({"kept": gateway.served.kept, "dropped": gateway.served.dropped})
     return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

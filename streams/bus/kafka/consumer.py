@@ -89,7 +89,10 @@ class KafkaConsumer:
             raise to_bus_error(f"seek in {topic}/{partition}", error, self._bootstrap) from error
 
     def lag(self) -> int:
-        return sum(self._lag_of(at) for at in self.client.position(self.client.assignment()))
+        try:
+            return sum(self._lag_of(at) for at in self.client.position(self.client.assignment()))
+        except KafkaException as error:
+            raise to_bus_error("measure the lag", error, self._bootstrap) from error
 
     def assignment(self) -> frozenset[TopicPartition]:
         return frozenset((at.topic, at.partition) for at in self.client.assignment())

@@ -112,6 +112,7 @@ class CommitProcessedConsumer(stock.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._processed: dict[TP, int] = {}
+        self._next: dict[TP, int] = {}  # where processing goes on, by assigned partition
         self._stops = 0  # of the flow; an assignment counts as one
         self._stopped_at = float("-inf")  # monotonic s
         self._positioned_at: int | None = None  # the stop after which the position is right
@@ -167,7 +168,7 @@ class CommitProcessedConsumer(stock.Consumer):
 
     async def _seek_to_commits(self) -> bool:
         try:
-            await self.seek_to_committed()
+            self._next = dict(await self.seek_to_committed())
         except (KafkaError, AssertionError) as error:  # another rebalance
             self.log.warning("could not seek to the committed offsets yet: %r", error)
             await self.sleep(SEEK_PAUSE_S)
@@ -178,6 +179,16 @@ class CommitProcessedConsumer(stock.Consumer):
     def mark_processed(self, tp: TP, offset: int) -> None:
         """The effect of this message, and of all before it in the partition, is durable."""
         self._processed[tp] = offset + 1
+        if tp in self._next:
+            self._next[tp] = offset + 1
+
+    def lags(self) -> Mapping[str, int]:
+        """Per topic: see `StreamDriver.lags`."""
+        found: dict[str, int] = {}
+        for tp, at in self._next.items():
+            if tp in self.assignment():
+                found[tp.topic] = found.get(tp.topic, 0) + max(0, (self.highwater(tp) or 0) - at)
+        return found
 
     async def _add_gap(self, *_: Any) -> None:
         """Does nothing: gaps are not filled. The arguments are Faust's."""
@@ -300,6 +311,9 @@ class FaustDriver:
 
     async def start(self) -> None:
         await self._app.start()
+
+    def lags(self) -> Mapping[str, int]:
+        return self._consumer.lags()
 
     def failure(self) -> BaseException | None:
         if not (self._app.crashed or self._app.should_stop):

@@ -10,10 +10,10 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import psutil
 
+from deploy.doctor.finding import Finding
 from deploy.services import kafka, tansu, triton, valkey
 from deploy.services.cache import ROOT, cache_dir
 from deploy.services.process import ServiceUnavailable
@@ -21,16 +21,6 @@ from deploy.services.process import ServiceUnavailable
 NEEDED_DISK_GB = 3.0
 NEEDED_MEMORY_GB = 3.0
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row of the report. `needed`: `tidemill up` cannot work without it."""
-
-    name: str
-    ok: bool
-    text: str
-    needed: bool = False
 
 
 def examine() -> list[Finding]:
