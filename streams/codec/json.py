@@ -24,10 +24,10 @@ from streams.contract.events import LITERAL_VALUES, NO_SURFACE, models_of
 from streams.contract.schema import decoded_schema
 from streams.contract.signals import PROFILE, Signals
 from streams.kernels.arrays import read_only
+from streams.kernels.json_numbers import PLACES_BITS
 from streams.kernels.json_scan import (
     NO_WORD,
     PADDING,
-    PLACES_BITS,
     ScannedColumns,
     ScanTables,
     scan,

@@ -30,24 +30,20 @@ from streams.kernels.arrays import (
     Uint64Table,
 )
 from streams.kernels.compile import borrowing, compile_now, compiled
+from streams.kernels.json_numbers import decimal, integer, number_end
 from streams.kernels.json_text import copied, is_name, plain_end, string_end, unescaped
 from streams.kernels.raw import signed, word_at
 
 NO_WORD = 255
 PADDING = b"\0" * 16  # words are read whole, wherever they begin
 
-_QUOTE, _COLON, _COMMA, _MINUS, _PLUS, _POINT = 0x22, 0x3A, 0x2C, 0x2D, 0x2B, 0x2E
-_ZERO, _NINE, _E, _F, _N, _T = 0x30, 0x39, 0x65, 0x66, 0x6E, 0x74
+_QUOTE, _COLON, _COMMA = 0x22, 0x3A, 0x2C
+_F, _N, _T = 0x66, 0x6E, 0x74
 _OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST = 0x7B, 0x7D, 0x5B, 0x5D
 _ALL = np.uint64(2**64 - 1)
-_LOWER = 0x20  # the bit by which E and e differ
 _LAST_SPACE = 0x20
 _SPACE = np.array([b in b" \t\n\r" for b in range(256)])
 _NULL, _TRUE, _FALSE = (np.frombuffer(word, np.uint8) for word in (b"null", b"true", b"false"))
-_DIGITS = 18  # what surely fits an int64
-_DECIMAL_DIGITS = 15  # what a float64 holds exactly, before it is divided by a power of ten
-PLACES_BITS = 5  # of a decimal: how many of its digits stand behind the point
-_EXPONENT_DIGITS = 2  # what surely is a finite float64
 _DEEPEST = 60
 
 
@@ -66,7 +62,7 @@ class ScanTables(NamedTuple):
     most_bytes: Int64s  # [texts]
     least: Int64s  # [numbers]; of a decimal as it is scanned
     most: Int64s
-    decimal: Bools  # [numbers]: scanned as digits << PLACES_BITS | places, with the sign of both
+    decimal: Bools  # [numbers]: scanned as digits << `PLACES_BITS` | places, with the sign of both
     states: BoolTable  # [kinds, fields]
     needs: BoolTable
     default: Uint8Table  # [kinds, words]; NO_WORD where the kind states no such field
@@ -246,9 +242,9 @@ def _walked(
                 at = _literal(data, at, _NULL)
             elif field >= first_number:
                 if tables.decimal[field - first_number]:
-                    begin[field], at = _decimal(data, at)
+                    begin[field], at = decimal(data, at)
                 else:
-                    begin[field], at = _integer(data, at)
+                    begin[field], at = integer(data, at)
                 end[field] = at
             elif data[at] == _QUOTE:
                 begin[field] = at + 1
@@ -298,48 +294,6 @@ def _literal(data: np.ndarray, at: int, word: np.ndarray) -> int:
             return -1
         at += 1
     return at
-
-
-@borrowing
-def _integer(data: np.ndarray, at: int) -> tuple[int, int]:
-    """(value, the place behind it) of a whole number that is not negative; else (0, -1)."""
-    start, value = at, 0
-    while _ZERO <= data[at] <= _NINE:
-        if at - start == _DIGITS:
-            return 0, -1
-        value = value * 10 + signed(data[at]) - _ZERO
-        at += 1
-    if at == start or (data[start] == _ZERO and at - start > 1):
-        return 0, -1
-    return value, at
-
-
-@borrowing
-def _decimal(data: np.ndarray, at: int) -> tuple[int, int]:
-    """(digits << PLACES_BITS | places, the place behind it) of a number; else (0, -1).
-
-    It is negative for a negative number. Exponents, more than `_DECIMAL_DIGITS` digits and -0 are
-    left to a full reader.
-    """
-    negative = data[at] == _MINUS
-    if negative:
-        at += 1
-    first, (value, at) = at, _integer(data, at)
-    places, digits = 0, at - first
-    if at >= 0 and data[at] == _POINT:
-        at += 1
-        point = at
-        while _ZERO <= data[at] <= _NINE and at - point <= _DECIMAL_DIGITS:
-            value = value * 10 + signed(data[at]) - _ZERO
-            at += 1
-        places = at - point
-        digits += places
-        if places == 0:
-            return 0, -1
-    if at < 0 or digits > _DECIMAL_DIGITS or data[at] | _LOWER == _E or (negative and value == 0):
-        return 0, -1
-    scanned = value << PLACES_BITS | places
-    return (-scanned if negative else scanned), at
 
 
 @borrowing
@@ -399,31 +353,7 @@ def _scalar(data: np.ndarray, at: int) -> int:
         return _literal(data, at, _TRUE)
     if byte == _F:
         return _literal(data, at, _FALSE)
-    return _number_end(data, at)
-
-
-@borrowing
-def _number_end(data: np.ndarray, at: int) -> int:
-    """The place behind a number that surely is a finite float64 or an int64; else -1."""
-    if data[at] == _MINUS:
-        at += 1
-    _, at = _integer(data, at)
-    if at >= 0 and data[at] == _POINT:
-        at = _digits_end(data, at + 1, _DIGITS)
-    if at >= 0 and data[at] | _LOWER == _E:
-        at += 1
-        if data[at] == _MINUS or data[at] == _PLUS:
-            at += 1
-        at = _digits_end(data, at, _EXPONENT_DIGITS)
-    return at
-
-
-@borrowing
-def _digits_end(data: np.ndarray, at: int, most: int) -> int:
-    start = at
-    while _ZERO <= data[at] <= _NINE:
-        at += 1
-    return at if 0 < at - start <= most else -1
+    return number_end(data, at)
 
 
 compile_now(scan)
