@@ -21,6 +21,12 @@ _EXPONENT_DIGITS = 2  # what surely is a finite float64
 
 
 @borrowing
+def number(data: np.ndarray, at: int, places: bool) -> tuple[int, int]:
+    """`decimal` where the number may have places, else `integer`."""
+    return decimal(data, at) if places else integer(data, at)
+
+
+@borrowing
 def integer(data: np.ndarray, at: int) -> tuple[int, int]:
     """(value, the place behind it) of a whole number that is not negative; else (0, -1)."""
     start, value = at, 0

@@ -30,7 +30,7 @@ from streams.kernels.arrays import (
     Uint64Table,
 )
 from streams.kernels.compile import borrowing, compile_now, compiled
-from streams.kernels.json_numbers import decimal, integer, number_end
+from streams.kernels.json_numbers import number, number_end
 from streams.kernels.json_text import copied, is_name, plain_end, string_end, unescaped
 from streams.kernels.raw import signed, word_at
 
@@ -241,10 +241,7 @@ def _walked(
             if data[at] == _N:
                 at = _literal(data, at, _NULL)
             elif field >= first_number:
-                if tables.decimal[field - first_number]:
-                    begin[field], at = decimal(data, at)
-                else:
-                    begin[field], at = integer(data, at)
+                begin[field], at = number(data, at, tables.decimal[field - first_number])
                 end[field] = at
             elif data[at] == _QUOTE:
                 begin[field] = at + 1
