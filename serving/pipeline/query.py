@@ -1,6 +1,7 @@
-"""The nouns of a reply: Query, Candidate, Pool, Slate.
+"""The nouns of a reply: Query, Candidate, Slate.
 
-Knows what passes between the stages of a surface. Does not know the stages
+Knows what passes between the stages of a surface; the candidates on their way are a
+`serving.pipeline.pool.Pool`. Does not know the stages
 (`serving.stages`), how they are run (`serving.pipeline.runner`), HTTP (`serving.http.app`)
 or Kafka (`serving.kafka_requests`).
 """
@@ -8,17 +9,19 @@ or Kafka (`serving.kafka_requests`).
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from features.store import FeatureFrame
-from serving.pipeline.frames import take_rows
 from streams.contract.events import CatalogueItem
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
+    from serving.pipeline.removals import Removals
     from serving.pipeline.requests import Request
 
 
@@ -59,10 +62,21 @@ class Query:
     arm: str | None = None  # of the experiment (`serving.pipeline.arms`)
     request: Request | None = None  # for stages that read fields of their own surface
     slate_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    memo: dict[str, tuple[FeatureFrame | None, Any]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def cold_start(self) -> bool:
         return self.cold_user or self.cold_item
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` returns for this query and its user's row; later stages get the same."""
+        kept = self.memo.get(name)
+        if kept is None or kept[0] is not self.user:
+            kept = self.memo[name] = self.user, compute()
+        found: T = kept[1]
+        return found
 
 
 @dataclass(frozen=True)
@@ -105,48 +119,7 @@ class Scored:
     inputs: RankerInputs | None = None  # None: not scored by a model
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Candidates and their columns. Row i of every column belongs to candidate i."""
-
-    candidates: tuple[Candidate, ...]
-    item_features: FeatureFrame | None = None
-    author_features: FeatureFrame | None = None
-    scored: Scored | None = None
-
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    def take(self, rows: Sequence[int]) -> Pool:
-        """The pool of these rows, in this order, without scores: filters run before scorers."""
-        items, authors = self.item_features, self.author_features
-        return Pool(
-            candidates=tuple(self.candidates[row] for row in rows),
-            item_features=None if items is None else take_rows(items, rows),
-            author_features=None if authors is None else take_rows(authors, rows),
-        )
-
-    def ranker_inputs(self, items: Sequence[Candidate]) -> RankerInputs | None:
-        """The model's inputs for `items`, in their order; None unless a model scored them."""
-        if self.scored is None or self.scored.inputs is None:
-            return None
-        row = {candidate.item_id: at for at, candidate in enumerate(self.candidates)}
-        inputs = self.scored.inputs
-        return replace(inputs, item_x=inputs.item_x[[row[item.item_id] for item in items]])
-
-    def slate_item(self, row: int, propensity: float, explored: bool) -> Candidate:
-        """Candidate `row` with its score, P(action) and propensity filled in."""
-        candidate = replace(
-            self.candidates[row], propensity=float(propensity), explored=bool(explored)
-        )
-        if self.scored is None:
-            return candidate
-        p = dict(zip(self.scored.tasks, map(float, self.scored.p[row]), strict=True))
-        return replace(candidate, score=float(self.scored.score[row]), p=p or candidate.p)
-
-
-@dataclass(frozen=True)
-class Removal:
+class Removal(NamedTuple):
     """A candidate that a stage removed, and why."""
 
     item_id: str
@@ -172,7 +145,7 @@ class Slate:
     weights: Mapping[str, float]  # task -> the user's fusion weight, on the simplex
     rates: Mapping[str, float]  # task -> population rate, which divides P(action) in the score
     fallbacks: tuple[Fallback, ...]
-    removals: tuple[Removal, ...]
+    removals: Removals
     stage_ms: Mapping[str, float]
     candidate_count: int = 0  # how many the sources returned
     ranker_inputs: RankerInputs | None = None  # of `items`

@@ -12,8 +12,8 @@ from fastapi import Depends, Request
 from serving.gateway import Gateway
 
 
-def gateway_of(request: Request) -> Gateway:
-    """The running gateway behind a request."""
+async def gateway_of(request: Request) -> Gateway:
+    """The running gateway behind a request. Async: FastAPI runs other dependencies on threads."""
     return cast(Gateway, request.app.state.gateway)
 
 
