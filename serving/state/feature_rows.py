@@ -3,7 +3,8 @@
 Knows the store, row numbers and when a row was read. Does not know requests or stages.
 
 A row is served for at most `keep_ms` after it was read, so a feature reaches a slate that much
-later than it reaches the store. A request reads only rows that are missing or older.
+later than it reaches the store; its windows are those of the request's own time. A request reads
+only rows that are missing or older.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.definitions import DEFINITIONS, EntityDefinition
+from features.definitions import DEFINITIONS, TILE_SIZES_MS, EntityDefinition
 from features.store import EntityName, FeatureFrame, FeatureStore
 from serving.pipeline.frames import absent_rows
 from serving.pipeline.items import RowNumbers
 
 KEEP_MS = 1_000
+_TILE_MS = min(size for size in TILE_SIZES_MS if size)
 _NEVER_MS, _ALWAYS_MS = -(1 << 60), 1 << 60
 
 
@@ -127,7 +129,9 @@ class FeatureRows:
     def _is_kept(self, columns: _Columns, rows: np.ndarray, now_ms: int) -> np.ndarray:
         """bool [C]: read within `keep_ms` of `now_ms`; of requests side by side, either is first."""
         read_ms = columns.read_ms[rows]
-        return np.asarray((np.abs(now_ms - read_ms) < self._keep_ms) | (read_ms == _ALWAYS_MS))
+        near = np.abs(now_ms - read_ms) < self._keep_ms
+        near &= read_ms // _TILE_MS == now_ms // _TILE_MS  # else a window counts other tiles now
+        return np.asarray(near | (read_ms == _ALWAYS_MS))
 
     def _room(self) -> _Columns:
         with self._lock:

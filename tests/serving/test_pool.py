@@ -19,9 +19,10 @@ from serving.pipeline.stage import removed_by
 from serving.stages.filters import Duplicate, Unavailable
 from serving.stages.selectors import PlackettLuce
 from serving.state.activity import Activity
+from serving.state.feature_rows import KEEP_MS, FeatureRows
 from serving.surfaces import StageDependencies
 from serving.surfaces.feed import FeedRequest
-from streams.contract.clock import DAY_MS
+from streams.contract.clock import DAY_MS, MINUTE_MS
 from streams.contract.events import CatalogueItem, ItemChanged, ItemTakenDown
 
 Make = Callable[..., Any]
@@ -152,3 +153,18 @@ def test_neighbours_as_rows_are_those_by_id_and_follow_new_pairs() -> None:
     numbers.add(["d"])
     activity._pair("x", "d")
     assert "d" in numbers.ids_of(activity.neighbour_rows("a", numbers)[0])
+
+
+def test_kept_rows_are_not_served_beyond_a_second_or_the_end_of_a_tile() -> None:
+    store, numbers = MemoryFeatureStore(), RowNumbers(["a", "b"])
+    features, both = FeatureRows(store, "video", numbers), np.array([1, 0])
+    assert features.kept(both, NOW) is None
+    assert list(features.read(both, NOW).ids) == ["b", "a"]
+    for later_ms, served in ((KEEP_MS - 1, True), (KEEP_MS, False), (-KEEP_MS, False)):
+        assert (features.kept(both, NOW + later_ms) is not None) == served
+    end_ms = (NOW // (5 * MINUTE_MS) + 1) * 5 * MINUTE_MS
+    features.read(both, end_ms - 1)
+    assert features.kept(both, end_ms - 1) is not None
+    assert features.kept(both, end_ms) is None
+    numbers.add(["c"])
+    assert features.kept(np.array([2]), end_ms - 1) is None

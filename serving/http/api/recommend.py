@@ -6,8 +6,9 @@ Knows requests and replies. Does not know any one surface (`serving.surfaces`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
@@ -28,7 +29,7 @@ router = APIRouter(prefix="/v1", tags=["recommend"], dependencies=[Depends(needs
 _ERRORS = responses(400, 401, 403, 409, 413, 415, 422, 429)
 
 
-def _endpoint(spec: SurfaceSpec) -> Callable[..., Response]:
+def _endpoint(spec: SurfaceSpec) -> Callable[..., Coroutine[Any, Any, Response]]:
     async def ask(body: Request, request: HttpRequest, gateway: GatewayState) -> Response:
         capacity: Capacity = request.app.state.capacity
         try:
