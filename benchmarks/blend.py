@@ -34,7 +34,8 @@ from benchmarks.worlds.ranking.pools import PoolEvaluator, PoolMaker, attention
 from benchmarks.worlds.ranking.population import populate
 from deploy.console import track
 from models.training.evaluation import paired_bootstrap
-from serving.pipeline.query import Candidate, Pool, Query, Scored
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query, Scored
 from serving.stages.caps import AuthorCap, Cap, ProvenanceCap
 from serving.stages.selectors import PlackettLuce
 from streams.contract.events import CatalogueItem
@@ -128,7 +129,7 @@ def _labelled(score: np.ndarray, value: np.ndarray, rng: np.random.Generator) ->
     )
     columns = Scored(score.astype(np.float32), np.zeros((len(score), 0), np.float32))
     values = {form: value * np.where(generated, 1 - gap, 1.0) for form, gap in FORMS.items()}
-    return Labelled(Pool(candidates, scored=columns), generated, values)
+    return Labelled(Pool.of(candidates, scored=columns), generated, values)
 
 
 def _item(n: int, author: int, generated: bool) -> CatalogueItem:

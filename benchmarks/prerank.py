@@ -38,7 +38,8 @@ from models.ranking.ple.runtime import RankerRuntime
 from models.recipe import TrainingLog
 from models.training.datasets import log_until, split_time_ms
 from models.training.evaluation import paired_bootstrap
-from serving.pipeline.query import Candidate, Pool, Query
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query
 from serving.stages.prerank import TasteDotProduct
 from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
@@ -193,4 +194,4 @@ def _costs(report: Report, served: ServedState, user: str) -> None:
 
 
 def _pool(ids: list[str]) -> Pool:
-    return Pool(tuple(Candidate(item_id, "given") for item_id in ids))
+    return Pool.of(tuple(Candidate(item_id, "given") for item_id in ids))

@@ -20,7 +20,7 @@ from benchmarks.served.pipeline import ServedState
 from benchmarks.served.world import ServedWorld
 from models.ranking.ple.inputs import assemble_request
 from serving.pipeline.query import Query
-from serving.stages.sources import co_engagement, recent_engagements
+from serving.stages.sources import co_engagement, genre_match
 
 _SAMPLED = 300  # items a user in training; half of them the most promising
 _PROMISING = 400
@@ -69,13 +69,11 @@ def _served_scores(world: ServedWorld, served: ServedState, user_id: str, at_ms:
         "r", "feed", user_id, 10, at_ms, 0, user=deps.store.read("user", [user_id], at_ms)
     )
     index = deps.catalogue.index()
-    history = recent_engagements(query, deps.catalogue)
-    similarity = index.similarity(index.vector(history)) if history else np.zeros(len(index.ids))
-    together = co_engagement(query, deps.catalogue, deps.activity)
+    rows, strength = co_engagement(query, deps.catalogue, deps.activity)
     both = np.zeros((len(world.items), 2))
-    both[[world.item_row[item_id] for item_id in index.ids], 0] = similarity
-    for item_id, strength in together.items():
-        both[world.item_row[item_id], 1] = np.log1p(strength)
+    both[[world.item_row[item_id] for item_id in index.ids], 0] = genre_match(query, deps.catalogue)
+    together = [world.item_row[item_id] for item_id in index.numbers.ids_of(rows)]
+    both[together, 1] = np.log1p(strength)
     return both
 
 

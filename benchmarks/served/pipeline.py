@@ -25,7 +25,8 @@ from models.registry import REGISTRY
 from models.release.in_process import InProcessClient
 from models.release.store import ReleaseStore
 from models.release.triton_repository import ModelRepository
-from serving.pipeline.query import Candidate, Pool, Query, Release, Scored
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query, Release, Scored
 from serving.pipeline.runner import Deadlines, Pipeline, Runner
 from serving.pipeline.stage import Prerank, Source
 from serving.stages.selectors import PlackettLuce
@@ -73,7 +74,7 @@ class _RecordingPrerank:
         return self.inner.keep
 
     def prerank_scores(self, query: Query, pool: Pool) -> np.ndarray:
-        self.passed.candidates = [candidate.item_id for candidate in pool.candidates]
+        self.passed.candidates = pool.item_ids
         return self.inner.prerank_scores(query, pool)
 
 
@@ -84,7 +85,7 @@ class _RecordingSelector:
     name: str = "selector"
 
     def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]:
-        self.passed.kept = [candidate.item_id for candidate in pool.candidates]
+        self.passed.kept = pool.item_ids
         self.passed.candidates = self.passed.candidates or self.passed.kept
         self.passed.scored = pool.scored
         plain = replace(self.inner, explore=0.0).select(query, pool)

@@ -19,8 +19,12 @@ from deploy.services.triton import answers_http
 
 # The log writer merges whole hours of events now and then. glibc's allocator, with few arenas and
 # low thresholds, returns such a peak to the system; Arrow's own (mimalloc) keeps most of it: a
-# merge of 128,000 events left 60 MB instead of 130 MB.
+# merge of 128,000 events left 60 MB instead of 130 MB. Where requests are answered, each of some 40
+# threads would fill an arena of its own.
+_ANSWERING = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
 MEMORY = {
+    "gateway": _ANSWERING,
+    "kafka-requests": _ANSWERING,
     "log-writer": {
         "ARROW_DEFAULT_MEMORY_POOL": "system",
         "MALLOC_ARENA_MAX": "2",

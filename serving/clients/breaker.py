@@ -141,6 +141,11 @@ class GuardedModels:
         self._breakers: dict[str, Breaker] = {}
         self._lock = threading.Lock()
 
+    @property
+    def ends_calls_in_time(self) -> bool:
+        """Whether a call returns at its `timeout_s` whatever the server does."""
+        return bool(getattr(self._models, "ends_calls_in_time", False))
+
     def infer(
         self,
         model: str,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import astuple
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -23,6 +24,7 @@ from serving.http.api import catalogue, events, operations, recommend, stream, u
 from serving.http.api.json import json_reply, problem_entry
 from serving.http.auth import Keys
 from serving.http.body import RequestBody
+from serving.http.capacity import Capacity
 from serving.http.head import HeadAsGet
 from serving.http.measured import Measured
 from serving.http.paths import DecodedOnce
@@ -59,6 +61,7 @@ def create_app(deps: GatewayDependencies) -> FastAPI:
         # users: a trace store does not erase them. The routes open spans without them.
         telemetry={"tracing": False, "logs": False},
     )
+    app.state.capacity = Capacity(longest_s=sum(astuple(deps.config.deadlines)) / 1e3)
     app.state.keys = Keys(deps.config.api_keys, deps.config.host)
     for routes in (recommend, blocked_queries, events, catalogue, users, operations, stream):
         app.include_router(routes.router)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal
 
 from fastapi import HTTPException, Request
@@ -49,10 +49,10 @@ class Keys:
             raise HTTPException(403, f"this API key lacks the scope {scope!r}")
 
 
-def needs(scope: Scope) -> Callable[[Request], None]:
-    """A route dependency that requires `scope`."""
+def needs(scope: Scope) -> Callable[[Request], Awaitable[None]]:
+    """A route dependency that requires `scope`. Async: FastAPI runs others on a thread each."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         keys: Keys = request.app.state.keys
         keys.permit(presented_key(request), scope)
 

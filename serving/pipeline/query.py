@@ -1,6 +1,7 @@
-"""The nouns of a reply: Query, Candidate, Pool, Slate.
+"""The nouns of a reply: Query, Candidate, Slate.
 
-Knows what passes between the stages of a surface. Does not know the stages
+Knows what passes between the stages of a surface; the candidates on their way are a
+`serving.pipeline.pool.Pool`. Does not know the stages
 (`serving.stages`), how they are run (`serving.pipeline.runner`), HTTP (`serving.http.app`)
 or Kafka (`serving.kafka_requests`).
 """
@@ -8,18 +9,22 @@ or Kafka (`serving.kafka_requests`).
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from features.rows.attributes import UserAttributes, user_attributes
 from features.store import FeatureFrame
-from serving.pipeline.frames import take_rows
 from serving.pipeline.requests import Request, RequestContext
 from streams.contract.events import CatalogueItem
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from serving.pipeline.removals import Removals
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,9 @@ class Query:
     context: RequestContext = field(default_factory=RequestContext)  # where it will be shown
     request: Request | None = None  # for stages that read fields of their own surface
     slate_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    memo: dict[str, tuple[FeatureFrame | None, Any]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def cold_start(self) -> bool:
@@ -69,6 +77,14 @@ class Query:
     def user_attributes(self) -> UserAttributes:
         """What the owner has stated of the user, by name; read with the user's row."""
         return user_attributes(self.user)
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` returns for this query and its user's row; later stages get the same."""
+        kept = self.memo.get(name)
+        if kept is None or kept[0] is not self.user:
+            kept = self.memo[name] = self.user, compute()
+        found: T = kept[1]
+        return found
 
 
 @dataclass(frozen=True)
@@ -111,48 +127,7 @@ class Scored:
     inputs: RankerInputs | None = None  # None: not scored by a model
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Candidates and their columns. Row i of every column belongs to candidate i."""
-
-    candidates: tuple[Candidate, ...]
-    item_features: FeatureFrame | None = None
-    author_features: FeatureFrame | None = None
-    scored: Scored | None = None
-
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    def take(self, rows: Sequence[int]) -> Pool:
-        """The pool of these rows, in this order, without scores: filters run before scorers."""
-        items, authors = self.item_features, self.author_features
-        return Pool(
-            candidates=tuple(self.candidates[row] for row in rows),
-            item_features=None if items is None else take_rows(items, rows),
-            author_features=None if authors is None else take_rows(authors, rows),
-        )
-
-    def ranker_inputs(self, items: Sequence[Candidate]) -> RankerInputs | None:
-        """The model's inputs for `items`, in their order; None unless a model scored them."""
-        if self.scored is None or self.scored.inputs is None:
-            return None
-        row = {candidate.item_id: at for at, candidate in enumerate(self.candidates)}
-        inputs = self.scored.inputs
-        return replace(inputs, item_x=inputs.item_x[[row[item.item_id] for item in items]])
-
-    def slate_item(self, row: int, propensity: float, explored: bool) -> Candidate:
-        """Candidate `row` with its score, P(action) and propensity filled in."""
-        candidate = replace(
-            self.candidates[row], propensity=float(propensity), explored=bool(explored)
-        )
-        if self.scored is None:
-            return candidate
-        p = dict(zip(self.scored.tasks, map(float, self.scored.p[row]), strict=True))
-        return replace(candidate, score=float(self.scored.score[row]), p=p or candidate.p)
-
-
-@dataclass(frozen=True)
-class Removal:
+class Removal(NamedTuple):
     """A candidate that a stage removed, and why."""
 
     item_id: str
@@ -178,7 +153,7 @@ class Slate:
     weights: Mapping[str, float]  # task -> the user's fusion weight, on the simplex
     rates: Mapping[str, float]  # task -> population rate, which divides P(action) in the score
     fallbacks: tuple[Fallback, ...]
-    removals: tuple[Removal, ...]
+    removals: Removals
     stage_ms: Mapping[str, float]
     candidate_count: int = 0  # how many the sources returned
     ranker_inputs: RankerInputs | None = None  # of `items`

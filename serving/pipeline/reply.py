@@ -138,8 +138,8 @@ def to_reply(slate: Slate, key: bytes, own_fields: Sequence[str] = ()) -> dict[s
         "rates": _finite(slate.rates),
         "fallbacks": [{"stage": f.stage, "reason": f.reason} for f in slate.fallbacks],
         "items": [_item(slate, slot, c, key, own_fields) for slot, c in enumerate(slate.items)],
-        "removed": [_removed(r) for r in _duplicates_last(slate.removals)[:_MAX_REMOVED]],
-        "removed_total": sum(r.stage != _DUPLICATE for r in slate.removals),
+        "removed": [_removed(r) for r in slate.removals.first(_MAX_REMOVED, last=_DUPLICATE)],
+        "removed_total": slate.removals.count_without(_DUPLICATE),
         "candidates": slate.candidate_count,
         "stage_ms": dict(slate.stage_ms),
     }
@@ -161,10 +161,6 @@ def _why_empty(slate: Slate) -> str:
     if not slate.candidate_count:
         return "no source returned a candidate: see `fallbacks`"
     return "every candidate was removed: see `removed`"
-
-
-def _duplicates_last(removals: Sequence[Removal]) -> list[Removal]:
-    return sorted(removals, key=lambda removal: removal.stage == _DUPLICATE)
 
 
 def _removed(removal: Removal) -> dict[str, str]:

@@ -13,6 +13,8 @@ Laws, enforced here (`tests/serving/test_stage_laws.py`):
 - A candidate hydrator may not drop, add or reorder candidates: a result of another length
   is discarded and reported as a fallback.
 - A failed source means fewer candidates, never a failed reply.
+- What may wait for a server runs on a thread with a deadline; what is in memory runs on the
+  request's own thread.
 - A filter gives a reason for each removal; a soft filter never leaves fewer than k.
 - A pre-rank keeps at most its limit, never fewer than k, and gives each cut candidate's
   rank as the reason; if it fails, the sources' order decides, reported as a fallback.
@@ -21,6 +23,7 @@ Laws, enforced here (`tests/serving/test_stage_laws.py`):
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,22 +31,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from opentelemetry import trace
 
-from serving.pipeline.query import Candidate, Fallback, Pool, Query, Removal, Scored, Slate
+from serving.pipeline.pool import Pool, pool_of
+from serving.pipeline.query import Candidate, Fallback, Query, Scored, Slate
+from serving.pipeline.removals import Removals
 from serving.pipeline.stage import (
+    AnyFilter,
     CandidateHydrator,
-    ExplainsRemovals,
-    Filter,
     Hydration,
     Prerank,
     QueryHydrator,
+    Removed,
     Scorer,
     Selector,
     Source,
+    removed_by,
 )
 
 T = TypeVar("T")
@@ -60,6 +66,15 @@ class Deadlines:
     scorer: float = 400.0
 
 
+@dataclass(frozen=True)
+class _Call(Generic[T]):
+    """A stage to run. in_memory: it waits for nothing."""
+
+    name: str
+    run: Callable[[], T]
+    in_memory: bool = False
+
+
 class StageFailed(RuntimeError):
     """A stage returned a result that breaks its law."""
 
@@ -69,7 +84,7 @@ class _RunReport:
     """What happened while one request ran through the stages."""
 
     fallbacks: list[Fallback] = field(default_factory=list)
-    removals: list[Removal] = field(default_factory=list)
+    removals: Removals = field(default_factory=Removals)
     stage_ms: dict[str, float] = field(default_factory=dict)
 
     def add_failure(self, stage: str, error: BaseException) -> None:
@@ -92,7 +107,7 @@ class Pipeline:
     query_hydrators: Sequence[QueryHydrator]
     sources: Sequence[Source]
     hydrators: Sequence[CandidateHydrator]
-    filters: Sequence[Filter]
+    filters: Sequence[AnyFilter]
     scorer: Scorer
     selector: Selector
     fallback_sources: Sequence[Source] = ()  # asked one by one while there are no candidates
@@ -116,11 +131,11 @@ class Runner:
         with _TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
             span.set_attribute("tidemill.release", query.release.release_id)
             query = self._hydrate_query(pipeline, query, report)
-            candidates = self._fetch(pipeline, query, report)
-            pool = self._filter(pipeline, query, Pool(candidates), report)
-            if not len(pool) and candidates and pipeline.fallback_sources:
-                candidates_again = self._fetch_fallback(pipeline, query, report)
-                pool = self._filter(pipeline, query, Pool(candidates_again), report)
+            found = self._fetch(pipeline, query, report)
+            pool = self._filter(pipeline, query, found, report)
+            if not len(pool) and len(found) and pipeline.fallback_sources:
+                found_again = self._fetch_fallback(pipeline, query, report)
+                pool = self._filter(pipeline, query, found_again, report)
             pool = self._prerank(pipeline, query, pool, report)
             query, pool = self._hydrate(pipeline, query, pool, report)
             pool = self._score(pipeline, query, pool, report)
@@ -132,15 +147,15 @@ class Runner:
             weights=_by_task(pool, "weights"),
             rates=_by_task(pool, "rates"),
             fallbacks=tuple(report.fallbacks),
-            removals=tuple(report.removals),
+            removals=report.removals,
             stage_ms=report.stage_ms,
-            candidate_count=len(candidates),
+            candidate_count=len(found),
             ranker_inputs=pool.ranker_inputs(items),
             log_density=None if pool.scored is None else pool.scored.log_density,
         )
 
     def _hydrate_query(self, pipeline: Pipeline, query: Query, report: _RunReport) -> Query:
-        calls = [(h.name, partial(h.hydrate, query)) for h in pipeline.query_hydrators]
+        calls = [_Call(h.name, partial(h.hydrate, query)) for h in pipeline.query_hydrators]
         done = self._run_parallel(calls, pipeline.deadlines.query_hydrators, report)
         for hydrator in pipeline.query_hydrators:
             hydrated = done.get(hydrator.name)
@@ -148,40 +163,39 @@ class Runner:
                 query = replace(query, **{f: getattr(hydrated, f) for f in hydrator.fields})
         return query
 
-    def _fetch(self, pipeline: Pipeline, query: Query, report: _RunReport) -> tuple[Candidate, ...]:
+    def _fetch(self, pipeline: Pipeline, query: Query, report: _RunReport) -> Pool:
         limit_ms = pipeline.deadlines.sources
         found = self._fetch_from(pipeline.sources, query, limit_ms, report)
-        return found or self._fetch_fallback(pipeline, query, report)
+        return found if len(found) else self._fetch_fallback(pipeline, query, report)
 
-    def _fetch_fallback(
-        self, pipeline: Pipeline, query: Query, report: _RunReport
-    ) -> tuple[Candidate, ...]:
+    def _fetch_fallback(self, pipeline: Pipeline, query: Query, report: _RunReport) -> Pool:
         """Candidates of the first fallback source that has any."""
         for source in pipeline.fallback_sources:
             found = self._fetch_from([source], query, pipeline.deadlines.sources, report)
-            if found:
+            if len(found):
                 report.fallbacks.append(Fallback("sources", f"answered by {source.name}"))
                 return found
-        return ()
+        return pool_of([])
 
     def _fetch_from(
         self, sources: Sequence[Source], query: Query, limit_ms: float, report: _RunReport
-    ) -> tuple[Candidate, ...]:
-        calls = [(source.name, partial(source.fetch, query)) for source in sources]
+    ) -> Pool:
+        calls = [
+            _Call(each.name, partial(each.fetch, query), getattr(each, "in_memory", False))
+            for each in sources
+        ]
         done = self._run_parallel(calls, limit_ms, report)
-        return tuple(c for source in sources for c in done.get(source.name) or ())
+        return pool_of([done.get(source.name) or () for source in sources])
 
     def _filter(self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport) -> Pool:
         for stage in pipeline.filters:
             try:
                 with report.timed(stage.name):
-                    reasons = stage.removal_reasons(query, pool)
-                    if len(reasons) != len(pool):
-                        raise StageFailed("returned another number of candidates")
+                    removed = removed_by(stage, query, pool)
             except Exception as error:
                 report.add_failure(stage.name, error)
                 continue
-            pool = _apply_filter(stage, query, pool, reasons, report)
+            pool = _apply_filter(stage, query, pool, removed, report)
         return pool
 
     def _prerank(self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport) -> Pool:
@@ -202,11 +216,12 @@ class Runner:
     def _hydrate(
         self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport
     ) -> tuple[Query, Pool]:
-        candidates = pool.candidates
-        if not candidates:
+        if not len(pool):
             return query, pool
-        calls = [(h.name, partial(h.hydrate, query, candidates)) for h in pipeline.hydrators]
-        done = self._run_parallel(calls, pipeline.deadlines.hydrators, report)
+        calls = [_Call(h.name, partial(h.hydrate, query, pool)) for h in pipeline.hydrators]
+        remembered = self._remembered(pipeline.hydrators, query, pool, report)
+        left = [call for call in calls if call.name not in remembered]
+        done = remembered | self._run_parallel(left, pipeline.deadlines.hydrators, report)
         for name, hydration in done.items():
             if not hydration.fits(len(pool)):
                 report.add_failure(name, StageFailed("returned another number of candidates"))
@@ -214,13 +229,29 @@ class Runner:
             pool = _add_columns(pool, hydration)
         return replace(query, stale=query.stale or len(done) < len(calls)), pool
 
+    def _remembered(
+        self, hydrators: Sequence[CandidateHydrator], query: Query, pool: Pool, report: _RunReport
+    ) -> dict[str, Hydration]:
+        """What hydrators answer from memory, by name; a failure there is left to `hydrate`."""
+        found: dict[str, Hydration] = {}
+        for each in hydrators:
+            recall = getattr(each, "from_memory", None)
+            if recall is None:
+                continue
+            with contextlib.suppress(Exception):
+                hydration, took_ms = _run_traced(_Call(each.name, partial(recall, query, pool)))
+                if hydration is not None:
+                    found[each.name], report.stage_ms[each.name] = hydration, took_ms
+        return found
+
     def _score(self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport) -> Pool:
         if not len(pool):
             return pool
         for scorer in (pipeline.scorer, pipeline.fallback_scorer):
             if scorer is None:
                 continue
-            calls = [(scorer.name, partial(_checked_score, scorer, query, pool))]
+            score = partial(_checked_score, scorer, query, pool)
+            calls = [_Call(scorer.name, score, getattr(scorer, "in_memory", False))]
             done = self._run_parallel(calls, pipeline.deadlines.scorer, report)
             if scorer.name in done:
                 return replace(pool, scored=done[scorer.name])
@@ -233,24 +264,29 @@ class Runner:
         try:
             with report.timed(selector.name):
                 items = selector.select(query, pool)
-                if isinstance(selector, ExplainsRemovals):
-                    report.removals.extend(selector.held_back(query, pool, items))
+                explain = getattr(selector, "held_back", None)  # `ExplainsRemovals`
+                if explain is not None:
+                    report.removals.add(explain(query, pool, items))
                 return items
         except Exception as error:
             report.add_failure(selector.name, error)
             return tuple(pool.slate_item(row, 1.0, False) for row in range(min(query.k, len(pool))))
 
     def _run_parallel(
-        self, calls: Sequence[tuple[str, Callable[[], T]]], limit_ms: float, report: _RunReport
+        self, calls: Sequence[_Call[T]], limit_ms: float, report: _RunReport
     ) -> dict[str, T]:
         """Results by stage name; stages that fail or overrun are left out and reported."""
         started = time.perf_counter()
-        futures: list[tuple[str, Future[tuple[T, float]]]] = [
-            (name, self._threads.submit(contextvars.copy_context().run, _run_traced, name, call))
-            for name, call in calls
+        waiting: list[tuple[str, Future[tuple[T, float]]]] = [
+            (c.name, self._threads.submit(contextvars.copy_context().run, _run_traced, c))
+            for c in calls
+            if not c.in_memory
         ]
         done: dict[str, T] = {}
-        for name, future in futures:
+        for call in calls:
+            if call.in_memory:
+                self._run_here(call, done, report)
+        for name, future in waiting:
             left_s = limit_ms / 1e3 - (time.perf_counter() - started)
             try:
                 done[name], report.stage_ms[name] = future.result(max(left_s, 0.0))
@@ -263,12 +299,24 @@ class Runner:
                 report.stage_ms[name] = _ms_since(started)
         return done
 
+    def _run_here(self, call: _Call[T], done: dict[str, T], report: _RunReport) -> None:
+        started = time.perf_counter()
+        try:
+            done[call.name], report.stage_ms[call.name] = _run_traced(call)
+        except Exception as error:
+            report.add_failure(call.name, error)
+            report.stage_ms[call.name] = _ms_since(started)
 
-def _run_traced(name: str, call: Callable[[], T]) -> tuple[T, float]:
+
+def _run_traced(call: _Call[T]) -> tuple[T, float]:
     """The call's result and its duration in ms."""
     started = time.perf_counter()
-    with _TRACER.start_as_current_span(f"stage {name}"):
-        value = call()
+    if (
+        not trace.get_current_span().is_recording()
+    ):  # a span would be dropped; making one is not free
+        return call.run(), _ms_since(started)
+    with _TRACER.start_as_current_span(f"stage {call.name}"):
+        value = call.run()
     return value, _ms_since(started)
 
 
@@ -291,27 +339,23 @@ def _add_columns(pool: Pool, hydration: Hydration) -> Pool:
     if hydration.author_features is not None:
         pool = replace(pool, author_features=hydration.author_features)
     if hydration.catalogue_items is not None:
-        pairs = zip(pool.candidates, hydration.catalogue_items, strict=True)
-        pool = replace(pool, candidates=tuple(replace(c, item=item) for c, item in pairs))
+        pool = replace(pool, about=hydration.catalogue_items)
     return pool
 
 
 def _apply_filter(
-    stage: Filter, query: Query, pool: Pool, reasons: Sequence[str | None], report: _RunReport
+    stage: AnyFilter, query: Query, pool: Pool, removed: Removed, report: _RunReport
 ) -> Pool:
-    keep = [row for row, reason in enumerate(reasons) if reason is None]
-    if stage.soft and len(keep) < query.k:
-        rejected = [row for row, reason in enumerate(reasons) if reason is not None]
-        keep = sorted(keep + rejected[: query.k - len(keep)])
-    if len(keep) == len(pool):
+    gone = np.flatnonzero(removed.mask)
+    kept = len(pool) - len(gone)
+    if stage.soft and kept < query.k:
+        gone = gone[query.k - kept :]
+    if not len(gone):
         return pool
-    kept = set(keep)
-    for row, reason in enumerate(reasons):
-        if reason is not None and row not in kept:
-            candidate = pool.candidates[row]
-            removal = Removal(candidate.item_id, stage.name, reason, candidate.query)
-            report.removals.append(removal)
-    return pool.take(keep)
+    report.removals.add_rows(stage.name, pool, gone, removed.reason)
+    keep = np.ones(len(pool), bool)
+    keep[gone] = False
+    return pool.take(np.flatnonzero(keep))
 
 
 def _keep_best(
@@ -319,10 +363,13 @@ def _keep_best(
 ) -> Pool:
     """The `keep` best candidates in their original order; the others become removals."""
     order = np.argsort(-scores, kind="stable")  # NaN sorts last
-    for place, row in enumerate(order[keep:].tolist(), keep + 1):
-        cut, reason = pool.candidates[row], f"place {place} of {len(pool)}: {keep} are ranked"
-        report.removals.append(Removal(cut.item_id, stage.name, reason, cut.query))
-    return pool.take(sorted(order[:keep].tolist()))
+    cut = order[keep:]
+    place = {row: at for at, row in enumerate(cut.tolist(), keep + 1)}
+    whole = len(pool)
+    report.removals.add_rows(
+        stage.name, pool, cut, lambda row: f"place {place[row]} of {whole}: {keep} are ranked"
+    )
+    return pool.take(np.sort(order[:keep]))
 
 
 def _by_task(pool: Pool, name: Literal["weights", "rates"]) -> dict[str, float]:

@@ -6,14 +6,15 @@ Knows what each kind takes and returns. Does not know how stages are run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
 from features.store import FeatureFrame
-from serving.pipeline.query import Candidate, Pool, Query, Removal, Scored
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query, Removal, Scored
 from streams.contract.events import CatalogueItem
 
 
@@ -31,7 +32,11 @@ class QueryHydrator(Protocol):
 
 
 class Source(Protocol):
-    """Returns candidates."""
+    """Returns candidates: objects, or `serving.pipeline.pool.CandidateRows` without any.
+
+    A source that waits for nothing may set `in_memory = True`: it is run on the request's own
+    thread, and no deadline interrupts it.
+    """
 
     @property
     def name(self) -> str: ...
@@ -58,11 +63,38 @@ class CandidateHydrator(Protocol):
     @property
     def name(self) -> str: ...
 
-    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration: ...
+    def hydrate(self, query: Query, pool: Pool) -> Hydration: ...
+
+
+class RemembersFeatures(Protocol):
+    """A candidate hydrator that can often answer without waiting for a store."""
+
+    def from_memory(self, query: Query, pool: Pool) -> Hydration | None:
+        """The columns if all of them are in memory; otherwise None, and `hydrate` is called."""
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What a filter removes. `reason`: of a removed row, asked only for rows that are reported."""
+
+    mask: np.ndarray  # bool [C]
+    reason: Callable[[int], str]
+
+
+class MaskFilter(Protocol):
+    """A filter on columns. `soft` as in `Filter`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def soft(self) -> bool: ...
+
+    def removed(self, query: Query, pool: Pool) -> Removed: ...
 
 
 class Filter(Protocol):
-    """Decides which candidates are removed."""
+    """Decides which candidates are removed, one by one."""
 
     @property
     def name(self) -> str: ...
@@ -73,6 +105,26 @@ class Filter(Protocol):
 
     def removal_reasons(self, query: Query, pool: Pool) -> Sequence[str | None]:
         """Per candidate the reason to remove it; None keeps it."""
+
+
+AnyFilter = Filter | MaskFilter
+
+
+def removed_by(stage: AnyFilter, query: Query, pool: Pool) -> Removed:
+    """The filter's verdict as columns, whichever of the two forms it has.
+
+    Raises:
+        ValueError: it returned another number of candidates.
+    """
+    if hasattr(stage, "removed"):
+        found = stage.removed(query, pool)
+    else:
+        reasons = stage.removal_reasons(query, pool)
+        mask = np.array([reason is not None for reason in reasons], bool)
+        found = Removed(mask, lambda row: str(reasons[row]))
+    if len(found.mask) != len(pool):
+        raise ValueError("returned another number of candidates")
+    return found
 
 
 class Prerank(Protocol):
@@ -90,7 +142,7 @@ class Prerank(Protocol):
 
 
 class Scorer(Protocol):
-    """Scores every candidate of the pool."""
+    """Scores every candidate of the pool. `in_memory` as in `Source`."""
 
     @property
     def name(self) -> str: ...
@@ -107,7 +159,6 @@ class Selector(Protocol):
     def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]: ...
 
 
-@runtime_checkable
 class ExplainsRemovals(Protocol):
     """A selector that reports which candidates it held back, and why."""
 

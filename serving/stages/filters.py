@@ -1,7 +1,8 @@
 """Filters: which candidates are removed from the slate, and why.
 
 Knows user rows, the catalogue and recent engagements. Does not know scores or selection.
-A filter only reads: it returns a reason or None per candidate.
+A filter only reads: it returns a mask and a reason for each removed row, or a reason or None per
+candidate.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from serving.pipeline.frames import list_column
-from serving.pipeline.query import Pool, Query
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Query
+from serving.pipeline.stage import Removed
 from serving.state.activity import Activity
 from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import LiveCatalogue
@@ -24,16 +29,29 @@ class Duplicate:
     name: str = "duplicate"
     soft: bool = False
 
-    def removal_reasons(self, query: Query, pool: Pool) -> list[str | None]:
+    def removed(self, query: Query, pool: Pool) -> Removed:
         del query
-        first_source: dict[tuple[str, str], str] = {}
-        reasons: list[str | None] = []
-        for candidate in pool.candidates:
-            key = (candidate.item_id, " ".join((candidate.query or "").casefold().split()))
-            earlier = first_source.get(key)
-            first_source.setdefault(key, candidate.source)
-            reasons.append(None if earlier is None else f"already offered by {earlier}")
-        return reasons
+        first = _first_by_row(pool) if pool.given is None else _first_by_text(pool)
+        return Removed(
+            first != np.arange(len(pool)),
+            lambda row: f"already offered by {pool.sources[int(pool.source[first[row]])]}",
+        )
+
+
+def _first_by_row(pool: Pool) -> np.ndarray:
+    """int64 [C]: the first candidate that is the same item."""
+    _, first, place = np.unique(pool.rows, return_index=True, return_inverse=True)
+    return np.asarray(first[place])
+
+
+def _first_by_text(pool: Pool) -> np.ndarray:
+    """int64 [C]: the first candidate of the same item and query text."""
+    first: dict[tuple[str, str], int] = {}
+    keys = [
+        (item_id, " ".join((text or "").casefold().split()))
+        for item_id, text in zip(pool.item_ids, pool.queries, strict=True)
+    ]
+    return np.array([first.setdefault(key, at) for at, key in enumerate(keys)], np.int64)
 
 
 @dataclass(frozen=True)
@@ -44,13 +62,13 @@ class Unavailable:
     name: str = "unavailable"
     soft: bool = False
 
-    def removal_reasons(self, query: Query, pool: Pool) -> list[str | None]:
+    def removed(self, query: Query, pool: Pool) -> Removed:
         del query
-        return [self._reason(candidate.item_id) for candidate in pool.candidates]
+        index = self.catalogue.index()
+        places = index.places_of(pool.rows_in(self.catalogue.table))
+        return Removed(places < 0, lambda row: self._reason(pool.item_ids[row]))
 
-    def _reason(self, item_id: str) -> str | None:
-        if self.catalogue.available(item_id):
-            return None
+    def _reason(self, item_id: str) -> str:
         known = self.catalogue.get(item_id) is not None
         return "taken down" if known else "not in the catalogue"
 
@@ -67,20 +85,24 @@ class AlreadyEngaged:
     name: str = "already_engaged"
     soft: bool = False
 
-    def removal_reasons(self, query: Query, pool: Pool) -> list[str | None]:
+    def removed(self, query: Query, pool: Pool) -> Removed:
         items = list_column(query.user, "engaged_video_id")
         kinds = list_column(query.user, "engaged_kind")
-        engaged: dict[str, str] = {}
-        for item_id, kind in zip(items, kinds, strict=False):
-            engaged.setdefault(item_id, kind)
-        oldest_ms = _oldest_engagement_ms(query)
-        for item_id, at_ms in self.activity.engaged(query.user_id).items():
-            if at_ms < oldest_ms:
-                engaged.setdefault(item_id, "earlier")
-        return [
-            f"already engaged: {engaged[c.item_id]}" if c.item_id in engaged else None
-            for c in pool.candidates
-        ]
+        earlier = self.activity.engaged_with(query.user_id, _oldest_engagement_ms(query))
+        engaged = dict.fromkeys(earlier, "earlier")
+        engaged |= dict(reversed([*zip(items, kinds, strict=False)]))  # the newest one counts
+        return _removed_ids(pool, engaged, "already engaged: {}")
+
+
+def _removed_ids(pool: Pool, why: dict[str, str] | dict[str, int], reason: str) -> Removed:
+    """Removes the items of `why`, each with the reason in which its value stands."""
+    ids = pool.item_ids
+    if pool.given is None and pool.table is not None:
+        rows = pool.table.numbers.rows_of(why)
+        mask = np.isin(pool.rows, rows[rows >= 0])
+    else:
+        mask = np.array([item_id in why for item_id in ids], bool)
+    return Removed(mask, lambda row: reason.format(why[ids[row]]))
 
 
 def _oldest_engagement_ms(query: Query) -> int:
@@ -99,12 +121,10 @@ class RecentlyShown:
     name: str = "recently_shown"
     soft: bool = True
 
-    def removal_reasons(self, query: Query, pool: Pool) -> list[str | None]:
+    def removed(self, query: Query, pool: Pool) -> Removed:
         shown = Counter(list_column(query.user, "shown_video_id"))
-        return [
-            f"shown {shown[c.item_id]} times recently" if shown[c.item_id] >= self.times else None
-            for c in pool.candidates
-        ]
+        often = {item_id: times for item_id, times in shown.items() if times >= self.times}
+        return _removed_ids(pool, often, "shown {} times recently")
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,7 @@ class EmptyQuery:
 
     def removal_reasons(self, query: Query, pool: Pool) -> list[str | None]:
         del query
-        return [None if (c.query or "").strip() else "no text" for c in pool.candidates]
+        return [None if (text or "").strip() else "no text" for text in pool.queries]
 
 
 @dataclass(frozen=True)
@@ -129,6 +149,5 @@ class TakenDownQuery:
 
     def removal_reasons(self, query: Query, pool: Pool) -> list[str | None]:
         del query
-        return [
-            "taken down" if self.blocked.blocks(c.query or "") else None for c in pool.candidates
-        ]
+        blocked = self.blocked.blocks
+        return ["taken down" if blocked(text or "") else None for text in pool.queries]

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from features.store import FeatureStore, Status
-from serving.pipeline.frames import absent_rows, concat_frames, take_rows
-from serving.pipeline.query import Candidate, Query
+from serving.pipeline.items import CatalogueRows
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Query
 from serving.pipeline.stage import Hydration
 from serving.state.catalogue import LiveCatalogue
+from serving.state.feature_rows import FeatureRows
 from serving.state.last_rows import LastUserRows
-
-_ABSENT_AUTHOR = absent_rows("author", [""])  # built once: it takes 0.5 ms
 
 
 @dataclass(frozen=True)
@@ -35,37 +37,49 @@ class UserFeatures:
 
 @dataclass(frozen=True)
 class ItemFeatures:
-    """Reads every candidate's row in one call."""
+    """The row of every candidate, of which those that are not kept are read in one call."""
 
+    features: FeatureRows
     store: FeatureStore
+    catalogue: LiveCatalogue
     name: str = "video_features"
 
-    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration:
-        ids = [candidate.item_id for candidate in candidates]
-        return Hydration(item_features=self.store.read("video", ids, query.now_ms))
+    def from_memory(self, query: Query, pool: Pool) -> Hydration | None:
+        rows = pool.rows_in(self.catalogue.table)
+        if len(rows) and rows.min() < 0:
+            return None
+        kept = self.features.kept(rows, query.now_ms)
+        return None if kept is None else Hydration(item_features=kept)
+
+    def hydrate(self, query: Query, pool: Pool) -> Hydration:
+        rows = pool.rows_in(self.catalogue.table)
+        if len(rows) and rows.min() < 0:  # not in the catalogue, so they get no row to keep
+            return Hydration(item_features=self.store.read("video", pool.item_ids, query.now_ms))
+        return Hydration(item_features=self.features.read(rows, query.now_ms))
 
 
 @dataclass(frozen=True)
 class AuthorFeatures:
-    """Reads the row of every candidate's author in one call, each author once.
+    """The row of every candidate's author; those that are not kept are read in one call, each once.
 
     A candidate without an author, or not in the catalogue, gets an absent row.
     """
 
-    store: FeatureStore
+    features: FeatureRows
     catalogue: LiveCatalogue
     name: str = "author_features"
 
-    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration:
-        items = self.catalogue.items([candidate.item_id for candidate in candidates])
-        authors = [(item.author_id or "") if item is not None else "" for item in items]
-        known = sorted(set(authors) - {""})
-        rows = _ABSENT_AUTHOR
-        if known:
-            found = self.store.read("author", known, query.now_ms)
-            rows = concat_frames([found, _ABSENT_AUTHOR])
-        row_of = {author_id: row for row, author_id in enumerate(rows.ids)}
-        return Hydration(author_features=take_rows(rows, [row_of[a] for a in authors]))
+    def from_memory(self, query: Query, pool: Pool) -> Hydration | None:
+        kept = self.features.kept(self._authors(pool), query.now_ms)
+        return None if kept is None else Hydration(author_features=kept)
+
+    def hydrate(self, query: Query, pool: Pool) -> Hydration:
+        found = self.features.read(self._authors(pool), query.now_ms)
+        return Hydration(author_features=found)
+
+    def _authors(self, pool: Pool) -> np.ndarray:
+        table = self.catalogue.table
+        return table.author_rows(pool.rows_in(table))
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,12 @@ class CatalogueItems:
     catalogue: LiveCatalogue
     name: str = "catalogue"
 
-    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration:
+    def from_memory(self, query: Query, pool: Pool) -> Hydration:
+        return self.hydrate(query, pool)
+
+    def hydrate(self, query: Query, pool: Pool) -> Hydration:
         del query
-        items = self.catalogue.items([candidate.item_id for candidate in candidates])
-        return Hydration(catalogue_items=items)
+        rows = pool.rows_in(self.catalogue.table)
+        if len(rows) and rows.min() < 0:
+            return Hydration(catalogue_items=self.catalogue.items(pool.item_ids))
+        return Hydration(catalogue_items=CatalogueRows(self.catalogue.table, rows))

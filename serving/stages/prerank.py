@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.pipeline.query import Pool, Query
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Query
 from serving.stages.scorers import PopularityGenre, standardised
 from serving.stages.sources import co_engagement
 from serving.state.activity import Activity
@@ -44,12 +45,13 @@ class TasteDotProduct:
         scores = (
             self._by_taste(query, pool) if liking is None else self._by_liking(query, pool, liking)
         )
-        scores[[candidate.source == EXPLORED for candidate in pool.candidates]] = np.inf
+        scores[pool.from_source(EXPLORED)] = np.inf
         return scores
 
     def _by_liking(self, query: Query, pool: Pool, liking: UserLiking) -> np.ndarray:
         """By liking, and by taste only where an item has no factors."""
-        liked = liking.scores_of([candidate.item_id for candidate in pool.candidates])
+        table = self.catalogue.table
+        liked = liking.scores_at(pool.rows_in(table), table.numbers)
         scores, unknown = standardised(liked), np.isnan(liked)
         if unknown.any():
             scores[unknown] = standardised(self._by_taste(query, pool))[unknown]
@@ -57,7 +59,11 @@ class TasteDotProduct:
 
     def _by_taste(self, query: Query, pool: Pool) -> np.ndarray:
         taste = PopularityGenre(self.catalogue, self.popularity).score(query, pool).score
-        together = co_engagement(query, self.catalogue, self.activity)
-        found = [together.get(candidate.item_id, 0.0) for candidate in pool.candidates]
+        rows, strength = co_engagement(query, self.catalogue, self.activity)
+        own = pool.rows_in(self.catalogue.table)
+        place = np.minimum(np.searchsorted(rows, own), max(len(rows) - 1, 0))
+        together = np.zeros(len(pool))
+        if len(rows):
+            together = np.where(rows[place] == own, strength[place], 0.0)
         scores: np.ndarray = np.nan_to_num(taste.astype(float))
-        return scores + _CO_ENGAGEMENT * standardised(np.log1p(found))
+        return scores + _CO_ENGAGEMENT * standardised(np.log1p(together))

@@ -16,9 +16,11 @@ from models.ranking.grade.dirichlet import draw_weights
 from models.ranking.ple.inputs import RANKER_TASKS
 from models.registry import REGISTRY
 from serving.pipeline.frames import absent_rows, list_column
-from serving.pipeline.query import Pool, Query, RankerInputs, Scored
+from serving.pipeline.items import CatalogueRows
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Query, RankerInputs, Scored
 from serving.pipeline.trace import current_headers
-from serving.stages.sources import recent_engagements
+from serving.stages.sources import genre_match, recent_engagements
 from serving.state.catalogue import LiveCatalogue
 from serving.state.popularity import PopularityCache
 
@@ -41,6 +43,11 @@ class Ranker:
     timeout_s: float = 0.35
     model: str = RANKER  # the one of its kind that serves
     name: str = "ranker"
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether no thread has to guard the call, since the client ends it after `timeout_s`."""
+        return getattr(self.models, "ends_calls_in_time", False)
 
     def score(self, query: Query, pool: Pool) -> Scored:
         tensors = self._tensors(query, pool)
@@ -70,14 +77,12 @@ class Ranker:
     def _tensors(self, query: Query, pool: Pool) -> dict[str, np.ndarray]:
         """The model's inputs; last good or absent rows stand in for those that were not read."""
         user = query.user if query.user is not None else absent_rows("user", [query.user_id])
-        ids = [candidate.item_id for candidate in pool.candidates]
-        item_rows, author_rows = pool.item_features, pool.author_features
+        item_rows, author_rows, items = pool.item_features, pool.author_features, pool.about
         if item_rows is None:
-            item_rows = self.popularity.current.rows_of(ids)
+            item_rows = self.popularity.current.rows_of(pool.item_ids)
         if author_rows is None:
-            author_rows = absent_rows("author", [""] * len(ids))
-        items = [c.item for c in pool.candidates if c.item is not None]
-        if len(items) < len(ids):
+            author_rows = absent_rows("author", [""] * len(pool))
+        if items is None or (not isinstance(items, CatalogueRows) and None in items):
             raise ValueError("a candidate has no catalogue item")
         assemble = REGISTRY[self.model].load_assemble()
         author_of = self._author_of(user)
@@ -103,16 +108,15 @@ class PopularityGenre:
     catalogue: LiveCatalogue
     popularity: PopularityCache
     name: str = "popularity"
+    in_memory: bool = True
 
     def score(self, query: Query, pool: Pool) -> Scored:
-        ids = [candidate.item_id for candidate in pool.candidates]
-        score = standardised(self.popularity.current.scores_of(ids))
-        history = recent_engagements(query, self.catalogue)
-        if history:
-            index = self.catalogue.index()
-            similarity = np.append(index.similarity(index.vector(history)), np.float32(0))
-            rows = [index.row_of(item_id) for item_id in ids]
-            score = score + _GENRE_MATCH * similarity[rows]
+        index, rows = self.catalogue.index(), pool.rows_in(self.catalogue.table)
+        popular, _ = self.popularity.current.by_row(index.numbers)
+        score = standardised(popular[rows])
+        if len(recent_engagements(query, self.catalogue)):
+            similarity = np.append(genre_match(query, self.catalogue), np.float32(0))
+            score = score + _GENRE_MATCH * similarity[index.places_of(rows)]
         return Scored(score=score.astype(np.float32), p=np.zeros((len(pool), 0), np.float32))
 
 
@@ -121,10 +125,11 @@ class SourceScore:
     """The score that the source gave."""
 
     name: str = "as_given"
+    in_memory: bool = True
 
     def score(self, query: Query, pool: Pool) -> Scored:
         del query
-        score = np.array([candidate.score for candidate in pool.candidates], np.float32)
+        score = pool.source_score.astype(np.float32)
         return Scored(score=score, p=np.zeros((len(pool), 0), np.float32))
 
 

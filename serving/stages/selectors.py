@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.pipeline.query import Candidate, Pool, Query, Removal
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query, Removal
 from serving.stages.caps import Cap, first_reasons
 from serving.stages.scorers import standardised
-from streams.contract.topics import entity_hash
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,17 @@ class PlackettLuce:
     name: str = "plackett_luce"
 
     def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]:
-        draw = None if pool.scored is None else _SlateDraw(self, query.seed, pool)
-        left, chosen = list(range(len(pool))), list[Candidate]()
-        while left and len(chosen) < query.k:
-            open_rows = self._open_rows(chosen, left, pool, query.k)
-            if not open_rows:
+        slots = min(query.k, len(pool))
+        draw = None if pool.scored is None else _SlateDraw(self, query.seed, pool, slots)
+        left, chosen = np.ones(len(pool), bool), list[Candidate]()
+        while len(chosen) < slots:
+            open_ = left if not self.caps else self._open(chosen, left, pool, query.k)
+            if not open_.any():
                 break
-            slot = len(chosen)
-            drawn = (open_rows[0], 1.0, False) if draw is None else draw.draw_slot(slot, open_rows)
+            first = int(open_.argmax())
+            drawn = (first, 1.0, False) if draw is None else draw.draw_slot(len(chosen), open_)
             chosen.append(pool.slate_item(*drawn))
-            left.remove(drawn[0])
+            left[drawn[0]] = False
         return tuple(chosen)
 
     def held_back(self, query: Query, pool: Pool, items: tuple[Candidate, ...]) -> list[Removal]:
@@ -74,12 +75,14 @@ class PlackettLuce:
                 found.append(removal)
         return found
 
-    def _open_rows(self, chosen: list[Candidate], left: list[int], pool: Pool, k: int) -> list[int]:
-        if not self.caps:
-            return left
-        rest = [pool.candidates[row] for row in left]
+    def _open(self, chosen: list[Candidate], left: np.ndarray, pool: Pool, k: int) -> np.ndarray:
+        """bool [C]: the candidates that are left and that no cap excludes."""
+        rows = np.flatnonzero(left)
+        rest = [pool.candidates[row] for row in rows.tolist()]
         reasons = first_reasons(self.caps, chosen, rest, k)
-        return [row for row, reason in zip(left, reasons, strict=True) if reason is None]
+        open_ = np.zeros(len(pool), bool)
+        open_[rows] = [reason is None for reason in reasons]
+        return open_
 
 
 @dataclass(frozen=True)
@@ -95,56 +98,48 @@ class InOrder:
 class _SlateDraw:
     """One slate while it is drawn slot by slot."""
 
-    def __init__(self, rule: PlackettLuce, seed: int, pool: Pool) -> None:
+    def __init__(self, rule: PlackettLuce, seed: int, pool: Pool, slots: int) -> None:
         assert pool.scored is not None
-        self._rule, self._seed = rule, seed
-        self._value = standardised(pool.scored.score).astype(np.float64)
-        self._finite = np.isfinite(self._value)
-        self._fresh = np.array([c.source == rule.explore_source for c in pool.candidates])
-        self._genres = _genre_rows(pool)
+        self._rule = rule
+        value = standardised(pool.scored.score).astype(np.float64)
+        self._finite = np.isfinite(value)
+        self._base, self._fresh_base = value / rule.temperature, value / rule.explore_temperature
+        self._fresh = pool.from_source(rule.explore_source) & self._finite
+        self._genres = pool.genre_shares() if rule.diversity else np.zeros((len(pool), 1))
         self._slate_genres = np.zeros(self._genres.shape[1])
         # Noise depends on the candidate, not on its row: an additional candidate in the pool
         # does not reshuffle the others.
-        names = [f"{c.item_id}\0{c.query or ''}" for c in pool.candidates]
-        self._hash = np.array([entity_hash(name) for name in names], np.uint64)
+        self._noise = -np.log(-np.log(_uniform(seed, slots, pool.draw_hashes())))
+        self._coin = _uniform(seed, slots, _COIN)[:, 0]
 
-    def draw_slot(self, slot: int, open_rows: list[int]) -> tuple[int, float, bool]:
-        """(row, propensity given the slots above, whether exploration drew it)."""
-        self._left = np.zeros(len(self._value), bool)
-        self._left[open_rows] = True
-        greedy, fresh = self._softmax(), self._explored()
+    def draw_slot(self, slot: int, open_: np.ndarray) -> tuple[int, float, bool]:
+        """(row, propensity given the slots above, whether exploration drew it). open_: bool [C]."""
+        logits, fresh = self._logits(open_), open_ & self._fresh
         share = self._rule.explore if fresh.any() else 0.0
-        explored = bool(share) and float(_uniform(self._seed, slot, _COIN)[0]) < share
-        row = self._sample(fresh if explored else greedy, slot)
-        propensity = (1 - share) * greedy[row] + share * fresh[row]
+        explored = bool(share) and float(self._coin[slot]) < share
+        fresh_logits = np.where(fresh, self._fresh_base, -np.inf)
+        # Gumbel-max trick: the argmax of logits + Gumbel noise is a draw from their softmax.
+        row = int(np.argmax((fresh_logits if explored else logits) + self._noise[slot]))
+        propensity = (1 - share) * _softmax_at(logits, row)
+        if fresh[row]:
+            propensity += share * _softmax_at(fresh_logits, row)
         self._slate_genres = 0.7 * self._slate_genres + self._genres[row]
-        return row, float(propensity), explored
+        return row, propensity, explored
 
-    def _softmax(self) -> np.ndarray:
+    def _logits(self, open_: np.ndarray) -> np.ndarray:
         """float64 [C]: non-finite scores are drawn only when no finite one is left."""
-        open_rows = self._left & self._finite
-        if not open_rows.any():
-            return np.asarray(self._left / self._left.sum())
+        open_finite = open_ & self._finite
+        if not open_finite.any():
+            return np.where(open_, 0.0, -np.inf)
         overlap = self._genres @ self._slate_genres / max(float(self._slate_genres.sum()), 1.0)
-        logits = (self._value - self._rule.diversity * overlap) / self._rule.temperature
-        logits = np.where(open_rows, logits, -np.inf)
-        weights = np.exp(logits - logits[open_rows].max())
-        return np.asarray(weights / weights.sum())
+        cost = overlap * (self._rule.diversity / self._rule.temperature)
+        return np.where(open_finite, self._base - cost, -np.inf)
 
-    def _explored(self) -> np.ndarray:
-        """float64 [C]: the draw among fresh candidates; zeros where none is left."""
-        fresh = self._left & self._fresh & self._finite
-        if not fresh.any():
-            return np.zeros(len(fresh))
-        logits = np.where(fresh, self._value / self._rule.explore_temperature, -np.inf)
-        weights = np.exp(logits - logits.max())
-        return np.asarray(weights / weights.sum())
 
-    def _sample(self, probability: np.ndarray, slot: int) -> int:
-        """Gumbel-max trick: the argmax of log p + Gumbel noise is a draw from p."""
-        noise = -np.log(-np.log(_uniform(self._seed, slot, self._hash)))
-        with np.errstate(divide="ignore"):
-            return int(np.argmax(np.log(probability) + noise))
+def _softmax_at(logits: np.ndarray, row: int) -> float:
+    """The probability of `row` among all, of which one at least is finite."""
+    weights = np.exp(logits - logits.max())
+    return float(weights[row] / weights.sum())
 
 
 def _key(candidate: Candidate) -> tuple[str, str | None]:
@@ -154,22 +149,13 @@ def _key(candidate: Candidate) -> tuple[str, str | None]:
 _COIN = np.array([0x9E3779B97F4A7C15], np.uint64)
 
 
-def _uniform(seed: int, slot: int, keys: np.ndarray) -> np.ndarray:
-    """float64 in (0, 1), a pure function of seed, slot and key (splitmix64 finalizer)."""
-    salt = np.uint64((seed * 0x9E3779B97F4A7C15 + (slot + 1) * 0xD1B54A32D192ED03) % 2**64)
-    x = keys ^ salt
+def _uniform(seed: int, slots: int, keys: np.ndarray) -> np.ndarray:
+    """float64 [slots, C] in (0, 1), a pure function of seed, slot and key (splitmix64 finalizer)."""
+    salts = [
+        (seed * 0x9E3779B97F4A7C15 + n * 0xD1B54A32D192ED03) % 2**64 for n in range(1, slots + 1)
+    ]
+    x = keys[None, :] ^ np.array(salts, np.uint64)[:, None]
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x = x ^ (x >> np.uint64(31))
     return np.asarray(((x >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53)
-
-
-def _genre_rows(pool: Pool) -> np.ndarray:
-    """float64 [C, G], each row summing to 1, or 0 for an item without genres."""
-    genres = [c.item.genres if c.item is not None else () for c in pool.candidates]
-    column = {name: at for at, name in enumerate(sorted({g for row in genres for g in row}))}
-    rows = np.zeros((len(genres), max(len(column), 1)))
-    for at, names in enumerate(genres):
-        for name in names:
-            rows[at, column[name]] = 1.0 / len(names)
-    return rows

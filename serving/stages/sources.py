@@ -1,7 +1,7 @@
 """Sources of the feed, and the fallback source of reactivation.
 
-Knows the catalogue, popularity, co-engagement and liking factors. Does not know model servers
-(`serving.stages.generated`).
+Knows the catalogue, popularity, co-engagement and liking factors, all in memory, and returns rows
+of the catalogue's table. Does not know model servers (`serving.stages.generated`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.pipeline.frames import list_column
+from serving.pipeline.pool import CandidateRows
 from serving.pipeline.query import Candidate, Query
 from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
 from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
-from streams.contract.events import CatalogueItem
 
 # How much one engagement says about taste: a play may be accidental, an order is not.
 _TASTE_WEIGHT = {"play": 0.5, "long_view": 1.0, "like": 1.5, "share": 1.5, "follow": 1.5}
@@ -26,25 +26,62 @@ _RECENCY = 0.85  # weight of an engagement relative to the next newer one
 _LAST = 20
 
 
-def recent_engagements(query: Query, catalogue: LiveCatalogue) -> list[tuple[CatalogueItem, float]]:
-    """The user's last engagements that are in the catalogue, newest first, with weights."""
-    items = list_column(query.user, "engaged_video_id")
+@dataclass(frozen=True)
+class Engagements:
+    """A user's last engagements with items of the catalogue, newest first."""
+
+    rows: np.ndarray  # int64 [E], of the catalogue's table
+    weights: np.ndarray  # float64 [E]: what each says about taste
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def recent_engagements(query: Query, catalogue: LiveCatalogue) -> Engagements:
+    """The user's last engagements that are in the catalogue; computed once for a query."""
+    return query.once("engagements", lambda: _recent_engagements(query, catalogue))
+
+
+def _recent_engagements(query: Query, catalogue: LiveCatalogue) -> Engagements:
+    items = list_column(query.user, "engaged_video_id")[:_LAST]
     kinds = list_column(query.user, "engaged_kind")
-    found: list[tuple[CatalogueItem, float]] = []
-    for step, (item_id, kind) in enumerate(zip(items[:_LAST], kinds, strict=False)):
-        item = catalogue.get(item_id)
-        if item is not None:
-            found.append((item, _TASTE_WEIGHT.get(kind, 0.5) * _RECENCY**step))
-    return found
+    found = [
+        (item_id, _TASTE_WEIGHT.get(kind, 0.5) * _RECENCY**step)
+        for step, (item_id, kind) in enumerate(zip(items, kinds, strict=False))
+        if catalogue.get(item_id) is not None
+    ]
+    rows = catalogue.table.numbers.add(item_id for item_id, _ in found)
+    return Engagements(rows, np.array([weight for _, weight in found]))
+
+
+def engaged_rows(query: Query, catalogue: LiveCatalogue) -> np.ndarray:
+    """int64: rows of the items in the user's list of engagements."""
+    rows = catalogue.index().numbers.rows_of(list_column(query.user, "engaged_video_id"))
+    return np.asarray(rows[rows >= 0])
+
+
+def best_places(scores: np.ndarray, count: int) -> np.ndarray:
+    """int64: where the `count` highest scores are, highest first; ties keep their order."""
+    if count < len(scores):
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        places = np.flatnonzero(scores >= least)
+    else:
+        places = np.arange(len(scores))
+    return places[np.argsort(-scores[places], kind="stable")][:count]
 
 
 @dataclass(frozen=True)
 class ProvidedCandidates:
     """The candidates that the request lists."""
 
+    catalogue: LiveCatalogue
     name: str = "given"
+    in_memory: bool = True
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
+        rows = self.catalogue.index().numbers.rows_of(query.candidates or ())
+        if len(rows) and rows.min() >= 0:
+            return CandidateRows(self.catalogue.table, rows, self.name)
         return [Candidate(item_id, self.name) for item_id in query.candidates or ()]
 
 
@@ -57,14 +94,18 @@ class Popular:
     limit: int = 120
     skip_engaged: bool = False  # leave out what the user has engaged with
     name: str = "popular"
+    in_memory: bool = True
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
         index, popularity = self.catalogue.index(), self.popularity.current
-        scores = popularity.scores_of(index.ids)
-        order = np.argsort(-scores, kind="stable")
-        skip = set(list_column(query.user, "engaged_video_id")) if self.skip_engaged else set()
-        chosen = [row for row in order.tolist() if index.ids[row] not in skip][: self.limit]
-        return [Candidate(index.ids[row], self.name, score=float(scores[row])) for row in chosen]
+        order = popularity.order_in(index)
+        if self.skip_engaged:
+            skip = engaged_rows(query, self.catalogue)
+            order = order[: self.limit + len(skip)]
+            order = order[~np.isin(order, skip)]
+        rows = order[: self.limit]
+        scores, _ = popularity.by_row(index.numbers)
+        return CandidateRows(self.catalogue.table, rows, self.name, scores[rows])
 
 
 @dataclass(frozen=True)
@@ -73,17 +114,22 @@ class Liked:
 
     likings: Likings
     activity: Activity
+    catalogue: LiveCatalogue
     limit: int = 150
     name: str = "liked"
+    in_memory: bool = True
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
         liking = self.likings.of(query)
         if liking is None:
             return ()
+        numbers = self.catalogue.index().numbers
+        liking.places.rows_in(numbers)  # so that engaged items have rows
         engaged = {*list_column(query.user, "engaged_video_id")}
         engaged |= self.activity.engaged(query.user_id).keys()
-        best = liking.best(self.limit, engaged)
-        return [Candidate(item_id, self.name, score=score) for item_id, score in best]
+        skip = numbers.rows_of(engaged)
+        rows, scores = liking.best_rows(self.limit, skip[skip >= 0], numbers)
+        return CandidateRows(self.catalogue.table, rows, self.name, scores)
 
 
 @dataclass(frozen=True)
@@ -94,16 +140,28 @@ class GenreSimilar:
     popularity: PopularityCache
     limit: int = 100
     name: str = "genres"
+    in_memory: bool = True
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
         history = recent_engagements(query, self.catalogue)
-        if not history:
+        if not len(history):
             return ()
         index = self.catalogue.index()
-        similarity = index.similarity(index.vector(history))
-        score = similarity + 0.05 * self.popularity.current.scores_of(index.ids)
-        order = np.argsort(-score, kind="stable")
-        return [Candidate(index.ids[row], self.name) for row in order[: self.limit]]
+        similarity = genre_match(query, self.catalogue)
+        popular, _ = self.popularity.current.by_row(index.numbers)
+        score = similarity + 0.05 * popular[index.rows]
+        best = index.rows[best_places(score, self.limit)]
+        return CandidateRows(self.catalogue.table, best, self.name)
+
+
+def genre_match(query: Query, catalogue: LiveCatalogue) -> np.ndarray:
+    """float32 [N]: how much each available item's genres are like those that the user engages
+    with, in the order of the catalogue's index; computed once for a query and an index."""
+    index, history = catalogue.index(), recent_engagements(query, catalogue)
+    return query.once(
+        f"genres {index.version}",
+        lambda: index.similarity(index.vector_of(history.rows, history.weights)),
+    )
 
 
 @dataclass(frozen=True)
@@ -114,20 +172,32 @@ class Neighbours:
     activity: Activity
     limit: int = 80
     name: str = "neighbours"
+    in_memory: bool = True
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
-        scores = co_engagement(query, self.catalogue, self.activity)
-        best = sorted(scores, key=lambda item_id: (-scores[item_id], item_id))
-        return [Candidate(item_id, self.name) for item_id in best[: self.limit]]
+        rows, scores = co_engagement(query, self.catalogue, self.activity)
+        best = rows[best_places(scores, self.limit)]
+        return CandidateRows(self.catalogue.table, best, self.name)
 
 
-def co_engagement(query: Query, catalogue: LiveCatalogue, activity: Activity) -> dict[str, float]:
-    """Item -> how strongly it is engaged with beside the user's recent engagements."""
-    scores: dict[str, float] = {}
-    for item, weight in recent_engagements(query, catalogue):
-        for item_id, strength in activity.neighbours(item.video_id):
-            scores[item_id] = scores.get(item_id, 0.0) + weight * strength
-    return scores
+def co_engagement(
+    query: Query, catalogue: LiveCatalogue, activity: Activity
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (int64, ascending) and how strongly each item is engaged with beside the user's recent
+    engagements (float64); computed once for a query."""
+    return query.once("co-engagement", lambda: _co_engagement(query, catalogue, activity))
+
+
+def _co_engagement(
+    query: Query, catalogue: LiveCatalogue, activity: Activity
+) -> tuple[np.ndarray, np.ndarray]:
+    history, numbers = recent_engagements(query, catalogue), catalogue.index().numbers
+    found = [activity.neighbour_rows(each, numbers) for each in numbers.ids_of(history.rows)]
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0)
+    strengths = [weight * own for weight, (_, own) in zip(history.weights, found, strict=True)]
+    rows, place = np.unique(np.concatenate([rows for rows, _ in found]), return_inverse=True)
+    return rows, np.bincount(place, np.concatenate(strengths), len(rows))
 
 
 @dataclass(frozen=True)
@@ -139,13 +209,11 @@ class Fresh:
     limit: int = 20
     shown_below: int = 30
     name: str = "fresh"
+    in_memory: bool = True
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
-        index, popularity = self.catalogue.index(), self.popularity.current
-        shown = np.append(popularity.shown, 0)
-        rows = [popularity.row.get(item_id, -1) for item_id in index.ids]
-        rarely_shown = np.flatnonzero(shown[rows] < self.shown_below)
-        newest_first = np.argsort(-index.created_ms[rarely_shown], kind="stable")
-        newest = rarely_shown[newest_first][: 10 * self.limit]
+        index = self.catalogue.index()
+        rarely = self.popularity.current.newest_rarely_shown(index, self.shown_below)
+        newest = rarely[: 10 * self.limit]
         drawn = np.random.default_rng(query.seed).permutation(newest)[: self.limit]
-        return [Candidate(index.ids[row], self.name) for row in drawn]
+        return CandidateRows(self.catalogue.table, drawn, self.name)

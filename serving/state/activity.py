@@ -15,9 +15,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.pipeline.items import RowNumbers
 from streams.contract.events import KIND_CODE
 from streams.contract.signals import PROFILE
 
@@ -30,6 +32,7 @@ _ENGAGED_KINDS = pa.array(
 )
 _ENGAGED_KEPT = 2_000  # engaged items kept per user; the store's row keeps 50
 _WINDOW = 8  # each engagement is paired with this many earlier ones of the user
+_REWEIGH_AFTER = 10_000  # pairings, after which an item's neighbours are weighed again
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,28 @@ class _Engaged:
         else:
             self._times_ms[found] = min(at_ms, self._times_ms[found])
 
+    def before(self, at_ms: int) -> list[str]:
+        """Items first engaged with before that time."""
+        each = zip(self._items, self._times_ms, strict=True)
+        return [item_id for item_id, first_ms in each if first_ms < at_ms]
+
     def to_dict(self) -> dict[str, int]:
         return dict(zip(self._items, self._times_ms, strict=True))
+
+
+@dataclass(frozen=True)
+class _Neighbours:
+    """An item's best neighbours: rows int64 and weights float64, best first.
+
+    pairings: how many there had been. unknown: ids without a row were left out, of a table that
+    had `table_rows` rows.
+    """
+
+    rows: np.ndarray
+    weights: np.ndarray
+    pairings: int
+    unknown: bool
+    table_rows: int
 
 
 class Activity:
@@ -86,6 +109,9 @@ class Activity:
         self._recent: dict[str, deque[str]] = {}
         self._engaged: dict[str, _Engaged] = {}
         self._pairs: dict[str, dict[str, float]] = {}
+        self._totals: dict[str, float] = {}  # item -> sum of its pairs' weights
+        self._pairings = 0
+        self._neighbours: dict[str, _Neighbours] = {}
         self._limit, self._width = users, width
         self._lock = threading.Lock()
 
@@ -106,6 +132,12 @@ class Activity:
             for user_id, item_id in rows:
                 self._pair(user_id, item_id)
 
+    def engaged_with(self, user_id: str, before_ms: int) -> list[str]:
+        """Items with which the user first engaged before that event time."""
+        with self._lock:
+            engaged = self._engaged.get(user_id)
+            return engaged.before(before_ms) if engaged else []
+
     def engaged(self, user_id: str) -> dict[str, int]:
         """Item -> event time (ms) of the user's first play, like, share, follow, cart or order."""
         with self._lock:
@@ -116,13 +148,35 @@ class Activity:
         """Items engaged with by the same users, with a cosine-like weight, best first."""
         with self._lock:
             pairs = dict(self._pairs.get(item_id, {}))
-            totals = {other: sum(self._pairs.get(other, {}).values()) for other in pairs}
-        own = sum(pairs.values())
+            totals = [self._totals.get(other, 0.0) for other in pairs]
+            own = self._totals.get(item_id, 0.0)
         weighted = [
-            (weight / (own * max(totals[other], 1.0)) ** 0.5, other)
-            for other, weight in pairs.items()
+            (weight / (own * max(total, 1.0)) ** 0.5, other)
+            for (other, weight), total in zip(pairs.items(), totals, strict=True)
         ]
         return [(other, weight) for weight, other in heapq.nlargest(limit, weighted)]
+
+    def neighbour_rows(self, item_id: str, numbers: RowNumbers) -> tuple[np.ndarray, np.ndarray]:
+        """`neighbours` that have a row: rows int64 and weights float64, best first.
+
+        They are weighed again once the item has new pairs, and otherwise after `_REWEIGH_AFTER`
+        pairings of any items, which change the weights a little.
+        """
+        kept = self._neighbours.get(item_id)
+        if kept is None or self._is_old(kept, numbers):
+            at, size = self._pairings, len(numbers)
+            found = self.neighbours(item_id)
+            rows = numbers.rows_of(other for other, _ in found)
+            weights, known = np.array([weight for _, weight in found], np.float64), rows >= 0
+            kept = _Neighbours(rows[known], weights[known], at, not known.all(), size)
+            with self._lock:
+                if self._pairings == at:  # else it may have new pairs already
+                    self._neighbours[item_id] = kept
+        return kept.rows, kept.weights
+
+    def _is_old(self, kept: _Neighbours, numbers: RowNumbers) -> bool:
+        more_rows = kept.unknown and kept.table_rows != len(numbers)
+        return more_rows or self._pairings - kept.pairings > _REWEIGH_AFTER
 
     def latest(self, limit: int) -> list[ActiveUser]:
         """The users with the newest events."""
@@ -139,6 +193,8 @@ class Activity:
             self._recent.clear()
             self._engaged.clear()
             self._pairs.clear()
+            self._totals.clear()
+            self._neighbours.clear()
 
     def forget(self, user_id: str) -> None:
         """Drops the user. Their share in the counts of item pairs is anonymous and stays."""
@@ -193,6 +249,10 @@ class Activity:
     def _add_pair(self, item_id: str, other: str, weight: float) -> None:
         pairs = self._pairs.setdefault(item_id, {})
         pairs[other] = pairs.get(other, 0.0) + weight
+        self._totals[item_id] = self._totals.get(item_id, 0.0) + weight
         if len(pairs) > 2 * self._width:
             kept = heapq.nlargest(self._width, pairs.items(), key=lambda pair: pair[1])
             self._pairs[item_id] = dict(kept)
+            self._totals[item_id] = sum(weight for _, weight in kept)
+        self._pairings += 1
+        self._neighbours.pop(item_id, None)

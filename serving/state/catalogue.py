@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
+from serving.pipeline.items import ItemTable
 from serving.state.genre_index import GenreIndex, GenreTable
 from streams.catalogue import item_id_of
 from streams.contract.events import CatalogueEvent, CatalogueItem
@@ -40,6 +41,7 @@ class LiveCatalogue:
 
     def __init__(self, fold: CatalogueFold) -> None:
         self._fold = fold
+        self.table = ItemTable(fold.get)  # rows stay, whatever becomes of their items
         self._lock = threading.Lock()
         self._index: GenreIndex | None = None
         self._table: GenreTable | None = None
@@ -59,6 +61,7 @@ class LiveCatalogue:
             if before == self._known_version:  # else others changed the fold too
                 self._known_version = self._fold.version
                 self._changed.add(item_id_of(event))
+            self.table.forget_facts(item_id_of(event))
 
     def get(self, item_id: str) -> CatalogueItem | None:
         return self._fold.get(item_id)
@@ -114,6 +117,7 @@ class LiveCatalogue:
 
     def _built_table(self) -> GenreTable:
         self._changed.clear()
+        self.table.forget_all_facts()
         found = ((each, self._fold.get(each)) for each in self._fold.available_ids())
         self._put = {item_id: item for item_id, item in found if item is not None}
-        return GenreTable(self._put.values())
+        return GenreTable(self._put.values(), self.table.numbers)

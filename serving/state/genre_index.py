@@ -18,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
+from serving.pipeline.items import UNKNOWN, RowNumbers
 from streams.contract.events import CatalogueItem
 
 _MIN_DEAD = 4_096  # codes of replaced items that a table keeps at least before it is built anew
@@ -42,6 +43,8 @@ class GenreIndex:
     ids: tuple[str, ...]
     created_ms: np.ndarray  # int64 [N]
     slot: np.ndarray  # int32 [N]
+    rows: np.ndarray  # int64 [N]: each item's row of the catalogue's table
+    numbers: RowNumbers  # of that table
     names: Sequence[str]  # at least G
     counts: np.ndarray  # int32 [G], in how many items each genre is
     codes: np.ndarray  # int32: the genres of slot s are codes[starts[s]:starts[s + 1]]
@@ -59,20 +62,41 @@ class GenreIndex:
 
     def vector(self, items: Iterable[tuple[CatalogueItem, float]]) -> np.ndarray:
         """float32 [G]: the weighted sum of the items' genre vectors, at unit length."""
-        total = np.zeros(len(self.counts), np.float32)
-        for item, weight in items:
-            row = self.row_of(item.video_id)
-            if row >= 0:
-                slot = self.slot[row]
-                codes = self.codes[self.starts[slot] : self.starts[slot + 1]]
-                total[codes] += np.float32(weight) * self.weight[codes] / self.norm[slot]
+        pairs = [(self.numbers.row_of(item.video_id), weight) for item, weight in items]
+        rows = np.array([row for row, _ in pairs], np.int64)
+        return self.vector_of(rows, np.array([weight for _, weight in pairs], np.float32))
+
+    def vector_of(self, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """`vector` of items by their rows of the catalogue's table; unavailable ones count 0."""
+        places = self.places_of(rows)
+        open_ = places >= 0
+        slot = self.slot[places[open_]]
+        counts = self.starts[slot + 1] - self.starts[slot]
+        ends = np.cumsum(counts)
+        offsets = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+        codes = self.codes[np.repeat(self.starts[slot], counts) + offsets]
+        share = np.repeat(weights[open_] / self.norm[slot], counts) * self.weight[codes]
+        total = np.bincount(codes, share, len(self.counts)).astype(np.float32)
         length = float(np.linalg.norm(total))
         return total / length if length else total
+
+    def places_of(self, rows: np.ndarray) -> np.ndarray:
+        """int64: where rows of the catalogue's table are in this index; -1 for unavailable items."""
+        known = self._place
+        inside = np.minimum(rows, len(known) - 1)  # a row that is newer than the index: the last
+        return np.asarray(known[inside])
 
     def similarity(self, vector: np.ndarray) -> np.ndarray:
         """float32 [N]: cosine similarity of every available item with `vector`."""
         sums = _slot_sums(self.weight * vector, self.codes, self.starts)
         return np.asarray((sums / self.norm)[self.slot], dtype=np.float32)
+
+    @cached_property
+    def _place(self) -> np.ndarray:
+        """int64 [R + 1]: the place by row of the table; the last one stands for no row."""
+        place = np.full(int(self.rows.max(initial=-1)) + 2, UNKNOWN)
+        place[self.rows] = np.arange(len(self.rows))
+        return place
 
     @cached_property
     def weight(self) -> np.ndarray:
@@ -115,8 +139,9 @@ def _slot_sums(values: np.ndarray, codes: np.ndarray, starts: np.ndarray) -> np.
 class GenreTable:
     """The available items and their genres. Not thread safe; the indexes that it makes are."""
 
-    def __init__(self, items: Iterable[CatalogueItem]) -> None:
-        """`items`: sorted by id, each once."""
+    def __init__(self, items: Iterable[CatalogueItem], numbers: RowNumbers | None = None) -> None:
+        """`items`: sorted by id, each once. numbers: the rows of the catalogue's table."""
+        self._numbers = RowNumbers() if numbers is None else numbers
         self._codes_of: dict[str, int] = {}
         self._names: list[str] = []
         self._counts = array("i")
@@ -135,6 +160,7 @@ class GenreTable:
         self._starts.extend(np.frombuffer(starts, np.int64))
         self._created = np.array(created, np.int64)
         self._slot = np.arange(len(self._ids), dtype=np.int32)
+        self._rows = self._numbers.add(self._ids)
 
     @property
     def needs_rebuild(self) -> bool:
@@ -151,6 +177,7 @@ class GenreTable:
         else:
             self._ids.insert(row, item.video_id)
             self._slot = np.insert(self._slot, row, slot)
+            self._rows = np.insert(self._rows, row, self._numbers.add([item.video_id])[0])
             self._created = np.insert(self._created, row, item.created_ms)
         self._codes.extend(np.array(self._add_genres(item.genres), np.int32))
         self._starts.extend(np.array([len(self._codes.filled)], np.int64))
@@ -160,6 +187,7 @@ class GenreTable:
         row = bisect_left(self._ids, item.video_id)
         del self._ids[row]
         self._slot, self._created = np.delete(self._slot, row), np.delete(self._created, row)
+        self._rows = np.delete(self._rows, row)
         self._drop_genres(item.genres)
 
     def index(self, version: int) -> GenreIndex:
@@ -169,6 +197,8 @@ class GenreTable:
             ids=tuple(self._ids),
             created_ms=self._created.copy(),
             slot=self._slot.copy(),
+            rows=self._rows.copy(),
+            numbers=self._numbers,
             names=self._names,
             counts=np.array(self._counts, np.int32),
             codes=self._codes.filled,

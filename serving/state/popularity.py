@@ -10,9 +10,9 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
@@ -20,7 +20,9 @@ from pydantic import BaseModel, Field
 
 from features.store import FeatureFrame, FeatureStore, StoreDown
 from serving.pipeline.frames import absent_rows, concat_frames, list_column, take_rows
+from serving.pipeline.items import RowNumbers
 from serving.state.catalogue import LiveCatalogue
+from serving.state.genre_index import GenreIndex
 from streams.contract.bounds import Count
 from streams.contract.clock import Clock
 from streams.telemetry import set_aside
@@ -47,6 +49,46 @@ class Popularity:
     shown: np.ndarray  # int64 [N]: times shown since the log began
     clicked: dict[str, list[str]]  # item -> queries clicked under it, most frequent first
     frame: FeatureFrame | None = None
+    memo: dict[str, tuple[Any, ...]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    def by_row(self, numbers: RowNumbers) -> tuple[np.ndarray, np.ndarray]:
+        """score (float32) and shown (int64) by row of the catalogue's table; 0 for items that are
+        not in the snapshot, and in the last place, for `UNKNOWN`."""
+        known, score, shown = self.memo.get("by_row", (None, EMPTY.score, EMPTY.shown))
+        if known is not numbers:
+            rows = numbers.rows_of(self.ids)
+            size, present = len(numbers) + 1, rows >= 0
+            score, shown = np.zeros(size, np.float32), np.zeros(size, np.int64)
+            score[rows[present]] = self.score[present]
+            shown[rows[present]] = self.shown[present]
+            self.memo["by_row"] = numbers, score, shown
+        if (more := len(numbers) + 1 - len(score)) > 0:  # new items, which have no actions here
+            score, shown = np.pad(score, (0, more)), np.pad(shown, (0, more))
+            self.memo["by_row"] = numbers, score, shown
+        return score, shown
+
+    def order_in(self, index: GenreIndex) -> np.ndarray:
+        """int64 [N]: the available items' rows, most popular first; ties keep the order of ids."""
+        order: np.ndarray
+        kept, order = self.memo.get("order", (None, EMPTY.shown))
+        if kept is not index:
+            score, _ = self.by_row(index.numbers)
+            order = index.rows[np.argsort(-score[index.rows], kind="stable")]
+            self.memo["order"] = index, order
+        return order
+
+    def newest_rarely_shown(self, index: GenreIndex, shown_below: int) -> np.ndarray:
+        """int64: rows of items shown fewer than `shown_below` times, newest first."""
+        newest: np.ndarray
+        kept, limit, newest = self.memo.get("newest", (None, 0, EMPTY.shown))
+        if kept is not index or limit != shown_below:
+            _, shown = self.by_row(index.numbers)
+            rarely = np.flatnonzero(shown[index.rows] < shown_below)
+            newest = index.rows[rarely[np.argsort(-index.created_ms[rarely], kind="stable")]]
+            self.memo["newest"] = index, shown_below, newest
+        return newest
 
     def scores_of(self, item_ids: Sequence[str]) -> np.ndarray:
         """float32 [len(item_ids)]; 0 for an item that is not in the snapshot."""
@@ -132,7 +174,9 @@ class PopularityCache:
             self.stale = True
             _LOG.warning("popularity is not refreshed, the last snapshot stays in use: %s", error)
             return False
-        self.current = popularity_of(concat_frames(frames), now_ms) if frames else EMPTY
+        found = popularity_of(concat_frames(frames), now_ms) if frames else EMPTY
+        found.order_in(self._catalogue.index())  # here, so that no request computes it
+        self.current = found
         self.stale = False
         return True
 

@@ -113,7 +113,7 @@ def feed(deps: StageDependencies) -> Pipeline:
         sources=[
             # First, so that `Duplicate` keeps the fresh copy, which exploration draws from.
             Fresh(deps.catalogue, deps.popularity),
-            Liked(deps.likings, deps.activity),
+            Liked(deps.likings, deps.activity, deps.catalogue),
             GenreSimilar(deps.catalogue, deps.popularity),
             Neighbours(deps.catalogue, deps.activity),
             Popular(deps.catalogue, deps.popularity),
@@ -164,7 +164,7 @@ def rerank(deps: StageDependencies) -> Pipeline:
     return Pipeline(
         name="rerank",
         query_hydrators=[UserFeatures(deps.store, deps.last_users)],
-        sources=[ProvidedCandidates()],
+        sources=[ProvidedCandidates(deps.catalogue)],
         hydrators=ranker_hydrators(deps),
         filters=[Duplicate(), Unavailable(deps.catalogue)],
         scorer=Ranker(deps.models, deps.catalogue, deps.popularity, model=deps.model_of(RANKER)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from features.store import FeatureStore
@@ -23,6 +24,7 @@ from serving.stages.hydrators import AuthorFeatures, CatalogueItems, ItemFeature
 from serving.state.activity import Activity
 from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import LiveCatalogue
+from serving.state.feature_rows import FeatureRows
 from serving.state.last_rows import LastUserRows
 from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
@@ -54,13 +56,23 @@ class StageDependencies:
         """The model that serves among those of a kind; by default the one of the kind's name."""
         return self.serving_models.get(kind, kind)
 
+    @cached_property
+    def item_rows(self) -> FeatureRows:
+        """Item features that all pipelines share."""
+        return FeatureRows(self.store, "video", self.catalogue.table.numbers)
+
+    @cached_property
+    def author_rows(self) -> FeatureRows:
+        """Author features that all pipelines share."""
+        return FeatureRows(self.store, "author", self.catalogue.table.authors)
+
 
 def ranker_hydrators(deps: StageDependencies) -> list[CandidateHydrator]:
     """Everything that a ranker reads of a candidate."""
     return [
         CatalogueItems(deps.catalogue),
-        ItemFeatures(deps.store),
-        AuthorFeatures(deps.store, deps.catalogue),
+        ItemFeatures(deps.item_rows, deps.store, deps.catalogue),
+        AuthorFeatures(deps.author_rows, deps.catalogue),
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 from features.memory_store import MemoryFeatureStore
 from features.store import EntityName, FeatureFrame, Status, StoreDown
 from models.ranking.ple.features import ITEM_FEATURES
+from serving.pipeline.pool import Pool
 from serving.pipeline.query import Candidate, Query
 from serving.stages.hydrators import AuthorFeatures
 from serving.state.catalogue import LiveCatalogue
+from serving.state.feature_rows import KEEP_MS, FeatureRows
 from streams.catalogue import Catalogue
 from streams.contract.events import CatalogueItem, ItemAdded
 
@@ -57,11 +61,16 @@ def test_each_author_is_read_once_and_every_candidate_gets_its_row(
     items: list[str], reads: list[Any], authors: list[str]
 ) -> None:
     store = RecordingStore()
-    candidates = tuple(Candidate(item, "given") for item in items)
-    found = AuthorFeatures(store, catalogue()).hydrate(  # type: ignore[arg-type]
-        Query("r", "feed", "u", 3, NOW, 7), candidates
-    )
+    about, query = catalogue(), Query("r", "feed", "u", 3, NOW, 7)
+    about.index()
+    rows = FeatureRows(store, "author", about.table.authors)  # type: ignore[arg-type]
+    hydrator = AuthorFeatures(rows, about)
+    pool = Pool.of([Candidate(item, "given") for item in items])
+    found = hydrator.hydrate(query, pool)
     assert store.reads == reads
+    kept = hydrator.from_memory(query, pool)
+    assert kept is not None, "a row that was just read is kept for the next request"
+    assert hydrator.from_memory(replace(query, now_ms=NOW + KEEP_MS), pool) is None or not reads
     assert found.author_features is not None
     assert list(found.author_features.ids) == authors
     assert (found.author_features.status == Status.ABSENT).all()
@@ -76,6 +85,7 @@ def test_a_feed_reads_its_authors_in_one_call_and_counts_the_users_engagements_w
         harness.send_event("like", item, author_id="a3")
     harness.wait_until(lambda: len(harness.engaged()) == 2)
     harness.wait_until(lambda: store.inner.read("author", ["a3"], 2**42).status[0] != Status.ABSENT)
+    time.sleep(KEEP_MS / 1e3)  # rows that were read before are served no longer
     store.reads.clear()
     slate: list[Any] = []
     keep = harness.gateway.served.record
@@ -84,7 +94,7 @@ def test_a_feed_reads_its_authors_in_one_call_and_counts_the_users_engagements_w
     harness.feed()
     reads = [ids for entity, ids in store.reads if entity == "author"]
     assert reads[0] == ["a3", "a4"]
-    assert len(reads) == 2, "one read per request"
+    assert len(reads) == 2, "one read per request, of what is not kept"
     assert len(set(reads[1])) == len(reads[1]) > 3
     assert reply["stale"] is False
     item_x = dict(

@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from serving.pipeline.query import Candidate, Pool, Query, Scored
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query, Scored
 from serving.stages.caps import AuthorCap, Cap, ProvenanceCap, caps_of
 from serving.stages.selectors import PlackettLuce
 from streams.contract.events import CatalogueItem
@@ -32,7 +33,7 @@ def pool(count: int = 40, *, authors: int = 5, scored: bool = True) -> Pool:
     )
     score = np.random.default_rng(0).normal(size=count) + np.arange(count) % 2
     columns = Scored(score.astype(np.float32), np.zeros((count, 0), np.float32))
-    return Pool(candidates, scored=columns if scored else None)
+    return Pool.of(candidates, scored=columns if scored else None)
 
 
 def query(seed: int = 0, k: int = 10) -> Query:

@@ -14,7 +14,8 @@ from models.ranking.fake import fake_ranker
 from models.ranking.grade.dirichlet import log_density
 from serving.fakes import ANSWERS
 from serving.gateway import SERVED
-from serving.pipeline.query import Candidate, Pool, Query
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query
 from serving.stages.scorers import Ranker
 from serving.surfaces.feed import FeedRequest
 from streams.bus.contract import Stamp
@@ -115,7 +116,7 @@ def test_a_nan_prediction_affects_only_its_own_candidate(make_harness: Make) -> 
     harness = make_harness(streams=False)
     deps = harness.gateway.surfaces.deps
     items = [CatalogueItem(video_id=f"v{n}", title="") for n in range(3)]
-    pool = Pool(tuple(Candidate(item.video_id, "given", item=item) for item in items))
+    pool = Pool.of(tuple(Candidate(item.video_id, "given", item=item) for item in items))
 
     def one_is_nan(inputs: Any) -> Any:
         found = fake_ranker(inputs)

@@ -111,8 +111,8 @@ def test_a_change_updates_the_table_and_does_not_build_it_again(
     built: list[int] = []
 
     class Counted(GenreTable):
-        def __init__(self, items: object) -> None:
-            super().__init__(items)  # type: ignore[arg-type]
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)  # type: ignore[arg-type]
             built.append(len(self._ids))
 
     monkeypatch.setattr(catalogue_module, "GenreTable", Counted)

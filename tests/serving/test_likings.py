@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from models.retrieval.factorisation.factors import FILE, LikingFactors
-from serving.pipeline.query import Candidate, Pool, Query, Release
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query, Release
 from serving.stages.prerank import TasteDotProduct
 from serving.stages.sources import Liked
 from serving.state.likings import Likings
@@ -47,7 +48,7 @@ def query(release: Release, user_id: str = "u1") -> Query:
 def test_the_source_offers_what_the_release_says_the_user_likes(
     likings: Likings, stage_deps: StageDependencies
 ) -> None:
-    source = Liked(likings, stage_deps.activity, limit=3)
+    source = Liked(likings, stage_deps.activity, stage_deps.catalogue, limit=3)
     for release, wanted in ((FIRST, ["v0", "v1", "v2"]), (SECOND, ["v59", "v58", "v57"])):
         found = source.fetch(query(release))
         assert [candidate.item_id for candidate in found] == wanted
@@ -58,10 +59,10 @@ def test_the_source_offers_what_the_release_says_the_user_likes(
 def test_a_release_without_readable_factors_gives_no_candidates(
     likings: Likings, stage_deps: StageDependencies, version: int
 ) -> None:
-    release = Release("r0003", {"ranker": version})
-    assert list(Liked(likings, stage_deps.activity).fetch(query(release))) == []
-    assert list(Liked(Likings(), stage_deps.activity).fetch(query(FIRST))) == []
-    assert list(Liked(likings, stage_deps.activity).fetch(query(Release()))) == []
+    release, of = Release("r0003", {"ranker": version}), (stage_deps.activity, stage_deps.catalogue)
+    assert list(Liked(likings, *of).fetch(query(release))) == []
+    assert list(Liked(Likings(), *of).fetch(query(FIRST))) == []
+    assert list(Liked(likings, *of).fetch(query(Release()))) == []
 
 
 def test_the_pre_rank_keeps_what_the_user_likes_and_never_cuts_fresh_items(
@@ -71,7 +72,7 @@ def test_the_pre_rank_keeps_what_the_user_likes_and_never_cuts_fresh_items(
     learned = replace(usual, likings=likings)
     ids = ["v40", "v2", "unknown", "v1"]
     candidates = tuple(Candidate(item_id, "popular") for item_id in ids)
-    pool = Pool((*candidates, Candidate("v59", "fresh")))
+    pool = Pool.of((*candidates, Candidate("v59", "fresh")))
     scores = learned.prerank_scores(query(FIRST), pool)
     assert scores[3] > scores[1] > scores[0]
     assert np.isfinite(scores[2])

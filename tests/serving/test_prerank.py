@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.pipeline.query import Candidate, Pool, Query, Slate
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query, Slate
 from serving.pipeline.runner import Deadlines, Pipeline, Runner
 from serving.stages.prerank import EXPLORED, TasteDotProduct
 from serving.stages.scorers import SourceScore
@@ -110,7 +111,7 @@ def test_fresh_candidates_are_never_cut(stage_deps: StageDependencies) -> None:
     prerank = TasteDotProduct(
         stage_deps.catalogue, stage_deps.popularity, stage_deps.activity, keep=10
     )
-    pool = Pool(tuple(Candidate(f"v{n}", EXPLORED if n > 55 else "popular") for n in range(60)))
+    pool = Pool.of(tuple(Candidate(f"v{n}", EXPLORED if n > 55 else "popular") for n in range(60)))
     best = np.argsort(
         -prerank.prerank_scores(Query("r", "feed", "u", 5, 1, 1), pool), kind="stable"
     )[:10]

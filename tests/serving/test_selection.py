@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.pipeline.query import Candidate, Pool, Query, Scored
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query, Scored
 from serving.stages.selectors import PlackettLuce
 from streams.contract.events import CatalogueItem
 
@@ -27,7 +28,7 @@ def pool(scores: list[float], fresh: set[int] = frozenset(), genres: str = "") -
         for n in range(len(scores))
     )
     p = np.zeros((len(scores), 0), np.float32)
-    return Pool(candidates, scored=Scored(np.array(scores, np.float32), p))
+    return Pool.of(candidates, scored=Scored(np.array(scores, np.float32), p))
 
 
 def query(seed: int, k: int = 2) -> Query:

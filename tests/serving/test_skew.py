@@ -23,6 +23,7 @@ from models.recipe import TrainingLog
 from serving.gateway import SERVED, SKEW
 from serving.monitoring.served_features import ServedFeatures
 from serving.pipeline.query import RankerInputs
+from serving.state.feature_rows import KEEP_MS
 from streams.bus.contract import Bus, Outgoing, Stamp
 from streams.bus.delivery import Delivery
 from streams.catalogue import items_frame
@@ -162,6 +163,7 @@ def test_a_planted_skew_is_found_and_measured(
     }
     for entity in ("video", "author"):
         store.fold(entity, pa.table(ghost, schema=EVENT_SCHEMA), Stamp("planted", 0, 0))
+    time.sleep(KEEP_MS / 1e3)  # rows that were read before are served no longer
     before = served_by(harness)
     other = "v1" if int(target[1:]) % 9 != 1 else "v2"
     harness.feed("user-0", candidates=[target, other])

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pytest
 
 from features.memory_store import MemoryFeatureStore
-from serving.pipeline.query import Candidate, Pool, Query, Scored, Slate
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Candidate, Query, Scored, Slate
 from serving.pipeline.runner import Deadlines, Hydration, Pipeline, Runner
+from serving.pipeline.stage import removed_by
 from serving.stages.filters import AlreadyEngaged
 from serving.stages.scorers import SourceScore
 from serving.stages.selectors import InOrder, PlackettLuce
@@ -40,6 +42,7 @@ class FixedSource:
     ids: Sequence[str]
     name: str = "fixed"
     scores: Sequence[float] = ()
+    in_memory: bool = True
 
     def fetch(self, query: Query) -> list[Candidate]:
         del query
@@ -84,9 +87,9 @@ class RejectingFilter:
 class DroppingHydrator:
     name: str = "dropping"
 
-    def hydrate(self, query: Query, candidates: tuple[Candidate, ...]) -> Hydration:
+    def hydrate(self, query: Query, pool: Pool) -> Hydration:
         del query
-        return Hydration(catalogue_items=[None] * (len(candidates) - 1))
+        return Hydration(catalogue_items=[None] * (len(pool) - 1))
 
 
 @dataclass
@@ -262,8 +265,8 @@ def test_engagements_beyond_the_stores_list_stay_filtered_and_new_ones_wait_for_
     activity.fold(_likes(60, 1))
     activity.fold(_likes(1, 61))  # not yet in the store
     asked = query(user=store.read("user", ["u"], 100))
-    pool = Pool(tuple(Candidate(f"v{at}", "given") for at in (1, 60, 61)))
-    earlier, listed, new = AlreadyEngaged(activity).removal_reasons(asked, pool)
-    assert earlier == "already engaged: earlier"
-    assert listed == "already engaged: like"
-    assert new is None
+    pool = Pool.of(tuple(Candidate(f"v{at}", "given") for at in (1, 60, 61)))
+    removed = removed_by(AlreadyEngaged(activity), asked, pool)
+    assert removed.mask.tolist() == [True, True, False]
+    assert removed.reason(0) == "already engaged: earlier"
+    assert removed.reason(1) == "already engaged: like"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -91,6 +91,14 @@ class ItemColumns:
     aigc: np.ndarray  # float32 [N]
 
 
+@runtime_checkable
+class ColumnarItems(Protocol):
+    """Catalogue items whose facts are columns already."""
+
+    def columns(self) -> ItemColumns:
+        """One row for each item. Raises `ValueError` where the catalogue does not know one."""
+
+
 def item_columns(items: Sequence[CatalogueItem]) -> ItemColumns:
     """Catalogue items as columns, in their order."""
     genres = np.zeros((len(items), GENRE_BUCKETS), np.float32)
@@ -109,8 +117,7 @@ def item_columns(items: Sequence[CatalogueItem]) -> ItemColumns:
 def user_columns(users: FeatureFrame, now_ms: np.ndarray) -> np.ndarray:
     """float32 [N, Fu] in USER_FEATURES' order; now_ms: int64 [N], the reader's time."""
     hour = (now_ms % DAY_MS) / HOUR_MS * (2 * math.pi / 24)
-    columns = [np.log1p(_column(users, name)) for name in _USER_COUNTS]
-    columns += [_rate(users, a, b) for a, b in _USER_RATES]
+    columns = [*np.log1p(_table(users, _USER_COUNTS)), *_rates(users, _USER_RATES)]
     columns.append(np.log1p(_column(users, "dwell_ms_sum_1d") / 1e3))
     columns.append(_log_since(users.last_event_ms, now_ms, HOUR_MS))
     columns += [np.sin(hour), np.cos(hour), (users.status == 1).astype(float)]
@@ -124,8 +131,7 @@ def own_item_columns(
 
     row: int64 [R], rows of `catalogue`; now_ms: int64 [R].
     """
-    columns = [np.log1p(_column(features, name)) for name in _ITEM_COUNTS]
-    columns += [_rate(features, a, b) for a, b in _ITEM_RATES]
+    columns = [*np.log1p(_table(features, _ITEM_COUNTS)), *_rates(features, _ITEM_RATES)]
     columns.append(np.log1p(_column(features, "dwell_ms_sum_all") / 1e3))
     columns.append(_log_since(catalogue.created_ms[row], now_ms, DAY_MS))
     columns.append(np.log1p(catalogue.duration_ms[row] / 1e3))
@@ -136,8 +142,7 @@ def own_item_columns(
 
 def author_columns(authors: FeatureFrame) -> np.ndarray:
     """float64 [R, ..]: counts and rates of each candidate's author; 0 for unknown authors."""
-    columns = [np.log1p(_column(authors, name)) for name in _AUTHOR_COUNTS]
-    columns += [_rate(authors, a, b) for a, b in _AUTHOR_RATES]
+    columns = [*np.log1p(_table(authors, _AUTHOR_COUNTS)), *_rates(authors, _AUTHOR_RATES)]
     known = (authors.status == 1).astype(float)
     masked: np.ndarray = np.column_stack([*columns, known]) * known[:, None]
     return masked
@@ -193,6 +198,10 @@ def _occurrences(
     listed = np.zeros((len(lists), width), np.int64)
     for row, ids in enumerate(lists):
         listed[row, : len(ids)] = [id_hash(each) for each in ids]
+    if len(lists) == 1:
+        known, times = np.unique(listed[0], return_counts=True)
+        nearest = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+        return np.where(known[nearest] == hashes, times[nearest], 0).astype(float)
     for place in range(width):
         count += listed[owner, place] == hashes
     return count
@@ -212,11 +221,21 @@ def _lists(frame: FeatureFrame, name: str) -> Sequence[Sequence[str]]:
     return [()] * len(frame) if values is None else [ids or () for ids in values]
 
 
-def _rate(frame: FeatureFrame, kind: str, per: str) -> np.ndarray:
-    """Smoothed rate. The denominator is at least the number of actions: replayed plays have no
-    `shown`, and a rate far above 1 would fall with every impression."""
-    acts = _column(frame, f"{kind}_count_all")
-    chances = np.maximum(_column(frame, f"{per}_count_all"), acts)
+def _table(frame: FeatureFrame, names: Sequence[str]) -> np.ndarray:
+    """Numeric columns as float64 [names, N], as `_column` of each; one pass over all of them."""
+    found = [frame.columns.get(name) for name in names]
+    none = np.zeros(len(frame))
+    table = np.array([none if values is None else values for values in found], np.float64)
+    if not all(values is None or values.dtype.kind in "iu" for values in found):
+        table = finite(table).astype(float)
+    return np.maximum(table, 0)
+
+
+def _rates(frame: FeatureFrame, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Smoothed rates, float64 [pairs, N]. The denominator is at least the number of actions:
+    replayed plays have no `shown`, and a rate far above 1 would fall with every impression."""
+    acts = _table(frame, [f"{kind}_count_all" for kind, _ in pairs])
+    chances = np.maximum(_table(frame, [f"{per}_count_all" for _, per in pairs]), acts)
     return np.asarray((acts + 0.5) / (chances + 10))
 
 

@@ -19,6 +19,7 @@ from models.ranking.ple.features import (
     HISTORY_KINDS,
     ITEM_FEATURES,
     USER_FEATURES,
+    ColumnarItems,
     ItemColumns,
     author_columns,
     finite,
@@ -93,7 +94,8 @@ def assemble_request(
     """The ranker's input tensors of one request, as `SIGNATURE` states.
 
     user: one row. item_features, author_features: C rows, one per candidate in order; duplicates
-    are allowed and C may be 0. items: the candidates' catalogue items, in the same order.
+    are allowed and C may be 0. items: the candidates' catalogue items, in the same order; those
+    that are `ColumnarItems` are not looked at one by one.
     author_of: as in `assemble_items`.
 
     Raises `ValueError` when the lengths differ.
@@ -110,7 +112,8 @@ def assemble_request(
     candidates = Candidates(owner, every, item_features, author_features)
     now = np.array([now_ms], np.int64)
     users = assemble_users(user, now)
-    rows = assemble_items(user, candidates, item_columns(items), author_of, now)
+    columns = items.columns() if isinstance(items, ColumnarItems) else item_columns(items)
+    rows = assemble_items(user, candidates, columns, author_of, now)
     one = {name: tensor[0] for name, tensor in users.items()}
     return one | {"user_hash": users["user_hash"]} | rows
 

@@ -50,6 +50,7 @@ _ABOUT = {
     413: "The body, or one event, is larger than the limit that `detail` names.",
     415: "The content encoding is not supported: send gzip or none.",
     422: "The request is invalid: `detail` names each field.",
+    429: "More requests wait than can be answered in time: ask again after `Retry-After` seconds.",
     503: "A server does not answer now: try again.",
 }
 KEYED = responses(401, 403)

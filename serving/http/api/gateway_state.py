@@ -15,8 +15,8 @@ from serving.gateway import Gateway
 from streams.bus.contract import BusError, MessagesRejected, Outgoing
 
 
-def gateway_of(request: Request) -> Gateway:
-    """The running gateway behind a request."""
+async def gateway_of(request: Request) -> Gateway:
+    """The running gateway behind a request. Async: FastAPI runs other dependencies on threads."""
     return cast(Gateway, request.app.state.gateway)
 
 

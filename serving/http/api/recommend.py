@@ -6,7 +6,9 @@ Knows requests and replies. Does not know any one surface (`serving.surfaces`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
@@ -17,18 +19,24 @@ from serving.http.api.errors import KEYED, responses
 from serving.http.api.gateway_state import GatewayState
 from serving.http.api.json import json_bytes, json_reply, json_response, problem_entry
 from serving.http.auth import needs
+from serving.http.capacity import Busy, Capacity
 from serving.pipeline.requests import Request
 from serving.pipeline.trace import context_of, tracer
 from serving.state.replies import RequestConflict
 from serving.surfaces import SurfaceSpec, load_surfaces
 
 router = APIRouter(prefix="/v1", tags=["recommend"], dependencies=[Depends(needs("recommend"))])
-_ERRORS = responses(400, 401, 403, 409, 413, 415, 422)
+_ERRORS = responses(400, 401, 403, 409, 413, 415, 422, 429)
 
 
-def _endpoint(spec: SurfaceSpec) -> Callable[..., Response]:
-    def ask(body: Request, request: HttpRequest, gateway: GatewayState) -> Response:
-        return _reply(body, request, gateway)
+def _endpoint(spec: SurfaceSpec) -> Callable[..., Coroutine[Any, Any, Response]]:
+    async def ask(body: Request, request: HttpRequest, gateway: GatewayState) -> Response:
+        capacity: Capacity = request.app.state.capacity
+        try:
+            return await capacity.run(partial(_reply, body, request, gateway))
+        except Busy as busy:
+            wait = {"Retry-After": str(busy.retry_after_s)}
+            return json_reply({"detail": str(busy)}, 429, wait)
 
     ask.__annotations__["body"] = spec.request  # FastAPI reads and documents the surface's model
     return ask
