@@ -42,6 +42,11 @@ class ModelSpec:
     # Tensors with one row per candidate: the outputs differ where the inputs do.
     candidate_inputs: tuple[str, ...] = ()
     candidate_outputs: tuple[str, ...] = ()
+    later_outputs: tuple[str, ...] = ()  # that sealed bundles of before do not state
+
+    def unmet_by(self, sealed: Signature) -> tuple[str, ...]:
+        """The tensors by which a sealed bundle does not fit this code's requests."""
+        return self.load_signature().unmet_by(sealed, self.later_outputs)
 
     def load_recipe(self) -> Recipe:
         return cast(Recipe, import_attribute(self.recipe)())
@@ -89,6 +94,7 @@ RANKER = ModelSpec(
     update="models.alignment.ranker:ranker_update",
     candidate_inputs=("video_x",),
     candidate_outputs=("p", "score"),
+    later_outputs=("tasks",),
 )
 QUERIES = ModelSpec(
     name="queries",

@@ -27,6 +27,14 @@ class TensorSpec:
     def numpy_dtype(self) -> type:
         return _DTYPES[self.dtype]
 
+    def allows(self, other: TensorSpec) -> bool:
+        """Whether every tensor of `other` is one of this: a free dimension allows any size."""
+        return (self.name, self.dtype, len(self.shape)) == (
+            other.name,
+            other.dtype,
+            len(other.shape),
+        ) and all(a in (-1, b) for a, b in zip(self.shape, other.shape, strict=True))
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -43,10 +51,21 @@ class Signature:
                 raise BadInput(f"input {spec.name!r} is missing")
             _check(spec, tensors[spec.name])
 
-    def differing(self, other: Signature) -> tuple[str, ...]:
-        """Names of the tensors that differ between the two, sorted."""
-        mine, others = ({*each.inputs, *each.outputs} for each in (self, other))
-        return tuple(sorted({spec.name for spec in mine ^ others}))
+    def unmet_by(self, sealed: Signature, later_outputs: Sequence[str] = ()) -> tuple[str, ...]:
+        """Names of the tensors, sorted, by which a bundle of the signature `sealed` does not fit
+        requests of this one: () where it answers them.
+
+        later_outputs: what bundles of before lack.
+        """
+        answered = {spec.name: spec for spec in sealed.outputs}
+        wrong = {spec.name for spec in {*self.inputs} ^ {*sealed.inputs}}
+        for spec in self.outputs:
+            found = answered.pop(spec.name, None)
+            if found is None and spec.name in later_outputs:
+                continue
+            if found is None or not spec.allows(found):
+                wrong.add(spec.name)
+        return tuple(sorted(wrong | answered.keys()))
 
 
 def byte_list(texts: Sequence[str]) -> np.ndarray:

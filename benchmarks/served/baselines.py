@@ -15,7 +15,7 @@ from benchmarks.served.world import ServedWorld
 from models.ranking.ple.config import RankerConfig
 from models.ranking.ple.data import RankerExamples, impression_examples, unlogged_examples
 from models.ranking.ple.tensors import build_batch, build_vocabulary
-from models.ranking.ple.train import TASK_GAINS
+from models.ranking.tasks import SHIPPED_TASKS
 
 _FACTORS, _SWEEPS, _RIDGE = 8, 8, 8.0
 _LOG_PLAYS = 0.15  # the weight of log plays beside predicted stars
@@ -120,13 +120,13 @@ class LambdaRank:
                     batch.genres.numpy()[real],
                 )
             )
-            labels = examples.labels * np.asarray(TASK_GAINS)
+            labels = examples.labels * np.asarray(SHIPPED_TASKS.gains)
             gain.append(labels.max(axis=-1)[real].astype(np.int64))
             groups.append(real.sum(axis=1))
         train = lgb.Dataset(np.concatenate(x), np.concatenate(gain), group=np.concatenate(groups))
         parameters = {
             "objective": "lambdarank",
-            "label_gain": list(range(int(max(TASK_GAINS)) + 1)),
+            "label_gain": list(range(int(max(SHIPPED_TASKS.gains)) + 1)),
             "learning_rate": 0.06,
             "num_leaves": 31,
             "min_data_in_leaf": 50,

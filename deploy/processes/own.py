@@ -30,7 +30,7 @@ MEMORY = {
         "MALLOC_ARENA_MAX": "2",
         "MALLOC_MMAP_THRESHOLD_": str(256 << 10),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
-    }
+    },
 }
 
 

@@ -61,14 +61,16 @@ class RankerUpdate:
         Raises `NotEnoughData` with what is missing.
         """
         progress(0.0, "reading slates with matured feedback")
-        earlier, later = self._split(impression_examples(log, count=self.slates))
+        network, vocabulary = read_network(incumbent)
+        # The incumbent's own tasks: a declaration since then is learned by the next training.
+        slates = impression_examples(log, count=self.slates, tasks=network.tasks)
+        earlier, later = self._split(slates)
         wanted = preference_pairs(earlier)
         if len(wanted) < self.min_preferences:
             raise NotEnoughData(
                 f"{len(wanted)} preferences in {len(earlier)} slates, {self.min_preferences} "
                 "needed: an action on a candidate below one that was passed over"
             )
-        network, vocabulary = read_network(incumbent)
         progress(0.1, f"features of {len(earlier) + len(later)} slates")
         batch, later_batch = (build_batch(log, part, vocabulary) for part in (earlier, later))
         policy = deepcopy(network)

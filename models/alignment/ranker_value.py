@@ -20,6 +20,7 @@ from models.ranking.ple.data import impression_examples
 from models.ranking.ple.export import read_network
 from models.ranking.ple.recipe import served_scores
 from models.ranking.ple.tensors import build_batch
+from models.ranking.tasks import RankerTasks
 from models.recipe import NotEnoughData, TrainingLog
 from models.release.bundle import Bundle, ReleaseError
 from models.release.store import ReleaseStore
@@ -57,7 +58,8 @@ def off_policy_value(
     live, other = _live_and_other(store, version)
     served = replace(log, feedback=_served_by(store, live.version, log.feedback))
     progress(0.1, "reading slates with matured feedback")
-    slates = impression_examples(served, count=SLATES)
+    tasks = RankerTasks.read(live.path)
+    slates = impression_examples(served, count=SLATES, tasks=tasks)
     if not every_slate:
         slates = slates.since(other.created_ms)
     if len(slates) < MIN_SLATES:

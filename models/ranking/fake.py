@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from models.ranking.ple.inputs import RANKER_TASKS, SIGNATURE
+from models.ranking.tasks import SHIPPED_TASKS
 
 
 def fake_ranker(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -26,4 +27,5 @@ def fake_ranker(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     assert p.shape[1] == len(RANKER_TASKS)
     rates = np.array([0.4, 0.2, 0.1, 0.05, 0.02], np.float32)
     score = ((p / rates) @ weights).astype(np.float32)
-    return {"p": p, "weights": weights, "alpha": 40 * weights, "rates": rates, "score": score}
+    fused = {"weights": weights, "alpha": 40 * weights, "rates": rates}
+    return {"p": p, **fused, "score": score, "tasks": SHIPPED_TASKS.numbers}

@@ -97,9 +97,10 @@ def signature_mismatch(bundle: Bundle) -> str:
     A bundle answers to the signature of its seal; requests are built by today's code.
     """
     entry = REGISTRY.get(bundle.model)
-    if entry is None or bundle.signature == entry.load_signature():
+    unmet = () if entry is None else entry.unmet_by(bundle.signature)
+    if not unmet:
         return ""
-    names = ", ".join(entry.load_signature().differing(bundle.signature))
+    names = ", ".join(unmet)
     return (
         f"{bundle.model} version {bundle.version} was trained for another signature ({names} "
         f"differ): `tidemill models train {bundle.model}`, then `tidemill models promote`"

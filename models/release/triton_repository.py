@@ -18,6 +18,7 @@ from pathlib import Path
 import models.release.triton_backend
 from models.batch import ANSWERS, REQUESTS
 from models.echo import SIGNATURE as ECHO_SIGNATURE
+from models.registry import REGISTRY
 from models.release.bundle import BUNDLE_FILE, Bundle, read_bundle
 from models.signature import Signature, TensorSpec
 
@@ -35,7 +36,7 @@ class ModelRepository:
     def add(self, bundle: Bundle) -> bool:
         """Writes a bundle's version folder atomically; False when the version exists already."""
         return self._add(
-            bundle.model, bundle.version, bundle.signature, lambda to: _copy(bundle.path, to)
+            bundle.model, bundle.version, _configured(bundle), lambda to: _copy(bundle.path, to)
         )
 
     def add_echo(self) -> None:
@@ -52,8 +53,7 @@ class ModelRepository:
             folders = [self.bundle_folder(model, version) for version in self.versions(model)]
             sealed = [folder for folder in folders if (folder / BUNDLE_FILE).is_file()]
             if sealed:
-                signature = read_bundle(sealed[-1]).signature
-                _write_config(config, config_text(model, signature))
+                _write_config(config, config_text(model, _configured(read_bundle(sealed[-1]))))
         current = _BACKEND.read_bytes()
         for path in self.folder.glob("*/*/model.py"):
             if path.read_bytes() != current:
@@ -106,6 +106,14 @@ class ModelRepository:
 
     def _aside(self) -> Path:
         return self.folder.parent / f".{self.folder.name}-parts" / uuid.uuid4().hex
+
+
+def _configured(bundle: Bundle) -> Signature:
+    """The signature in config.pbtxt, which all versions of a model share: this code's where the
+    bundle answers it, since an older version's may not hold a newer version's outputs."""
+    entry = REGISTRY.get(bundle.model)
+    fits = entry is not None and not entry.unmet_by(bundle.signature)
+    return entry.load_signature() if entry is not None and fits else bundle.signature
 
 
 def config_text(model: str, signature: Signature, root: Path = _ROOT) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from features.store import FeatureFrame
 from models.client import ModelClient
 from models.ranking.grade.dirichlet import draw_weights
-from models.ranking.ple.inputs import RANKER_TASKS
+from models.ranking.tasks import task_names
 from models.registry import REGISTRY
 from serving.pipeline.frames import absent_rows, list_column
 from serving.pipeline.items import CatalogueRows
@@ -67,7 +67,7 @@ class Ranker:
         return Scored(
             score=score,
             p=out["p"],
-            tasks=tuple(RANKER_TASKS),
+            tasks=task_names(out.get("tasks")),
             weights=weights,
             rates=out["rates"],
             log_density=None if drawn is None else drawn.log_density,

@@ -24,6 +24,7 @@ from models.ranking.ple.inputs import (
 )
 from models.ranking.ple.recipe import RankerRecipe, canary_request
 from models.ranking.ple.runtime import RankerRuntime, rows_of
+from models.ranking.tasks import task_names
 from models.recipe import NotEnoughData, TrainingLog
 from models.signature import BadInput
 from streams.contract.events import CatalogueItem
@@ -110,7 +111,9 @@ def test_the_exported_graph_equals_torch(trained: Path, candidates: int) -> None
     with torch.no_grad():
         expected = OneRequest(network)(*(torch.from_numpy(tensor) for tensor in tensors))
     served = RankerRuntime(trained).infer(inputs)
-    for name, tensor in zip([spec.name for spec in SIGNATURE.outputs], expected, strict=True):
+    assert task_names(served["tasks"]) == RANKER_TASKS
+    computed = [spec.name for spec in SIGNATURE.outputs if spec.name != "tasks"]
+    for name, tensor in zip(computed, expected, strict=True):
         np.testing.assert_allclose(served[name], tensor.numpy(), atol=1e-5)
 
 

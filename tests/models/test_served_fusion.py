@@ -23,7 +23,8 @@ from models.ranking.ple.network import KNOWN_COLUMN, Ranker
 from models.ranking.ple.recipe import RankerRecipe, canary_request, served_scores
 from models.ranking.ple.runtime import ONNX_FILE, RankerRuntime
 from models.ranking.ple.tensors import RankerBatch, build_batch
-from models.ranking.ple.train import START_WEIGHTS, action_given_play_loss, init_unfrozen_features
+from models.ranking.ple.train import action_given_play_loss, init_unfrozen_features
+from models.ranking.tasks import SHIPPED_TASKS
 from models.recipe import TrainingLog
 from streams.progress import no_progress
 
@@ -109,7 +110,7 @@ def test_a_history_without_slates_leaves_the_declared_start(
     """For every seed. Tasks that the log cannot show keep a small weight."""
     quick_recipe.train(before_slates, tmp_path, seed=1, progress=no_progress)
     shown = [task in before_slates.events["kind"].unique().to_list() for task in RANKER_TASKS]
-    expected = np.where(shown, START_WEIGHTS, 0.02)
+    expected = np.where(shown, SHIPPED_TASKS.start_weights, 0.02)
     for folder in (trained, tmp_path):
         runtime, inputs = RankerRuntime(folder), canary_request()
         inputs["user_x"][KNOWN_COLUMN] = 1

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from models.ranking.ple.data import RankerExamples
-from models.ranking.ple.inputs import RANKER_TASKS
 from models.ranking.ple.network import Ranker, SlotBias
 from models.ranking.ple.tensors import RankerBatch
 from models.training.calibration import MIN_OUTCOMES, Platt, Reliability, fit_platt, reliability
@@ -61,7 +60,7 @@ def calibration_report(
     return tuple(
         f"{task}: ECE {now.ece:.4f} (uncalibrated {raw.ece:.4f}); predicted/happened by tenth: "
         + " ".join(f"{p:.3f}/{y:.3f}" for p, y in zip(now.predicted, now.happened, strict=True))
-        for task, now, raw in zip(RANKER_TASKS, served, before, strict=True)
+        for task, now, raw in zip(network.tasks.names, served, before, strict=True)
     )
 
 
@@ -111,8 +110,8 @@ def candidate_logits(
 def shrink_experts(network: Ranker, held: RankerBatch | None, slots: SlotBias) -> float:
     """Scales what the experts add to the share that later slates support; returns it.
 
-    A larger share must lower P(play)'s log-loss by more than the standard error of the
-    difference. Without later slates the smallest share is taken.
+    A larger share must lower the log-loss of P(play), or of what opens items in its place, by more
+    than the standard error of the difference. Without later slates the smallest share is taken.
     """
     share = EXPERT_SHARES[0] if held is None else _supported_share(network, held, slots)
     for tower in network.towers:
@@ -122,9 +121,10 @@ def shrink_experts(network: Ranker, held: RankerBatch | None, slots: SlotBias) -
 
 def _supported_share(network: Ranker, held: RankerBatch, slots: SlotBias) -> float:
     logits, offset, labels = candidate_logits(network, held, slots)
-    whole, played, offset = logits[:, 0], labels[:, 0], offset[:, 0]
-    alone = network.liking(held.liking)[held.real][:, 0].double().numpy()
-    alone = alone + float(network.towers[0].bias)  # type: ignore[arg-type]
+    base = network.tasks.base
+    whole, played, offset = logits[:, base], labels[:, base], offset[:, base]
+    alone = network.liking(held.liking)[held.real][:, base].double().numpy()
+    alone = alone + float(network.towers[base].bias)  # type: ignore[arg-type]
     best, lowest = EXPERT_SHARES[0], _losses(alone, whole, EXPERT_SHARES[0], played, offset)
     for share in EXPERT_SHARES[1:]:
         losses = _losses(alone, whole, share, played, offset)

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from models.ranking.ple.inputs import RANKER_TASKS
+from models.ranking.tasks import SHIPPED_TASKS, RankerTasks, known_names
 from models.recipe import NotEnoughData, TrainingLog
+from models.training.actions import USUAL, done, last_values, with_value_liking
 from streams.contract.clock import DAY_MS
 from streams.contract.impression import POPULARITY_ARM
 
 PRIOR_IMPRESSIONS = 50.0  # strength of the prior in `slot_examination`, per slot
 MIN_ACTIONS, MIN_USERS, MIN_ITEMS = 200, 10, 20
-_FEED, PLAY = "feed", "play"
+_FEED = "feed"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RankerExamples:
 
     slot: int64 [G, C]; propensity: float32 [G, C]; release: str [G]. Unlogged interactions have
     slot 0, propensity 1, release "", and NaN weights. ranked: bool [G], False for slates of the
-    popularity arm, whose order no ranker chose.
+    popularity arm, whose order no ranker chose. tasks: of the labels' last axis.
     """
 
     users: np.ndarray
@@ -50,6 +51,7 @@ class RankerExamples:
     weights: np.ndarray
     log_density: np.ndarray
     ranked: np.ndarray
+    tasks: RankerTasks = SHIPPED_TASKS
 
     def __len__(self) -> int:
         return len(self.users)
@@ -83,6 +85,7 @@ class RankerExamples:
             self.weights[rows],
             self.log_density[rows],
             self.ranked[rows],
+            self.tasks,
         )
 
     def since(self, time_ms: int) -> RankerExamples:
@@ -99,7 +102,7 @@ class RankerExamples:
         return self.take(order[-count:] if count else order[:0])
 
 
-def unlogged_interactions(log: TrainingLog) -> pl.DataFrame:
+def unlogged_interactions(log: TrainingLog, tasks: RankerTasks = SHIPPED_TASKS) -> pl.DataFrame:
     """A user's first interaction with an item, where no impression was logged.
 
     Columns: user_id, item (int64, row of the log's items), time_ms, one bool per task; ordered
@@ -109,15 +112,18 @@ def unlogged_interactions(log: TrainingLog) -> pl.DataFrame:
     """
     rows = log.items.select("video_id", "created_ms").with_row_index("item")
     key = ["user_id", "video_id"]
+    named = list(zip(known_names(tasks), tasks.tasks, strict=True))
+    kinds = [name for name, _ in named]
     return (
-        log.events.lazy()
-        .filter(pl.col("kind").is_in(RANKER_TASKS) & pl.col("impression").is_null())
+        with_value_liking(log.events)
+        .lazy()
+        .filter(pl.col("kind").is_in(kinds) & pl.col("impression").is_null())
         .with_columns(first=pl.col("event_time_ms").min().over(key))
         .filter(pl.col("event_time_ms") - pl.col("first") < DAY_MS)
         .group_by(key)
         .agg(
             pl.col("first").first().alias("time_ms"),
-            *((pl.col("kind") == task).any().alias(task) for task in RANKER_TASKS),
+            *(done(name, valued=task.valued).any().alias(task.name) for name, task in named),
         )
         .join(rows.lazy().cast({"item": pl.Int64}), on="video_id")
         .filter(pl.col("time_ms") > pl.col("created_ms"))
@@ -135,6 +141,7 @@ def unlogged_examples(
     count: int,
     seed: int,
     whole_catalogue: int = 0,
+    tasks: RankerTasks = SHIPPED_TASKS,
 ) -> RankerExamples:
     """Groups of one interaction and `negatives` sampled items, features 1 ms before it.
 
@@ -143,12 +150,12 @@ def unlogged_examples(
     `whole_catalogue` of them from all items, including those that no user has played yet.
     """
     rng = np.random.default_rng(seed)
-    seen = unlogged_interactions(log)
+    seen = unlogged_interactions(log, tasks)
     times = seen["time_ms"].to_numpy()
     rows = np.flatnonzero(times >= since_ms)
     rows = np.sort(rng.choice(rows, min(count, len(rows)), replace=False))
-    labels = np.zeros((len(rows), 1 + negatives, len(RANKER_TASKS)), bool)
-    labels[:, 0] = seen.select(RANKER_TASKS).to_numpy()[rows]
+    labels = np.zeros((len(rows), 1 + negatives, len(tasks)), bool)
+    labels[:, 0] = seen.select(tasks.names).to_numpy()[rows]
     item = np.full((len(rows), 1 + negatives), -1, np.int64)
     item[:, 0] = seen["item"].to_numpy()[rows]
     item[:, 1:] = _negatives(log, seen, rows, negatives, uniform_share, whole_catalogue, rng)
@@ -157,21 +164,22 @@ def unlogged_examples(
         time_ms=times[rows] - 1,  # so that the action itself is not a feature
         item=item,
         labels=labels,
-        known=_known_tasks(seen, compared=negatives > 0),
+        known=_known_tasks(seen, tasks, compared=negatives > 0),
         slot=np.zeros(item.shape, np.int64),
         propensity=np.ones(item.shape, np.float32),
         release=np.full(len(rows), "", object),
-        weights=np.full((len(rows), len(RANKER_TASKS)), np.nan, np.float32),
+        weights=np.full((len(rows), len(tasks)), np.nan, np.float32),
         log_density=np.full(len(rows), np.nan, np.float32),
         ranked=np.ones(len(rows), bool),
+        tasks=tasks,
     )
 
 
-def _known_tasks(seen: pl.DataFrame, *, compared: bool) -> np.ndarray:
+def _known_tasks(seen: pl.DataFrame, tasks: RankerTasks, *, compared: bool) -> np.ndarray:
     """bool [T]: tasks that interactions can show. Without other items to compare with, a play is
     none: every interaction has one."""
-    known: np.ndarray = seen.select(pl.col(RANKER_TASKS).any()).to_numpy()[0]
-    comparable: np.ndarray = np.array([compared or task != PLAY for task in RANKER_TASKS])
+    known: np.ndarray = seen.select(pl.col(tasks.names).any()).to_numpy()[0]
+    comparable: np.ndarray = np.array([compared or n != tasks.base for n in range(len(tasks))])
     found: np.ndarray = known & comparable
     return found
 
@@ -204,12 +212,14 @@ def _negatives(
     return drawn
 
 
-def impression_examples(log: TrainingLog, *, count: int) -> RankerExamples:
+def impression_examples(
+    log: TrainingLog, *, count: int, tasks: RankerTasks = SHIPPED_TASKS
+) -> RankerExamples:
     """The newest `count` slates of the feed that were seen, one group per request.
 
     Only items that were on screen are candidates; features are taken at the time of serving.
     """
-    seen = _seen_feedback(log)
+    seen = _seen_feedback(log, tasks)
     requests = seen.group_by("request_id", maintain_order=True).agg(
         pl.col("user_id", "served_at_ms", "release", "weights", "log_density", "arm").first(),
         pl.len().alias("n"),
@@ -222,45 +232,65 @@ def impression_examples(log: TrainingLog, *, count: int) -> RankerExamples:
     width = int(requests["n"].max() or 0)  # type: ignore[arg-type]
     at = (seen["group"].to_numpy(), seen["place"].to_numpy())
     shape = (requests.height, width)
-    labels = seen.select(RANKER_TASKS).to_numpy().astype(bool).reshape(-1, len(RANKER_TASKS))
-    weights, log_density = _drawn_weights(requests)
+    labels = seen.select(_label(n) for n in range(len(tasks))).to_numpy()
+    labels = labels.astype(bool).reshape(-1, len(tasks))
+    weights, log_density = _drawn_weights(requests, len(tasks))
     return RankerExamples(
         users=requests["user_id"].to_numpy(),
         time_ms=requests["served_at_ms"].to_numpy().astype(np.int64),
         item=_spread(shape, at, seen["item"].to_numpy(), -1, np.int64),
-        labels=_spread((*shape, len(RANKER_TASKS)), at, labels, 0, np.bool_),
-        known=np.ones(len(RANKER_TASKS), bool),
+        labels=_spread((*shape, len(tasks)), at, labels, 0, np.bool_),
+        known=np.ones(len(tasks), bool),
         slot=_spread(shape, at, seen["slot"].to_numpy(), 0, np.int64),
         propensity=_spread(shape, at, seen["propensity"].to_numpy(), 1, np.float32),
         release=requests["release"].to_numpy(),
         weights=weights,
         log_density=log_density,
         ranked=requests["arm"].ne_missing(POPULARITY_ARM).to_numpy(),
+        tasks=tasks,
     )
 
 
-def _drawn_weights(requests: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _drawn_weights(requests: pl.DataFrame, tasks: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights [G, T] that slates were ranked with and the draw's log density [G].
 
     Both are NaN unless the weights are of these tasks and on the simplex, and a density is
     logged.
     """
-    weights = np.full((requests.height, len(RANKER_TASKS)), np.nan, np.float32)
+    weights = np.full((requests.height, tasks), np.nan, np.float32)
     density = requests["log_density"].fill_null(np.nan).to_numpy().astype(np.float32)
     for row, logged in enumerate(requests["weights"].to_list()):
-        if logged is not None and len(logged) == len(RANKER_TASKS):
+        if logged is not None and len(logged) == tasks:
             weights[row] = [np.nan if each is None else each for each in logged]
     valid = np.isfinite(density) & (weights > 0).all(1) & (np.abs(weights.sum(1) - 1) < 1e-3)
     weights[~valid], density = np.nan, np.where(valid, density, np.float32(np.nan))
     return weights / weights.sum(1, keepdims=True), density
 
 
-def _seen_feedback(log: TrainingLog) -> pl.DataFrame:
+def _label(column: int) -> str:
+    return f"label {column}"
+
+
+def _seen_feedback(log: TrainingLog, tasks: RankerTasks) -> pl.DataFrame:
+    """Feedback of the feed that was seen, with the item's row and one bool per task.
+
+    A task that this log has no column for was not done.
+    """
     rows = pl.DataFrame(
         {"video_id": log.items["video_id"], "item": np.arange(log.items.height, dtype=np.int64)}
     )
     feed = log.feedback.filter((pl.col("surface") == _FEED) & pl.col("shown_at_ms").is_not_null())
-    return feed.join(rows, on="video_id")
+    feed = feed.join(rows, on="video_id")
+    values = last_values(log) if any(task.valued for task in tasks.tasks) else None
+    for column, (name, task) in enumerate(zip(known_names(tasks), tasks.tasks, strict=True)):
+        happened = pl.col(name).fill_null(False) if name in feed.columns else pl.lit(False)
+        if task.valued and values is not None:
+            stated = values.filter(kind=name).drop("kind")
+            pair = ["user_id", "video_id"]
+            feed = feed.join(stated, on=pair, how="left", maintain_order="left")
+            happened = happened & (pl.col("value_liking") >= USUAL).fill_null(True)
+        feed = feed.with_columns(happened.alias(_label(column))).drop("value_liking", strict=False)
+    return feed
 
 
 def _spread(
@@ -292,9 +322,9 @@ def slot_examination(examples: RankerExamples) -> np.ndarray:
     return np.asarray(np.clip(relative, 0.05, 1.0))
 
 
-def check_enough_data(log: TrainingLog) -> None:
+def check_enough_data(log: TrainingLog, tasks: RankerTasks = SHIPPED_TASKS) -> None:
     """Raises `NotEnoughData`, naming what is missing and how much of it."""
-    acted = log.events.filter(pl.col("kind").is_in(RANKER_TASKS))
+    acted = log.events.filter(pl.col("kind").is_in(known_names(tasks)))
     have = {
         "actions": (acted.height, MIN_ACTIONS),
         "users with actions": (acted["user_id"].n_unique(), MIN_USERS),

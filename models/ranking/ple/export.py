@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from models.ranking.ple.config import RankerSize
 from models.ranking.ple.features import GENRE_BUCKETS, HISTORY, ITEM_FEATURES, USER_FEATURES
-from models.ranking.ple.inputs import RANKER_TASKS, SIGNATURE
+from models.ranking.ple.inputs import SIGNATURE
 from models.ranking.ple.network import Ranker
-from models.ranking.ple.runtime import ONNX_FILE
+from models.ranking.ple.runtime import ONNX_FILE, TASKS
 from models.ranking.ple.tensors import RankerVocabulary
+from models.ranking.tasks import RankerTasks
 from models.release.bundle import ReleaseError
 from models.retrieval.factorisation.config import PARTS
 
@@ -54,9 +55,10 @@ class OneRequest(nn.Module):
 
 
 def write_bundle(network: Ranker, vocabulary: RankerVocabulary, folder: Path) -> None:
-    """Writes graph, weights, vocabulary and liking factors into `folder`."""
+    """Writes graph, weights, tasks, vocabulary and liking factors into `folder`."""
     network.eval()
     vocabulary.save(folder)
+    network.tasks.save(folder)
     torch.save({"size": asdict(network.size), "state": network.state_dict()}, folder / WEIGHTS_FILE)
     (folder / FUSION_FILE).write_text(json.dumps(fusion_of(network), indent=1))
     _write_graph(OneRequest(network), folder / ONNX_FILE)
@@ -65,8 +67,8 @@ def write_bundle(network: Ranker, vocabulary: RankerVocabulary, folder: Path) ->
 def fusion_of(network: Ranker) -> dict[str, object]:
     """Each task's population rate and start weight, and whether weights are personal."""
     return {
-        "rates": dict(zip(RANKER_TASKS, network.rates.tolist(), strict=True)),
-        "start": dict(zip(RANKER_TASKS, network.start.tolist(), strict=True)),
+        "rates": dict(zip(network.tasks.names, network.rates.tolist(), strict=True)),
+        "start": dict(zip(network.tasks.names, network.start.tolist(), strict=True)),
         "personal": bool(network.personal),
     }
 
@@ -82,7 +84,7 @@ def _write_graph(request: OneRequest, path: Path) -> None:
             example_inputs(candidates=3),
             str(path),
             input_names=names,
-            output_names=[spec.name for spec in SIGNATURE.outputs],
+            output_names=[spec.name for spec in SIGNATURE.outputs if spec.name != TASKS],
             dynamic_axes={name: {0: "candidates"} for name in [*names[4:], "p", "score"]},
             dynamo=False,
         )
@@ -96,7 +98,8 @@ def read_network(folder: Path) -> tuple[Ranker, RankerVocabulary]:
     """
     stored = torch.load(folder / WEIGHTS_FILE, weights_only=True)
     size = RankerSize(**stored["size"])
-    network = Ranker(size, torch.zeros_like(stored["state"]["genres_of_video"]))
+    genres = torch.zeros_like(stored["state"]["genres_of_video"])
+    network = Ranker(size, genres, RankerTasks.read(folder))
     try:
         if (size.user_x, size.video_x) != (len(USER_FEATURES), len(ITEM_FEATURES)):
             raise RuntimeError("the number of features differs")

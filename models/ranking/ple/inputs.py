@@ -29,6 +29,7 @@ from models.ranking.ple.features import (
     own_item_columns,
     user_columns,
 )
+from models.ranking.tasks import SHIPPED_TASKS
 from models.retrieval.factorisation.config import LIKING, PLAYED_ONLY
 from models.signature import Signature, TensorSpec
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from models.recipe import ServingExample
     from streams.contract.events import CatalogueItem
 
-RANKER_TASKS: tuple[str, ...] = ("play", "long_view", "like", "follow", "order")
+RANKER_TASKS: tuple[str, ...] = SHIPPED_TASKS.names
+"""The tasks of a ranker that was trained without declared signals."""
 
 _LIKING = np.array([0.0, *(LIKING.get(kind, PLAYED_ONLY) for kind in HISTORY_KINDS)])
 
@@ -53,11 +55,13 @@ SIGNATURE = Signature(
         TensorSpec("video_x", "FP32", (-1, len(ITEM_FEATURES))),
     ),
     outputs=(
-        TensorSpec("p", "FP32", (-1, len(RANKER_TASKS))),
-        TensorSpec("weights", "FP32", (len(RANKER_TASKS),)),
-        TensorSpec("alpha", "FP32", (len(RANKER_TASKS),)),
-        TensorSpec("rates", "FP32", (len(RANKER_TASKS),)),
+        # A bundle's tasks are its own: `tasks` states their numbers (`models.ranking.tasks`).
+        TensorSpec("p", "FP32", (-1, -1)),
+        TensorSpec("weights", "FP32", (-1,)),
+        TensorSpec("alpha", "FP32", (-1,)),
+        TensorSpec("rates", "FP32", (-1,)),
         TensorSpec("score", "FP32", (-1,)),
+        TensorSpec("tasks", "INT64", (-1,)),
     ),
 )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.layers.experts import build_experts
 from models.ranking.grade.policy import START_CONCENTRATION, FusionPolicy
 from models.ranking.ple.config import RankerSize
+from models.ranking.tasks import SHIPPED_TASKS, RankerTasks
 from models.retrieval.factorisation.config import PARTS
 
 NONE, COLD, FIRST_KNOWN = 0, 1, 2
@@ -45,9 +46,11 @@ class Ranker(nn.Module):
     video_std: Tensor
     genres_of_video: Tensor
 
-    def __init__(self, size: RankerSize, genres_of_item: Tensor) -> None:
+    def __init__(
+        self, size: RankerSize, genres_of_item: Tensor, tasks: RankerTasks = SHIPPED_TASKS
+    ) -> None:
         super().__init__()
-        self.size, d = size, size.width
+        self.size, self.tasks, d = size, tasks, size.width
         self.user = nn.Embedding(size.users, d, padding_idx=NONE)
         self.video = nn.Embedding(size.videos, d, padding_idx=NONE)
         self.author = nn.Embedding(size.authors, d, padding_idx=NONE)

@@ -29,7 +29,7 @@ from models.ranking.ple.data import (
 )
 from models.ranking.ple.export import write_bundle
 from models.ranking.ple.features import GENRE_BUCKETS, HISTORY_KINDS, ITEM_FEATURES, USER_FEATURES
-from models.ranking.ple.inputs import RANKER_TASKS, SIGNATURE
+from models.ranking.ple.inputs import SIGNATURE
 from models.ranking.ple.network import FIRST_KNOWN, Ranker
 from models.ranking.ple.runtime import RankerRuntime
 from models.ranking.ple.tensors import (
@@ -49,9 +49,11 @@ from models.ranking.ple.train import (
     split_rows,
     train_ranker,
 )
+from models.ranking.tasks import SHIPPED_TASKS, RankerTasks, tasks_in_force
 from models.recipe import Evaluation, NotEnoughData, TrainingLog
 from models.release.canary import write_canary
 from models.retrieval.factorisation.train import cross_fit
+from models.training.actions import opening
 from models.training.datasets import log_until, split_time_ms
 from models.training.evaluation import PerUser, auc_per_user, compare
 from streams.progress import ProgressCallback
@@ -87,7 +89,7 @@ class RankerRecipe:
         progress(0.95, "evaluating on the last 20 % of time")
         evaluated = [
             (examples, build_batch(log, examples, vocabulary))
-            for examples in self._evaluation_examples(log, split, seed)
+            for examples in self._evaluation_examples(log, split, seed, network.tasks)
             if len(examples)
         ]
         if not evaluated:
@@ -109,10 +111,11 @@ class RankerRecipe:
     def _learn(
         self, log: TrainingLog, seed: int, progress: ProgressCallback
     ) -> tuple[Ranker, RankerVocabulary, list[RankerBatch], RankerCalibration]:
-        check_enough_data(log)
+        tasks = tasks_in_force(opening(log))
+        check_enough_data(log, tasks)
         config = self.config
         progress(0.0, "building examples")
-        sources, held = self._training_examples(log, seed)
+        sources, held = self._training_examples(log, seed, tasks)
         fitted = cross_fit(log, config.liking, seed=seed)
         progress(0.05, "liking factors are fitted")
         vocabulary = build_vocabulary(log)
@@ -122,7 +125,8 @@ class RankerRecipe:
             batches.append(with_unseen_liking(build_batch(log, examples, vocabulary), fitted))
         vocabulary = replace(vocabulary, factors=fitted.factors)
         with seeded_torch(seed, config.training.threads) as generator:
-            network = Ranker(ranker_size(vocabulary, config.width), genres_by_row(log, vocabulary))
+            size = ranker_size(vocabulary, config.width, tasks)
+            network = Ranker(size, genres_by_row(log, vocabulary), tasks)
             init_standardisation(network, batches, [ITEM_FEATURES.index(n) for n in config.without])
             init_liking(network, fitted)
             init_task_biases(network, batches)
@@ -146,7 +150,7 @@ class RankerRecipe:
         return network, vocabulary, batches, calibration
 
     def _training_examples(
-        self, log: TrainingLog, seed: int
+        self, log: TrainingLog, seed: int, tasks: RankerTasks
     ) -> tuple[list[RankerExamples], RankerExamples]:
         """Training examples by source, and later slates for calibration (none where few)."""
         config = self.config
@@ -157,12 +161,13 @@ class RankerRecipe:
             since_ms=0,
             count=config.interactions,
             seed=seed,
+            tasks=tasks,
         )
-        slates, held = held_out(impression_examples(log, count=config.slates))
+        slates, held = held_out(impression_examples(log, count=config.slates, tasks=tasks))
         return [examples for examples in (interactions, slates) if len(examples)], held
 
     def _evaluation_examples(
-        self, log: TrainingLog, split_ms: int, seed: int
+        self, log: TrainingLog, split_ms: int, seed: int, tasks: RankerTasks
     ) -> list[RankerExamples]:
         interactions = unlogged_examples(
             log,
@@ -171,8 +176,10 @@ class RankerRecipe:
             since_ms=split_ms,
             count=self.config.evaluated_interactions,
             seed=seed + 1,
+            tasks=tasks,
         )
-        return [interactions, impression_examples(log, count=self.config.slates).since(split_ms)]
+        slates = impression_examples(log, count=self.config.slates, tasks=tasks)
+        return [interactions, slates.since(split_ms)]
 
 
 def recipe() -> RankerRecipe:
@@ -180,7 +187,9 @@ def recipe() -> RankerRecipe:
     return RankerRecipe()
 
 
-def ranker_size(vocabulary: RankerVocabulary, width: int) -> RankerSize:
+def ranker_size(
+    vocabulary: RankerVocabulary, width: int, tasks: RankerTasks = SHIPPED_TASKS
+) -> RankerSize:
     """The network's size for a vocabulary."""
     return RankerSize(
         users=FIRST_KNOWN + len(vocabulary.user),
@@ -190,7 +199,7 @@ def ranker_size(vocabulary: RankerVocabulary, width: int) -> RankerSize:
         video_x=len(ITEM_FEATURES),
         genres=GENRE_BUCKETS,
         kinds=len(HISTORY_KINDS) + 1,
-        tasks=len(RANKER_TASKS),
+        tasks=len(tasks),
         width=width,
     )
 
@@ -204,7 +213,7 @@ def served_scores(
     drawn: float32 [G, T], used in place of the user's own weights where not NaN
     (`RankerExamples.weights`); the result is then the scores that the slate was ranked by.
     """
-    own = torch.full((len(batch), len(RANKER_TASKS)), torch.nan)
+    own = torch.full((len(batch), len(network.tasks)), torch.nan)
     ranked_by = own if drawn is None else torch.from_numpy(drawn)
     parts = []
     for rows in split_rows(torch.arange(len(batch)), groups):
@@ -222,7 +231,7 @@ def liked_auc(examples: RankerExamples, scores: np.ndarray) -> tuple[np.ndarray,
     scores: float [G, 1]. An item is liked where an action followed the play.
     """
     names, user = np.unique(examples.users.astype(str), return_inverse=True)
-    liked: np.ndarray = np.asarray(examples.labels[:, 0, 1:].any(-1))
+    liked: np.ndarray = np.asarray(examples.labels[:, 0, examples.tasks.later].any(-1))
     return names, auc_per_user(user, scores[:, 0], liked)
 
 

@@ -15,12 +15,14 @@ import onnxruntime
 
 from models.ranking.ple.features import HISTORY_KINDS, ITEM_FEATURES
 from models.ranking.ple.inputs import SIGNATURE, liking_of_kinds
+from models.ranking.tasks import RankerTasks
 from models.retrieval.factorisation.config import PARTS
 from models.retrieval.factorisation.factors import LikingFactors
 from models.signature import BadInput, Signature
 
 ONNX_FILE = "ranker.onnx"
 VOCABULARY_FILE = "vocabulary.npz"
+TASKS = "tasks"  # of the bundle, not of the graph
 # One thread: requests are parallel, and a candidate set is small.
 _THREADS = 1
 _CANDIDATE_INPUTS = ("video_hash", "author_hash", "genres", "video_x")
@@ -43,10 +45,12 @@ class RankerRuntime:
         self._knows_liking = widths["video_x"] == len(ITEM_FEATURES) + len(PARTS)
         with np.load(bundle / VOCABULARY_FILE) as stored:
             self._known = {name: stored[name] for name in ("user", "video", "author")}
+        self._tasks = RankerTasks.read(bundle)
         self._factors = LikingFactors.read(bundle)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """p [C, T], weights [T], alpha [T], rates [T], score [C], float32; C may be 0.
+        """p [C, T], weights [T], alpha [T], rates [T], score [C], float32; tasks int64 [T]; C may
+        be 0.
 
         Raises `BadInput` for tensors outside the signature or of unequal candidates.
         """
@@ -55,10 +59,11 @@ class RankerRuntime:
         for name in _CANDIDATE_INPUTS:
             if len(inputs[name]) != count:
                 raise BadInput(f"input {name!r} has {len(inputs[name])} candidates, not {count}")
-        names = [spec.name for spec in self.signature.outputs]
+        names = [spec.name for spec in self.signature.outputs if spec.name != TASKS]
         outputs = self._session.run(names, self._feed(inputs, count))
         found = dict(zip(names, (np.asarray(each, np.float32) for each in outputs), strict=True))
-        return found | {name: found[name][:count] for name in ("p", "score")}
+        cut = {name: found[name][:count] for name in ("p", "score")}
+        return found | cut | {TASKS: self._tasks.numbers}
 
     def _feed(self, inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
         # The graph needs at least one candidate: without any, a row of zeros is fed and cut off.

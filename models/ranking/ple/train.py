@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
 from models.ranking.ple.config import RankerTraining
-from models.ranking.ple.inputs import RANKER_TASKS
 from models.ranking.ple.network import COLD, NONE, Ranker, SlotBias
 from models.ranking.ple.tensors import RankerBatch
+from models.ranking.tasks import SHIPPED_TASKS, RankerTasks
 from models.retrieval.factorisation.blend import logistic
 from models.retrieval.factorisation.config import PARTS
-from models.retrieval.factorisation.data import ACTIONS
 from models.retrieval.factorisation.train import CrossFitted
 from streams.progress import ProgressCallback
 
@@ -31,13 +30,6 @@ _MIN_RATE = 0.002  # a rarer action would outweigh all others by the noise of it
 # Of an action's coefficient on a part, about 0: that of 100 plays. And actions to learn it from.
 _LIKING_PRIOR, _MIN_ACTIONS = 15.0, 30
 _MIN_WEIGHT = 0.02  # of a task that the log has not shown yet; an update may raise it
-# Gain of an acted-on candidate in the listwise loss, in the order of RANKER_TASKS.
-TASK_GAINS = (1.0, 1.0, 2.0, 3.0, 4.0)
-# Fusion weights before any feedback, in the order of RANKER_TASKS. Declared, not fitted. Every
-# later action contains the play, and what it adds is learned from plays that users chose
-# themselves, not from what was shown; so the play leads. On the simulated world's validation seed
-# 100, the play alone did as well as any static weights.
-START_WEIGHTS = (0.6, 0.15, 0.15, 0.05, 0.05)
 START_PLAY_RATE = 0.15  # of what is shown, until slates tell; only the size of scores depends on it
 
 
@@ -99,38 +91,48 @@ def init_liking(network: Ranker, fitted: CrossFitted) -> None:
     add the coefficients of a logistic regression of the action on the parts, over plays. An
     action that never happened has no weights.
     """
-    weights = np.ones((len(RANKER_TASKS), len(PARTS)))
+    column = {name: n for n, name in enumerate(network.tasks.names)}
+    weights = np.ones((len(network.tasks), len(PARTS)))
     played = fitted.pairs.played
     parts, actions = fitted.parts[played], fitted.pairs.actions[played]
     deviation = np.maximum(parts.std(axis=0), 1e-9)
     varied = deviation > _MIN_DEVIATION
-    for happened, action in zip(actions.T, ACTIONS, strict=True):
+    for happened, action in zip(actions.T, fitted.pairs.action_names, strict=True):
+        if action not in column:  # declared beyond `MAX_TASKS`
+            continue
         if min(happened.sum(), (~happened).sum()) >= _MIN_ACTIONS:
             found = logistic(parts / deviation, happened, np.zeros(len(PARTS)), _LIKING_PRIOR)
-            weights[RANKER_TASKS.index(action)] += np.where(varied, found[1:] / deviation, 0)
-        weights[RANKER_TASKS.index(action)] *= happened.any()
+            weights[column[action]] += np.where(varied, found[1:] / deviation, 0)
+        weights[column[action]] *= happened.any()
     with torch.no_grad():
         network.liking.weight.copy_(torch.from_numpy(weights.astype(np.float32)))
 
 
-def base_rates(batches: Sequence[RankerBatch]) -> Tensor:
+def base_rates(batches: Sequence[RankerBatch], tasks: RankerTasks = SHIPPED_TASKS) -> Tensor:
     """float32 [T]: P(action) of an average candidate that is shown.
 
-    A play's is taken from slates, or declared; that of a later action follows from plays.
+    A play's is taken from slates, or declared; that of a later action follows from plays. A
+    declared action may come without a play, so slates tell its rate where there are any.
     """
+    base = tasks.base
     labels = [batch.labels[batch.real] for batch in batches]
-    shown = [rows for rows, batch in zip(labels, batches, strict=True) if batch.known[0]]
-    play = torch.cat(shown)[:, 0].mean() if shown else torch.tensor(START_PLAY_RATE)
+    shown = [rows for rows, batch in zip(labels, batches, strict=True) if batch.known[base]]
+    play = torch.cat(shown)[:, base].mean() if shown else torch.tensor(START_PLAY_RATE)
     every = torch.cat(labels)
-    played = every[every[:, 0] > 0]
+    played = every[every[:, base] > 0]
     later = played.mean(0) if len(played) else torch.zeros(every.shape[1])
-    return torch.cat([play[None], play * later[1:]])
+    rates = play * later
+    rates[base] = play
+    declared = slice(len(SHIPPED_TASKS), None)
+    if shown and len(tasks) > len(SHIPPED_TASKS):
+        rates[declared] = torch.cat(shown)[:, declared].mean(0)
+    return rates
 
 
 def init_task_biases(network: Ranker, batches: Sequence[RankerBatch]) -> None:
     """Each task starts at its own base rate; a task without actions starts rare."""
     with torch.no_grad():
-        rate = base_rates(batches).clamp(0.002, 0.5)
+        rate = base_rates(batches, network.tasks).clamp(0.002, 0.5)
         usual = network.liking(torch.cat([b.liking[b.real] for b in batches])).mean(0)
         for tower, start in zip(network.towers, torch.logit(rate) - usual, strict=True):
             tower.bias.fill_(float(start))  # type: ignore[operator]
@@ -144,8 +146,9 @@ def init_fusion(network: Ranker, batches: Sequence[RankerBatch]) -> None:
     """
     with torch.no_grad():
         labels = torch.cat([b.labels[b.real] for b in batches])
-        network.rates.copy_(base_rates(batches).clamp_min(_MIN_RATE))
-        start = torch.where(labels.any(0), labels.new_tensor(START_WEIGHTS), _MIN_WEIGHT)
+        network.rates.copy_(base_rates(batches, network.tasks).clamp_min(_MIN_RATE))
+        declared = labels.new_tensor(network.tasks.start_weights)
+        start = torch.where(labels.any(0), declared, _MIN_WEIGHT)
         network.start.copy_(start / start.sum())
         network.fusion.set_start_weights(network.start)
 
@@ -204,36 +207,46 @@ def ranker_loss(
     if slots is not None:
         logits, position = logits + slots.tasks(batch.slot), slots.group(batch.slot)
     # Without slates no candidate was passed over, and P(action) is learned given a play.
-    known = batch.real.unsqueeze(-1) & (batch.known & batch.known[0])
+    tasks = network.tasks
+    known = batch.real.unsqueeze(-1) & (batch.known & batch.known[tasks.base])
     each = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
     pointwise = (each * known).sum() / batch.real.sum().clamp_min(1)
-    pointwise = pointwise + action_given_play_loss(logits, batch)
-    return pointwise + listwise * listwise_loss(scores, batch.labels, batch.real, position)
+    pointwise = pointwise + action_given_play_loss(logits, batch, tasks)
+    wanted = listwise_gains(batch.labels, tasks)
+    return pointwise + listwise * listwise_loss(scores, wanted, batch.real, position)
 
 
-def action_given_play_loss(logits: Tensor, batch: RankerBatch) -> Tensor:
+def action_given_play_loss(
+    logits: Tensor, batch: RankerBatch, tasks: RankerTasks = SHIPPED_TASKS
+) -> Tensor:
     """Cross-entropy of the later actions given a play, P(action) / P(play); logits [G, C, T].
 
     Whether a user came across an item depends on chance, the page or the crowd; what followed
     a play shows taste. P(play) is held: it is learned from what was shown.
     """
-    played = batch.real & (batch.labels[..., 0] > 0)
-    play = logsigmoid(logits[..., :1]).detach()
-    given = (logsigmoid(logits[..., 1:]) - play)[played].clamp_max(-1e-3)
-    labels = batch.labels[..., 1:][played]
-    each = -(labels * given + (1 - labels) * torch.log1p(-given.exp())) * batch.known[1:]
+    base, later = tasks.base, tasks.later
+    played = batch.real & (batch.labels[..., base] > 0)
+    play = logsigmoid(logits[..., base : base + 1]).detach()
+    given = (logsigmoid(logits[..., later]) - play)[played].clamp_max(-1e-3)
+    labels = batch.labels[..., later][played]
+    each = -(labels * given + (1 - labels) * torch.log1p(-given.exp())) * batch.known[later]
     return each.sum() / played.sum().clamp_min(1)
 
 
+def listwise_gains(labels: Tensor, tasks: RankerTasks = SHIPPED_TASKS) -> Tensor:
+    """The gain of each candidate's best action: labels [G, C, T] -> [G, C]."""
+    return (labels * labels.new_tensor(tasks.gains)).amax(-1)
+
+
 def listwise_loss(
-    scores: Tensor, labels: Tensor, real: Tensor, position: Tensor | None = None
+    scores: Tensor, gains: Tensor, real: Tensor, position: Tensor | None = None
 ) -> Tensor:
     """Cross-entropy of each group's gains and its softmax over log-scores (ListNet, top one).
 
-    scores: float32 [G, C]; labels: float32 [G, C, T]; real: bool [G, C]; position: float32
-    [G, C], added to the log-scores. Groups without an action contribute nothing.
+    scores, gains: float32 [G, C]; real: bool [G, C]; position: float32 [G, C], added to the
+    log-scores. Groups without an action contribute nothing.
     """
-    gains = (labels * labels.new_tensor(TASK_GAINS)).amax(-1) * real
+    gains = gains * real
     total = gains.sum(-1, keepdim=True)
     wanted = gains / total.clamp_min(_TINY)
     preferred = log_score(scores) if position is None else log_score(scores) + position

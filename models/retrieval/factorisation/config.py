@@ -11,6 +11,8 @@ from dataclasses import dataclass
 # itself: how much of the item was watched does.
 LIKING: dict[str, float] = {"long_view": 0.6, "like": 0.85, "share": 0.9, "follow": 1.0}
 LIKING |= {"cart": 0.9, "order": 1.0}
+# Of a declared signal, by its role; one that opens items as a play does says as little as a play.
+BY_ROLE = {"engagement": LIKING["like"], "conversion": LIKING["order"]}
 PLAYED_ONLY = 0.2  # liking of a play without a further action, where what was watched is unknown
 PARTS = ("bias", "personal", "popularity")
 """The parts of a score, in log-odds of a play; columns of `LikingFactors.parts`."""

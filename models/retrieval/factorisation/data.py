@@ -2,6 +2,7 @@
 
 Knows a training log. Does not know factors. Meeting an item and liking it are separate: an
 item that was only played and soon left counts as disliked, and so does one that was skipped.
+Declared signals count by their role (`models.training.actions`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,20 @@ import polars as pl
 
 from models.ids import id_hashes
 from models.recipe import TrainingLog
-from models.retrieval.factorisation.config import LIKING
+from models.retrieval.factorisation.config import BY_ROLE, LIKING
+from models.training.actions import (
+    PLAY,
+    disliking_signals,
+    done,
+    opening,
+    opening_signals,
+    positive_signals,
+    with_value_liking,
+)
+from streams.contract.signals import Signal
 
 ACTIONS = ("long_view", "like", "follow", "order")
-"""What may follow a play; columns of `Interactions.actions`."""
+"""What may follow a play, of the shipped signals."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +36,9 @@ class Interactions:
     """N pairs in order of time.
 
     user, item: int64 [N], rows of `user_ids` and `item_ids`. liking: float64 [N] in [0, 1].
-    played: bool [N]; False for items that were only skipped. actions: bool [N, 4], `ACTIONS`.
-    plays: float64 [V], users who played each item.
+    played: bool [N]; False for items that were only skipped. actions: bool [N, A], one column for
+    each of `action_names`. plays: float64 [V], users who played each item. opened_by: the columns
+    of feedback that tell whether an impression was opened.
     """
 
     user_ids: tuple[str, ...]
@@ -37,6 +49,8 @@ class Interactions:
     played: np.ndarray
     actions: np.ndarray
     plays: np.ndarray
+    action_names: tuple[str, ...] = ACTIONS
+    opened_by: tuple[str, ...] = (PLAY,)
 
     @cached_property
     def user_hash(self) -> np.ndarray:
@@ -54,14 +68,27 @@ class Interactions:
 
 def interactions(log: TrainingLog) -> Interactions:
     """The log's interactions. A pair's liking is the strongest sign among its events: the share
-    that was watched, or an action of `LIKING`."""
-    kinds = ("play", "skip", *LIKING)
+    that was watched, or an action of `LIKING`. A declared signal counts by its role, but the last
+    stated value decides where there is one, and a declared dislike decides over all others."""
+    positive, disliked = positive_signals(), disliking_signals()
+    opened_by = opening_signals(log)
+    liking_of = LIKING | {
+        signal.name: 0.0 if signal.name in opened_by else BY_ROLE[str(signal.role)]
+        for signal in positive
+        if "value" not in signal.payload
+    }
+    actions = _action_names(opening(log), positive)
+    valued = {signal.name for signal in positive if "value" in signal.payload}
+    kinds = ("play", "skip", *liking_of, *valued, *disliked)
     items = log.items.select("video_id", "duration_ms").with_row_index("item")
     watched = (pl.col("dwell_ms") / pl.col("duration_ms").clip(1)).clip(0, 1).fill_null(0.0)
-    by_kind = pl.col("kind").replace_strict(LIKING, default=0.0, return_dtype=pl.Float64)
-    skipped = pl.col("kind") == "skip"
+    by_kind = pl.col("kind").replace_strict(liking_of, default=0.0, return_dtype=pl.Float64)
+    skipped = pl.col("kind").is_in(["skip", *disliked])
+    stated = pl.col("value_liking").sort_by("event_time_ms").drop_nulls().last()
+    strongest = pl.coalesce(stated, pl.col("liking").max())
     pairs = (
-        log.events.lazy()
+        with_value_liking(log.events)
+        .lazy()
         .filter(pl.col("kind").is_in(kinds) & pl.col("video_id").is_not_null())
         .join(items.lazy(), on="video_id")
         .with_columns(
@@ -70,9 +97,12 @@ def interactions(log: TrainingLog) -> Interactions:
         )
         .group_by("user_id", "item")
         .agg(
-            pl.col("liking").max(),
+            pl.when(pl.col("kind").is_in(disliked).any())
+            .then(0.0)
+            .otherwise(strongest)
+            .alias("liking"),
             pl.col("played").any(),
-            *((pl.col("kind") == action).any().alias(action) for action in ACTIONS),
+            *(done(name, valued=name in valued).any().alias(name) for name in actions),
             pl.col("event_time_ms").min().alias("time_ms"),
         )
         .sort("time_ms", "user_id", "item")
@@ -88,9 +118,17 @@ def interactions(log: TrainingLog) -> Interactions:
         item=item,
         liking=pairs["liking"].to_numpy(),
         played=played,
-        actions=pairs.select(ACTIONS).to_numpy(),
+        actions=pairs.select(actions).to_numpy(),
         plays=np.bincount(item[played], minlength=log.items.height).astype(float),
+        action_names=actions,
+        opened_by=(PLAY, *opened_by),
     )
+
+
+def _action_names(opened_by: str, positive: tuple[Signal, ...]) -> tuple[str, ...]:
+    """What may follow the opening of an item; without plays, a play is one of them."""
+    every = (PLAY, *ACTIONS, *(signal.name for signal in positive))
+    return tuple(name for name in every if name != opened_by)
 
 
 @dataclass(frozen=True)
@@ -109,12 +147,20 @@ class Shown:
 
 
 def shown(log: TrainingLog, pairs: Interactions) -> Shown:
-    """The impressions that were on screen, of users with an interaction."""
+    """The impressions that were on screen, of users with an interaction. One counts as played where
+    it was opened."""
     users = pl.DataFrame({"user_id": pairs.user_ids, "user": np.arange(len(pairs.user_ids))})
     items = pl.DataFrame({"video_id": pairs.item_ids, "item": np.arange(len(pairs.item_ids))})
+    opened = [name for name in pairs.opened_by if name in log.feedback.columns]
     seen = log.feedback.filter(
         (pl.col("surface") == "feed") & pl.col("shown_at_ms").is_not_null()
-    ).select("user_id", "video_id", "slot", "play", "impression_id")
+    ).select(
+        "user_id",
+        "video_id",
+        "slot",
+        pl.any_horizontal(pl.col(opened).fill_null(False)).alias("play"),
+        "impression_id",
+    )
     seen = seen.join(users, on="user_id").join(items, on="video_id").sort("impression_id")
     user, item = seen["user"].to_numpy(), seen["item"].to_numpy()
     slot = seen["slot"].to_numpy().astype(np.int64)
