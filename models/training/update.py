@@ -1,7 +1,7 @@
 """One preference update: feedback since the watermark -> challenger -> gate -> release.
 
 Knows the order of steps and what is written after each, so that an update killed at any moment is
-finished or undone by the next one (docs/adr/0024). Does not know how a model is aligned or gated
+finished or undone by the next one (docs/adr/0025). Does not know how a model is aligned or gated
 (`models.registry` names that per model), nor which server answers.
 
 The watermark is the time up to which feedback was used by challengers that went live. A refused

@@ -4,7 +4,7 @@ Knows `updates/MODEL.json` of the release store and the lease `updates/lease`. D
 an update does (`models.training.update`) nor when one is due (`models.training.schedule`).
 
 The file names the interval of feedback, the challenger and the verdict of the last attempt, and the
-watermark. It therefore says after a crash what to finish or to undo (docs/adr/0024).
+watermark. It therefore says after a crash what to finish or to undo (docs/adr/0025).
 """
 
 from __future__ import annotations

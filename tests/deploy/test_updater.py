@@ -321,6 +321,14 @@ def test_a_schedule_is_checked_and_starts_the_process(tmp_path: Path) -> None:
             load(home=tmp_path, updates=wrong)
 
 
+def test_the_demo_schedules_nothing(tmp_path: Path) -> None:
+    from deploy.demo.run import demo_settings
+    from deploy.simulation.config import DEFAULT_PATH, WorldConfig
+
+    scheduled = load(home=tmp_path, updates={"ranker": {"every": "1h"}})
+    assert demo_settings(scheduled, WorldConfig.load(DEFAULT_PATH), NOW_MS).updates == {}
+
+
 def test_the_real_child_names_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is started from the settings of this environment, and has the lowest priority."""
     monkeypatch.setenv("TIDEMILL_HOME", str(tmp_path))

@@ -157,9 +157,10 @@ def test_a_kill_at_any_moment_loses_doubles_and_tears_nothing(updates: Updates) 
     for number in range(KILLS):
         where = f"seed {seed}, kill {number}"
         rows += rng.randrange(1, 6)
-        timed = {"kill_after_s": rng.random() * 0.05}
-        counted = {"kill_at": rng.randrange(1, first["changes"] + 1)}
-        moment = timed if rng.random() < 0.25 else counted
+        moment = {"kill_after_s": rng.random() * 0.05}
+        if number % 4 < 3:  # at a random one of the changes, each tenth of them in turn
+            tenth = (number % 10 + rng.random()) / 10
+            moment = {"kill_at": 1 + int(tenth * first["changes"])}
         report = updates.run(rows, promoted=rng.random() < 0.6, **moment)
         endings["killed"] += report == {}
         left = read_state(updates.store, "ranker").unfinished
