@@ -31,8 +31,9 @@ AUTO_FETCH_S = 120.0  # how long the download may take before the embedded broke
 
 
 def own_processes(settings: Settings) -> tuple[str, ...]:
-    """Names of a stack's own processes; each replica has its own."""
-    kinds = {name: [name] for name in PROCESSES}
+    """Names of a stack's own processes; each replica has its own, and there is an updater
+    where an update is scheduled."""
+    kinds = {name: [name] for name in PROCESSES if name != "updater" or settings.updates}
     replicas = {
         "batcher": settings.ingest.replicas,
         "kafka-requests": settings.requests.replicas,
@@ -210,8 +211,9 @@ class Stack:
         detects it by itself and keeps answering."""
         wiring.bus(self.settings, ensure_topics=True)
         if self._supervisor is not None and self.settings.broker.kind == "embedded":
+            keep = ("gateway", "updater")
             names = own_processes(self.settings)
-            self._supervisor.restart([name for name in names if name != "gateway"])
+            self._supervisor.restart([name for name in names if name not in keep])
 
     def _own_processes(self) -> list[Supervised]:
         urls = {"gateway": f"{self.page}/healthz"}

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy import state
 from deploy.settings import TASKS, ClockSettings, Settings, SettingsError
 
 if TYPE_CHECKING:
     from features.feast.registry import RegisteredFeatureStore
     from models.client import ModelClient
     from models.recipe import TrainingLog
+    from models.release.promotion import Promoter
+    from models.release.store import Manifest
     from serving.clients.shared_replies import SharedReplies
     from streams.bus.kafka.bus import KafkaBus
     from streams.contract.clock import Clock
@@ -204,6 +207,31 @@ def training_log(settings: Settings) -> TrainingLog:
     )
 
 
+@contextmanager
+def promoter(settings: Settings, *, running: bool | None = None) -> Iterator[Promoter]:
+    """Makes releases live on the stack's model server and announces them; without a running stack
+    in this process, unannounced. `running`: None asks the home."""
+    from models.release.in_process import InProcessClient
+    from models.release.promotion import Promoter, announcement
+    from models.release.store import ReleaseStore
+    from models.release.triton_repository import ModelRepository
+
+    runs = state.home_is_locked(settings.home) if running is None else running
+    client = model_client(settings) if runs else InProcessClient(settings.repository_dir)
+    producer = bus(settings).producer() if runs else None
+
+    def announce(release: Manifest) -> None:
+        if producer is not None:
+            producer.send([announcement(release)])
+
+    repository = ModelRepository(settings.repository_dir)
+    try:
+        yield Promoter(ReleaseStore(settings.releases_dir), repository, client, announce)
+    finally:
+        if producer is not None:
+            producer.close()
+
+
 def blocked_queries(settings: Settings) -> tuple[str, ...]:
     """The queries that are taken down."""
     from serving.state.blocked_queries import BlockedQueries
@@ -280,13 +308,6 @@ def follow_repository(models: ModelClient, stop: threading.Event, every_s: float
 
     while isinstance(models, InProcessClient) and not stop.wait(every_s):
         models.load_all()
-
-
-def release_lock(settings: Settings) -> AbstractContextManager[None]:
-    """Held while a release is made from the live one: a second one would overwrite the first."""
-    from deploy.services.cache import locked
-
-    return locked(settings.releases_dir / ".making")
 
 
 def _no_announcement(_: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,7 @@ class GatewayDependencies:
         gateway applies the topic `catalogue` to it.
     releases: `models.release.store.ReleaseStore`; None serves fallbacks only.
     replies: the replies to requests with an id, of all processes; None keeps to this one.
+    updates: what `models.training.update_report.update_reports` tells of each model's updates.
     """
 
     bus: Bus
@@ -111,6 +112,7 @@ class GatewayDependencies:
     config: GatewayConfig
     releases: ReleaseReader | None = None
     replies: SharedReplies | None = None
+    updates: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
 
 
 class Gateway:
@@ -118,7 +120,7 @@ class Gateway:
 
     def __init__(self, deps: GatewayDependencies) -> None:
         config, state_dir = deps.config, deps.config.state_dir
-        self._deps = deps
+        self._deps, self.updates = deps, deps.updates
         self.clock, self.impression_key = deps.clock, config.impression_key
         self.admission, self.replies = config.admission, RecentReplies(deps.replies)
         self.metrics = Metrics(SURFACES, sum(astuple(config.deadlines)) / 1e3)
@@ -170,6 +172,7 @@ class Gateway:
                 "store": self._check_store,
                 "models": self._check_models,
                 "surfaces": lambda: _listed(self.surface_monitor.problems),
+                "updates": self._check_updates,
             }
         )
         self.stopping = threading.Event()
@@ -240,6 +243,10 @@ class Gateway:
         if not self._deps.models.healthy():
             return "the model server does not answer"
         return _listed(self.model_monitor.problems)
+
+    def _check_updates(self) -> str:
+        found = {name: str(each.get("problem", "")) for name, each in self.updates().items()}
+        return _listed({name: problem for name, problem in found.items() if problem})
 
     def _release_changed(self, release: Release) -> None:
         self.models.reset()

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from deploy import state, wiring
+from deploy.cli.update_plan import dry_run_lines
 from deploy.console import ProgressDisplay, out
 from deploy.settings import Settings
-from models.client import ModelClient, ModelUnavailable
+from models.client import ModelUnavailable
 from models.recipe import NotEnoughData
 from models.registry import REGISTRY
 from models.release.bundle import ReleaseError
@@ -149,7 +151,7 @@ def promote(
 
     settings = state.settings_in_use()
     store = ReleaseStore(settings.releases_dir)
-    with _known_errors(), ProgressDisplay() as display, _promoter(settings, store) as promoter:
+    with _known_errors(), _releasing(settings, store) as promoter, ProgressDisplay() as display:
         chosen = _pins(pinned) if pinned else newest_versions(store, REGISTRY)
         now_ms = _now(settings)
         release = store.propose(successor(store, chosen), created_ms=now_ms)
@@ -157,21 +159,44 @@ def promote(
     out.print(_describe(release))
 
 
-@app.command(epilog="Example: tidemill models update ranker")
-def update(name: Annotated[str, typer.Argument(help="The model.")], seed: Seed = 0) -> None:
-    """Aligns a challenger on feedback since the last update; a gate decides whether it goes live."""
+@app.command(
+    epilog="Examples: tidemill models update ranker    tidemill models update ranker --dry-run"
+)
+def update(
+    name: Annotated[str, typer.Argument(help="The model.")],
+    seed: Seed = 0,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say whether an update is due, what it would read and what the gate would "
+            "compare; change nothing.",
+        ),
+    ] = False,
+) -> None:
+    """Aligns a challenger on feedback since the last update; a gate decides whether it goes live.
+
+    An update that was killed after its verdict is finished first. A refused challenger's feedback
+    is kept for the next one. The setting updates.MODEL.every runs updates by themselves.
+    """
     from models.training.update import update_model
 
     settings = state.settings_in_use()
     store, now_ms = ReleaseStore(settings.releases_dir), _now(settings)
     log = wiring.training_log(settings)
-    with _known_errors(), ProgressDisplay() as display, _promoter(settings, store) as promoter:
+    if dry_run:
+        with _known_errors():
+            for line in dry_run_lines(name, settings, store, log, now_ms):
+                out.print(Text(line), soft_wrap=True)
+        return
+    with _known_errors(), ProgressDisplay() as display, wiring.promoter(settings) as promoter:
         report = display.add(f"update {name}").update
         outcome = update_model(
             name, log, store, promoter, now_ms=now_ms, seed=seed, progress=report
         )
     decision = "promoted" if outcome.promoted else "refused"
-    out.print(f"{name} {outcome.incumbent} -> {outcome.challenger}: {decision}")
+    resumed = " (its process had been interrupted)" if outcome.resumed else ""
+    out.print(f"{name} {outcome.incumbent} -> {outcome.challenger}: {decision}{resumed}")
     for reason in outcome.reasons:
         out.print(f"  {reason}")
 
@@ -183,7 +208,7 @@ def rollback(
     """Returns to the previous release; training then excludes the feedback of the one rolled back."""
     settings = state.settings_in_use()
     store = ReleaseStore(settings.releases_dir)
-    with _known_errors(), _promoter(settings, store) as promoter:
+    with _known_errors(), _releasing(settings, store) as promoter:
         out.print(_describe(promoter.rollback(now_ms=_now(settings), reason=reason)))
 
 
@@ -205,30 +230,10 @@ def _now(settings: Settings) -> int:
 
 
 @contextmanager
-def _promoter(settings: Settings, store: ReleaseStore) -> Iterator[Promoter]:
-    """On the running stack's model server and topics; else in this process, unannounced."""
-    from models.release.promotion import Promoter, announcement
-
-    running = state.home_is_locked(settings.home)
-    client = wiring.model_client(settings) if running else _in_process(settings)
-    producer = wiring.bus(settings).producer() if running else None
-
-    def announce(release: Manifest) -> None:
-        if producer is not None:
-            producer.send([announcement(release)])
-
-    try:
-        with wiring.release_lock(settings):
-            yield Promoter(store, ModelRepository(settings.repository_dir), client, announce)
-    finally:
-        if producer is not None:
-            producer.close()
-
-
-def _in_process(settings: Settings) -> ModelClient:
-    from models.release.in_process import InProcessClient
-
-    return InProcessClient(settings.repository_dir)
+def _releasing(settings: Settings, store: ReleaseStore) -> Iterator[Promoter]:
+    """The promoter, while no other process makes a release."""
+    with store.making_release(), wiring.promoter(settings) as promoter:
+        yield promoter
 
 
 def _known(names: list[str] | None) -> list[str]:

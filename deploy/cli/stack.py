@@ -85,6 +85,8 @@ def status() -> None:
     out.print(_component_table(components))
     records = state.read_services(home)
     out.print(_service_table(records))
+    if settings.updates:
+        out.print(_update_table(settings))
     healthy = all(not component.problem for component in components)
     if not healthy or any(record.phase != "running" for record in records):
         raise typer.Exit(1)
@@ -218,4 +220,23 @@ def _service_table(records: list[state.ServiceRecord]) -> Table:
         age = f"{time.time() - record.started_s:.0f} s" if record.started_s else "-"
         phase = Text(record.phase, PHASE_STYLE.get(record.phase, ""))
         table.add_row(record.name, phase, str(record.pid or "-"), str(record.restarts), age)
+    return table
+
+
+def _update_table(settings: Settings) -> Table:
+    """Each scheduled update: what it does now, when it is due, how the last one ended."""
+    from models.release.store import ReleaseStore
+    from models.training.update_report import update_reports
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("update", "scheduled", "phase", "because", "last"):
+        table.add_column(column, overflow="fold")
+    reports = update_reports(ReleaseStore(settings.releases_dir))
+    for model, schedule in settings.updates.items():
+        report = reports.get(model, {"phase": "waiting", "why": "the updater is starting"})
+        last = report.get("last") or {"ending": "", "phase": "none", "reasons": []}
+        ended = ": ".join([last["ending"] or last["phase"], *last["reasons"][:1]])
+        why = report.get("problem") or report.get("step") or report["why"]
+        phase = Text(report["phase"], "red" if report.get("problem") else "")
+        table.add_row(model, schedule.in_words(), phase, Text(why), Text(ended))
     return table

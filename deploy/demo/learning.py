@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from deploy.settings import Settings
 if TYPE_CHECKING:
     from models.release.bundle import Bundle
     from models.release.promotion import Promoter
-    from models.release.store import Manifest, ReleaseStore
+    from models.release.store import ReleaseStore
 
 ALIGNED = "ranker"  # the model whose preference update the demo runs
 _NICE = 5  # below the serving processes
@@ -110,7 +110,7 @@ def train_and_promote(settings: Settings, names: Sequence[str]) -> None:
     clock = wiring.clock(settings.clock)
     store = ReleaseStore(settings.releases_dir)
     log = wiring.training_log(settings)
-    with _promoter(settings, store) as promoter:
+    with wiring.promoter(settings, running=True) as promoter:
         for name in names:
             try:
                 bundle = train_model(
@@ -139,14 +139,14 @@ def adopt(settings: Settings, name: str, folder: Path) -> None:
         created_ms=wiring.clock(settings.clock).now_ms(),
         metrics={"starter": folder.name},
     )
-    with _promoter(settings, store) as promoter:
+    with wiring.promoter(settings, running=True) as promoter:
         _go_live(settings, store, promoter, bundle)
 
 
 def _go_live(settings: Settings, store: ReleaseStore, promoter: Promoter, bundle: Bundle) -> None:
     from models.release.promotion import successor
 
-    with wiring.release_lock(settings):
+    with store.making_release():
         now_ms = wiring.clock(settings.clock).now_ms()
         chosen = successor(store, {bundle.model: bundle.version})
         release = store.propose(chosen, created_ms=now_ms)
@@ -170,7 +170,7 @@ def update(settings: Settings, name: str) -> None:
     store = ReleaseStore(settings.releases_dir)
     log = wiring.training_log(settings)
     report = print_progress(name)
-    with wiring.release_lock(settings), _promoter(settings, store) as promoter:
+    with wiring.promoter(settings, running=True) as promoter:
         try:
             outcome = update_model(
                 name, log, store, promoter, now_ms=clock.now_ms(), progress=report
@@ -192,23 +192,6 @@ def update(settings: Settings, name: str) -> None:
             release=live.release_id if live else "",
         )
     )
-
-
-@contextlib.contextmanager
-def _promoter(settings: Settings, store: ReleaseStore) -> Iterator[Promoter]:
-    from models.release.promotion import Promoter, announcement
-    from models.release.triton_repository import ModelRepository
-
-    producer = wiring.bus(settings).producer()
-
-    def announce(release: Manifest) -> None:
-        producer.send([announcement(release)])
-
-    try:
-        repository = ModelRepository(settings.repository_dir)
-        yield Promoter(store, repository, wiring.model_client(settings), announce)
-    finally:
-        producer.close()
 
 
 def print_progress(model: str) -> Callable[[float, str], None]:

@@ -294,9 +294,9 @@ def demo_settings(base: Settings, world: WorldConfig, now_ms: int) -> Settings:
     windows = dict.fromkeys(FeedbackSettings().windows_ms, rules.window_ms)
     clock = ClockSettings(origin_wall_ms=now_ms, origin_ms=now_ms, rate=rules.clock_rate)
     feedback = base.feedback.model_copy(update={"windows_ms": windows})
-    return base.model_copy(
-        update={"home": base.home / DEMO, "clock": clock, "feedback": feedback}, deep=True
-    )
+    # A scheduled update would change the ranker amid the phases that the table compares.
+    own = {"home": base.home / DEMO, "clock": clock, "feedback": feedback, "updates": {}}
+    return base.model_copy(update=own, deep=True)
 
 
 def _gate_text(update: LearningStatus | None) -> str:

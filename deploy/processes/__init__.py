@@ -9,6 +9,7 @@ PROCESSES = {  # name -> module of this package
     "features": "features",
     "gateway": "gateway",
     "kafka-requests": "kafka_requests",
+    "updater": "updater",  # started only where the settings schedule an update
 }
 
 

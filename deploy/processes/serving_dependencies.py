@@ -6,10 +6,13 @@ answers are made.
 
 from __future__ import annotations
 
+from functools import partial
+
 from deploy import wiring
 from deploy.processes.lifecycle import Process
 from deploy.state import EXPERIMENT_FILE
 from models.release.store import ReleaseStore
+from models.training.update_report import update_reports
 from serving.gateway import GatewayConfig, GatewayDependencies
 from serving.pipeline.arms import Experiment
 from serving.stages.caps import caps_of
@@ -41,6 +44,7 @@ def serving_dependencies(
         cors_origins=settings.gateway.cors_origins,
         admission=wiring.ingest_config(settings).limits,
     )
+    releases = ReleaseStore(settings.releases_dir)
     return GatewayDependencies(
         bus=wiring.bus(settings, ensure_topics=True),
         store=wiring.feature_store(settings),
@@ -48,6 +52,7 @@ def serving_dependencies(
         catalogue=CatalogueLog(settings.log_dir).load(),
         clock=wiring.clock(settings.clock),
         config=config,
-        releases=ReleaseStore(settings.releases_dir),
+        releases=releases,
         replies=wiring.shared_replies(settings),
+        updates=partial(update_reports, releases),
     )

@@ -38,6 +38,7 @@ from deploy.settings import names
 from deploy.settings.declared import DeclaredSignals, FeaturesSettings, ItemsSettings, UsersSettings
 from deploy.settings.feed import BlendSettings, ExperimentSettings, ExploreSettings
 from deploy.settings.serving_models import ModelsSettings
+from deploy.settings.updates import UpdatesSettings
 from deploy.settings.values import Address, Addresses, Host, Milliseconds, Port, Section, Url
 
 FILES = ("settings.toml", "tidemill.toml")  # the first that exists in the current folder
@@ -135,7 +136,7 @@ class LogSettings(Section):
     retention_days: int | None = Field(None, ge=1)  # stack clock; None: no limit
 
 
-PROCESS_NAMES = ("batcher", "log-writer", "features", "gateway", "kafka-requests")
+PROCESS_NAMES = ("batcher", "log-writer", "features", "gateway", "kafka-requests", "updater")
 TASKS = ("play", "long_view", "like", "follow", "order", "query_click", "skip")
 
 
@@ -252,6 +253,7 @@ class Settings(BaseSettings):
     explore: ExploreSettings = ExploreSettings()
     experiment: ExperimentSettings = ExperimentSettings()
     models: ModelsSettings = ModelsSettings()
+    updates: UpdatesSettings = {}
     clock: ClockSettings = ClockSettings()
     admission: AdmissionSettings = AdmissionSettings()
     log: LogSettings = LogSettings()

@@ -32,6 +32,7 @@ OTHER_VARIABLES = frozenset(
         "SEED",
         "SETTINGS",
         "SOAK_MINUTES",
+        "UPDATE_KILLS",
     )
 )
 SECRET_KEYS = ("security", "api_keys")  # its keys are the secrets

@@ -102,6 +102,19 @@ class RankerUpdate:
         progress(1.0, "gated")
         return verdict
 
+    def preview(self, log: TrainingLog) -> str:
+        """What `challenge` would train on and compare; nothing is trained.
+
+        Raises `NotEnoughData` with what is missing.
+        """
+        earlier, later = self._split(impression_examples(log, count=self.slates))
+        return (
+            f"incumbent and challenger, trained on {len(earlier)} earlier slates, on {len(later)} "
+            f"later ones: GAUC of feedback (at most {self.rules.gauc_margin} below 0) and off-policy "
+            f"value by SNIPS and doubly robust (at most {self.rules.value_margin:.0%} below 0), "
+            "each by its 95 % interval"
+        )
+
     def _split(self, slates: RankerExamples) -> tuple[RankerExamples, RankerExamples]:
         """Earlier and later slates, split by time of serving."""
         if len(slates) < self.min_slates:

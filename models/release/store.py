@@ -2,7 +2,7 @@
 
 Knows files: bundles/<model>/<version>/, manifests/<release_id>.json, state.json,
 quarantine.json and watermarks.json. Does not know how a release goes live
-(`models.release.promotion`).
+(`models.release.promotion`) nor how far an update came (`models.training.update_state`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from models.release.bundle import (
     BUNDLE_FILE,
     Bundle,
@@ -28,6 +26,7 @@ from models.release.bundle import (
     seal_bundle,
 )
 from models.release.canary import Canary, read_canary
+from models.release.json_files import write_json
 from models.signature import Signature
 
 
@@ -81,13 +80,14 @@ class ReleaseStore:
         signature: Signature,
         created_ms: int,
         metrics: Mapping[str, Any] | None = None,
+        version: int | None = None,
     ) -> Bundle:
-        """Moves a written staging folder to the model's next version, for good."""
+        """Moves a written staging folder to `version`, by default the model's next, for good."""
         folder = self._bundles(model)
         folder.mkdir(parents=True, exist_ok=True)
         return seal_bundle(
             staging,
-            folder / str(max(self.versions(model), default=0) + 1),
+            folder / str(version or self.next_version(model)),
             model=model,
             runtime=runtime,
             signature=signature,
@@ -100,6 +100,9 @@ class ReleaseStore:
         folder = self._bundles(model)
         found = folder.iterdir() if folder.is_dir() else iter(())
         return tuple(sorted(int(path.name) for path in found if path.name.isdigit()))
+
+    def next_version(self, model: str) -> int:
+        return max(self.versions(model), default=0) + 1
 
     def bundle(self, model: str, version: int) -> Bundle:
         """Raises `ReleaseError` when it is missing or its files differ from its seal."""
@@ -138,6 +141,17 @@ class ReleaseStore:
             yield True
             os.utime(path)
 
+    @contextmanager
+    def making_release(self) -> Iterator[None]:
+        """Held while a release is made from the live one: a second one would overwrite the first.
+
+        The kernel frees it when the process ends.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".making").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def propose(
         self,
         models: Mapping[str, int],
@@ -153,7 +167,7 @@ class ReleaseStore:
         number = len(list(folder.glob("r*.json"))) + 1
         current = self._state().current
         manifest = Manifest(f"r{number:04d}", dict(models), created_ms, current, gate)
-        _write_atomically(folder / f"{manifest.release_id}.json", asdict(manifest))
+        write_json(folder / f"{manifest.release_id}.json", asdict(manifest))
         return self.manifest(manifest.release_id)
 
     def manifest(self, release_id: str) -> Manifest:
@@ -186,7 +200,18 @@ class ReleaseStore:
             return
         history = (*old.history, (release_id, at_ms))
         state = _State(release_id, old.current, at_ms, history)
-        _write_atomically(self.folder / "state.json", asdict(state))
+        write_json(self.folder / "state.json", asdict(state))
+
+    def was_live(self, release_id: str) -> bool:
+        """Whether the release is live or has been."""
+        return any(name == release_id for name, _ in self._state().history)
+
+    def first_live_ms(self, model: str) -> int:
+        """When the first release with `model` went live; 0 before that."""
+        times = [
+            at_ms for name, at_ms in self._state().history if model in self.manifest(name).models
+        ]
+        return min(times, default=0)
 
     def live_since_ms(self) -> int:
         """When the live release went live, Unix milliseconds; 0 before the first."""
@@ -195,7 +220,7 @@ class ReleaseStore:
     def quarantine(self, entry: Quarantine) -> None:
         """Adds an interval of feedback that training leaves out."""
         entries = [*self.quarantined(), entry]
-        _write_atomically(self.folder / "quarantine.json", [asdict(each) for each in entries])
+        write_json(self.folder / "quarantine.json", [asdict(each) for each in entries])
 
     def quarantined(self) -> list[Quarantine]:
         """Intervals of feedback that training leaves out."""
@@ -204,12 +229,9 @@ class ReleaseStore:
         return [Quarantine(**each) for each in raw]
 
     def watermarks(self) -> dict[str, int]:
-        """Per model: the time up to which an update has used its feedback, ms."""
+        """Watermarks of a home from before `models.training.update_state`, ms, by model."""
         path = self.folder / "watermarks.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-    def set_watermark(self, model: str, at_ms: int) -> None:
-        _write_atomically(self.folder / "watermarks.json", self.watermarks() | {model: at_ms})
 
     def _bundles(self, model: str) -> Path:
         return self.folder / "bundles" / model
@@ -221,22 +243,3 @@ class ReleaseStore:
         raw = json.loads(path.read_text(encoding="utf-8"))
         raw["history"] = tuple((name, at_ms) for name, at_ms in raw["history"])
         return _State(**raw)
-
-
-def _write_atomically(path: Path, value: object) -> None:
-    """Writes JSON. A reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    partial.write_text(json.dumps(_plain(value), indent=2, allow_nan=False), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _plain(value: object) -> object:
-    """The value as JSON types; a float that is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value

@@ -247,3 +247,13 @@ def read_matured(directory: Path, since_ms: int, until_ms: int) -> pl.DataFrame:
     matured = (pl.col("matured_at_ms") > since_ms) & (pl.col("matured_at_ms") <= until_ms)
     rows = read_feedback(directory).filter(matured)
     return rows.sort("matured_at_ms", "impression_id")
+
+
+def count_matured(directory: Path, since_ms: int, until_ms: int) -> int:
+    """How many impressions matured in `(since_ms, until_ms]`, from the columns that say so."""
+    matured = (pl.col("matured_at_ms") > since_ms) & (pl.col("matured_at_ms") <= until_ms)
+    ids = pl.col("impression_id").n_unique()
+    count = segments_of(directory).read_consistently(
+        lambda scan: scan.filter(matured).select(ids).collect().item()
+    )
+    return int(count)

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.models import app
+from models.ranking.ple.inputs import SIGNATURE
 from models.release.bundle import Bundle
 from models.release.store import ReleaseStore
 
@@ -81,3 +82,37 @@ def test_off_policy_says_what_it_needs(run: Run) -> None:
     assert code == 1
     assert "no ranker is live" in said
     assert "name ranker" in run("evaluate", "queries", "--off-policy")[1]
+
+
+def test_a_dry_run_says_what_an_update_would_do_and_changes_nothing(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, said = run("update", "ranker", "--dry-run")
+    assert code == 1
+    assert "no release with ranker is live" in said
+    store = ReleaseStore(home / "releases")
+    sealed = store.seal(
+        "ranker",
+        store.staging("ranker"),
+        runtime="models.echo:EchoRuntime",
+        signature=SIGNATURE,
+        created_ms=1,
+    )
+    store.set_current(store.propose({"ranker": sealed.version}, created_ms=1).release_id, at_ms=1)
+    before = _contents(home)
+    code, said = run("update", "ranker", "--dry-run")
+    assert code == 0
+    assert "not scheduled ([updates.ranker] in settings.toml does that)" in said
+    assert "incumbent: ranker version 1 of release r0001" in said
+    assert "0 impressions" in said
+    assert "0 slates with matured feedback since the last update, 100 needed" in said
+    monkeypatch.setenv("TIDEMILL_UPDATES__RANKER__EVERY", "6h")
+    assert "not due: no feedback has matured" in run("update", "ranker", "--dry-run")[1]
+    assert "scheduled every 6h" in run("update", "ranker", "--dry-run")[1]
+    assert run("update", "queries", "--dry-run")[0] == 1
+    assert _contents(home) == before
+
+
+def _contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}

@@ -262,7 +262,7 @@ def test_a_good_challenger_goes_live_and_the_feedback_is_used_once(
     assert live.gate["gauc"]["difference"][1] > 0
     assert stack.announced == ["r0001", "r0002"]
     assert 2 in stack.client.versions("ranker")
-    assert watermark_ms(stack.store, "ranker") == small_log.until_ms
+    assert watermark_ms(stack.store, "ranker") == small_log.feedback["matured_at_ms"].max()
     with pytest.raises(NotEnoughData, match="since the last update"):
         run_update(stack, small_log)
 
@@ -278,6 +278,7 @@ def test_a_bad_challenger_is_refused_with_its_reasons(
     assert stack.announced == ["r0001"]
     assert stack.client.versions("ranker") == (1,)
     assert not stack.store.manifests()[-1].gate["promoted"]  # type: ignore[index]
+    assert watermark_ms(stack.store, "ranker") == 0
 
 
 def test_quarantined_feedback_is_not_trained_on(stack: Stack, small_log: TrainingLog) -> None:

@@ -249,3 +249,14 @@ def test_the_stream_sends_a_users_event_and_the_features_it_changed(harness: Any
     feature = next(m for m in subscriber.messages if m.kind == "feature")
     assert feature.data["changed"]["like_count_all"] == [0, 1]
     assert feature.data["changed"]["engaged_video_id"] == [[], ["v4"]]
+
+
+def test_a_failing_update_is_named_and_requests_are_answered(make_harness: Any) -> None:
+    report = {"phase": "retrying", "next_due_ms": 9, "problem": "the update failed 2 times"}
+    harness = make_harness(updates=lambda: {"ranker": report})
+    health = harness.client.get("/healthz")
+    assert health.status_code == 200
+    assert health.json()["status"] == "degraded"
+    assert health.json()["parts"]["updates"]["reason"] == "ranker: the update failed 2 times"
+    assert harness.client.get("/v1/models").json()["updates"] == {"ranker": report}
+    harness.feed()

@@ -21,7 +21,13 @@ from streams.contract.impression import Impression, sign
 from streams.contract.topics import EVENTS_BY_USER, FEEDBACK
 from streams.feedback.join import FeedbackJoin, TokenRejection
 from streams.feedback.outcomes import FEEDBACK_SCHEMA, FEEDBACK_TASKS, AttributionWindows
-from streams.feedback.store import IDLE_S, FeedbackStore, read_feedback, read_matured
+from streams.feedback.store import (
+    IDLE_S,
+    FeedbackStore,
+    count_matured,
+    read_feedback,
+    read_matured,
+)
 from streams.storage.segments import Segments
 
 Build = Callable[[list[dict[str, object]]], pa.Table]
@@ -231,6 +237,16 @@ def test_each_matured_impression_is_read_once_by_a_moving_watermark(
     second = read_matured(tmp_path, T0 + 115, T0 + 200)
     assert first["video_id"].to_list() == ["v0", "v1"]
     assert second["video_id"].to_list() == ["v3", "v4"]
+    assert count_matured(tmp_path, 0, T0 + 115) == first.height
+    assert count_matured(tmp_path, T0 + 115, T0 + 200) == second.height
+
+
+def test_an_impression_with_many_revisions_counts_once(
+    joined: Callable[..., pl.DataFrame], tmp_path: Path
+) -> None:
+    assert count_matured(tmp_path, 0, T0) == 0
+    joined([_event(0, "shown", 5)], [_event(0, "play", 6)])
+    assert count_matured(tmp_path, 0, T0 + 200) == 1
 
 
 def test_a_failed_publication_changes_nothing_and_the_retry_publishes(

@@ -43,7 +43,7 @@ def metrics(gateway: GatewayState) -> Response:
 
 @router.get("/v1/models", dependencies=[Depends(needs("recommend"))], responses=KEYED)
 def models(gateway: GatewayState) -> Response:
-    """The live release, the loaded model versions, and the last releases with their gates."""
+    """The live release, loaded model versions, the last releases with their gates, and updates."""
     release = gateway.releases.current
     history = [asdict(manifest) for manifest in gateway.releases.history()]
     loaded: dict[str, Any] = {}
@@ -58,5 +58,6 @@ def models(gateway: GatewayState) -> Response:
             "models": dict(release.models),
             "loaded": loaded,
             "releases": history[-20:],
+            "updates": gateway.updates(),
         }
     )
