@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from streams.contract.clock import DAY_MS, HOUR_MS, MINUTE_MS
@@ -156,7 +157,7 @@ class Decayed:
         tiles = self.window.span_ms // self.window.tile_ms
         return self.window.tile_ms * -(-tiles // DECAY_STEPS)
 
-    @property
+    @cached_property
     def steps(self) -> tuple[tuple[str, Window], ...]:
         """(column, window) of the counts that it is computed from, the shortest window first.
 

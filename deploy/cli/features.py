@@ -76,7 +76,8 @@ def plan(
         changes = str(change.features.get(entity, "")) or "as before"
         table.add_row(entity, changes, f"{sizes[0]:,.0f} → {sizes[1]:,.0f}", f"{rows:,}")
     out.print(table)
-    out.print(f"bytes are means of the rows of {cost.sample_events:,} events of the log")
+    if cost.sample_events:
+        out.print(f"bytes are means of the rows of the log's first {cost.sample_events:,} events")
     out.print(f"{cost}" if change.rebuilt else f"no row has to be rebuilt; {cost}")
     _print_stored_rows()
 

@@ -76,10 +76,15 @@ class RebuildCost:
         """One line."""
         if not self.events:
             return "the log is empty: nothing to rebuild"
-        how = "as the last rebuild" if self.measured else "by a sample, and the store's writes"
-        return (
+        size = (
             f"a rebuild reads {self.events:,} events and writes about {sum(self.rows.values()):,} "
-            f"rows: about {self.seconds:,.0f} s ({self.events_per_s:,.0f} events/s {how})"
+            "rows: "
+        )
+        if self.measured:
+            return f"{size}about {self.seconds:,.0f} s, as fast as the last one"
+        return (
+            f"{size}at least {self.seconds:,.0f} s, by the fold of a sample; reading the log and "
+            "writing to the store come on top"
         )
 
 

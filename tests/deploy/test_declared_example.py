@@ -45,7 +45,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TIDEMILL_SETTINGS", raising=False)
     Path("tidemill.toml").write_text(_blocks("toml")[0])
-    Path("features.py").write_text(_blocks("python")[0])
+    Path("shop_features.py").write_text(_blocks("python")[0])
     before, settings = contract(), load(home=tmp_path / "home")
     wiring.declare(settings)
     yield settings
