@@ -28,7 +28,7 @@ from serving.pipeline.requests import Request
 from serving.pipeline.trace import context_of, current_header_bytes, tracer
 from serving.state.replies import RecentReplies, RequestConflict
 from serving.surfaces import Surfaces, UnknownSurface
-from streams.bus.consume import ConsumeLoop
+from streams.bus.consume import ConsumeLoop, LagMeter
 from streams.bus.contract import (
     MAX_MESSAGE_BYTES,
     Bus,
@@ -73,7 +73,9 @@ def run(
         producer: Producer | None = None
         try:
             consumer, producer = bus.consumer([REQUESTS], group), bus.producer()
-            _serve(consumer, producer, _Answers(surfaces, impression_key, replies, metrics), stop)
+            lag = LagMeter(consumer, REQUESTS, group)
+            answers = _Answers(surfaces, impression_key, replies, metrics)
+            _serve(consumer, producer, answers, lag, stop)
         except BusError as error:
             _LOG.warning("answering Kafka requests was interrupted: %s", error)
             stop.wait(_RETRY_S)
@@ -102,7 +104,11 @@ class _Answers:
 
 
 def _serve(
-    consumer: Consumer, producer: Producer, answers: _Answers, stop: threading.Event
+    consumer: Consumer,
+    producer: Producer,
+    answers: _Answers,
+    lag: LagMeter,
+    stop: threading.Event,
 ) -> None:
     def process(records: Sequence[Record]) -> list[Outgoing]:
         return [_outgoing(record, answers) for record in records]
@@ -116,7 +122,7 @@ def _serve(
             _LOG.error("the broker rejects %d responses: %s", len(error.reasons), error)
             transactions.send([], records)
 
-    ConsumeLoop(partial(consumer.poll, _BATCH), process, commit).run(stop)
+    ConsumeLoop(partial(consumer.poll, _BATCH), process, commit, lag.measure).run(stop)
 
 
 def _outgoing(record: Record, answers: _Answers) -> Outgoing:
