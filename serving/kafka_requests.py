@@ -34,7 +34,7 @@ from serving.pipeline.requests import Request
 from serving.pipeline.trace import context_of, current_header_bytes, tracer
 from serving.state.replies import RecentReplies, RequestConflict
 from serving.surfaces import Surfaces, UnknownSurface
-from streams.bus.consume import ConsumeLoop
+from streams.bus.consume import ConsumeLoop, LagMeter
 from streams.bus.contract import (
     MAX_MESSAGE_BYTES,
     Bus,
@@ -80,7 +80,9 @@ def run(
         producer: Producer | None = None
         try:
             consumer, producer = bus.consumer([REQUESTS], group), bus.producer()
-            _serve(consumer, producer, _Answers(surfaces, impression_key, replies, metrics), stop)
+            lag = LagMeter(consumer, REQUESTS, group)
+            answers = _Answers(surfaces, impression_key, replies, metrics)
+            _serve(consumer, producer, answers, lag, stop)
         except BusError as error:
             _LOG.warning("answering Kafka requests was interrupted: %s", error)
             stop.wait(_RETRY_S)
@@ -109,7 +111,11 @@ class _Answers:
 
 
 def _serve(
-    consumer: Consumer, producer: Producer, answers: _Answers, stop: threading.Event
+    consumer: Consumer,
+    producer: Producer,
+    answers: _Answers,
+    lag: LagMeter,
+    stop: threading.Event,
 ) -> None:
     transactions = InputTransactions(producer, consumer)
 
@@ -122,7 +128,8 @@ def _serve(
 
     with ThreadPoolExecutor(_THREADS, "requests") as pool:
         process = partial(_answered, answers=answers, pool=pool)
-        ConsumeLoop(partial(consumer.poll, _BATCH), process, commit).run(stop)
+        poll = partial(consumer.poll, _BATCH)
+        ConsumeLoop(poll, process, commit, lag.measure).run(stop)
 
 
 def _answered(

@@ -112,6 +112,13 @@ def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+def _sick_parts(doctor: subprocess.CompletedProcess[str]) -> set[str]:
+    """The first word of each row that the doctor marks as sick."""
+    assert doctor.returncode == 1, doctor.stderr
+    rows = [line for line in doctor.stdout.splitlines() if line.startswith("✗")]
+    return {row.split()[1] for row in rows}
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_process_and_no_port(up: Callable[..., Running]) -> None:
     running = up()
@@ -143,6 +150,9 @@ def test_a_killed_process_is_restarted_and_a_killed_stack_leaves_nothing(
     killed = running.record("features")
     assert killed is not None
     assert killed.pid is not None
+    assert _sick_parts(running.ask("doctor")) == {"release"}, "no model is trained yet"
+    os.kill(killed.pid, signal.SIGSTOP)
+    assert _sick_parts(running.ask("doctor")) == {"release", "features"}
     os.kill(killed.pid, signal.SIGKILL)
     assert wait_until(
         lambda: (

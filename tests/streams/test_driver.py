@@ -105,3 +105,23 @@ def test_offsets_of_a_revoked_partition_are_not_committed_and_do_not_block_other
     producer.close()
     assert committed == [False, True]
     assert not crashed
+
+
+def test_lag_is_what_is_not_marked_as_processed(
+    kafka_broker: str, unique: str, tmp_path: Path
+) -> None:
+    bus, topic = KafkaBus(kafka_broker), f"lag-{unique}"
+    bus.ensure_topics([TopicSpec(topic, 1)])
+    bus.producer().send([Outgoing(topic, b"x", partition=0) for _ in range(5)])
+
+    async def run() -> list[int]:
+        async with _running_app(kafka_broker, topic, tmp_path) as (app, given):
+            consumer = cast(CommitProcessedConsumer, app.consumer)
+            await _await_offsets(given, {0, 1, 2, 3, 4})
+            tp, lags = next(iter(consumer.assignment())), [consumer.lags()[topic]]
+            consumer.mark_processed(tp, 2)
+            lags.append(consumer.lags()[topic])
+            consumer.mark_processed(tp, 4)
+            return [*lags, consumer.lags()[topic]]
+
+    assert asyncio.run(run()) == [5, 2, 0]
