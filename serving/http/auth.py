@@ -59,6 +59,16 @@ def needs(scope: Scope) -> Callable[[Request], Awaitable[None]]:
     return check
 
 
+def permits(request: Request, scope: Scope) -> bool:
+    """Whether the call may also do what needs `scope`."""
+    keys: Keys = request.app.state.keys
+    try:
+        keys.permit(presented_key(request), scope)
+    except HTTPException:
+        return False
+    return True
+
+
 def presented_key(request: Request) -> str | None:
     direct = request.headers.get("x-api-key")
     if direct:

@@ -163,6 +163,30 @@ def test_an_attribute_named_as_a_kind_keeps_its_name_in_the_problem(quiet: Any) 
     assert refused["field"] == "attributes.like"
 
 
+def test_a_key_for_events_states_no_attributes(make_harness: Any) -> None:
+    keys = {"browser": ["events"], "owner": ["events", "admin"]}
+    made = make_harness(streams=False, api_keys=keys)
+    event = {"event_id": "e", "user_id": "u", "kind": "profile", "attributes": {"plan": "gold"}}
+    event |= {"event_time_ms": made.gateway.clock.now_ms()}
+    play = event | {"kind": "play", "item_id": "v1"}
+    bodies = [json.dumps(event), json.dumps(event).replace("profile", "pro\\u0066ile")]
+    bodies += [f'{{"x": NaN, {json.dumps(event)[1:]}', f"[{json.dumps(event)}]"]
+    for body in bodies:
+        for query in ("", "?admit=async"):
+            headers = {"content-type": "application/json", "x-api-key": "browser"}
+            reply = made.client.post(f"/v1/events{query}", content=body, headers=headers)
+            (refused,) = reply.json()["refused"]
+            assert (reply.status_code, refused["cause"]) == (422, "forbidden"), body
+    assert _sent(made, BEHAVIOUR) == []
+    for path, put in (("/v1/users/u", made.client.put), ("/v1/users", made.client.post)):
+        stated = {"attributes": {}}
+        assert put(path, json=stated, headers={"x-api-key": "browser"}).status_code == 403
+    mixed = {"json": [event, play], "headers": {"x-api-key": "browser"}}
+    assert made.client.post("/v1/events?admit=async", **mixed).json()["accepted"] == 1
+    mixed["headers"] = {"x-api-key": "owner"}
+    assert made.client.post("/v1/events", **mixed).json()["accepted"] == 2
+
+
 def test_without_a_declaration_they_are_refused_with_the_fix(quiet: Any) -> None:
     with declared(Contract()):
         for reply in (

@@ -13,17 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from serving.http.api.json import with_time_fix
 from streams.codec.decode import Rejection, validate_json_event
 from streams.contract.declaration import contract
 from streams.contract.events import Event, event_adapter
+from streams.contract.signals import PROFILE
 from streams.ingest.admission import AdmissionLimits
 
 MAX_EVENTS = 1_000
 _SPACE = b" \t\r\n"
 # A string, or a character that structures JSON; a quote alone begins a string without an end.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},"]', re.DOTALL)
+
+
+_OF_OWNERS = "attributes of users are stated with an API key of the scope 'admin'"
 
 
 class BadBatch(ValueError):
@@ -95,6 +100,22 @@ def _elements(text: bytes) -> Iterator[bytes]:
             break
     if depth or start != len(text):
         raise BadBatch("not JSON: the list is not closed, or something follows it")
+
+
+def refuse_profile(raw: bytes) -> CheckedEvent | None:
+    """The refusal of an event that states attributes of a user; None for any other.
+
+    An API key for events may be in browsers, and attributes are the owner's word. The parser is the
+    one that validates events, so no form of an event is read differently here.
+    """
+    try:
+        stated = from_json(raw)
+    except ValueError:
+        return None  # no event: it is refused for that
+    if not isinstance(stated, dict) or stated.get("kind") != PROFILE.name:
+        return None
+    problem = {"type": "forbidden", "loc": ("kind",), "msg": _OF_OWNERS}
+    return CheckedEvent(raw, None, "forbidden", (problem,))
 
 
 def check_event(raw: bytes, now_ms: int, limits: AdmissionLimits) -> CheckedEvent:

@@ -24,15 +24,17 @@ from serving.http.api.event_batch import (
     CheckedEvent,
     RefusedEvent,
     check_event,
+    refuse_profile,
     split_events,
 )
 from serving.http.api.examples import PLAY
 from serving.http.api.gateway_state import GatewayState, send
 from serving.http.api.json import json_reply, problem_entry
-from serving.http.auth import needs
+from serving.http.auth import needs, permits
 from serving.pipeline.trace import context_of, current_header_bytes, tracer
 from streams.bus.contract import Outgoing
 from streams.codec.decode import reject_unreadable
+from streams.contract.declaration import contract
 from streams.contract.topics import BEHAVIOUR
 
 _MAX_PROBLEMS = 50
@@ -60,8 +62,12 @@ class EventsReply(BaseModel):
 
 @dataclass
 class _Batch:
-    """The events of one request. `problems`: of the refused ones, for the error reply."""
+    """The events of one request. `problems`: of the refused ones, for the error reply.
 
+    owner: whether the caller may state attributes of users.
+    """
+
+    owner: bool
     messages: list[Outgoing] = field(default_factory=list)
     users: set[str] = field(default_factory=set)
     refused: list[RefusedEvent] = field(default_factory=list)
@@ -103,7 +109,8 @@ async def events(
             parts = [body] if admit == "async" and not _is_list(body) else split_events(body)
         except BadBatch as error:
             return _bad_batch(str(error))
-        batch = _unchecked(parts, gateway) if admit == "async" else _checked(parts, gateway)
+        batch = _Batch(owner=_may_state_profiles(request))
+        (_add_unchecked if admit == "async" else _add_checked)(batch, parts, gateway)
         gateway.metrics.count_refused_events(each.cause for each in batch.refused)
         if batch.refused and (all_or_nothing or not batch.messages):
             return _none_accepted(batch)
@@ -114,35 +121,41 @@ async def events(
     return json_reply(_counts(len(messages), batch.refused), 202)
 
 
+def _may_state_profiles(request: Request) -> bool:
+    """Whether no event has to be looked at for being a profile."""
+    return not contract().signals.user_attributes or permits(request, "admin")
+
+
 def _is_list(body: bytes) -> bool:
     return body.lstrip().startswith(b"[")
 
 
-def _checked(parts: Sequence[bytes], gateway: Gateway) -> _Batch:
-    """The events that admission would accept now, keyed by user."""
-    batch, now_ms = _Batch(), gateway.clock.now_ms()
+def _add_checked(batch: _Batch, parts: Sequence[bytes], gateway: Gateway) -> None:
+    """Adds the events that admission would accept now, keyed by user."""
+    now_ms = gateway.clock.now_ms()
     for index, raw in enumerate(parts):
-        checked = check_event(raw, now_ms, gateway.admission)
+        forbidden = None if batch.owner else refuse_profile(raw)
+        checked = forbidden or check_event(raw, now_ms, gateway.admission)
         if checked.event is None:
             batch.refuse(index, checked)
         else:
             user_id = checked.event.user_id
             batch.users.add(user_id)
             batch.messages.append(Outgoing(BEHAVIOUR, raw, user_id.encode()))
-    return batch
 
 
-def _unchecked(parts: Sequence[bytes], gateway: Gateway) -> _Batch:
-    """All events but those that are larger than the topic accepts."""
-    batch, limit = _Batch(), gateway.admission.max_event_bytes
+def _add_unchecked(batch: _Batch, parts: Sequence[bytes], gateway: Gateway) -> None:
+    """Adds all events but those that are larger than the topic accepts, and forbidden ones."""
+    limit = gateway.admission.max_event_bytes
     for index, raw in enumerate(parts):
-        if len(raw) <= limit:
+        if len(raw) > limit:
+            cause, msg = reject_unreadable(raw, limit)
+            problem = {"type": cause, "loc": (), "msg": msg}
+            batch.refuse(index, CheckedEvent(raw, None, cause, (problem,)))
+        elif not batch.owner and (forbidden := refuse_profile(raw)):
+            batch.refuse(index, forbidden)
+        else:
             batch.messages.append(Outgoing(BEHAVIOUR, raw))
-            continue
-        cause, msg = reject_unreadable(raw, limit)
-        problem = {"type": cause, "loc": (), "msg": msg}
-        batch.refuse(index, CheckedEvent(raw, None, cause, (problem,)))
-    return batch
 
 
 def _counts(accepted: int, refused: Sequence[RefusedEvent]) -> dict[str, Any]:
