@@ -19,7 +19,9 @@ from serving.stages.hydrators import AuthorFeatures
 from serving.state.catalogue import LiveCatalogue
 from serving.state.feature_rows import KEEP_MS, FeatureRows
 from streams.catalogue import Catalogue
+from streams.contract.declaration import Contract, declared
 from streams.contract.events import CatalogueItem, ItemAdded
+from streams.contract.signals import Signal, Signals
 
 Make = Callable[..., Any]
 NOW = 1_700_000_000_000
@@ -74,6 +76,17 @@ def test_each_author_is_read_once_and_every_candidate_gets_its_row(
     assert found.author_features is not None
     assert list(found.author_features.ids) == authors
     assert (found.author_features.status == Status.ABSENT).all()
+
+
+def test_authors_are_read_under_declarations_that_are_younger_than_the_stage() -> None:
+    rating = Signal("rating", 64, "engagement", ("value",))
+    candidates = (Candidate("v0", "given"), Candidate("v2", "given"))
+    with declared(Contract(signals=Signals((rating,)))):
+        found = AuthorFeatures(RecordingStore(), catalogue()).hydrate(  # type: ignore[arg-type]
+            Query("r", "feed", "u", 3, NOW, 7), candidates
+        )
+    assert found.author_features is not None
+    assert found.author_features.columns["rating_count_all"].tolist() == [0, 0]
 
 
 def test_a_feed_reads_its_authors_in_one_call_and_counts_the_users_engagements_with_them(
