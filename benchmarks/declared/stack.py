@@ -28,7 +28,8 @@ from models.release.promotion import Promoter
 from models.release.store import ReleaseStore
 from models.release.triton_repository import ModelRepository
 from models.training.datasets import load_training_log
-from models.training.update_finish import UpdateOutcome, update_model
+from models.training.update import Challenge, update_model
+from models.training.update_finish import UpdateOutcome
 from serving.pipeline.query import Release
 from serving.pipeline.requests import Request
 from serving.pipeline.runner import Deadlines
