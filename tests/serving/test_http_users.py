@@ -13,7 +13,8 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from serving.pipeline.query import Pool, Query
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Query
 from serving.pipeline.runner import Deadlines
 from serving.state.activity import Activity
 from serving.surfaces import Surfaces

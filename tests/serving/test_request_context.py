@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from deploy.cli import ask
 from serving.kafka_requests import answer
-from serving.pipeline.query import Pool, Query
+from serving.pipeline.pool import Pool
+from serving.pipeline.query import Query
 from serving.pipeline.requests import RequestContext
 from serving.pipeline.runner import Deadlines
 from serving.registry import SURFACES
