@@ -42,6 +42,7 @@ class ModelSpec:
     # Tensors with one row per candidate: the outputs differ where the inputs do.
     candidate_inputs: tuple[str, ...] = ()
     candidate_outputs: tuple[str, ...] = ()
+    aligned_outputs: tuple[str, ...] = ()  # with as many columns as each other: the first's
     later_outputs: tuple[str, ...] = ()  # that sealed bundles of before do not state
 
     def unmet_by(self, sealed: Signature) -> tuple[str, ...]:
@@ -94,6 +95,7 @@ RANKER = ModelSpec(
     update="models.alignment.ranker:ranker_update",
     candidate_inputs=("video_x",),
     candidate_outputs=("p", "score"),
+    aligned_outputs=("p", "weights", "alpha", "rates", "tasks"),
     later_outputs=("tasks",),
 )
 QUERIES = ModelSpec(

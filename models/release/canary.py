@@ -104,6 +104,10 @@ def _malformed(entry: ModelSpec, given: Mapping[str, np.ndarray]) -> str:
             return f"answers its canary with {spec.name!r} of shape {tensor.shape}"
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             return f"answers its canary with NaN or infinity in {spec.name!r}"
+    aligned = [(name, given[name]) for name in entry.aligned_outputs if name in given]
+    for name, tensor in aligned:
+        if tensor.shape[-1] != aligned[0][1].shape[-1]:
+            return f"answers its canary with {name!r} of shape {tensor.shape}"
     return ""
 
 

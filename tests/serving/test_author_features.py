@@ -80,11 +80,12 @@ def test_each_author_is_read_once_and_every_candidate_gets_its_row(
 
 def test_authors_are_read_under_declarations_that_are_younger_than_the_stage() -> None:
     rating = Signal("rating", 64, "engagement", ("value",))
-    candidates = (Candidate("v0", "given"), Candidate("v2", "given"))
+    pool = Pool.of([Candidate("v0", "given"), Candidate("v2", "given")])
+    about = catalogue()
+    about.index()
+    rows = FeatureRows(RecordingStore(), "author", about.table.authors)  # type: ignore[arg-type]
     with declared(Contract(signals=Signals((rating,)))):
-        found = AuthorFeatures(RecordingStore(), catalogue()).hydrate(  # type: ignore[arg-type]
-            Query("r", "feed", "u", 3, NOW, 7), candidates
-        )
+        found = AuthorFeatures(rows, about).hydrate(Query("r", "feed", "u", 3, NOW, 7), pool)
     assert found.author_features is not None
     assert found.author_features.columns["rating_count_all"].tolist() == [0, 0]
 

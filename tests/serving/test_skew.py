@@ -120,12 +120,14 @@ def served_by(harness: Any) -> pl.DataFrame:
 def test_a_correct_log_shows_no_skew(
     harness: Any, store: MemoryFeatureStore, tmp_path: Path
 ) -> None:
+    time.sleep(KEEP_MS / 1e3)  # rows that were read before are served no longer
     for user in range(USERS):
         harness.feed(f"user-{user}")
     for user in range(2):  # a click reaches the next slate without skew
         harness.send_event("like", f"v{user}", f"user-{user}")
         harness.wait_until(lambda u=user: len(harness.engaged(f"user-{u}")) == EACH + 1)
     await_folded(harness, store, video=USERS * EACH + 2, author=USERS * EACH)  # likes name none
+    time.sleep(KEEP_MS / 1e3)  # rows that were read before are served no longer
     for user in range(USERS):
         harness.feed(f"user-{user}")
     harness.feed("unknown-user")
