@@ -23,6 +23,7 @@ Worlds were sized on seed 100; reported seeds start at 0. `--quick`: one seed, t
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,8 @@ def check(report: Report, kind: str, strength: float, runs: list[Judged]) -> Non
         report.check(name, loss, f">= {NULL_LOSS:g}", loss >= NULL_LOSS)
     task = DECLARED_TASK[kind]
     named = all(task in names for judged in runs for names in judged.tasks)
-    failed = sum(len(judged.fallbacks) for judged in runs)
+    failures = Counter(each for judged in runs for each in judged.fallbacks)
+    report.notes += [f"{kind}, taste {strength:g}: {n} x {why}" for why, n in failures.items()]
+    failed = failures.total()
     name = f"{kind}, taste {strength:g}: stages that failed, with {task} among all tasks"
     report.check(name, failed, "0", named and failed == 0)

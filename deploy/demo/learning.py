@@ -92,6 +92,7 @@ def main(arguments: list[str]) -> int:
     home, command, *names = Path(arguments[0]), *arguments[1:]
     os.nice(_NICE if command != "train" or ALIGNED in names else _NICER)
     settings = state.read_settings(home)
+    wiring.declare(settings)
     if command == "train":
         train_and_promote(settings, names)
     elif command == "adopt":
