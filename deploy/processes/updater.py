@@ -69,6 +69,14 @@ class _Tally:
     count_again_at_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Running:
+    model: str
+    run: Run
+    since_s: float
+    why: str
+
+
 @dataclass
 class Updater:
     """Decides at each `tick` whether to start an update; at most one runs at a time.
@@ -83,7 +91,7 @@ class Updater:
     start: Callable[[str], Run]
     monotonic_s: Callable[[], float] = time.monotonic
     _tallies: dict[str, _Tally] = field(default_factory=dict)
-    _running: tuple[str, Run, float] | None = None
+    _running: _Running | None = None
     _written: tuple[dict[str, ScheduledUpdate], float] | None = None
 
     def __post_init__(self) -> None:
@@ -103,20 +111,21 @@ class Updater:
     def tick(self) -> None:
         """Follows the running update, or starts one that is due; then writes what readers see."""
         if self._running is not None:
-            self._follow(*self._running)
+            self._follow(self._running)
         found = {model: self._consider(model) for model in self.schedules}
         self._publish(found)
 
     def stop(self) -> None:
         """Ends the running update, which the next start undoes or finishes."""
         if self._running is not None:
-            self._running[1].stop(GRACE_S)
+            self._running.run.stop(GRACE_S)
             self._running = None
         forget_scheduled(self.store)
 
-    def _follow(self, model: str, run: Run, since_s: float) -> None:
+    def _follow(self, running: _Running) -> None:
+        model, run = running.model, running.run
         if run.alive():
-            if self.monotonic_s() - since_s > LONGEST_UPDATE_S:
+            if self.monotonic_s() - running.since_s > LONGEST_UPDATE_S:
                 run.stop(GRACE_S)
                 self._failed(model, f"it took longer than {LONGEST_UPDATE_S / 3600:g} h")
                 self._running = None
@@ -149,7 +158,7 @@ class Updater:
         tally = self._tallies[model]
         try:
             found = self._due(model, tally)
-            phase = self._phase(model, tally, found)
+            phase, why = self._phase(model, tally, found)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
             if tally.error != problem:
@@ -158,24 +167,24 @@ class Updater:
             return ScheduledUpdate("waiting", problem, None, 0, tally.failures, problem)
         tally.error = ""
         return ScheduledUpdate(
-            phase, found.why, found.at_ms, tally.matured, tally.failures, tally.problem
+            phase, why, found.at_ms, tally.matured, tally.failures, tally.problem
         )
 
-    def _phase(self, model: str, tally: _Tally, found: Due) -> str:
-        if self._running is not None and self._running[0] == model:
-            return "running"
+    def _phase(self, model: str, tally: _Tally, found: Due) -> tuple[str, str]:
+        """The phase and its reason, after the update was started if it could be."""
+        if self._running is not None and self._running.model == model:
+            return "running", self._running.why
         if not found.now:
-            return "waiting"
+            return "waiting", found.why
+        if holder := lease_holder(self.store):
+            return "due", f"an update runs already ({holder})"
         if self.monotonic_s() < tally.retry_at_s:
-            return "retrying"
-        if self._running is not None or lease_holder(self.store):
-            return "due"
-        self._begin(model, found)
-        return "running"
-
-    def _begin(self, model: str, found: Due) -> None:
+            return "retrying", found.why
+        if self._running is not None:
+            return "due", f"an update of {self._running.model} runs already"
         _log.info("updating %s: %s", model, found.why)
-        self._running = (model, self.start(model), self.monotonic_s())
+        self._running = _Running(model, self.start(model), self.monotonic_s(), found.why)
+        return "running", found.why
 
     def _due(self, model: str, tally: _Tally) -> Due:
         current = self.store.current()
@@ -192,7 +201,7 @@ class Updater:
             self.schedules[model],
             state,
             now_ms=now_ms,
-            live_since_ms=self.store.first_live_ms(model),
+            live_since_ms=self.store.first_live_ms(model) if state.last is None else 0,
             matured=tally.matured,
         )
 

@@ -176,7 +176,9 @@ def test_nothing_starts_while_another_process_updates(store: ReleaseStore) -> No
     harness = Harness(store, Schedule(after_feedback=1))
     harness.feedback(1)
     with update_lease(store, "ranker"):
-        assert harness.tick()["phase"] == "due"
+        report = harness.tick()
+        assert report["phase"] == "due"
+        assert f"an update runs already (of ranker, process {os.getpid()})" in report["why"]
         assert harness.runs == []
     assert harness.tick()["phase"] == "running"
     report = harness.end(BUSY)  # it lost the race for the lease: no failure
@@ -204,6 +206,16 @@ def test_a_restarted_updater_keeps_the_pause_of_earlier_failures(store: ReleaseS
     harness = Harness(store, Schedule(after_feedback=1))
     assert harness.tick()["phase"] == "retrying"
     assert harness.tick(retry_pause_s(4))["phase"] == "running"
+
+
+def test_a_running_update_is_reported_with_its_reason(store: ReleaseStore) -> None:
+    harness = Harness(store, Schedule(after_feedback=1))
+    harness.feedback(1)
+    why = harness.tick()["why"]
+    assert "1 impressions have matured" in why
+    write_state(store, "ranker", UpdateState(0, 1, attempt(phase="training", ending="")))
+    report = harness.tick()
+    assert (report["phase"], report["why"]) == ("running", why)
 
 
 def test_what_a_kill_left_behind_is_finished_at_the_next_start(store: ReleaseStore) -> None:
