@@ -45,6 +45,14 @@ class RowNumbers:
         known = self._row
         return np.array([known.get(entity_id, UNKNOWN) for entity_id in ids], np.int64)
 
+    def among(self, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """bool, one for each of `rows`: whether it is one of `wanted` (int64; `UNKNOWN` counts
+        for nothing)."""
+        flags = np.zeros(len(self._ids) + 1, bool)  # the last place is that of `UNKNOWN`
+        flags[wanted] = True
+        flags[UNKNOWN] = False
+        return np.asarray(flags[rows])
+
     def add(self, ids: Iterable[str]) -> np.ndarray:
         """int64: the ids' rows, new ones where they have none. Not for ids that callers make up:
         rows are kept for good."""

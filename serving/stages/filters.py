@@ -98,8 +98,8 @@ def _removed_ids(pool: Pool, why: dict[str, str] | dict[str, int], reason: str) 
     """Removes the items of `why`, each with the reason in which its value stands."""
     ids = pool.item_ids
     if pool.given is None and pool.table is not None:
-        rows = pool.table.numbers.rows_of(why)
-        mask = np.isin(pool.rows, rows[rows >= 0])
+        numbers = pool.table.numbers
+        mask = numbers.among(pool.rows, numbers.rows_of(why))
     else:
         mask = np.array([item_id in why for item_id in ids], bool)
     return Removed(mask, lambda row: reason.format(why[ids[row]]))

@@ -102,7 +102,7 @@ class Popular:
         if self.skip_engaged:
             skip = engaged_rows(query, self.catalogue)
             order = order[: self.limit + len(skip)]
-            order = order[~np.isin(order, skip)]
+            order = order[~index.numbers.among(order, skip)]
         rows = order[: self.limit]
         scores, _ = popularity.by_row(index.numbers)
         return CandidateRows(self.catalogue.table, rows, self.name, scores[rows])
@@ -125,8 +125,8 @@ class Liked:
             return ()
         numbers = self.catalogue.index().numbers
         liking.places.rows_in(numbers)  # so that engaged items have rows
-        engaged = {*list_column(query.user, "engaged_video_id")}
-        engaged |= self.activity.engaged(query.user_id).keys()
+        engaged = self.activity.engaged(query.user_id)
+        engaged |= dict.fromkeys(list_column(query.user, "engaged_video_id"), 0)
         skip = numbers.rows_of(engaged)
         rows, scores = liking.best_rows(self.limit, skip[skip >= 0], numbers)
         return CandidateRows(self.catalogue.table, rows, self.name, scores)

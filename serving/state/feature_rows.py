@@ -3,23 +3,27 @@
 Knows the store, row numbers and when a row was read. Does not know requests or stages.
 
 A row is served for at most `keep_ms` after it was read, so a feature reaches a slate that much
-later than it reaches the store; its windows are those of the request's own time. A request reads
-only rows that are missing or older.
+later than it reaches the store; its windows are those of the request's own time. Rows that requests
+use are read again in the background once they are half as old, so that a request reads only rows
+that no other one has used lately.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 
 import numpy as np
 
 from features.definitions import DEFINITIONS, TILE_SIZES_MS, EntityDefinition
-from features.store import EntityName, FeatureFrame, FeatureStore
+from features.store import EntityName, FeatureFrame, FeatureStore, StoreDown
 from serving.pipeline.frames import absent_rows
 from serving.pipeline.items import RowNumbers
 
+_LOG = logging.getLogger(__name__)
 KEEP_MS = 1_000
+_REFRESH_EVERY_MS = 250
 _TILE_MS = min(size for size in TILE_SIZES_MS if size)
 _NEVER_MS, _ALWAYS_MS = -(1 << 60), 1 << 60
 
@@ -31,6 +35,7 @@ class _Columns:
     definition: EntityDefinition
     read_ms: np.ndarray  # int64 [R]: the reader's time; `_NEVER_MS` for rows that were not read,
     #                      `_ALWAYS_MS` for the row of no entity, which is never read
+    used_ms: np.ndarray  # int64 [R]: when a request last asked for the row
     status: np.ndarray  # uint8 [R]
     last_event_ms: np.ndarray  # int64 [R]
     counts: np.ndarray  # int64 [R, columns]
@@ -42,6 +47,7 @@ class _Columns:
         return _Columns(
             definition,
             np.full(rows, _NEVER_MS),
+            np.full(rows, _NEVER_MS),
             np.zeros(rows, np.uint8),
             np.zeros(rows, np.int64),
             np.zeros((rows, len(definition.count_columns)), np.int64),
@@ -50,7 +56,8 @@ class _Columns:
 
     def grown(self, rows: int) -> _Columns:
         more, have = _Columns.empty(self.definition, rows), len(self.read_ms)
-        more.read_ms[:have], more.status[:have] = self.read_ms, self.status
+        more.read_ms[:have], more.used_ms[:have] = self.read_ms, self.used_ms
+        more.status[:have] = self.status
         more.last_event_ms[:have], more.counts[:have] = self.last_event_ms, self.counts
         for name, values in self.lists.items():
             more.lists[name][:have] = values
@@ -91,6 +98,7 @@ class FeatureRows:
         self._columns = _Columns.empty(DEFINITIONS[entity], 16)
         self._absent = absent_rows(entity, [""])
         self._lock = threading.Lock()
+        self._refreshing, self._refreshed_ms = threading.Lock(), _NEVER_MS
 
     def kept(self, rows: np.ndarray, now_ms: int) -> FeatureFrame | None:
         """The rows at about `now_ms` (int64 [C], none unknown); None where one has to be read."""
@@ -99,8 +107,10 @@ class FeatureRows:
             return None
         if len(rows) and rows.max() >= len(columns.read_ms):
             return None
+        columns.used_ms[rows] = now_ms
         if not self._is_kept(columns, rows, now_ms).all():
             return None
+        self._refresh_soon(now_ms)
         return columns.frame(rows, tuple(self._numbers.ids_of(rows)))
 
     def read(self, rows: np.ndarray, now_ms: int) -> FeatureFrame:
@@ -125,6 +135,32 @@ class FeatureRows:
                 unnamed = missing[[at for at in order if not ids[at]]]
                 columns.put(unnamed, self._absent, _ALWAYS_MS)
         return columns.frame(rows, tuple(self._numbers.ids_of(rows)))
+
+    def _refresh_soon(self, now_ms: int) -> None:
+        """Starts a refresh, unless one is running or has just run."""
+        if now_ms - self._refreshed_ms < _REFRESH_EVERY_MS or not self._refreshing.acquire(False):
+            return
+        self._refreshed_ms = now_ms
+        threading.Thread(
+            target=self._refresh, args=(now_ms,), name=f"refresh-{self._entity}", daemon=True
+        ).start()
+
+    def _refresh(self, now_ms: int) -> None:
+        """Reads rows again that are in use and that will soon be too old."""
+        try:
+            columns = self._columns
+            in_use = now_ms - columns.used_ms < self._keep_ms
+            aging = now_ms - columns.read_ms >= self._keep_ms // 2
+            rows = np.flatnonzero(in_use & aging & (columns.read_ms > _NEVER_MS))
+            rows = rows[rows < len(self._numbers)]
+            if len(rows):
+                frame = self._store.read(self._entity, self._numbers.ids_of(rows), now_ms)
+                with self._lock:
+                    self._room_locked().put(rows, frame, now_ms)
+        except StoreDown as error:
+            _LOG.debug("features are not refreshed: %s", error)  # requests will report it
+        finally:
+            self._refreshing.release()
 
     def _is_kept(self, columns: _Columns, rows: np.ndarray, now_ms: int) -> np.ndarray:
         """bool [C]: read within `keep_ms` of `now_ms`; of requests side by side, either is first."""

@@ -74,7 +74,7 @@ class UserLiking:
         reach = min(count + len(skip), len(own))
         best = np.argpartition(-scores, reach - 1)[:reach] if reach else np.zeros(0, np.int64)
         best = best[np.argsort(-scores[best], kind="stable")]
-        best = best[~np.isin(own[best], skip)][:count]
+        best = best[~numbers.among(own[best], skip)][:count]
         return own[best], scores[best]
 
     def scores_at(self, rows: np.ndarray, numbers: RowNumbers) -> np.ndarray:

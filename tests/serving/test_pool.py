@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -160,11 +161,31 @@ def test_kept_rows_are_not_served_beyond_a_second_or_the_end_of_a_tile() -> None
     features, both = FeatureRows(store, "video", numbers), np.array([1, 0])
     assert features.kept(both, NOW) is None
     assert list(features.read(both, NOW).ids) == ["b", "a"]
-    for later_ms, served in ((KEEP_MS - 1, True), (KEEP_MS, False), (-KEEP_MS, False)):
-        assert (features.kept(both, NOW + later_ms) is not None) == served
+    with features._refreshing:  # so that no background refresh starts
+        for later_ms, served in ((KEEP_MS - 1, True), (KEEP_MS, False), (-KEEP_MS, False)):
+            assert (features.kept(both, NOW + later_ms) is not None) == served
     end_ms = (NOW // (5 * MINUTE_MS) + 1) * 5 * MINUTE_MS
     features.read(both, end_ms - 1)
     assert features.kept(both, end_ms - 1) is not None
     assert features.kept(both, end_ms) is None
     numbers.add(["c"])
     assert features.kept(np.array([2]), end_ms - 1) is None
+
+
+def test_rows_in_use_are_read_again_in_the_background_before_they_are_too_old() -> None:
+    class Recording(MemoryFeatureStore):
+        def read(self, *arguments: Any) -> Any:
+            found = super().read(*arguments)
+            read.put(list(arguments[1]))
+            return found
+
+    read: queue.Queue[list[str]] = queue.Queue()
+    features = FeatureRows(Recording(), "video", RowNumbers(["a", "b", "c"]))
+    features.read(np.array([0, 1, 2]), NOW)
+    assert read.get(timeout=30) == ["a", "b", "c"]
+    used, half_ms = np.array([0, 2]), NOW + KEEP_MS // 2
+    assert features.kept(used, half_ms) is not None
+    assert read.get(timeout=30) == ["a", "c"], "b is not in use"
+    with features._refreshing:  # over
+        assert features.kept(used, half_ms + KEEP_MS - 1) is not None
+        assert features.kept(np.array([1]), half_ms + KEEP_MS - 1) is None

@@ -102,7 +102,8 @@ def harness(make_harness: Make, store: MemoryFeatureStore, tmp_path: Path) -> An
 
 
 def await_folded(harness: Any, store: MemoryFeatureStore, *, video: int, author: int) -> None:
-    """Until so many events count for videos and for authors too: then none is in flight."""
+    """Until so many events count for videos and for authors too, and no row is kept that was read
+    before: then none is in flight."""
     ids = {"video": [f"v{n}" for n in range(VIDEOS)], "author": [f"a{n}" for n in range(9)]}
 
     def counted(entity: EntityName) -> int:
@@ -110,6 +111,7 @@ def await_folded(harness: Any, store: MemoryFeatureStore, *, video: int, author:
         return int(sum(columns[f"{kind}_count_all"].sum() for kind in COUNTED))
 
     harness.wait_until(lambda: (counted("video"), counted("author")) == (video, author))
+    time.sleep(KEEP_MS / 1e3)
 
 
 def served_by(harness: Any) -> pl.DataFrame:
