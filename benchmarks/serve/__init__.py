@@ -8,8 +8,9 @@ in this process, the gateway is in its own, and both share the machine's cores.
 Claims and bars, set before any measurement:
 
 1. Feeds with 16 callers: at least 15 times the requests per second of commit 3de34bd, which was
-   measured in its own checkout and environment (`--baseline`; by hand, as its interfaces differ:
-   `BASELINE_PER_S`). The figure of that commit is of the machine that is named beside it.
+   measured by hand in its own checkout and environment (`benchmarks/serve/baseline.py`, under the
+   same callers). `BASELINE_PER_S` was measured on 2 cores before this benchmark was written, and
+   not again on idle ones: on another machine, measure it anew.
 2. Reported: CPU ms of a feed by stage, one after the other in process; requests per second and CPU
    ms per request with 1 and 16 callers, for each surface and for a FastAPI route beside it that
    reads the same body and returns the same bytes.

@@ -25,6 +25,21 @@ from streams.contract.topics import entity_hash
 UNKNOWN = -1  # the row of an id without one
 
 
+def best_places(scores: np.ndarray, count: int) -> np.ndarray:
+    """int64: where the `count` highest scores are, highest first; ties keep their order.
+
+    scores: numbers without NaN. Sorts only what is returned.
+    """
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    if count <= 0:
+        return np.zeros(0, np.int64)
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    above = np.flatnonzero(scores > least)
+    above = above[np.argsort(-scores[above], kind="stable")]
+    return np.concatenate([above, np.flatnonzero(scores == least)[: count - len(above)]])
+
+
 class RowNumbers:
     """Ids by row and rows by id. Thread safe; never shrinks."""
 

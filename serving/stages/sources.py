@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.pipeline.frames import list_column
+from serving.pipeline.items import best_places
 from serving.pipeline.pool import CandidateRows
 from serving.pipeline.query import Candidate, Query
 from serving.state.activity import Activity
@@ -60,16 +61,6 @@ def engaged_rows(query: Query, catalogue: LiveCatalogue) -> np.ndarray:
     return np.asarray(rows[rows >= 0])
 
 
-def best_places(scores: np.ndarray, count: int) -> np.ndarray:
-    """int64: where the `count` highest scores are, highest first; ties keep their order."""
-    if count < len(scores):
-        least = np.partition(scores, len(scores) - count)[len(scores) - count]
-        places = np.flatnonzero(scores >= least)
-    else:
-        places = np.arange(len(scores))
-    return places[np.argsort(-scores[places], kind="stable")][:count]
-
-
 @dataclass(frozen=True)
 class ProvidedCandidates:
     """The candidates that the request lists."""
@@ -98,10 +89,11 @@ class Popular:
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
         index, popularity = self.catalogue.index(), self.popularity.current
-        order = popularity.order_in(index)
+        skip = np.zeros(0, np.int64)
         if self.skip_engaged:
             skip = engaged_rows(query, self.catalogue)
-            order = order[: self.limit + len(skip)]
+        order = popularity.order_in(index, self.limit + len(skip))
+        if len(skip):
             order = order[~index.numbers.among(order, skip)]
         rows = order[: self.limit]
         scores, _ = popularity.by_row(index.numbers)
@@ -213,7 +205,7 @@ class Fresh:
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
         index = self.catalogue.index()
-        rarely = self.popularity.current.newest_rarely_shown(index, self.shown_below)
-        newest = rarely[: 10 * self.limit]
+        popularity = self.popularity.current
+        newest = popularity.newest_rarely_shown(index, self.shown_below, 10 * self.limit)
         drawn = np.random.default_rng(query.seed).permutation(newest)[: self.limit]
         return CandidateRows(self.catalogue.table, drawn, self.name)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from features.store import FeatureFrame, FeatureStore, StoreDown
 from serving.pipeline.frames import absent_rows, concat_frames, list_column, take_rows
-from serving.pipeline.items import RowNumbers
+from serving.pipeline.items import RowNumbers, best_places
 from serving.state.catalogue import LiveCatalogue
 from serving.state.genre_index import GenreIndex
 from streams.contract.bounds import Count
@@ -69,25 +69,27 @@ class Popularity:
             self.memo["by_row"] = numbers, score, shown
         return score, shown
 
-    def order_in(self, index: GenreIndex) -> np.ndarray:
-        """int64 [N]: the available items' rows, most popular first; ties keep the order of ids."""
+    def order_in(self, index: GenreIndex, count: int) -> np.ndarray:
+        """int64: rows of the `count` most popular available items, at least; all where there are
+        fewer. Most popular first; ties keep the order of ids."""
         order: np.ndarray
-        kept, order = self.memo.get("order", (None, EMPTY.shown))
-        if kept is not index:
+        kept, most, order = self.memo.get("order", (None, 0, EMPTY.shown))
+        if kept is not index or most < count:
             score, _ = self.by_row(index.numbers)
-            order = index.rows[np.argsort(-score[index.rows], kind="stable")]
-            self.memo["order"] = index, order
+            order = index.rows[best_places(score[index.rows], count)]
+            self.memo["order"] = index, count, order
         return order
 
-    def newest_rarely_shown(self, index: GenreIndex, shown_below: int) -> np.ndarray:
-        """int64: rows of items shown fewer than `shown_below` times, newest first."""
+    def newest_rarely_shown(self, index: GenreIndex, shown_below: int, count: int) -> np.ndarray:
+        """int64: rows of the `count` newest items among those shown fewer than `shown_below`
+        times, newest first."""
         newest: np.ndarray
-        kept, limit, newest = self.memo.get("newest", (None, 0, EMPTY.shown))
-        if kept is not index or limit != shown_below:
+        kept, asked, newest = self.memo.get("newest", (None, (0, 0), EMPTY.shown))
+        if kept is not index or asked != (shown_below, count):
             _, shown = self.by_row(index.numbers)
             rarely = np.flatnonzero(shown[index.rows] < shown_below)
-            newest = index.rows[rarely[np.argsort(-index.created_ms[rarely], kind="stable")]]
-            self.memo["newest"] = index, shown_below, newest
+            newest = index.rows[rarely[best_places(index.created_ms[rarely], count)]]
+            self.memo["newest"] = index, (shown_below, count), newest
         return newest
 
     def scores_of(self, item_ids: Sequence[str]) -> np.ndarray:
@@ -175,7 +177,7 @@ class PopularityCache:
             _LOG.warning("popularity is not refreshed, the last snapshot stays in use: %s", error)
             return False
         found = popularity_of(concat_frames(frames), now_ms) if frames else EMPTY
-        found.order_in(self._catalogue.index())  # here, so that no request computes it
+        found.by_row(self._catalogue.table.numbers)  # here, so that no request computes it
         self.current = found
         self.stale = False
         return True

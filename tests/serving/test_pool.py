@@ -13,7 +13,7 @@ import pytest
 from features.memory_store import MemoryFeatureStore
 from models.ranking.ple.inputs import assemble_request
 from serving.pipeline import pool as pool_module
-from serving.pipeline.items import UNKNOWN, CatalogueRows, RowNumbers
+from serving.pipeline.items import UNKNOWN, CatalogueRows, RowNumbers, best_places
 from serving.pipeline.pool import CandidateRows, Pool, pool_of
 from serving.pipeline.query import Candidate, Query, Scored
 from serving.pipeline.stage import removed_by
@@ -189,3 +189,11 @@ def test_rows_in_use_are_read_again_in_the_background_before_they_are_too_old() 
     with features._refreshing:  # over
         assert features.kept(used, half_ms + KEEP_MS - 1) is not None
         assert features.kept(np.array([1]), half_ms + KEEP_MS - 1) is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 40, 100])
+def test_the_best_places_are_the_first_of_a_stable_sort(count: int) -> None:
+    for seed in range(20):
+        scores = np.random.default_rng(seed).integers(0, 6, 40).astype(np.float32)
+        wanted = np.argsort(-scores, kind="stable")[:count]
+        assert best_places(scores, count).tolist() == wanted.tolist()
