@@ -78,11 +78,11 @@ class LagMeter:
         self._gauge = CONSUMER_LAG.labels(base_group(group), topic)
 
     def measure(self) -> None:
-        """Asks the broker, unless it was asked less than `LAG_EVERY_S` ago."""
+        """Exports it, unless that was done less than `LAG_EVERY_S` ago."""
         if time.monotonic() - self._measured < LAG_EVERY_S:
             return
         self._measured = time.monotonic()
-        with suppress(BusError):  # the broker is down: the last value stands
+        with suppress(BusError):  # amid a rebalance: the last value stands
             self._gauge.set(self._consumer.lag())
 
 

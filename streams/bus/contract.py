@@ -82,7 +82,10 @@ class Consumer(Protocol):
     def seek(self, topic: str, partition: int, offset: int) -> None: ...
 
     def lag(self) -> int:
-        """Records between this consumer's position and the ends of its partitions."""
+        """Records between this consumer's position and the ends of its partitions.
+
+        As far as the last polls know: it asks nothing of the broker.
+        """
 
     def assignment(self) -> frozenset[TopicPartition]:
         """The partitions assigned to this consumer now."""
