@@ -61,13 +61,13 @@ def explain(
         names = _dotted(settings)
         if shown[-1] == "kind":
             section = str(shown[0])
-            near = next(
-                each
-                for each in _variables(settings)
-                if each.startswith(f"{PREFIX}{section.upper()}__")
-            )
-            return f"{section} has no kind: set its keys, such as {near}"
-        return f"{keys} (settings.toml) is not a setting{_suggestion(keys, names)}"
+            before = f"{PREFIX}{section.upper()}__"
+            near = [each for each in _variables(settings) if each.startswith(before)]
+            example = f", such as {near[0]}" if near else ""  # a section may have names of its own
+            return f"{'.'.join(map(str, shown[:-1]))} has no kind: set its keys{example}"
+        # A key may be a secret in the wrong place.
+        name = "a key of security" if location[0] == SECRET_KEYS[0] else keys
+        return f"{name} (settings.toml) is not a setting{_suggestion(keys, names)}"
     variable = PREFIX + "__".join(str(key) for key in shown).upper()
     text = message.removeprefix("Value error, ")
     return f"{keys} ({variable}, or settings.toml): {text}"
