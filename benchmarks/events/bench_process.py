@@ -19,6 +19,7 @@ from deploy import state, wiring
 from deploy.processes.lifecycle import Process
 from deploy.processes.tuning import BEHIND_S, CACHED_ROWS, COMBINED_BYTES
 from streams.bus.delivery import BatchHandler
+from streams.codec.decode import prepare
 from streams.contract.schema import EVENT_SCHEMA
 from streams.contract.topics import EVENTS_BY_USER
 from streams.workers.batching import BatchingPolicy
@@ -31,6 +32,7 @@ def user_ingest(process: Process) -> int:
     from streams.ingest.service import run
 
     bus = wiring.bus(process.settings, ensure_topics=True)
+    prepare()
     process.ready()
     config = replace(wiring.ingest_config(process.settings), entities=("user",))
     run(bus, config, clock=wiring.clock(process.settings.clock), stop=process.stop)

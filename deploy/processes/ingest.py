@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from deploy import wiring
 from deploy.processes.lifecycle import Process
+from streams.codec.decode import prepare
 from streams.erasure import ErasureJournal
 from streams.event_log import EventLog
 from streams.ingest import service
@@ -17,6 +18,7 @@ def run(process: Process) -> int:
     bus = wiring.bus(process.settings, ensure_topics=True)
     journal = ErasureJournal(process.settings.erasures_path)
     journal.restore(bus, wiring.latest_ms(process.settings))
+    prepare()
     process.ready()
     service.run(
         bus,

@@ -18,12 +18,15 @@ from pathlib import Path
 import psutil
 
 from deploy import state, wiring
+from deploy.processes.lifecycle import Process
 from deploy.settings import Settings, load
 from models.recipe import NotEnoughData
 from models.release.store import ReleaseStore
 from models.training.update_report import progress_writer
 from models.training.update_state import UpdateBusy
+from streams.json_logs import configure_logs
 
+LABEL = "update"  # in logs
 DONE, FAILED, WAITING, BUSY = 0, 1, 3, 4
 LOWEST_PRIORITY = 19  # of the processor; requests are answered beside the training
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "MKL_NUM_THREADS"), "1")
@@ -32,9 +35,7 @@ _log = logging.getLogger("tidemill.update")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logs(LABEL)  # the settings may say otherwise
     parser = argparse.ArgumentParser(
         prog="python -m deploy.processes.update_child",
         description=__doc__,
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     _lower_priority()
     settings = state.read_settings(given.home) if given.home else load()
+    Process(LABEL, settings).log()
     wiring.declare(settings)
     return run(settings, given.model)
 

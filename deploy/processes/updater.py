@@ -36,9 +36,7 @@ from streams.feedback.store import count_matured
 TICK_S = 1.0
 COUNT_EVERY_S = 5.0
 COUNT_SHARE = 0.02  # of a processor that counting feedback may take at most
-LONGEST_UPDATE_S = (
-    6 * 3_600.0
-)  # of real time; a child that takes longer is ended and counts as failed
+LONGEST_UPDATE_S = 6 * 3_600.0  # of real time; then the child is ended and counts as failed
 GRACE_S = 5.0
 
 _log = logging.getLogger("tidemill")

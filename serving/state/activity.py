@@ -231,8 +231,12 @@ class Activity:
     def _add_engaged(self, events: pa.Table) -> None:
         columns = events.select(["user_id", "video_id", "event_time_ms"]).to_pydict()
         for user_id, item_id, at_ms in zip(*columns.values(), strict=True):
-            if item_id is not None:
-                self._engaged.setdefault(user_id, _Engaged()).add(sys.intern(item_id), at_ms)
+            if item_id is None:
+                continue
+            engaged = self._engaged.get(user_id)
+            if engaged is None:
+                engaged = self._engaged[user_id] = _Engaged()
+            engaged.add(sys.intern(item_id), at_ms)
 
     def _pair(self, user_id: str, item_id: str | None) -> None:
         if item_id is None:

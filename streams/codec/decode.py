@@ -77,6 +77,11 @@ def decode_json(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES
     return merge_decoded(parts)
 
 
+def prepare() -> None:
+    """Loads the compiled scan and the contract's tables, which the first call would wait for."""
+    decode_json([b"{}"])
+
+
 def _readable(values: Sequence[bytes | None], max_bytes: int) -> tuple[Sequence[bytes], Rows]:
     """The values and their sizes (int64 [N]); missing and oversized values become empty."""
     try:

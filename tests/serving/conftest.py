@@ -124,7 +124,7 @@ class GatewayHarness:
     ) -> httpx.Response:
         return self.client.post("/v1/events", json=event(kind, item_id, user_id, **more))
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 8.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Polls the condition; fails if it does not hold within `seconds`."""
         deadline = time.monotonic() + seconds
         while not condition():
