@@ -45,6 +45,9 @@ def test_at_most_so_many_run_and_the_others_wait_for_their_turn() -> None:
             for _ in range(7):
                 group.start_soon(ask)
             await _until_waiting(capacity, 7)
+            with anyio.fail_after(30.0):
+                while gate.running < 2:  # a thread that was given a call may not run it yet
+                    await anyio.sleep(0.001)
             gate.opened.set()
 
     anyio.run(run)
