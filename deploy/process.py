@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from deploy import renamed, state, wiring
+from deploy import logins, renamed, state, wiring
 from deploy.processes import PROCESSES
 from deploy.processes.lifecycle import Process
 from deploy.settings import INSTANCE, Settings, SettingsError, load
@@ -32,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     process = Process(given.name, settings)
     process.log()
+    if refused := list(logins.refusals(settings)):
+        for _, refusal in refused:
+            print(refusal, file=sys.stderr)
+        return 2
     wiring.declare(settings)
     process.observe()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from deploy import state, wiring
+from deploy import logins, state, wiring
 from deploy.processes import PROCESSES
 from deploy.processes.own import OwnProcess
 from deploy.services import kafka, paths, tansu, triton
@@ -115,6 +115,8 @@ class Stack:
         if changed := wiring.declared_change(self.settings):
             self._report(Report("features", changed))
         wiring.record_declaration(self.settings)
+        for _, refusal in logins.refusals(self.settings):
+            raise ServiceUnavailable(refusal)
         self._fetch()
         services = self._servers()
         state.write_settings(self.settings)

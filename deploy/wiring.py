@@ -18,12 +18,14 @@ from deploy.settings import TASKS, ClockSettings, Settings, SettingsError
 
 if TYPE_CHECKING:
     from features.feast.registry import RegisteredFeatureStore
+    from features.online.connection import StoreLogin
     from models.client import ModelClient
     from models.recipe import TrainingLog
     from models.release.promotion import Promoter
     from models.release.store import Manifest
     from serving.clients.shared_replies import SharedReplies
     from streams.bus.kafka.bus import KafkaBus
+    from streams.bus.kafka.login import KafkaLogin
     from streams.contract.clock import Clock
     from streams.ingest.loop import IngestConfig
 
@@ -153,10 +155,17 @@ def bus(settings: Settings, *, ensure_topics: bool = False) -> KafkaBus:
     from streams.bus.kafka.bus import KafkaBus
     from streams.contract.topics import topic_specs
 
-    client = KafkaBus(settings.broker.bootstrap_servers)
+    client = KafkaBus(settings.broker.bootstrap_servers, login=kafka_login(settings))
     if ensure_topics:
         client.ensure_topics(topic_specs(settings.broker.partitions))
     return client
+
+
+def kafka_login(settings: Settings) -> KafkaLogin:
+    """How this stack's clients log in to the broker."""
+    from streams.bus.kafka.login import KafkaLogin
+
+    return KafkaLogin(**settings.broker.security.values())
 
 
 def ingest_config(settings: Settings) -> IngestConfig:
@@ -180,7 +189,15 @@ def feature_store(settings: Settings, *, cached_rows: int = 0) -> RegisteredFeat
         address=settings.store.address,
         db=settings.store.db,
         cached_rows=cached_rows,
+        login=store_login(settings),
     )
+
+
+def store_login(settings: Settings) -> StoreLogin:
+    """How this stack's clients log in to the online store."""
+    from features.online.connection import StoreLogin
+
+    return StoreLogin(**settings.store.security.values())
 
 
 def shared_replies(settings: Settings) -> SharedReplies:
@@ -188,7 +205,8 @@ def shared_replies(settings: Settings) -> SharedReplies:
     from features.online.connection import Connection
     from serving.clients.shared_replies import TIMEOUT_S, SharedReplies
 
-    connection = Connection(settings.store.address, settings.store.db, TIMEOUT_S)
+    store = settings.store
+    connection = Connection(store.address, store.db, TIMEOUT_S, store_login(settings))
     return SharedReplies(connection, impression_key(settings))
 
 

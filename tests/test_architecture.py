@@ -30,7 +30,7 @@ ROOMS = {
     " ranking generation reasoning monitoring alignment",
     "serving": "registry clients pipeline state stages monitoring surfaces fakes console gateway http"
     " kafka_requests",
-    "deploy": "install renamed settings state services wiring processes doctor simulation supervisor stack"
+    "deploy": "install renamed settings state services wiring logins processes doctor simulation supervisor stack"
     " console demo cli process compile export_schemas",
 }
 # Private words of an earlier time; docs/glossary.md has the terms that replaced them.

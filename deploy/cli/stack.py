@@ -197,14 +197,13 @@ def _unhealthy(url: str) -> dict[str, str] | None:
 
 
 def _answers(settings: Settings) -> Iterator[tuple[str, str, str, bool]]:
-    from deploy.services.tansu import answers_metadata
+    from deploy import logins
     from deploy.services.triton import answers_http
-    from deploy.services.valkey import answers_ping
 
     broker, store, triton = settings.broker, settings.store, settings.triton
     servers = broker.bootstrap_servers
-    yield "broker", broker.kind, servers, answers_metadata(servers)
-    yield "store", store.kind, store.address, answers_ping(store.address)
+    yield "broker", broker.kind, servers, logins.broker_answers(settings)
+    yield "store", store.kind, logins.store_address(settings), logins.store_answers(settings)
     if triton.kind == "in_process":
         yield "models", triton.kind, "-", True
     else:

@@ -12,10 +12,9 @@ from typing import Any
 
 import httpx
 
+from deploy import logins
 from deploy.doctor.finding import Finding, healthy, sick
-from deploy.services.tansu import answers_metadata
 from deploy.services.triton import answers_http
-from deploy.services.valkey import answers_ping
 from deploy.settings import Settings
 
 _TIMEOUT_S = 3.0
@@ -31,9 +30,12 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Each server in the order in which the others need them."""
     broker, store, triton = settings.broker, settings.store, settings.triton
     servers = broker.bootstrap_servers
-    yield _server("broker", servers, answers_metadata(servers, _TIMEOUT_S), broker.kind)
-    answers = answers_ping(store.address, _TIMEOUT_S)
-    yield _server("store", store.address, answers, store.kind)
+    for name, refusal in logins.refusals(settings, _TIMEOUT_S):
+        yield sick(name, refusal, "correct it in the settings and start the stack again")
+    answers = logins.broker_answers(settings, _TIMEOUT_S)
+    yield _server("broker", servers, answers, broker.kind)
+    answers = logins.store_answers(settings, _TIMEOUT_S)
+    yield _server("store", logins.store_address(settings), answers, store.kind)
     if triton.kind != "in_process":
         ready = answers_http(f"http://{triton.http_address}/v2/health/ready", _TIMEOUT_S)
         yield _server("triton", triton.http_address, ready, triton.kind)

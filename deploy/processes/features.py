@@ -67,6 +67,7 @@ def run(process: Process) -> int:
         handlers,
         WorkerConfig(
             bootstrap_servers=settings.broker.bootstrap_servers,
+            login=wiring.kafka_login(settings),
             data_dir=settings.home / "faust",
             instance_id=process.group_instance_id,
             batching=BatchingPolicy(

@@ -70,7 +70,8 @@ class Process:
     def log(self) -> None:
         """Logs to standard error in the form that the settings name, without any secret."""
         security = self.settings.security
-        secrets = (security.impression_key, *security.api_keys)
+        passwords = (self.settings.broker.security.secret(), self.settings.store.security.secret())
+        secrets = (security.impression_key, *security.api_keys, *filter(None, passwords))
         configure_logs(self.label, self.settings.telemetry.log_format, secrets)
 
     def observe(self) -> None:

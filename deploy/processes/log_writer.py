@@ -63,6 +63,7 @@ def run(process: Process) -> int:
         {EVENTS_BY_USER: in_order(log.append, feedback.join)},
         WorkerConfig(
             bootstrap_servers=settings.broker.bootstrap_servers,
+            login=wiring.kafka_login(settings),
             data_dir=settings.home / "faust",
             instance_id=process.group_instance_id,
             batching=BatchingPolicy(COMBINED_BYTES, WRITE_INTERVAL_S, BEHIND_S),

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -98,13 +98,18 @@ controlled.shutdown.enable=false
 
 @dataclass(frozen=True)
 class Kafka:
-    """One broker. Its log lies under `data_dir` and survives a restart."""
+    """One broker. Its log lies under `data_dir` and survives a restart.
+
+    `properties` replace or join its own; `users`: passwords for SCRAM-SHA-512.
+    """
 
     log_dir: Path
     data_dir: Path
     port: int = field(default_factory=free_port)
     controller_port: int = field(default_factory=free_port)
     name: str = "broker"
+    properties: Mapping[str, str] = field(default_factory=dict)
+    users: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -115,7 +120,7 @@ class Kafka:
         properties = self._write_properties()
         classpath = f"{libs}/*"
         if not (self.data_dir / "log" / "meta.properties").exists():
-            _format(classpath, properties)
+            _format(classpath, properties, self.users)
         argv = [str(java()), *JVM, f"-Dlog4j2.configurationFile={self.data_dir / 'log4j2.xml'}"]
         return Command(
             argv=[*argv, "-cp", classpath, "kafka.Kafka", str(properties)],
@@ -129,14 +134,15 @@ class Kafka:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         (self.data_dir / "log4j2.xml").write_text(LOG4J)
         path = self.data_dir / "server.properties"
-        path.write_text(
-            PROPERTIES.format(
-                host=LOOPBACK,
-                broker=self.port,
-                controller=self.controller_port,
-                data=(self.data_dir / "log").resolve(),
-            )
+        text = PROPERTIES.format(
+            host=LOOPBACK,
+            broker=self.port,
+            controller=self.controller_port,
+            data=(self.data_dir / "log").resolve(),
         )
+        more = "".join(f"{name}={value}\n" for name, value in self.properties.items())
+        path.write_text(text + more)  # of two lines with one name the later one holds
+        path.chmod(0o600)  # it may hold passwords
         return path
 
 
@@ -195,10 +201,12 @@ def _fetch(folder: Path, timeout_s: float) -> None:
     )
 
 
-def _format(classpath: str, properties: Path) -> None:
+def _format(classpath: str, properties: Path, users: Mapping[str, str]) -> None:
     # The first byte is 0: an id that begins with "-" would be parsed as an option.
     cluster = urlsafe_b64encode(bytes(1) + uuid.uuid4().bytes[1:]).decode().rstrip("=")
     tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster]
+    for name, password in users.items():
+        tool += ["--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]"]
     _run(
         [str(java()), *JVM, "-cp", classpath, *tool, "-c", str(properties)],
         ServiceFailed,

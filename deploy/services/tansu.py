@@ -8,8 +8,10 @@ fence zombies reliably.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deploy.services.process import LOOPBACK, Command, ServiceUnavailable, free_port, listening
 
@@ -53,12 +55,17 @@ def binary() -> Path:
         ) from error
 
 
-def answers_metadata(bootstrap_servers: str, timeout_s: float = 1.0) -> bool:
-    """Whether a broker answers a metadata request, every client's first one."""
+def answers_metadata(
+    bootstrap_servers: str, timeout_s: float = 1.0, login: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether a broker answers a metadata request, every client's first one.
+
+    `login`: librdkafka's properties of it.
+    """
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
-    client = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    client = AdminClient({**(login or {}), "bootstrap.servers": bootstrap_servers, "log_level": 0})
     try:
         return bool(client.list_topics(timeout=timeout_s).brokers)
     except KafkaException:

@@ -35,6 +35,7 @@ from pydantic_settings import (
 
 from deploy import renamed
 from deploy.settings import names
+from deploy.settings.connections import BrokerSecuritySettings, StoreSecuritySettings
 from deploy.settings.declared import DeclaredSignals, FeaturesSettings, ItemsSettings, UsersSettings
 from deploy.settings.feed import BlendSettings, ExperimentSettings, ExploreSettings
 from deploy.settings.serving_models import ModelsSettings
@@ -57,9 +58,12 @@ class BrokerSettings(Section):
     kind: Literal["auto", "embedded", "kafka", "external"] = "auto"
     bootstrap_servers: Addresses = ""  # chosen by the stack unless kind is external
     partitions: int = Field(4, ge=1, le=256)
+    security: BrokerSecuritySettings = BrokerSecuritySettings()
 
     @model_validator(mode="after")
     def _external_has_an_address(self) -> Self:
+        if self.kind != "external" and self.security != BrokerSecuritySettings():
+            raise ValueError("security is for a broker of your own: set kind to external")
         return _addressed(self, self.kind, "bootstrap_servers", self.bootstrap_servers)
 
     @property
@@ -85,10 +89,13 @@ class StoreSettings(Section):
     kind: Literal["valkey", "external"] = "valkey"
     address: Address = ""  # host:port,  filled by the stack unless kind is external
     db: int = Field(0, ge=0)  # one for each project: a tear-down flushes it
+    security: StoreSecuritySettings = StoreSecuritySettings()
 
     @model_validator(mode="after")
     def _external_has_an_address(self) -> Self:
-        return _addressed(self, self.kind, "address", self.address)
+        if self.kind != "external" and self.security != StoreSecuritySettings():
+            raise ValueError("security is for a store of your own: set kind to external")
+        return _addressed(self, self.kind, "address", self.address or self.security.sentinels)
 
 
 class TritonSettings(Section):

@@ -11,11 +11,13 @@ and an expired one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.declarations import ColumnType
 from features.definitions import DEFINITIONS, EntityDefinition
+from features.online.connection import OPEN, StoreLogin
 from features.online.feast_keys import DECLARATION_TAG, ROW_FEATURE, view_name
 from features.online.redis_store import FeastFeatureStore
 from features.stored_declaration import declaration_in_force
@@ -34,13 +36,20 @@ def open_store(
     project: str = "tidemill",
     timeout_s: float = 1.0,
     cached_rows: int = 0,
+    login: StoreLogin = OPEN,
 ) -> RegisteredFeatureStore:
     """The store of a project, with its Feast registry. Connects at the first call.
 
     Folding processes set `cached_rows` (about 3 kB each).
     """
     return RegisteredFeatureStore(
-        registry_path, address, db, project, timeout_s=timeout_s, cached_rows=cached_rows
+        registry_path,
+        address,
+        db,
+        project,
+        timeout_s=timeout_s,
+        cached_rows=cached_rows,
+        login=login,
     )
 
 
@@ -56,8 +65,11 @@ class RegisteredFeatureStore(FeastFeatureStore):
         *,
         timeout_s: float,
         cached_rows: int,
+        login: StoreLogin = OPEN,
     ) -> None:
-        super().__init__(address, db, project, timeout_s=timeout_s, cached_rows=cached_rows)
+        super().__init__(
+            address, db, project, timeout_s=timeout_s, cached_rows=cached_rows, login=login
+        )
         self.registry_path = registry_path
 
     def apply(self) -> None:
@@ -71,11 +83,17 @@ class RegisteredFeatureStore(FeastFeatureStore):
     def feast_client(self) -> feast.FeatureStore:
         """A plain Feast client: `get_online_features(service, [{join key, now_ms}])`."""
         connection = self.connection
-        return feast_client(self.registry_path, connection.address, connection.db, self.project)
+        login = connection.login.feast_settings(connection.address, connection.db)
+        return feast_client(self.registry_path, login, self.project)
 
 
-def feast_client(registry_path: Path, address: str, db: int, project: str) -> feast.FeatureStore:
-    """A plain Feast client of the project. Imports Feast (seconds)."""
+def feast_client(
+    registry_path: Path, connection: Mapping[str, str], project: str
+) -> feast.FeatureStore:
+    """A plain Feast client of the project. Imports Feast (seconds).
+
+    `connection`: what `StoreLogin.feast_settings` returns.
+    """
     from feast import FeatureStore, RepoConfig
 
     registry_path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +103,7 @@ def feast_client(registry_path: Path, address: str, db: int, project: str) -> fe
         registry=str(registry_path.absolute()),
         online_store={
             "type": "features.feast.online_store.TilesOnlineStore",
-            "connection_string": f"{address},db={db}",
+            **connection,
         },
         offline_store={"type": "file"},
         entity_key_serialization_version=3,

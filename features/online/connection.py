@@ -5,10 +5,13 @@ Knows redis-py and Lua scripts. Does not know rows.
 
 from __future__ import annotations
 
+import json
 import socket
+import ssl
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -16,11 +19,65 @@ import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from features.store import StoreDown
 
 RECEIVE_BYTES = 1 << 16  # larger buffers are mapped anew for each call: three times the CPU
 PIECES_PER_SEND = 256  # systems accept 1024 at most
+
+
+@dataclass(frozen=True)
+class StoreLogin:
+    """One client's identity; files are PEM.
+
+    `sentinels`: "host:port,host:port"; they are asked for the address of `sentinel_service`, also
+    after it has moved.
+    """
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    tls: bool = False
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    key_password: str = field(default="", repr=False)
+    sentinels: str = ""
+    sentinel_service: str = "mymaster"
+
+    def options(self) -> dict[str, Any]:
+        """redis-py's arguments."""
+        given = {
+            "username": self.username,
+            "password": self.password,
+            "ssl": self.tls,
+            "ssl_ca_certs": self.ca_file,
+            "ssl_certfile": self.certificate_file,
+            "ssl_keyfile": self.key_file,
+            "ssl_password": self.key_password,
+        }
+        return {name: value for name, value in given.items() if value}
+
+    def sentinel_addresses(self) -> list[tuple[str, int]]:
+        split = (each.rpartition(":") for each in self.sentinels.split(",") if each)
+        return [(host.strip("[]"), int(port)) for host, _, port in split]
+
+    def feast_settings(self, address: str, db: int) -> dict[str, str]:
+        """The same for Feast's Redis store, whose parser splits at commas and reads JSON."""
+        options = self.options() | {"db": db}
+        texts = {name: json.dumps(value).replace(",", "\\u002c") for name, value in options.items()}
+        parts = [self.sentinels or address, *(f"{name}={text}" for name, text in texts.items())]
+        found = {"connection_string": ",".join(parts)}
+        if self.sentinels:
+            found |= {"redis_type": "redis_sentinel", "sentinel_master": self.sentinel_service}
+        return found
+
+
+OPEN = StoreLogin()
+
+
+class StoreRefused(StoreDown):
+    """The store refuses this client's login; to try again changes nothing."""
 
 
 class Connection:
@@ -29,24 +86,32 @@ class Connection:
     `timeout_s` bounds connecting and each reply.
     """
 
-    def __init__(self, address: str, db: int, timeout_s: float) -> None:
-        self.address, self.db = address, db
-        host, _, port = address.rpartition(":")
-        self.client: Any = redis.Redis(
-            host=host,
-            port=int(port),
-            db=db,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
+    def __init__(self, address: str, db: int, timeout_s: float, login: StoreLogin = OPEN) -> None:
+        self.address, self.db, self.login = address or login.sentinels, db, login
+        options = login.options() | {
+            "db": db,
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
             # One immediate retry: a pooled connection may have died while idle.
-            retry=Retry(NoBackoff(), 1),
-        )
+            "retry": Retry(NoBackoff(), 1),
+        }
+        self.client: Any = _client(address, login, options)
 
     @contextmanager
     def errors_as_store_down(self) -> Iterator[None]:
         """Turns what redis-py raises into `StoreDown`."""
         try:
             yield
+        except redis.exceptions.AuthenticationError as error:
+            raise StoreRefused(
+                f"the online store at {self.address} refuses the login ({error}): correct "
+                "store.security: username, password (or password_file)"
+            ) from None
+        except redis.exceptions.NoPermissionError as error:
+            raise StoreRefused(
+                f"the online store at {self.address} forbids its user a command ({error}): "
+                "allow it ~* +@all, or choose another user in store.security"
+            ) from None
         except (redis.exceptions.ResponseError, redis.exceptions.DataError):
             raise  # the store answered: a bug here, not an outage
         except (redis.exceptions.RedisError, OSError) as error:
@@ -93,6 +158,16 @@ class Connection:
                 return bool(self.client.ping())
         except StoreDown:
             return False
+
+
+def _client(address: str, login: StoreLogin, options: dict[str, Any]) -> Any:
+    if login.sentinels:
+        timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
+        untyped: Any = Sentinel
+        sentinel = untyped(login.sentinel_addresses(), sentinel_kwargs=timeouts)
+        return sentinel.master_for(login.sentinel_service, **options)
+    host, _, port = address.rpartition(":")
+    return redis.Redis(host=host.strip("[]"), port=int(port), **options)
 
 
 class DedicatedConnection:
@@ -188,9 +263,11 @@ def bulk_string(word: bytes) -> bytes:
 def _send(sock: Any, pieces: Sequence[bytes | memoryview]) -> None:
     """Sends all pieces without copying them, in few system calls."""
     left = deque(memoryview(piece) for piece in pieces if len(piece))
+    if isinstance(sock, ssl.SSLSocket):  # it has no sendmsg
+        left = deque([memoryview(b"".join(left))] if left else [])
     while left:
         try:
-            sent = sock.sendmsg(list(islice(left, PIECES_PER_SEND)))
+            sent = _send_some(sock, left)
         except TimeoutError as error:
             raise redis.exceptions.TimeoutError("send timed out") from error
         except OSError as error:
@@ -199,6 +276,12 @@ def _send(sock: Any, pieces: Sequence[bytes | memoryview]) -> None:
             sent -= len(left.popleft())
         if sent:
             left[0] = left[0][sent:]
+
+
+def _send_some(sock: Any, left: deque[memoryview]) -> int:
+    if isinstance(sock, ssl.SSLSocket):
+        return sock.send(left[0])
+    return int(sock.sendmsg(list(islice(left, PIECES_PER_SEND))))
 
 
 _INCOMPLETE = object()  # hiredis returns it while a reply is not complete
@@ -225,9 +308,12 @@ def _replies_after(sock: Any, expected: bytes, count: int) -> list[Any]:
     """
     # No reply is shorter than a nil, no error shorter than the expected reply in its place.
     wanted = len(expected) + count * len(b"$-1\r\n")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
-    data = _receive(sock)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    if isinstance(sock, ssl.SSLSocket):  # which holds part of the bytes itself
+        data = _receive(sock)
+    else:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+        data = _receive(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     while len(data) < len(expected):
         data += _receive(sock)
     matches = data.startswith(expected)
@@ -256,4 +342,6 @@ def _redis_error(error: Exception) -> Exception:
     """The server's error as redis-py's exception."""
     if str(error).startswith("NOSCRIPT"):
         return redis.exceptions.NoScriptError(str(error))
+    if str(error).startswith("READONLY"):  # after a failover: the next connection asks again
+        return redis.exceptions.ConnectionError("the server became a replica")
     return redis.exceptions.ResponseError(str(error))

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from features.definitions import DEFINITIONS
 from features.online.compare_and_set import CompareAndSet
-from features.online.connection import Connection
+from features.online.connection import OPEN, Connection, StoreLogin
 from features.online.rebuild import RebuildState
 from features.online.rebuild_cutoff import RebuildCutoff
 from features.online.row_cache import EntityIds, RowCache
@@ -48,9 +48,10 @@ class FeastFeatureStore:
         *,
         timeout_s: float = 1.0,
         cached_rows: int = 0,
+        login: StoreLogin = OPEN,
     ) -> None:
         self.project = project
-        self.connection = Connection(address, db, timeout_s)
+        self.connection = Connection(address, db, timeout_s, login)
         self._reader = RowReader(self.connection, project)
         self._cache = RowCache(cached_rows)
         self._rebuild = RebuildState(self._reader, self._cache)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from streams.bus.kafka.login import PLAIN_TEXT, KafkaLogin
 from streams.workers.batching import BatchingPolicy
 from streams.workers.retry import RetryPolicy
 
@@ -33,6 +34,7 @@ class WorkerConfig:
 
     bootstrap_servers: str
     data_dir: Path
+    login: KafkaLogin = PLAIN_TEXT
     instance_id: str | None = None
     session_timeout_s: float = 6.0
     commit_interval_s: float = 1.0

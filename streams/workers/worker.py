@@ -207,7 +207,7 @@ def run_worker(
     """
     stop = stop or threading.Event()
     _stop_on_signals(stop)
-    bus = KafkaBus(config.bootstrap_servers)
+    bus = KafkaBus(config.bootstrap_servers, login=config.login)
     topic_ids = await_topic_ids(bus, list(handlers), config.retry.topics_s, stop)
     if topic_ids is None:
         return Exit.STOPPED if stop.is_set() else Exit.CRASHED

@@ -161,7 +161,8 @@ PLAIN_CLIENT = """
 import json, sys
 from pathlib import Path
 from features.feast.registry import feast_client
-client = feast_client(Path(sys.argv[1]), sys.argv[2], 6, "declared")
+from features.online.connection import StoreLogin
+client = feast_client(Path(sys.argv[1]), StoreLogin().feast_settings(sys.argv[2], 6), "declared")
 answer = client.get_online_features(
     features=client.get_feature_service("user"),
     entity_rows=[{"user_id": each, "now_ms": int(sys.argv[3])} for each in ("ann", "new")],

@@ -28,6 +28,7 @@ from streams.bus.kafka.client import (
     to_bus_error,
 )
 from streams.bus.kafka.consumer import KafkaConsumer, record_of
+from streams.bus.kafka.login import PLAIN_TEXT, KafkaLogin
 from streams.bus.kafka.producer import KafkaProducer
 from streams.bus.polled import Record
 from streams.contract.topics import TopicSpec
@@ -48,8 +49,15 @@ class KafkaBus:
     (Apache Kafka: at least 6 s). The embedded broker answers a join after half of it.
     """
 
-    def __init__(self, bootstrap_servers: str, *, session_timeout_ms: int = 6_000) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        session_timeout_ms: int = 6_000,
+        login: KafkaLogin = PLAIN_TEXT,
+    ) -> None:
         self.bootstrap_servers = bootstrap_servers
+        self._login = login
         self._session_ms = session_timeout_ms
         self._admin_client: Any = None
         self._lock = threading.Lock()
@@ -100,7 +108,8 @@ class KafkaBus:
     def producer(
         self, transactional_id: str | None = None, *, timeout_s: float = 30.0
     ) -> KafkaProducer:
-        return KafkaProducer(self.bootstrap_servers, transactional_id, timeout_s=timeout_s)
+        config = client_config(self.bootstrap_servers, self._login)
+        return KafkaProducer(config, transactional_id, timeout_s=timeout_s)
 
     def consumer(
         self,
@@ -136,7 +145,7 @@ class KafkaBus:
         return True
 
     def _consumer_config(self, group: str) -> dict[str, Any]:
-        return client_config(self.bootstrap_servers) | {
+        return client_config(self.bootstrap_servers, self._login) | {
             "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -153,7 +162,8 @@ class KafkaBus:
     def _admin(self) -> Any:
         with self._lock:
             if self._admin_client is None:
-                config = client_config(self.bootstrap_servers) | {"socket.timeout.ms": 10_000}
+                config = client_config(self.bootstrap_servers, self._login)
+                config["socket.timeout.ms"] = 10_000
                 self._admin_client = _ADMIN.AdminClient(config)
             return self._admin_client
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from confluent_kafka import KafkaException
 
 from streams.bus.contract import BusError
+from streams.bus.kafka.login import PLAIN_TEXT, KafkaLogin
 
 T = TypeVar("T")
 LOG = logging.getLogger(__name__)
@@ -21,8 +22,8 @@ REQUEST_TIMEOUT_S = 10.0  # after which the broker counts as down
 JOIN_TIMEOUT_S = 20.0
 
 
-def client_config(bootstrap_servers: str) -> dict[str, Any]:
-    return {
+def client_config(bootstrap_servers: str, login: KafkaLogin = PLAIN_TEXT) -> dict[str, Any]:
+    return login.client_config() | {
         "bootstrap.servers": bootstrap_servers,
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1_000,

@@ -30,7 +30,6 @@ from streams.bus.kafka.client import (
     LOG,
     REQUEST_TIMEOUT_S,
     call_with_timeout,
-    client_config,
     to_bus_error,
 )
 from streams.bus.kafka.consumer import KafkaConsumer
@@ -54,9 +53,10 @@ class KafkaProducer:
     """Writes in order, each message once. With a transactional id, `send` is a transaction."""
 
     def __init__(
-        self, bootstrap_servers: str, transactional_id: str | None, *, timeout_s: float = 30.0
+        self, client: Mapping[str, Any], transactional_id: str | None, *, timeout_s: float = 30.0
     ) -> None:
-        config = client_config(bootstrap_servers) | {
+        """`client`: what `client_config` returns."""
+        config = dict(client) | {
             "enable.idempotence": True,
             "partitioner": "murmur2_random",  # the Java client's choice for the same key
             "linger.ms": 2,
@@ -66,7 +66,7 @@ class KafkaProducer:
             "delivery.timeout.ms": int(timeout_s * 1000),
         }
         self._transactional = transactional_id is not None
-        self._bootstrap = bootstrap_servers
+        self._bootstrap = str(config["bootstrap.servers"])
         # librdkafka checks its timeouts periodically: allow more than their values.
         limit_s = _TRANSACTION_TIMEOUT_MS / 1000 if transactional_id is not None else timeout_s
         self._flush_timeout_s = limit_s + REQUEST_TIMEOUT_S

@@ -34,6 +34,7 @@ from faust.types import TP
 from streams.bus.kafka.bus import FETCH_MIN_BYTES
 from streams.workers.config import WorkerConfig
 from streams.workers.driver import ConsumePartition, FetchedMessage
+from streams.workers.faust.credentials import credentials
 
 BUFFERED_MESSAGES = 16  # per agent; a message may have 900 kB
 MAX_HEARTBEAT_S = 0.5  # a member learns of a rebalance by its next heartbeat
@@ -68,6 +69,8 @@ class _CommittedThread(stock.AIOKafkaConsumerThread):
             auto_offset_reset="earliest",
             isolation_level="read_committed",
             **cast(WorkerApp, self.app).fetch_options,
+            **cast(WorkerApp, self.app).client_options,
+            **stock.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
             max_poll_interval_ms=int(conf.broker_max_poll_interval * 1_000),
             request_timeout_ms=int(conf.broker_request_timeout * 1_000),
             session_timeout_ms=int(conf.broker_session_timeout * 1_000),
@@ -242,6 +245,7 @@ class WorkerApp(faust.App):
 
     BootStrategy = _ConsumerOnly
     fetch_options: Mapping[str, int]  # aiokafka's
+    client_options: Mapping[str, Any]  # of aiokafka, chosen by the owner
 
     def _new_transport(self) -> Any:
         return _Transport(self.conf.broker_consumer, self)
@@ -253,6 +257,7 @@ def worker_app(group: str, config: WorkerConfig) -> WorkerApp:
     app = WorkerApp(
         group,
         broker=[f"kafka://{server}" for server in config.bootstrap_servers.split(",")],
+        broker_credentials=credentials(config.login),
         datadir=str(config.data_dir),
         autodiscover=False,
         web_enabled=False,
@@ -270,6 +275,7 @@ def worker_app(group: str, config: WorkerConfig) -> WorkerApp:
         consumer_group_instance_id=config.instance_id,
         TableManager=_NoTables,
     )
+    app.client_options = config.login.faust_properties
     app.fetch_options = {"fetch_max_wait_ms": FETCH_WAIT_MS}
     if interval_s := config.batching.min_interval_s:
         # Batches that can wait: let the broker collect records, in few large responses.
