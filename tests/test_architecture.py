@@ -23,7 +23,7 @@ SHADOWING = {"types", "logging", "queue"}  # names of the standard library's own
 # The rooms of each package, lowest first: a room imports from itself and from those before it.
 ROOMS = {
     "streams": "progress contract metrics json_logs telemetry kernels bus codec storage event_log erasure"
-    " catalogue feedback ingest workers",
+    " catalogue feedback ingest imports workers",
     "features": "store declarations own_features definitions stored_declaration kernels rows"
     " memory_store online feast offline live",
     "models": "ids signature batch recipe layers client echo registry release training retrieval"

@@ -24,6 +24,8 @@ GROUPS = {
     "deploy.cli.stack": "",
     "deploy.cli.demo": "",
     "deploy.cli.ask": "",
+    "deploy.cli.imports": "",
+    "deploy.cli.new_folder": "",
     "deploy.cli.log": "log",
     "deploy.cli.features": "features",
     "deploy.cli.models": "models",

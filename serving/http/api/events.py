@@ -36,6 +36,7 @@ from streams.bus.contract import Outgoing
 from streams.codec.decode import reject_unreadable
 from streams.contract.declaration import contract
 from streams.contract.topics import BEHAVIOUR
+from streams.imports.mapping import BadMapping
 
 _MAX_PROBLEMS = 50
 _TOO_LARGE = "too_large"
@@ -58,6 +59,7 @@ class EventsReply(BaseModel):
 
     accepted: int
     refused: list[RefusedEvent] = []
+    left_out: int | None = None
 
 
 @dataclass
@@ -97,8 +99,15 @@ async def events(
     all_or_nothing: Annotated[
         bool, Query(description="one refused event refuses all of the list")
     ] = False,
+    mapping: Annotated[
+        str,
+        Query(description="the body is another system's: segment, snowplow or ga4", max_length=64),
+    ] = "",
 ) -> Response:
     """Accepts events. `refused` names the index, field and cause of each that is not accepted.
+
+    With `mapping`, indexes count the events that the mapping finds; `left_out` counts documents
+    and elements of which it makes none, and 202 is the reply also where it finds no event.
 
     422 if none is accepted, 413 if all are too large.
     """
@@ -107,7 +116,10 @@ async def events(
         headers = current_header_bytes()
         try:
             parts = [body] if admit == "async" and not _is_list(body) else split_events(body)
-        except BadBatch as error:
+            left_out = None
+            if mapping:
+                parts, left_out = await run_in_threadpool(_mapped, parts, mapping, gateway)
+        except (BadBatch, BadMapping) as error:
             return _bad_batch(str(error))
         batch = _Batch(owner=_may_state_profiles(request))
         (_add_unchecked if admit == "async" else _add_checked)(batch, parts, gateway)
@@ -118,7 +130,18 @@ async def events(
         await run_in_threadpool(_send, gateway, messages)
     for user_id in batch.users:
         gateway.watch.notify(user_id)
-    return json_reply(_counts(len(messages), batch.refused), 202)
+    reply = _counts(len(messages), batch.refused)
+    return json_reply(reply if left_out is None else {**reply, "left_out": left_out}, 202)
+
+
+def _mapped(parts: Sequence[bytes], name: str, gateway: Gateway) -> tuple[list[bytes], int]:
+    """The events of another system's documents, and how many are left out."""
+    from streams.imports.documents import mapped
+
+    events, left_out = mapped(parts, name, gateway.clock.now_ms())
+    if len(events) > MAX_EVENTS:
+        raise BadBatch(f"{len(events)} events in these documents; send at most {MAX_EVENTS}")
+    return events, left_out
 
 
 def _may_state_profiles(request: Request) -> bool:
