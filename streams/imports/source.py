@@ -22,10 +22,16 @@ PIECE_ROWS = 20_000
 MAX_DOCUMENT_BYTES = 16 * 2**20
 _MEMORY = "512MB"
 _FORMATS = {
-    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".dat": "csv",
-    ".parquet": "parquet", ".pq": "parquet",
-    ".jsonl": "json", ".ndjson": "json", ".json": "json",
-}  # fmt: skip
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".dat": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+}
 DATABASES = ("postgresql://", "postgres://")
 
 
@@ -220,7 +226,7 @@ def sample(path: str, rows: int = 1_000) -> dict[str, list[str | None]]:
         UnreadableFile: there is no such file, or it is of another form.
     """
     (place,) = find([path])
-    bare = Mapping.model_construct(format=None, each="", header=True, delimiter=None, columns=())
+    bare = Mapping.model_construct(fields={})
     connection = duckdb.connect()
     try:
         with errors_named(place):

@@ -226,7 +226,9 @@ class RowSql:
         if unit == "iso":
             zoned = f"TRY_CAST({value} AS TIMESTAMP)"
             # An offset in the text counts before the zone.
-            has_offset = f"regexp_matches({value}, ':\\d\\d(\\.\\d+)? ?(Z|UTC|[+-]\\d\\d(:?\\d\\d)?)$')"
+            has_offset = (
+                f"regexp_matches({value}, ':\\d\\d(\\.\\d+)? ?(Z|UTC|[+-]\\d\\d(:?\\d\\d)?)$')"
+            )
             local = f"timezone({literal(source.zone)}, {zoned})"
             return (
                 f"epoch_ms(CASE WHEN {has_offset} THEN TRY_CAST({value} AS TIMESTAMPTZ) "
