@@ -81,6 +81,13 @@ class EventLog:
         rows = self.segments.read_consistently(lambda scan: scan.filter(keep).collect(), since_ms)
         return rows.with_columns(_kind_name()).sort("event_time_ms", "event_id")
 
+    def events_of(self, column: str, ids: pl.Series, until_ms: int) -> pl.DataFrame:
+        """Events that name one of these ids in `column` and arrived before `until_ms`, without
+        duplicates; `kind` is a code. Of other events no more than a piece is in memory."""
+        keep = pl.col(column).is_in(ids.implode()) & ~pl.col("duplicate")
+        keep &= pl.col("ingested_at_ms") < until_ms
+        return self.segments.read_consistently(lambda scan: scan.filter(keep).collect())
+
     def deliveries(self) -> Iterator[Delivery]:
         """The log as it was delivered: by topic id and partition, in offset order.
 

@@ -75,17 +75,22 @@ class Backfilled:
 
 def joined(folder: Path, entity: EntityName, events: int, labels: int, runs: int) -> Join:
     """Paired joins of `labels` labels against `events` events, on event time and arrival."""
-    return Join(**_in_process(_join, folder, entity, events, labels, runs))
+    return Join(**in_process(_join, folder, entity, events, labels, runs))
 
 
 def feast_join(folder: Path, events: int, labels: int) -> FeastJoin:
-    return FeastJoin(**_in_process(_feast_join, folder, events, labels))
+    return FeastJoin(**in_process(_feast_join, folder, events, labels))
+
+
+def appended(folder: Path, events: int) -> None:
+    """Writes a log of `events` events to `log_folder`."""
+    in_process(_append, folder, events)
 
 
 def backfilled(folder: Path, address: str, events: int) -> Backfilled:
     """Appends a log of `events` events and rebuilds every row from it."""
-    _in_process(_append, folder, events)
-    return Backfilled(**_in_process(_backfill, folder, address, events))
+    appended(folder, events)
+    return Backfilled(**in_process(_backfill, folder, address, events))
 
 
 def log_folder(folder: Path, events: int) -> Path:
@@ -93,23 +98,23 @@ def log_folder(folder: Path, events: int) -> Path:
     return folder / f"log-{events}"
 
 
-def _in_process(work: Any, *arguments: Any) -> dict[str, Any]:
+def in_process(work: Any, *arguments: Any) -> dict[str, Any]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         result: dict[str, Any] = pool.apply(work, arguments)
     return result
 
 
-def _rss_mb() -> float:
+def rss_mb() -> float:
     return float(psutil.Process().memory_info().rss / 2**20)
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
-def _inputs(entity: EntityName, events: int, labels: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+def label_inputs(entity: EntityName, events: int, labels: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Events, and labels within an hour after an impression of their entity."""
     frame = pl.DataFrame(make_events(Stream(), events, 3))
     id_column = DEFINITIONS[entity].id_column
@@ -122,11 +127,11 @@ def _inputs(entity: EntityName, events: int, labels: int) -> tuple[pl.DataFrame,
 def _join(_folder: Path, entity: EntityName, events: int, labels: int, runs: int) -> dict[str, Any]:
     from features.offline.point_in_time.join import features_as_of, join_features
 
-    before = _rss_mb()
-    frame, label_rows = _inputs(entity, events, labels)
+    before = rss_mb()
+    frame, label_rows = label_inputs(entity, events, labels)
     id_column = DEFINITIONS[entity].id_column
     rows = len(join_features(frame, label_rows, entity))  # alone first, for the peak
-    peak = _peak_mb() - before
+    peak = peak_mb() - before
     numbers = [pl.lit(i, pl.Int64).alias(f"f{i}") for i in range(FEATURES)]
     known = frame.select(id_column, "event_time_ms", *numbers).drop_nulls(id_column)
     work: dict[str, Callable[[], object]] = {
@@ -167,8 +172,8 @@ def _feast_join(folder: Path, events: int, labels: int) -> dict[str, Any]:
     from feast import Field as FeastField
     from feast.types import Int64, String
 
-    before = _rss_mb()
-    frame, label_rows = _inputs("user", events, labels)
+    before = rss_mb()
+    frame, label_rows = label_inputs("user", events, labels)
     at = pl.from_epoch("event_time_ms", time_unit="ms").dt.replace_time_zone("UTC")
     numbers = [pl.lit(i, pl.Int64).alias(f"f{i}") for i in range(FEATURES)]
     path = folder / "feast_events.parquet"
@@ -202,7 +207,7 @@ def _feast_join(folder: Path, events: int, labels: int) -> dict[str, Any]:
         entity_df=wanted, features=[f"typed:f{i}" for i in range(FEATURES)]
     ).to_df()
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "rows": len(answer), "peak_mb": _peak_mb() - before}
+    return {"seconds": seconds, "rows": len(answer), "peak_mb": peak_mb() - before}
 
 
 def _append(folder: Path, events: int) -> dict[str, Any]:
@@ -224,12 +229,12 @@ def _backfill(folder: Path, address: str, events: int) -> dict[str, Any]:
     from features.offline.backfill import backfill
     from features.online.redis_store import FeastFeatureStore
 
-    before = _rss_mb()
+    before = rss_mb()
     store = FeastFeatureStore(address, 3, f"backfill-{events}", timeout_s=10)
     began, cpu = time.perf_counter(), time.process_time()
     report = backfill(log_folder(folder, events), store)
     seconds, used = time.perf_counter() - began, time.process_time() - cpu
-    peak = _peak_mb() - before
+    peak = peak_mb() - before
     store.tear_down()
     return {
         "events": report.events,

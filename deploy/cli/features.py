@@ -46,11 +46,18 @@ Entity = Literal["user", "video", "author", "query"]
 
 @app.command(epilog="Example: tidemill features apply")
 def apply() -> None:
-    """Writes the declared features into the Feast registry; fails if stored rows do not fit them."""
+    """Writes the declared features into the Feast registry; fails if stored rows do not fit them.
+
+    Writes a Feast repository into the home too, for `feast -c`, `feast serve` and
+    `FeatureStore(repo_path=...)`.
+    """
     with _known_errors():
         settings = _settings()
-        _store(settings).apply()
+        store = _store(settings)
+        store.apply()
+        folder = store.write_repository(settings.home / "feast", settings.log_dir)
     out.print(f"registry {settings.registry_path}: entities, views and services are applied")
+    out.print(f"Feast repository: feast -c {folder} feature-views list")
 
 
 @app.command(epilog="Example: tidemill features plan")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from features.declarations import ColumnType
 from features.definitions import DEFINITIONS, EntityDefinition
+from features.feast import repository
 from features.online.connection import OPEN, StoreLogin
 from features.online.feast_keys import DECLARATION_TAG, ROW_FEATURE, view_name
 from features.online.redis_store import FeastFeatureStore
@@ -80,6 +81,15 @@ class RegisteredFeatureStore(FeastFeatureStore):
         self.rebuild_id()
         apply(self.feast_client())
 
+    def write_repository(self, folder: Path, log_dir: Path) -> Path:
+        """Writes a Feast repository of this store and the event log into the folder."""
+        return repository.write_repository(folder, self._config(log_dir))
+
+    def _config(self, log_dir: Path) -> dict[str, Any]:
+        connection = self.connection
+        login = connection.login.feast_settings(connection.address, connection.db)
+        return repository.repo_config(self.project, self.registry_path, login, log_dir)
+
     def feast_client(self) -> feast.FeatureStore:
         """A plain Feast client: `get_online_features(service, [{join key, now_ms}])`."""
         connection = self.connection
@@ -113,8 +123,16 @@ def feast_client(
 
 def apply(client: feast.FeatureStore) -> None:
     """Writes every declared object into the client's registry. Changes no rows."""
-    objects = [each for definition in DEFINITIONS.values() for each in feast_objects(definition)]
-    client.apply(objects)
+    client.apply(list(declared_objects().values()))
+
+
+def declared_objects() -> dict[str, Any]:
+    """Every object by a name of its own, in the order in which they refer to each other."""
+    return {
+        f"{definition.name}_{number}": each
+        for definition in DEFINITIONS.values()
+        for number, each in enumerate(feast_objects(definition))
+    }
 
 
 def feast_objects(definition: EntityDefinition) -> list[Any]:
