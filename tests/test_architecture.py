@@ -25,7 +25,7 @@ ROOMS = {
     "streams": "progress contract metrics json_logs telemetry kernels bus codec storage event_log erasure"
     " catalogue feedback ingest imports workers",
     "features": "store declarations own_features definitions stored_declaration kernels rows"
-    " memory_store online feast offline live",
+    " memory_store online offline feast live",
     "models": "ids signature batch recipe layers client echo registry release training retrieval"
     " ranking generation reasoning monitoring alignment",
     "serving": "registry clients pipeline state stages monitoring surfaces fakes console gateway http"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pyarrow as pa
 from feast import FeatureView, RepoConfig
@@ -57,7 +57,8 @@ class EventLogOfflineStore(DaskOfflineStore):  # type: ignore[misc]
         registry: BaseRegistry,  # noqa: ARG004
         project: str,  # noqa: ARG004
         full_feature_names: bool = False,
-        **_: object,
+        filter_by_created_timestamp: bool = False,  # noqa: ARG004
+        **_: Any,
     ) -> RetrievalJob:
         """Joined when the result is asked for.
 
@@ -101,7 +102,7 @@ class _Job(DaskRetrievalJob):  # type: ignore[misc]
         repo_path: Any,
         metadata: RetrievalMetadata,
     ) -> None:
-        super().__init__(None, full_feature_names, repo_path, [], metadata)
+        super().__init__(join, full_feature_names, repo_path, [], metadata)
         self._join = join
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002
@@ -118,7 +119,8 @@ def with_now_ms(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _milliseconds(frame: pd.DataFrame) -> np.ndarray:
     times = pd.to_datetime(frame[TIME], utc=True)
-    return times.astype("datetime64[ms, UTC]").astype("int64").to_numpy()
+    milliseconds: np.ndarray = times.astype("datetime64[ms, UTC]").astype("int64").to_numpy()
+    return milliseconds
 
 
 def _checked(frame: pd.DataFrame | str | None) -> pd.DataFrame:
