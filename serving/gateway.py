@@ -18,6 +18,7 @@ from features.store import FeatureStore
 from models.client import ModelClient
 from models.monitoring.served_log import ServedLog
 from serving.clients.breaker import GuardedModels, GuardedStore
+from serving.clients.oidc import OidcConfig
 from serving.clients.outbox import Outbox
 from serving.clients.shared_replies import SharedReplies
 from serving.console.feature_watch import FeatureWatch
@@ -58,6 +59,8 @@ class GatewayConfig:
 
     impression_key: signs impression tokens; the feedback join verifies with the same key.
     api_keys: key -> scopes (events, recommend, admin).
+    oidc: a provider whose tokens count beside keys; none by default.
+    rate_limits: scope -> how often one caller may call; no limit by default.
     caps: author and provenance caps of the feed (`serving.stages.caps`); none by default.
     cors_origins: origins whose pages may call the API from a browser; none by default.
     admission: the limits of the ingest service, so that HTTP gives the same verdicts.
@@ -75,6 +78,8 @@ class GatewayConfig:
 
     impression_key: bytes
     api_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    oidc: OidcConfig | None = None
+    rate_limits: Mapping[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     cors_origins: Sequence[str] = ()
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)

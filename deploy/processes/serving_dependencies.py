@@ -10,9 +10,11 @@ from functools import partial
 
 from deploy import wiring
 from deploy.processes.lifecycle import Process
+from deploy.settings import Settings
 from deploy.state import EXPERIMENT_FILE
 from models.release.store import ReleaseStore
 from models.training.update_report import update_reports
+from serving.clients.oidc import OidcConfig
 from serving.gateway import GatewayConfig, GatewayDependencies
 from serving.pipeline.arms import Experiment
 from serving.stages.caps import caps_of
@@ -30,6 +32,8 @@ def serving_dependencies(
     config = GatewayConfig(
         impression_key=wiring.impression_key(settings),
         api_keys=settings.security.api_keys,
+        oidc=_oidc(settings),
+        rate_limits=settings.security.rate_limits,
         host=settings.gateway.host,
         state_dir=settings.home / process.storage_name,
         blocked_queries=settings.blocked_queries_path,
@@ -56,3 +60,8 @@ def serving_dependencies(
         replies=wiring.shared_replies(settings),
         updates=partial(update_reports, releases),
     )
+
+
+def _oidc(settings: Settings) -> OidcConfig | None:
+    oidc = settings.security.oidc
+    return OidcConfig(**oidc.model_dump()) if oidc.issuer else None

@@ -35,6 +35,7 @@ from pydantic_settings import (
 
 from deploy import renamed
 from deploy.settings import names
+from deploy.settings.access import OidcSettings, Rate, ScopeName
 from deploy.settings.connections import BrokerSecuritySettings, StoreSecuritySettings
 from deploy.settings.declared import DeclaredSignals, FeaturesSettings, ItemsSettings, UsersSettings
 from deploy.settings.feed import BlendSettings, ExperimentSettings, ExploreSettings
@@ -178,9 +179,9 @@ class FeedbackSettings(Section):
 class SecuritySettings(Section):
     """Keys from the environment, or created in the home at the first start."""
 
-    api_keys: dict[
-        Annotated[str, Field(min_length=1)], list[Literal["events", "recommend", "admin"]]
-    ] = Field({}, repr=False)
+    api_keys: dict[Annotated[str, Field(min_length=1)], list[ScopeName]] = Field({}, repr=False)
+    oidc: OidcSettings = OidcSettings()
+    rate_limits: dict[ScopeName, Rate] = {}  # of each key, token subject or address
     # Hex; created at the first start if empty.
     impression_key: str = Field("", repr=False)
 

@@ -18,6 +18,7 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
+from serving.clients.oidc import Oidc
 from serving.gateway import Gateway, GatewayDependencies
 from serving.http import blocked_queries
 from serving.http.api import catalogue, events, operations, recommend, stream, users
@@ -28,6 +29,7 @@ from serving.http.capacity import Capacity
 from serving.http.head import HeadAsGet
 from serving.http.measured import Measured
 from serving.http.paths import DecodedOnce
+from serving.http.rates import Rates
 
 PAGE = Path(__file__).parents[1] / "console" / "page"
 MAX_BODY_BYTES = 4 << 20
@@ -62,7 +64,9 @@ def create_app(deps: GatewayDependencies) -> FastAPI:
         telemetry={"tracing": False, "logs": False},
     )
     app.state.capacity = Capacity(longest_s=sum(astuple(deps.config.deadlines)) / 1e3)
-    app.state.keys = Keys(deps.config.api_keys, deps.config.host)
+    config = deps.config
+    oidc = Oidc(config.oidc) if config.oidc else None
+    app.state.keys = Keys(config.api_keys, config.host, oidc, Rates(config.rate_limits))
     for routes in (recommend, blocked_queries, events, catalogue, users, operations, stream):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _validation_reply)
