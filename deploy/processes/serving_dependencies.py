@@ -33,7 +33,7 @@ def serving_dependencies(
         impression_key=wiring.impression_key(settings),
         api_keys=settings.security.api_keys,
         oidc=_oidc(settings),
-        rate_limits=settings.security.rate_limits,
+        rate_limits={str(scope): rate for scope, rate in settings.security.rate_limits.items()},
         host=settings.gateway.host,
         state_dir=settings.home / process.storage_name,
         blocked_queries=settings.blocked_queries_path,
