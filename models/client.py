@@ -6,7 +6,7 @@ Knows model names and versions. Does not know Triton (`serving.clients.triton`) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +49,25 @@ class ModelClient(Protocol):
 
         Raises:
             ModelUnavailable: as `infer`.
+        """
+
+    def infer_stream(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Generator[dict[str, np.ndarray], None, None]:
+        """The parts of one request's answer, each as soon as the model has decided it.
+
+        Joined (`models.stream.joined`), they are what `infer` answers. A model that does not
+        stream gives its whole answer as one part. `timeout_s` is that of all parts together.
+        `close()` cancels the request: call it, or `contextlib.closing`, where parts are left.
+
+        Raises, while it is iterated:
+            ModelUnavailable, models.signature.BadInput: as `infer`; also after some parts.
         """
 
     def versions(self, model: str) -> tuple[int, ...]:

@@ -44,6 +44,7 @@ class ModelSpec:
     candidate_outputs: tuple[str, ...] = ()
     aligned_outputs: tuple[str, ...] = ()  # with as many columns as each other: the first's
     later_outputs: tuple[str, ...] = ()  # that sealed bundles of before do not state
+    streams: bool = False  # its runtime is a `models.stream.StreamRuntime`
 
     def unmet_by(self, sealed: Signature) -> tuple[str, ...]:
         """The tensors by which a sealed bundle does not fit this code's requests."""
@@ -107,6 +108,7 @@ QUERIES = ModelSpec(
     assemble="models.generation.inputs:assemble_request",
     canary="models.generation.inputs:example_request",
     fake="models.generation.fake:fake_queries",
+    streams=True,
 )
 REACTIVATION = ModelSpec(
     name="reactivation",
@@ -127,6 +129,12 @@ REGISTRY: dict[str, ModelSpec] = {
         REACTIVATION,
     )
 }
+
+
+def streams(model: str) -> bool:
+    """Whether the model can give an answer in parts; False for one that is not registered."""
+    spec = REGISTRY.get(model)
+    return spec is not None and spec.streams
 
 
 def serving_problem(kind: str, model: str) -> str:

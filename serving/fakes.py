@@ -6,14 +6,14 @@ and with as many as asked, and the surfaces. Does not know the real models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import numpy as np
 
 from features.memory_store import MemoryFeatureStore
 from models.batch import Answer
 from models.client import ModelUnavailable
-from models.registry import REGISTRY, Fake
+from models.registry import REGISTRY, Fake, streams
 from models.signature import BadInput
 from serving.state.catalogue import LiveCatalogue
 from serving.state.popularity import PopularityCache
@@ -31,7 +31,7 @@ ANSWERS: dict[str, Fake] = {name: spec.load_fake() for name, spec in REGISTRY.it
 class FakeModelClient:
     """Implements `models.client.ModelClient` with one function per model.
 
-    `down` makes every call fail.
+    `down` makes every call fail, and `breaks_after` every stream after so many parts.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class FakeModelClient:
         self.answers: dict[str, Fake] = dict(ANSWERS if answers is None else answers)
         self.loaded = dict.fromkeys(self.answers, versions)
         self.down = False
+        self.breaks_after: int | None = None
         self.calls: list[tuple[str, int | None]] = []
         self.headers: list[dict[str, str]] = []
         self.reloaded: list[str] = []
@@ -84,6 +85,24 @@ class FakeModelClient:
             except BadInput as error:
                 answers.append(error)
         return answers
+
+    def infer_stream(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Generator[dict[str, np.ndarray], None, None]:
+        """A part for each result of a model that streams."""
+        answer = self.infer(model, inputs, version=version, timeout_s=timeout_s, headers=headers)
+        count = len(next(iter(answer.values()))) if streams(model) else 1
+        for n in range(count):
+            if n == self.breaks_after:
+                raise ModelUnavailable("the fake's stream breaks")
+            last = None if n == count - 1 else n + 1
+            yield {name: tensor[n:last] for name, tensor in answer.items()} if count > 1 else answer
 
     def versions(self, model: str) -> tuple[int, ...]:
         return () if self.down else self.loaded.get(model, ())

@@ -6,7 +6,7 @@ whether torch or ONNX Runtime runs the network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from models.generation.prompt import (
     encode_prompt,
 )
 from models.generation.words import BEGIN
-from models.layers.decode import DecoderNetwork, DecodeTables, beam_search
+from models.layers.decode import DecoderNetwork, DecodeTables, beam_search_parts
 from models.layers.pointers import query_counts
 
 MIN_BEAMS = 24  # a larger k takes 2 * k
@@ -53,9 +53,23 @@ def recommend_queries(
     blocked: Sequence[str] = (),
 ) -> list[Suggestion]:
     """Up to k distinct legal queries, best first; fewer where fewer are legal."""
+    parts = recommend_in_parts(network, lexicon, tables, context, k=k, blocked=blocked)
+    return [suggestion for part in parts for suggestion in part]
+
+
+def recommend_in_parts(
+    network: QueryNetwork,
+    lexicon: Lexicon,
+    tables: DecodeTables,
+    context: QueryContext,
+    *,
+    k: int,
+    blocked: Sequence[str] = (),
+) -> Iterator[list[Suggestion]]:
+    """What `recommend_queries` returns, in parts, each as soon as it is decided."""
     pointed = pointer_counts(context, lexicon, lexicon.anchors.get(context.item_id, ()))
     prompt = encode_prompt(context, lexicon.vocabulary, lexicon.item_number, lexicon.genres_of)
-    found = beam_search(
+    parts = beam_search_parts(
         network,
         tables,
         network.read(prompt),
@@ -67,7 +81,8 @@ def recommend_queries(
     )
     texts = lexicon.queries.texts
     anchored = pointed[:2].sum(axis=0) > 0
-    return [Suggestion(texts[query], score, bool(anchored[query])) for query, score in found]
+    for part in parts:
+        yield [Suggestion(texts[query], score, bool(anchored[query])) for query, score in part]
 
 
 def pointer_counts(context: QueryContext, lexicon: Lexicon, anchors: Sequence[int]) -> np.ndarray:

@@ -6,6 +6,7 @@ whether torch or ONNX Runtime is behind the network; both decode by this code.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,13 +66,35 @@ def beam_search(
     user. begin: the word before the first. width: beams kept at most. blocked: int64, numbers of
     sequences that are excluded. Probabilities are over all sequences, blocked ones included.
     """
+    parts = beam_search_parts(
+        network, tables, kept, pointed, begin=begin, k=k, width=width, blocked=blocked
+    )
+    return [pair for part in parts for pair in part]
+
+
+def beam_search_parts(
+    network: DecoderNetwork,
+    tables: DecodeTables,
+    kept: tuple[np.ndarray, ...],
+    pointed: np.ndarray,
+    *,
+    begin: int,
+    k: int,
+    width: int,
+    blocked: np.ndarray,
+) -> Iterator[list[tuple[int, float]]]:
+    """What `beam_search` returns, in parts, each as soon as it is decided.
+
+    A word never raises a log-probability. A finished sequence is therefore decided, with its
+    place, once its score exceeds that of every beam that goes on.
+    """
     trie = tables.trie
     mass = trie.mass(pointed)
     live = _live_nodes(trie, blocked)
     nodes, scores = np.array([ROOT]), np.zeros(1, dtype=np.float64)
     words, past = np.array([begin], dtype=np.int64), None
     finished: list[tuple[int, float]] = []
-    step = 0
+    step, given = 0, 0
     while len(nodes):
         written = network.write(kept, words, step, past)
         rows, children, gained = _expand(tables, mass, nodes, written)
@@ -84,8 +107,12 @@ def beam_search(
         nodes, scores, words = children[chosen], totals[chosen], trie.word[children[chosen]]
         past = _select_beams(written, rows[chosen])
         step += 1
-    finished.sort(key=lambda pair: (-pair[1], pair[0]))
-    return finished[:k]
+        finished.sort(key=lambda pair: (-pair[1], pair[0]))
+        best_open = scores[0] if len(scores) else -np.inf
+        decided = sum(score > best_open for _, score in finished[:k])
+        if decided > given:
+            yield finished[given:decided]
+            given = decided
 
 
 def _expand(

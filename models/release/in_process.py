@@ -8,7 +8,9 @@ the caller's thread, so `timeout_s` cannot interrupt it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from models.recipe import Runtime
 from models.registry import import_attribute
 from models.release.bundle import ReleaseError, read_bundle, signature_mismatch
 from models.release.triton_repository import ModelRepository
+from models.stream import parts_of
 
 
 class InProcessClient:
@@ -51,6 +54,23 @@ class InProcessClient:
     ) -> list[Answer]:
         return answer_each(self._loaded(model, version), requests)
 
+    def infer_stream(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,  # noqa: ARG002
+    ) -> Generator[dict[str, np.ndarray], None, None]:
+        """As the contract says; the deadline is checked between two parts."""
+        end_s = time.monotonic() + timeout_s
+        with closing(parts_of(self._loaded(model, version), inputs)) as parts:
+            for n, part in enumerate(parts):
+                if n and time.monotonic() > end_s:
+                    raise ModelUnavailable(f"{model} did not give all parts in time")
+                yield part
+
     def _loaded(self, model: str, version: int | None) -> Runtime:
         if version not in (None, *self._runtimes.get(model, {})) and version in self._unread(model):
             self.load(model)  # promoted by another process; there is no server to notify
@@ -80,8 +100,8 @@ class InProcessClient:
 
     def load_all(self) -> None:
         """Loads every model of the repository."""
-        for config in sorted(self._repository.folder.glob("*/config.pbtxt")):
-            self.load(config.parent.name)
+        for model in self._repository.models():
+            self.load(model)
 
     def healthy(self) -> bool:
         return True

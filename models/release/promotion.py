@@ -15,11 +15,12 @@ from dataclasses import asdict, replace
 
 from models.client import ModelClient, ModelUnavailable
 from models.recipe import Runtime
-from models.registry import import_attribute
+from models.registry import import_attribute, streams
 from models.release.bundle import Bundle, ReleaseError, signature_mismatch
-from models.release.canary import read_canary, wrong_answer
+from models.release.canary import Canary, read_canary, wrong_answer
 from models.release.store import Manifest, Quarantine, ReleaseStore
 from models.release.triton_repository import ModelRepository
+from models.stream import joined
 from streams.bus.contract import Outgoing
 from streams.contract.topics import MODELS_PUBLISHED
 from streams.progress import ProgressCallback, no_progress
@@ -142,8 +143,18 @@ class Promoter:
         served = self._client.infer(
             bundle.model, canary.request, version=bundle.version, timeout_s=_SELF_TEST_S
         )
-        if why := wrong_answer(bundle.model, canary, served):
+        if why := wrong_answer(bundle.model, canary, served) or self._wrong_stream(bundle, canary):
             raise ReleaseError(f"{bundle.model} version {bundle.version} {why}")
+
+    def _wrong_stream(self, bundle: Bundle, canary: Canary) -> str:
+        """Why the parts of a streamed answer are not its bundle's; "" where they are."""
+        if not streams(bundle.model):
+            return ""
+        parts = self._client.infer_stream(
+            bundle.model, canary.request, version=bundle.version, timeout_s=_SELF_TEST_S
+        )
+        why = wrong_answer(bundle.model, canary, joined(parts))
+        return why and f"streams: {why}"
 
     def _prune(self) -> None:
         """Unloads what neither the live release nor the previous one needs."""

@@ -1,12 +1,14 @@
 """Triton's model repository, generated from bundles.
 
 Knows config.pbtxt and the folder layout that Triton and `models.release.in_process` both read:
-<model>/config.pbtxt and <model>/<version>/{model.py, bundle/}. Does not know which release is
-live (`models.release.store`) or how to talk to a server (`models.release.promotion`).
+<model>/config.pbtxt and <model>/<version>/{model.py, bundle/}. A model that streams has a second
+entry for Triton alone, its streaming form (`models.stream.stream_form`), which reads the first
+one's bundle. Does not know which release is live (`models.release.store`) or how to talk to a server (`models.release.promotion`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
@@ -18,9 +20,10 @@ from pathlib import Path
 import models.release.triton_backend
 from models.batch import ANSWERS, REQUESTS
 from models.echo import SIGNATURE as ECHO_SIGNATURE
-from models.registry import REGISTRY
+from models.registry import REGISTRY, streams
 from models.release.bundle import BUNDLE_FILE, Bundle, read_bundle
 from models.signature import Signature, TensorSpec
+from models.stream import CANCEL, base_of, is_stream_form, stream_form
 
 ECHO = "echo"
 _BACKEND = Path(models.release.triton_backend.__file__).with_name("model.py")
@@ -34,14 +37,26 @@ class ModelRepository:
         self.folder = folder
 
     def add(self, bundle: Bundle) -> bool:
-        """Writes a bundle's version folder atomically; False when the version exists already."""
-        return self._add(
-            bundle.model, bundle.version, _configured(bundle), lambda to: _copy(bundle.path, to)
+        """Writes a bundle's version folder atomically; False when the version exists already.
+
+        Where the model streams, also its streaming form's.
+        """
+        signature = _configured(bundle)
+        added = self._add(
+            bundle.model, bundle.version, signature, lambda to: _copy(bundle.path, to)
         )
+        if streams(bundle.model):
+            self._add(stream_form(bundle.model), bundle.version, signature, _nothing)
+        return added
 
     def add_echo(self) -> None:
         """Writes the self-test model `echo`."""
         self._add(ECHO, 1, ECHO_SIGNATURE, _write_echo)
+
+    def models(self) -> tuple[str, ...]:
+        """Names of the models, without those of streaming forms."""
+        found = (path.parent.name for path in self.folder.glob("*/config.pbtxt"))
+        return tuple(sorted(name for name in found if not is_stream_form(name)))
 
     def refresh_backends(self) -> None:
         """Replaces every model.py and config.pbtxt that is not this code's.
@@ -50,7 +65,8 @@ class ModelRepository:
         """
         for config in self.folder.glob("*/config.pbtxt"):
             model = config.parent.name
-            folders = [self.bundle_folder(model, version) for version in self.versions(model)]
+            base = base_of(model)
+            folders = [self.bundle_folder(base, version) for version in self.versions(base)]
             sealed = [folder for folder in folders if (folder / BUNDLE_FILE).is_file()]
             if sealed:
                 _write_config(config, config_text(model, _configured(read_bundle(sealed[-1]))))
@@ -69,15 +85,22 @@ class ModelRepository:
 
     def keep_only(self, model: str, versions: Collection[int]) -> bool:
         """Removes other version folders, which the next load unloads; True if there were any."""
-        stale = [v for v in self.versions(model) if v not in versions]
-        for version in stale:
-            self._remove(self.folder / model / str(version))
+        stale = [
+            self.folder / name / str(version)
+            for name in (stream_form(model), model)
+            for version in self.versions(name)
+            if version not in versions
+        ]
+        for folder in stale:
+            self._remove(folder)
         return bool(stale)
 
     def mark_changed(self, bundle: Bundle) -> None:
         """Makes the next load start the model's processes again; those that answer are kept until
         the new ones are ready."""
-        os.utime(self.folder / bundle.model / str(bundle.version) / "model.py")
+        for name in (bundle.model, stream_form(bundle.model)):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self.folder / name / str(bundle.version) / "model.py")
 
     def bundle_folder(self, model: str, version: int) -> Path:
         return self.folder / model / str(version) / "bundle"
@@ -121,18 +144,23 @@ def config_text(model: str, signature: Signature, root: Path = _ROOT) -> str:
 
     There is no batch dimension: requests differ in their number of candidates, and an
     invalid request must not fail others. A call has either the model's inputs, of which the
-    runtime names those that are missing, or several requests as one tensor (`models.batch`).
+    runtime names those that are missing, or several requests as one tensor (`models.batch`). A call
+    to a streaming form has one request's inputs, or the id of a request to end.
     `root`: the folder of the `models` package.
     """
-    several = TensorSpec(REQUESTS, "BYTES", (1,)), TensorSpec(ANSWERS, "BYTES", (1,))
+    in_parts = is_stream_form(model)
+    own = [] if in_parts else [TensorSpec(ANSWERS, "BYTES", (1,))]
+    policy = ["model_transaction_policy { decoupled: true }"] if in_parts else []
+    extra = TensorSpec(CANCEL if in_parts else REQUESTS, "BYTES", (1,))
     return "\n".join(
         [
             f'name: "{model}"',
             'backend: "python"',
             "max_batch_size: 0",
-            *(_tensor_text("input", spec) for spec in (*signature.inputs, several[0])),
-            *(_tensor_text("output", spec) for spec in (*signature.outputs, several[1])),
+            *(_tensor_text("input", spec) for spec in (*signature.inputs, extra)),
+            *(_tensor_text("output", spec) for spec in (*signature.outputs, *own)),
             "version_policy: { all {} }",
+            *policy,
             "instance_group [{ kind: KIND_CPU, count: 1 }]",
             f'parameters: {{ key: "root", value: {{ string_value: "{root}" }} }}',
             "",
@@ -158,6 +186,10 @@ def _write_config(path: Path, text: str) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target)
+
+
+def _nothing(_target: Path) -> None:
+    """A streaming form has no files of its own: it reads the model's."""
 
 
 def _write_echo(target: Path) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from features.store import EntityName, FeatureFrame, FeatureStore, StoreDown
 from models.batch import Answer
 from models.client import ModelClient, ModelUnavailable
+from models.stream import stream_form
 from streams.bus.contract import Stamp
 
 T = TypeVar("T")
@@ -48,6 +49,9 @@ def _call(span: str, what: str, observe: Observe) -> Iterator[None]:
         try:
             yield
             outcome = "ok"
+        except GeneratorExit:  # the caller needs no more of a stream
+            outcome = "ok"
+            raise
         except Exception as error:
             current.set_status(Status(StatusCode.ERROR, type(error).__name__))
             raise
@@ -134,7 +138,7 @@ class GuardedStore:
 
 
 class GuardedModels:
-    """A model client with one breaker per model."""
+    """A model client with one breaker per model, and one per streaming form."""
 
     def __init__(self, models: ModelClient, observe: Observe = _unobserved) -> None:
         self._models, self._observe = models, observe
@@ -178,10 +182,38 @@ class GuardedModels:
             ),
         )
 
+    def infer_stream(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        version: int | None = None,
+        timeout_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Generator[dict[str, np.ndarray], None, None]:
+        """A stream that fails does not close the way to whole answers, nor they to it."""
+        breaker = self._admitting(stream_form(model))
+        try:
+            with (
+                _call("infer", model, self._observe),
+                closing(
+                    self._models.infer_stream(
+                        model,
+                        inputs,
+                        version=version,
+                        timeout_s=timeout_s,
+                        headers=_with_trace(headers),
+                    )
+                ) as parts,
+            ):
+                yield from parts
+        except ModelUnavailable:
+            breaker.failed()
+            raise
+        breaker.succeeded()
+
     def _guarded(self, model: str, call: Callable[[], T]) -> T:
-        breaker = self._breaker(model)
-        if not breaker.allows():
-            raise ModelUnavailable(f"{model} failed recently; it is tried again within 1 s")
+        breaker = self._admitting(model)
         try:
             with _call("infer", model, self._observe):
                 out = call()
@@ -196,11 +228,11 @@ class GuardedModels:
 
     def load(self, model: str) -> None:
         self._models.load(model)
-        self._breaker(model).succeeded()
+        self._succeeded(model)
 
     def reload(self, model: str) -> None:
         self._models.reload(model)
-        self._breaker(model).succeeded()
+        self._succeeded(model)
 
     def healthy(self) -> bool:
         return self._models.healthy()
@@ -209,6 +241,17 @@ class GuardedModels:
         """Closes every breaker, because a new release may work where the last one failed."""
         with self._lock:
             self._breakers.clear()
+
+    def _succeeded(self, model: str) -> None:
+        for name in (model, stream_form(model)):
+            self._breaker(name).succeeded()
+
+    def _admitting(self, name: str) -> Breaker:
+        """The breaker of a model or a streaming form. Raises `ModelUnavailable` while it is open."""
+        breaker = self._breaker(name)
+        if not breaker.allows():
+            raise ModelUnavailable(f"{name} failed recently; it is tried again within 1 s")
+        return breaker
 
     def _breaker(self, model: str) -> Breaker:
         with self._lock:

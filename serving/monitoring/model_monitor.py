@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.client import ModelClient, ModelProcessDied, ModelUnavailable
+from models.registry import streams
 from models.release.canary import Canary, wrong_answer
 from models.signature import BadInput
+from models.stream import joined
 from serving.monitoring.canary import Canaries
 from serving.pipeline.query import Release
 
@@ -127,13 +129,18 @@ class ModelMonitor:
     def _fault(self, model: str, version: int, canary: Canary, timeout_s: float) -> _Fault | None:
         try:
             given = self._models.infer(model, canary.request, version=version, timeout_s=timeout_s)
+            why = wrong_answer(model, canary, given)
+            if not why and streams(model):
+                parts = self._models.infer_stream(
+                    model, canary.request, version=version, timeout_s=timeout_s
+                )
+                why = wrong_answer(model, canary, joined(parts))
         except BadInput as error:
             return _Fault("wrong", f"rejects its canary: {error}")
         except ModelProcessDied as error:
             return _Fault("dead", str(error))
         except ModelUnavailable as error:
             return _Fault("silent", str(error))
-        why = wrong_answer(model, canary, given)
         return _Fault("wrong", why) if why else None
 
     def _repair_is_due(self, model: str, version: int, canary: Canary, fault: _Fault) -> bool:

@@ -157,4 +157,7 @@ class Slate:
     stage_ms: Mapping[str, float]
     candidate_count: int = 0  # how many the sources returned
     ranker_inputs: RankerInputs | None = None  # of `items`
+    broken: str | None = (
+        None  # why a stream of candidates ended early (`serving.pipeline.streamed`)
+    )
     log_density: float | None = None  # of drawn weights; None: the weights are the mean

@@ -137,7 +137,7 @@ def to_reply(slate: Slate, key: bytes, own_fields: Sequence[str] = ()) -> dict[s
         "weights_drawn": slate.log_density is not None,
         "rates": _finite(slate.rates),
         "fallbacks": [{"stage": f.stage, "reason": f.reason} for f in slate.fallbacks],
-        "items": [_item(slate, slot, c, key, own_fields) for slot, c in enumerate(slate.items)],
+        "items": items_of(slate, key, own_fields),
         "removed": [_removed(r) for r in slate.removals.first(_MAX_REMOVED, last=_DUPLICATE)],
         "removed_total": slate.removals.count_without(_DUPLICATE),
         "candidates": slate.candidate_count,
@@ -148,6 +148,14 @@ def to_reply(slate: Slate, key: bytes, own_fields: Sequence[str] = ()) -> dict[s
     if not slate.items:
         reply["reason"] = _why_empty(slate)
     return reply
+
+
+def items_of(
+    slate: Slate, key: bytes, own_fields: Sequence[str] = (), first: int = 0
+) -> list[dict[str, Any]]:
+    """The reply's items from slot `first` on. key, own_fields: as in `to_reply`."""
+    chosen = enumerate(slate.items[first:], first)
+    return [_item(slate, slot, candidate, key, own_fields) for slot, candidate in chosen]
 
 
 def named(item_id: str) -> dict[str, str]:

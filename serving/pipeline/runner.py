@@ -53,7 +53,7 @@ from serving.pipeline.stage import (
 )
 
 T = TypeVar("T")
-_TRACER = trace.get_tracer("tidemill.serving")
+TRACER = trace.get_tracer("tidemill.serving")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class StageFailed(RuntimeError):
 
 
 @dataclass
-class _RunReport:
+class RunReport:
     """What happened while one request ran through the stages."""
 
     fallbacks: list[Fallback] = field(default_factory=list)
@@ -88,7 +88,7 @@ class _RunReport:
     stage_ms: dict[str, float] = field(default_factory=dict)
 
     def add_failure(self, stage: str, error: BaseException) -> None:
-        self.fallbacks.append(Fallback(stage, _error_text(error)))
+        self.fallbacks.append(Fallback(stage, error_text(error)))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -127,8 +127,8 @@ class Runner:
 
     def run(self, pipeline: Pipeline, query: Query) -> Slate:
         """The slate for `query`. A failed stage is reported in it and never raises."""
-        report = _RunReport()
-        with _TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
+        report = RunReport()
+        with TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
             span.set_attribute("tidemill.release", query.release.release_id)
             query = self._hydrate_query(pipeline, query, report)
             found = self._fetch(pipeline, query, report)
@@ -141,20 +141,9 @@ class Runner:
             pool = self._score(pipeline, query, pool, report)
             items = self._select(pipeline, query, pool, report)
             span.set_attribute("tidemill.fallbacks", len(report.fallbacks))
-        return Slate(
-            query=query,
-            items=items,
-            weights=_by_task(pool, "weights"),
-            rates=_by_task(pool, "rates"),
-            fallbacks=tuple(report.fallbacks),
-            removals=report.removals,
-            stage_ms=report.stage_ms,
-            candidate_count=len(found),
-            ranker_inputs=pool.ranker_inputs(items),
-            log_density=None if pool.scored is None else pool.scored.log_density,
-        )
+        return slate_of(query, pool, items, report, len(found))
 
-    def _hydrate_query(self, pipeline: Pipeline, query: Query, report: _RunReport) -> Query:
+    def _hydrate_query(self, pipeline: Pipeline, query: Query, report: RunReport) -> Query:
         calls = [_Call(h.name, partial(h.hydrate, query)) for h in pipeline.query_hydrators]
         done = self._run_parallel(calls, pipeline.deadlines.query_hydrators, report)
         for hydrator in pipeline.query_hydrators:
@@ -163,12 +152,12 @@ class Runner:
                 query = replace(query, **{f: getattr(hydrated, f) for f in hydrator.fields})
         return query
 
-    def _fetch(self, pipeline: Pipeline, query: Query, report: _RunReport) -> Pool:
+    def _fetch(self, pipeline: Pipeline, query: Query, report: RunReport) -> Pool:
         limit_ms = pipeline.deadlines.sources
         found = self._fetch_from(pipeline.sources, query, limit_ms, report)
         return found if len(found) else self._fetch_fallback(pipeline, query, report)
 
-    def _fetch_fallback(self, pipeline: Pipeline, query: Query, report: _RunReport) -> Pool:
+    def _fetch_fallback(self, pipeline: Pipeline, query: Query, report: RunReport) -> Pool:
         """Candidates of the first fallback source that has any."""
         for source in pipeline.fallback_sources:
             found = self._fetch_from([source], query, pipeline.deadlines.sources, report)
@@ -178,7 +167,7 @@ class Runner:
         return pool_of([])
 
     def _fetch_from(
-        self, sources: Sequence[Source], query: Query, limit_ms: float, report: _RunReport
+        self, sources: Sequence[Source], query: Query, limit_ms: float, report: RunReport
     ) -> Pool:
         calls = [
             _Call(each.name, partial(each.fetch, query), getattr(each, "in_memory", False))
@@ -187,7 +176,7 @@ class Runner:
         done = self._run_parallel(calls, limit_ms, report)
         return pool_of([done.get(source.name) or () for source in sources])
 
-    def _filter(self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport) -> Pool:
+    def _filter(self, pipeline: Pipeline, query: Query, pool: Pool, report: RunReport) -> Pool:
         for stage in pipeline.filters:
             try:
                 with report.timed(stage.name):
@@ -198,7 +187,7 @@ class Runner:
             pool = _apply_filter(stage, query, pool, removed, report)
         return pool
 
-    def _prerank(self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport) -> Pool:
+    def _prerank(self, pipeline: Pipeline, query: Query, pool: Pool, report: RunReport) -> Pool:
         stage = pipeline.prerank
         if stage is None or len(pool) <= max(stage.keep, query.k):
             return pool
@@ -214,7 +203,7 @@ class Runner:
         return _keep_best(stage, pool, scores, max(stage.keep, query.k), report)
 
     def _hydrate(
-        self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport
+        self, pipeline: Pipeline, query: Query, pool: Pool, report: RunReport
     ) -> tuple[Query, Pool]:
         if not len(pool):
             return query, pool
@@ -230,7 +219,7 @@ class Runner:
         return replace(query, stale=query.stale or len(done) < len(calls)), pool
 
     def _remembered(
-        self, hydrators: Sequence[CandidateHydrator], query: Query, pool: Pool, report: _RunReport
+        self, hydrators: Sequence[CandidateHydrator], query: Query, pool: Pool, report: RunReport
     ) -> dict[str, Hydration]:
         """What hydrators answer from memory, by name; a failure there is left to `hydrate`."""
         found: dict[str, Hydration] = {}
@@ -244,7 +233,7 @@ class Runner:
                     found[each.name], report.stage_ms[each.name] = hydration, took_ms
         return found
 
-    def _score(self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport) -> Pool:
+    def _score(self, pipeline: Pipeline, query: Query, pool: Pool, report: RunReport) -> Pool:
         if not len(pool):
             return pool
         for scorer in (pipeline.scorer, pipeline.fallback_scorer):
@@ -258,7 +247,7 @@ class Runner:
         return pool
 
     def _select(
-        self, pipeline: Pipeline, query: Query, pool: Pool, report: _RunReport
+        self, pipeline: Pipeline, query: Query, pool: Pool, report: RunReport
     ) -> tuple[Candidate, ...]:
         selector = pipeline.selector
         try:
@@ -273,7 +262,7 @@ class Runner:
             return tuple(pool.slate_item(row, 1.0, False) for row in range(min(query.k, len(pool))))
 
     def _run_parallel(
-        self, calls: Sequence[_Call[T]], limit_ms: float, report: _RunReport
+        self, calls: Sequence[_Call[T]], limit_ms: float, report: RunReport
     ) -> dict[str, T]:
         """Results by stage name; stages that fail or overrun are left out and reported."""
         started = time.perf_counter()
@@ -299,13 +288,31 @@ class Runner:
                 report.stage_ms[name] = _ms_since(started)
         return done
 
-    def _run_here(self, call: _Call[T], done: dict[str, T], report: _RunReport) -> None:
+    def _run_here(self, call: _Call[T], done: dict[str, T], report: RunReport) -> None:
         started = time.perf_counter()
         try:
             done[call.name], report.stage_ms[call.name] = _run_traced(call)
         except Exception as error:
             report.add_failure(call.name, error)
             report.stage_ms[call.name] = _ms_since(started)
+
+
+def slate_of(
+    query: Query, pool: Pool, items: tuple[Candidate, ...], report: RunReport, found: int
+) -> Slate:
+    """The slate of these items of the pool. found: how many candidates the sources returned."""
+    return Slate(
+        query=query,
+        items=items,
+        weights=_by_task(pool, "weights"),
+        rates=_by_task(pool, "rates"),
+        fallbacks=tuple(report.fallbacks),
+        removals=report.removals,
+        stage_ms=report.stage_ms,
+        candidate_count=found,
+        ranker_inputs=pool.ranker_inputs(items),
+        log_density=None if pool.scored is None else pool.scored.log_density,
+    )
 
 
 def _run_traced(call: _Call[T]) -> tuple[T, float]:
@@ -315,7 +322,7 @@ def _run_traced(call: _Call[T]) -> tuple[T, float]:
         not trace.get_current_span().is_recording()
     ):  # a span would be dropped; making one is not free
         return call.run(), _ms_since(started)
-    with _TRACER.start_as_current_span(f"stage {call.name}"):
+    with TRACER.start_as_current_span(f"stage {call.name}"):
         value = call.run()
     return value, _ms_since(started)
 
@@ -344,7 +351,7 @@ def _add_columns(pool: Pool, hydration: Hydration) -> Pool:
 
 
 def _apply_filter(
-    stage: AnyFilter, query: Query, pool: Pool, removed: Removed, report: _RunReport
+    stage: AnyFilter, query: Query, pool: Pool, removed: Removed, report: RunReport
 ) -> Pool:
     gone = np.flatnonzero(removed.mask)
     kept = len(pool) - len(gone)
@@ -359,7 +366,7 @@ def _apply_filter(
 
 
 def _keep_best(
-    stage: Prerank, pool: Pool, scores: np.ndarray, keep: int, report: _RunReport
+    stage: Prerank, pool: Pool, scores: np.ndarray, keep: int, report: RunReport
 ) -> Pool:
     """The `keep` best candidates in their original order; the others become removals."""
     order = np.argsort(-scores, kind="stable")  # NaN sorts last
@@ -380,6 +387,6 @@ def _by_task(pool: Pool, name: Literal["weights", "rates"]) -> dict[str, float]:
     return dict(zip(pool.scored.tasks, values, strict=True)) if values else {}
 
 
-def _error_text(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -6,7 +6,7 @@ Knows what each kind takes and returns. Does not know how stages are run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,13 @@ class Source(Protocol):
     def name(self) -> str: ...
 
     def fetch(self, query: Query) -> Sequence[Candidate]: ...
+
+
+class StreamSource(Source, Protocol):
+    """A source that can also return its candidates in parts, the best first."""
+
+    def fetch_stream(self, query: Query) -> Generator[Sequence[Candidate], None, None]:
+        """What `fetch` returns, each part as soon as it is known. Closing it ends the work."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,11 @@ class Scorer(Protocol):
 
 
 class Selector(Protocol):
-    """Chooses and orders at most k candidates."""
+    """Chooses and orders at most k candidates.
+
+    One that takes the first k as they are may set `keeps_order = True`: a streamed answer then
+    gives each item as soon as its source does.
+    """
 
     @property
     def name(self) -> str: ...

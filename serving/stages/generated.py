@@ -8,7 +8,8 @@ nor how the models work.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -24,6 +25,7 @@ from serving.pipeline.trace import current_headers
 from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import LiveCatalogue
 from serving.state.popularity import PopularityCache, most_frequent
+from streams.contract.events import CatalogueItem
 
 QUERIES, REACTIVATION = "queries", "reactivation"  # kinds of models
 _MAX_UNAVAILABLE = 5_000  # bounds a request's size: the newest items
@@ -32,7 +34,7 @@ _MAX_PLANS, _PLAN_S = 4, 0.05  # with less time left, no further path is planned
 
 @dataclass(frozen=True)
 class GeneratedQueries:
-    """Queries that the model writes for the item, scored by their log-probability."""
+    """Queries that the model writes for the item, best first by their log-probability."""
 
     models: ModelClient
     store: FeatureStore
@@ -42,18 +44,37 @@ class GeneratedQueries:
     timeout_s: float = 0.35
     model: str = QUERIES  # the one of its kind that serves
     name: str = "generated"
+    spare: int = 2  # times k are asked for, so that exploration has something to draw from
 
     def fetch(self, query: Query) -> Sequence[Candidate]:
         item = self.catalogue.get(query.item_id or "")
         if item is None:
             return ()
-        user = query.user if query.user is not None else absent_rows("user", [query.user_id])
-        # Twice k, so that exploration has something to draw from.
-        item_row = self._item_row(item.video_id, query.now_ms)
-        tensors = REGISTRY[self.model].load_assemble()(
-            user, item_row, item, 2 * query.k, query.now_ms, blocked=self.blocked.texts()
+        out = _infer(self.models, self.model, query, self._tensors(query, item), self.timeout_s)
+        return self._candidates(item, out)
+
+    def fetch_stream(self, query: Query) -> Generator[Sequence[Candidate], None, None]:
+        item = self.catalogue.get(query.item_id or "")
+        if item is None:
+            return
+        parts = self.models.infer_stream(
+            self.model,
+            self._tensors(query, item),
+            version=query.release.version(self.model),
+            timeout_s=self.timeout_s,
+            headers=current_headers(),
         )
-        out = _infer(self.models, self.model, query, tensors, self.timeout_s)
+        with closing(parts):
+            for part in parts:
+                yield self._candidates(item, part)
+
+    def _tensors(self, query: Query, item: CatalogueItem) -> dict[str, np.ndarray]:
+        user = query.user if query.user is not None else absent_rows("user", [query.user_id])
+        item_row, k = self._item_row(item.video_id, query.now_ms), self.spare * query.k
+        assemble = REGISTRY[self.model].load_assemble()
+        return assemble(user, item_row, item, k, query.now_ms, blocked=self.blocked.texts())
+
+    def _candidates(self, item: CatalogueItem, out: Mapping[str, np.ndarray]) -> list[Candidate]:
         rows = zip(out["query"], out["score"], out["anchor"], strict=True)
         return [
             Candidate(

@@ -90,6 +90,7 @@ class InOrder:
     """Keeps the source's order, as a trajectory needs. Nothing is explored."""
 
     name: str = "in_order"
+    keeps_order: bool = True
 
     def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]:
         return tuple(pool.slate_item(row, 1.0, False) for row in range(min(query.k, len(pool))))

@@ -32,6 +32,10 @@ class RequestConflict(ValueError):
     """The user has sent another request with the same request id."""
 
 
+class CallerLeft(Exception):
+    """The caller left while the reply was being made, which ends the work."""
+
+
 @dataclass(frozen=True)
 class _Entry:
     digest: bytes
@@ -86,7 +90,10 @@ class RecentReplies:
         if entry.digest != digest:
             raise RequestConflict(_CONFLICT)
         if not first:
-            return entry.reply.result(_WAIT_S)
+            try:
+                return entry.reply.result(_WAIT_S)
+            except CallerLeft:
+                return self.reply(request, make)  # this caller's turn: the entry is gone
         return self._make(key, entry, lambda: self._shared_reply(key, digest, seen, make))
 
     def forget(self, user_id: str) -> None:

@@ -7,14 +7,15 @@ a module with a `SURFACE` here and its name to the registry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from serving.pipeline.query import Query, Release, Slate
 from serving.pipeline.requests import Request, RequestContext
-from serving.pipeline.runner import Runner
+from serving.pipeline.runner import Pipeline
+from serving.pipeline.streamed import StreamingRunner
 from serving.pipeline.trace import record_context
 from serving.registry import SURFACES
 from serving.surfaces.spec import StageDependencies, SurfaceSpec
@@ -51,7 +52,7 @@ class Surfaces:
     ) -> None:
         self.deps = deps
         self._current_release = current_release
-        self._runner = Runner(threads)
+        self._runner = StreamingRunner(threads)
         self.specs = load_surfaces()
         self._pipelines = {
             (spec.name, variant): build(deps)
@@ -65,12 +66,19 @@ class Surfaces:
         explore: False ranks by the mean of the user's weights, for replies that nothing
             learns from; these belong to no arm.
         """
+        return self._runner.run(*self._chosen(request, explore))
+
+    def stream(self, request: Request) -> Generator[Slate, None, None]:
+        """The slate of `answer` while it is made: each has further items, the last is whole."""
+        return self._runner.stream(*self._chosen(request, explore=True))
+
+    def _chosen(self, request: Request, explore: bool) -> tuple[Pipeline, Query]:
         query = replace(self.query(request), explore=explore)
         record_context(query.context)
         spec = self.specs[query.surface]
         if spec.in_experiment and explore and query.candidates is None:
             query = replace(query, arm=self.deps.experiment.arm_of(query.user_id))
-        return self._runner.run(self._pipelines[query.surface, spec.choose(query)], query)
+        return self._pipelines[query.surface, spec.choose(query)], query
 
     def read_request(self, body: Any) -> Request:
         """A request as JSON, checked by its surface's model.

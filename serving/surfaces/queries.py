@@ -7,10 +7,12 @@ Knows its request, its reply and its stages by name and order. Does not know how
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from serving.pipeline.query import Query
 from serving.pipeline.reply import Item, Reply
 from serving.pipeline.requests import ItemRequest, Request
 from serving.pipeline.runner import Pipeline
@@ -24,8 +26,10 @@ from serving.stages.generated import (
 )
 from serving.stages.hydrators import CatalogueItems, UserFeatures
 from serving.stages.scorers import SourceScore
-from serving.stages.selectors import PlackettLuce
+from serving.stages.selectors import InOrder, PlackettLuce
 from serving.surfaces.spec import StageDependencies, SurfaceSpec
+
+_BEST = "best"
 
 
 class QueriesRequest(ItemRequest):
@@ -35,6 +39,13 @@ class QueriesRequest(ItemRequest):
 
     surface: Literal["queries"] = "queries"
     k: Annotated[int, Field(ge=1, le=20)] = 3
+    explore: Annotated[
+        bool,
+        Field(
+            description="False: the best queries in order, none drawn. A streamed reply then gives "
+            "each as soon as it is decided; drawn ones are decided together."
+        ),
+    ] = True
 
 
 class QueryItem(Item):
@@ -53,16 +64,7 @@ def queries(deps: StageDependencies) -> Pipeline:
     return Pipeline(
         name="queries",
         query_hydrators=[UserFeatures(deps.store, deps.last_users)],
-        sources=[
-            GeneratedQueries(
-                deps.models,
-                deps.store,
-                deps.catalogue,
-                deps.popularity,
-                deps.blocked,
-                model=deps.model_of(QUERIES),
-            )
-        ],
+        sources=[_generated(deps)],
         fallback_sources=[
             ClickedQueries(deps.popularity, deps.blocked),
             GenreWords(deps.catalogue, deps.blocked),
@@ -76,8 +78,38 @@ def queries(deps: StageDependencies) -> Pipeline:
     )
 
 
+def best_queries(deps: StageDependencies) -> Pipeline:
+    """The same without a draw: as many as are shown, in the model's order."""
+    sources = [replace(_generated(deps), spare=1)]
+    return replace(queries(deps), sources=sources, selector=InOrder())
+
+
+def _generated(deps: StageDependencies) -> GeneratedQueries:
+    return GeneratedQueries(
+        deps.models,
+        deps.store,
+        deps.catalogue,
+        deps.popularity,
+        deps.blocked,
+        model=deps.model_of(QUERIES),
+    )
+
+
+def _choose(query: Query) -> str:
+    request = query.request
+    return _BEST if isinstance(request, QueriesRequest) and not request.explore else ""
+
+
 def _canary(item_id: str) -> Request:
     return QueriesRequest(user_id="canary", item_id=item_id, k=2, seed=0)
 
 
-SURFACE = SurfaceSpec(request=QueriesRequest, pipeline=queries, canary=_canary, reply=QueriesReply)
+SURFACE = SurfaceSpec(
+    request=QueriesRequest,
+    pipeline=queries,
+    canary=_canary,
+    reply=QueriesReply,
+    variants={_BEST: best_queries},
+    choose=_choose,
+    streams=True,
+)

@@ -15,7 +15,7 @@ from features.store import FeatureStore
 from models.client import ModelClient
 from serving.pipeline.arms import Experiment
 from serving.pipeline.query import Query, Slate
-from serving.pipeline.reply import ItemLookup, Reply, own_item_fields, to_reply
+from serving.pipeline.reply import ItemLookup, Reply, items_of, own_item_fields, to_reply
 from serving.pipeline.requests import Request
 from serving.pipeline.runner import Deadlines, Pipeline
 from serving.pipeline.stage import CandidateHydrator
@@ -102,6 +102,8 @@ class SurfaceSpec:
     variants, choose: other pipelines by name, and which of them answers a query; "" is `pipeline`.
     in_experiment: its users are split into the experiment's arms, unless nothing learns from the
         reply or the caller states the candidates; `choose` reads the query's `arm`.
+    streams: its reply is also given as server-sent events, each item as soon as it is decided
+        (`serving.pipeline.streamed`).
     panel: the title of the panel that the page draws for it; None where the page has its own
         place for it, or none.
     """
@@ -114,6 +116,7 @@ class SurfaceSpec:
     variants: Mapping[str, BuildPipeline] = field(default_factory=dict)
     choose: Callable[[Query], str] = _one_pipeline
     in_experiment: bool = False
+    streams: bool = False
     panel: str | None = None
 
     @property
@@ -124,6 +127,10 @@ class SurfaceSpec:
     def about(self) -> str:
         """What it answers, in one sentence."""
         return (self.pipeline.__doc__ or "").strip().partition("\n")[0]
+
+    def to_items(self, slate: Slate, key: bytes, first: int = 0) -> list[dict[str, Any]]:
+        """The reply's items from slot `first` on."""
+        return items_of(slate, key, own_item_fields(self.reply), first)
 
     def to_reply(self, slate: Slate, key: bytes, catalogue: ItemLookup) -> dict[str, Any]:
         """The reply as plain JSON. `key` signs the impression tokens."""

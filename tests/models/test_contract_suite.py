@@ -28,7 +28,9 @@ from models.release.in_process import InProcessClient
 from models.release.store import ReleaseStore
 from models.release.triton_repository import ModelRepository
 from models.signature import BadInput, text_list
+from models.stream import StreamRuntime, joined
 from serving.clients.triton import TritonClient
+from serving.fakes import FakeModelClient
 from serving.pipeline.frames import absent_rows
 from streams.bus.contract import Stamp
 from streams.contract.clock import DAY_MS, HOUR_MS
@@ -296,6 +298,37 @@ def test_its_fake_answers_in_its_form(built: Built) -> None:
         assert all(np.array_equal(again[n], tensor) for n, tensor in fake(request).items())
 
 
+def test_its_parts_add_up_to_its_answer(built: Built, tmp_path: Path) -> None:
+    """One part where it does not stream."""
+    assert built.spec.streams == isinstance(built.runtime, StreamRuntime)
+    repository = ModelRepository(tmp_path / "repository")
+    repository.add(built.bundle)
+    client = InProcessClient(repository.folder)
+    client.load_all()
+    assert_streams_as_it_answers(built, client)
+    fake = FakeModelClient({built.spec.name: built.spec.load_fake()})
+    request = built.requests()["known"]
+    parts = list(fake.infer_stream(built.spec.name, request))
+    assert_equal(joined(parts), fake.infer(built.spec.name, request), "fake")
+
+
+def assert_streams_as_it_answers(built: Built, client: ModelClient) -> None:
+    most = 0
+    for name, tensors in built.requests().items():
+        found = client.infer_stream(
+            built.spec.name, tensors, version=built.bundle.version, timeout_s=60.0
+        )
+        parts = list(found)
+        assert_equal(joined(parts), built.runtime.infer(tensors), name)
+        most = max(most, len(parts))
+    assert built.spec.streams or most == 1
+    foreign = dict(built.canary.request)
+    missing = built.runtime.signature.inputs[0].name
+    foreign.pop(missing)
+    with pytest.raises(BadInput, match=missing):
+        next(client.infer_stream(built.spec.name, foreign, timeout_s=60.0))
+
+
 def test_its_canary_tells_a_right_answer_from_a_wrong_one(built: Built) -> None:
     right = built.runtime.infer(built.canary.request)
     assert wrong_answer(built.spec.name, built.canary, right) == ""
@@ -404,6 +437,11 @@ def test_several_requests_in_one_call_are_answered_as_one_by_one(
             assert_equal(answer, built.runtime.infer(requests[name]), name)
         assert_equal(last, built.runtime.infer(requests["cold"]), "cold")
         assert each.infer_many(built.spec.name, []) == []
+
+
+def test_triton_streams_what_it_answers(served: tuple[Built, ModelClient]) -> None:
+    built, client = served
+    assert_streams_as_it_answers(built, client)
 
 
 def test_triton_answers_as_the_process_does(served: tuple[Built, ModelClient]) -> None:

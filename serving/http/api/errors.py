@@ -46,6 +46,7 @@ _ABOUT = {
     401: "An API key is needed, or unknown.",
     403: "The API key lacks the scope.",
     404: "There is no such item.",
+    406: "The surface's reply cannot be streamed: ask for JSON.",
     409: "Another request of this user has the same request id.",
     413: "The body, or one event, is larger than the limit that `detail` names.",
     415: "The content encoding is not supported: send gzip or none.",
