@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from deploy.services.process import ServiceUnavailable, free_port
 from deploy.services.valkey import Valkey
 from deploy.settings import Settings
 from deploy.supervisor import Report, ServiceStatus, Supervised, Supervisor
+from models.client import ModelUnavailable
 
 RECORD_S = 0.5
 OWN_CHECK_S = 3.0  # of the stack's own processes, each of which spends about a millisecond on it
@@ -212,7 +213,29 @@ class Stack:
             return []
         port = self._triton.http_port
         answers = partial(answers_bytes, port, "/v2/health/live")
-        return [Supervised(self._triton, ready_within_s=180.0, answers=answers, children=True)]
+        return [
+            Supervised(
+                self._triton,
+                ready_within_s=180.0,
+                answers=answers,
+                child_killed=self._reload_model,
+            )
+        ]
+
+    def _reload_model(self, command: Sequence[str]) -> None:
+        """Loads the model again whose process was killed, as the gateways' monitors would: under
+        load they see only that it is silent, and need seconds to tell that from being busy."""
+        found = next((Path(word) for word in command if word.endswith("/model.py")), None)
+        if found is None:
+            return
+        model = found.parts[-3]
+        try:
+            reloaded = wiring.reload_model(self.settings, model)
+        except ModelUnavailable as error:
+            self._report(Report("triton", f"{model}: a process was killed; {error}"))
+            return
+        if reloaded:
+            self._report(Report("triton", f"{model}: a process was killed, it is loaded again"))
 
     def _sweep(self) -> None:
         if self._triton is not None:

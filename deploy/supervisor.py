@@ -17,7 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deploy.services.liveness import FreezeLimits, Silence, Stopped, family, probe
+from deploy.services.liveness import (
+    ChildWatch,
+    FreezeLimits,
+    Silence,
+    StateWatch,
+    children_of,
+    probe,
+)
 from deploy.services.process import Child, Service, ServiceFailed
 
 Phase = Literal["starting", "running", "waiting", "stopped"]
@@ -34,8 +41,9 @@ class Supervised:
 
     `after_start` runs after every start and restart, to restore what a restart has lost.
     `answers` is asked every `check_every_s` while the service runs; it takes about a second at
-    most. With `children`, a child process that a signal has stopped is killed: its parent then
-    treats it like any that ended.
+    most. `child_killed`: for a service with child processes that do not recover by themselves,
+    called in a thread of its own with the command line of one that was killed. A child that a
+    signal has stopped is killed first.
     """
 
     service: Service
@@ -43,7 +51,7 @@ class Supervised:
     grace_s: float = 8.0
     answers: Callable[[], bool] | None = None
     check_every_s: float = 2.0
-    children: bool = False
+    child_killed: Callable[[Sequence[str]], None] | None = None
     after_start: Callable[[], None] | None = None
 
     @property
@@ -70,7 +78,8 @@ class _State:
     crashes: int = 0  # in a row
     restarts: int = 0  # in all
     silence: Silence = field(default_factory=Silence)
-    stopped: Stopped = field(default_factory=Stopped)
+    stopped: StateWatch = field(default_factory=lambda: StateWatch(b"T"))
+    children: ChildWatch = field(default_factory=ChildWatch)
     looked: float = 0.0
     first: bool = True  # not ready yet since `start`, which then raises its failure
     failure: Exception | None = None
@@ -238,19 +247,35 @@ class Supervisor:
         silent_s = state.silence.lasts_s()
         if self.limits.unanswered_s and silent_s >= self.limits.unanswered_s:
             return f"did not answer for {silent_s:.0f} s"
-        if not self.limits.stopped_s or time.monotonic() - state.looked < LOOK_EVERY_S:
+        if time.monotonic() - state.looked < LOOK_EVERY_S:
             return ""
         state.looked, pid = time.monotonic(), state.child.pid
-        pids = family(pid) if state.spec.children else iter((pid,))
-        stopped = state.stopped.longer_than(pids, self.limits.stopped_s)
-        if pid in stopped:
-            return "was stopped by a signal (SIGSTOP)"
-        for child in stopped:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-            text = f"its process {child} was stopped by a signal (SIGSTOP) and is killed"
-            self.report(Report(state.spec.name, text))
+        children = list(children_of(pid)) if state.spec.child_killed is not None else []
+        if self.limits.stopped_s:
+            stopped = state.stopped.longer_than([pid, *children], self.limits.stopped_s)
+            if pid in stopped:
+                return "was stopped by a signal (SIGSTOP)"
+            self._kill_stopped(state, stopped)
+        self._tell_killed(state, children)
         return ""
+
+    def _kill_stopped(self, state: _State, children: Sequence[int]) -> None:
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            text = f"its process {pid} was stopped by a signal (SIGSTOP) and is killed"
+            self.report(Report(state.spec.name, text))
+
+    def _tell_killed(self, state: _State, children: Sequence[int]) -> None:
+        if state.spec.child_killed is None:
+            return
+        for command in state.children.killed(children):
+            threading.Thread(
+                target=state.spec.child_killed,
+                args=(command,),
+                name=f"killed-{state.spec.name}",
+                daemon=True,
+            ).start()
 
     def _crashed(self, state: _State, what: str) -> None:
         state.child.stop(1.0)  # with the processes that it started

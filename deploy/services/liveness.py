@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,15 +57,16 @@ class Silence:
 
 
 @dataclass
-class Stopped:
-    """Processes that were seen stopped by a signal: pid -> since when, and how often."""
+class StateWatch:
+    """Processes that were seen in a state of /proc: pid -> since when, and how often."""
 
+    state: bytes
     seen: dict[int, tuple[float, int]] = field(default_factory=dict)
 
-    def longer_than(self, pids: Iterator[int], limit_s: float) -> list[int]:
-        """Those of `pids` that are stopped and have been for so long."""
+    def longer_than(self, pids: Sequence[int], limit_s: float) -> list[int]:
+        """Those of `pids` that are in the state and have been for so long."""
         now = time.monotonic()
-        found = {pid: self.seen.get(pid, (now, 0)) for pid in pids if is_stopped(pid)}
+        found = {pid: self.seen.get(pid, (now, 0)) for pid in pids if state_of(pid) == self.state}
         self.seen = {pid: (since, looks + 1) for pid, (since, looks) in found.items()}
         return [
             pid
@@ -74,18 +75,43 @@ class Stopped:
         ]
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether a signal stopped the process (state T; a debugger's stop is another one)."""
+@dataclass
+class ChildWatch:
+    """The children of a service: which were killed, by their command lines."""
+
+    commands: dict[int, list[str]] = field(default_factory=dict)
+    ended: StateWatch = field(default_factory=lambda: StateWatch(b"Z"))
+
+    def killed(self, children: Sequence[int]) -> list[list[str]]:
+        """Those that ended and that the service does not wait for, each told once. One that the
+        service itself ended is gone by the second look."""
+        known = {pid: self.commands.get(pid) or command_line(pid) for pid in children}
+        ended = self.ended.longer_than(children, 0.0)
+        self.commands = {pid: words for pid, words in known.items() if pid not in ended}
+        return [known[pid] for pid in ended if known[pid]]
+
+
+def state_of(pid: int) -> bytes:
+    """T: stopped by a signal (a debugger's stop is another state). Z: ended, and its parent has
+    not noticed. b"" without such a process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
-        return False  # it ended, or this is not Linux
-    return text[text.rfind(b")") + 2 :][:1] == b"T"
+        return b""  # it is gone, or this is not Linux
+    return text[text.rfind(b")") + 2 :][:1]
 
 
-def family(pid: int) -> Iterator[int]:
-    """The process and its children: those of all its threads, not their children."""
-    yield pid
+def command_line(pid: int) -> list[str]:
+    """[] for a process that has ended."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in words if word]
+
+
+def children_of(pid: int) -> Iterator[int]:
+    """Those that its threads have started, not their children."""
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = path.read_text().split()

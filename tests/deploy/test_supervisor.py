@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from deploy.services.process import (
 )
 from deploy.supervisor import (
     LONGEST_BACKOFF_S,
+    LOOK_EVERY_S,
     Report,
     Supervised,
     Supervisor,
@@ -163,23 +165,27 @@ def test_a_stopped_service_is_killed_and_restarted_unless_the_limit_is_0(
         patient.stop()
 
 
-def test_a_stopped_child_of_a_service_is_killed_and_the_service_stays(
+def test_a_stopped_child_is_killed_and_its_command_told_and_the_service_stays(
     reports: Reports, tmp_path: Path
 ) -> None:
-    """As Triton's stubs, which threads of it have started."""
+    """As Triton's stubs, which threads of it have started and which it does not wait for."""
     fork = "import subprocess, threading; " + (
-        "threading.Thread(target=subprocess.run, args=(['sleep', '99'],)).start()"
+        "threading.Thread(target=subprocess.Popen, args=(['sleep', '99'],)).start()"
     )
     server = Listener("server", tmp_path, free_port(), code=fork + LISTEN)
     supervisor = Supervisor(reports.append, FreezeLimits(stopped_s=0.1))
+    killed: list[list[str]] = []
     try:
-        supervisor.start([Supervised(server, children=True)])
+        supervisor.start([Supervised(server, child_killed=lambda argv: killed.append(list(argv)))])
         pid = _pid(supervisor, "server")
         assert wait_until(lambda: bool(psutil.Process(pid).children()), 30)
         child = psutil.Process(pid).children()[0]
+        assert wait_until(lambda: child.name() == "sleep", 30)  # it has been forked, and then runs
+        time.sleep(2 * LOOK_EVERY_S)  # the supervisor has seen it
         child.send_signal(signal.SIGSTOP)
-        assert wait_until(lambda: reports.include("server", f"its process {child.pid}"), 30)
-        assert wait_until(lambda: not child.is_running(), 30)
+        assert wait_until(lambda: bool(killed), 30)
+        assert reports.include("server", f"its process {child.pid} was stopped")
+        assert killed == [["sleep", "99"]]
         assert supervisor.status()[0].restarts == 0
     finally:
         supervisor.stop()
