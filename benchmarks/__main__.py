@@ -22,7 +22,8 @@ NOT_BENCHMARKS = {"__init__", "__main__", "report", "worlds"}
 class Options:
     """quick: a few minutes, for CI, not saved. world: a world's TOML file. cases: of `fuzz`.
 
-    declared: of `exactness`, with signals and attributes that an owner declared.
+    declared: of `exactness`, with signals and attributes that an owner declared. baseline: of
+    `rest`, the folder of another checkout with an environment of its own.
     """
 
     quick: bool
@@ -30,6 +31,7 @@ class Options:
     seeds: int
     cases: int | None = None
     declared: bool = False
+    baseline: Path | None = None
 
 
 def names() -> list[str]:
@@ -58,6 +60,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--declared",
         action="store_true",
         help="exactness with two declared signals and three declared attributes",
+    )
+    parser.add_argument(
+        "--baseline", type=Path, help="of rest: another checkout, with its own .venv, to compare"
     )
     return parser.parse_args(argv)
 

@@ -18,12 +18,14 @@ from pathlib import Path
 from deploy import logins, renamed, state, wiring
 from deploy.processes import PROCESSES
 from deploy.processes.lifecycle import Process
+from deploy.processes.tuning import keep_pandas_out_of_pyarrow
 from deploy.settings import INSTANCE, Settings, SettingsError, load
 from streams.json_logs import configure_logs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
+    keep_pandas_out_of_pyarrow()
     configure_logs(given.name)  # the settings may say otherwise, and reading them may warn
     try:
         settings = settings_of(given.name, given.home, given.instance)

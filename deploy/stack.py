@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -21,12 +22,15 @@ from deploy.processes import PROCESSES
 from deploy.processes.own import OwnProcess
 from deploy.services import kafka, paths, tansu, triton
 from deploy.services.cache import cache_dir
+from deploy.services.liveness import FreezeLimits, answers_bytes, answers_kafka
 from deploy.services.process import ServiceUnavailable, free_port
 from deploy.services.valkey import Valkey
 from deploy.settings import Settings
 from deploy.supervisor import Report, ServiceStatus, Supervised, Supervisor
+from models.client import ModelUnavailable
 
 RECORD_S = 0.5
+OWN_CHECK_S = 3.0  # of the stack's own processes, each of which spends about a millisecond on it
 AUTO_FETCH_S = 120.0  # how long the download may take before the embedded broker starts
 
 
@@ -122,7 +126,8 @@ class Stack:
         state.write_settings(self.settings)
         self._cleanup.callback(state.forget_stack, self.settings.home)
         self._cleanup.callback(self._sweep)
-        self._supervisor = Supervisor(self._report)
+        limits = FreezeLimits(**self.settings.supervision.model_dump())
+        self._supervisor = Supervisor(self._report, limits)
         self._cleanup.callback(self._write_service_records(self._supervisor))
         self._cleanup.callback(self._supervisor.stop)
         self._step("starting the broker and the store")
@@ -171,11 +176,18 @@ class Stack:
             else:
                 broker = tansu.Tansu(logs)
             self.settings.broker.bootstrap_servers = broker.bootstrap_servers
-            services.append(Supervised(broker, grace_s=15.0, after_start=self._after_broker_start))
+            services.append(
+                Supervised(
+                    broker,
+                    grace_s=15.0,
+                    answers=partial(answers_kafka, broker.port),
+                    after_start=self._after_broker_start,
+                )
+            )
         if self.settings.store.kind != "external":
             store = Valkey(logs)
             self.settings.store.address = store.address
-            services.append(Supervised(store, check_every_s=5.0))
+            services.append(Supervised(store, answers=store.ready))
         self._choose_addresses(logs)
         return services
 
@@ -201,7 +213,31 @@ class Stack:
         wiring.fill_repository(self.settings)
         if self._triton is None:
             return []
-        return [Supervised(self._triton, ready_within_s=180.0, check_every_s=10.0)]
+        port = self._triton.http_port
+        answers = partial(answers_bytes, port, "/v2/health/live")
+        return [
+            Supervised(
+                self._triton,
+                ready_within_s=180.0,
+                answers=answers,
+                child_killed=self._reload_model,
+            )
+        ]
+
+    def _reload_model(self, command: Sequence[str]) -> None:
+        """Loads the model again whose process was killed, as the gateways' monitors would: under
+        load they see only that it is silent, and need seconds to tell that from being busy."""
+        found = next((Path(word) for word in command if word.endswith("/model.py")), None)
+        if found is None:
+            return
+        model = found.parts[-3]
+        try:
+            reloaded = wiring.reload_model(self.settings, model)
+        except ModelUnavailable as error:
+            self._report(Report("triton", f"{model}: a process was killed; {error}"))
+            return
+        if reloaded:
+            self._report(Report("triton", f"{model}: a process was killed, it is loaded again"))
 
     def _sweep(self) -> None:
         if self._triton is not None:
@@ -219,9 +255,14 @@ class Stack:
 
     def _own_processes(self) -> list[Supervised]:
         urls = {"gateway": f"{self.page}/healthz"}
+        ports = self.settings.telemetry.metrics_ports
         return [
             Supervised(
-                OwnProcess(name, self.settings.home, url=urls.get(name, "")), ready_within_s=120.0
+                OwnProcess(name, self.settings.home, url=urls.get(name, "")),
+                ready_within_s=120.0,
+                # The metrics' server answers this path without collecting any.
+                answers=partial(answers_bytes, ports[name], "/favicon.ico"),
+                check_every_s=OWN_CHECK_S,
             )
             for name in own_processes(self.settings)
         ]

@@ -1,12 +1,15 @@
 """Keeps the services of a stack running: starts them in order, restarts them, stops them.
 
 Knows child processes, crashes and timeouts. Does not know what the services are
-(`deploy.stack`). One thread starts every child and lives until `stop`: the kernel ends a
+(`deploy.stack`) nor how a frozen one is recognized (`deploy.services.liveness`). One thread starts every child and lives until `stop`: the kernel ends a
 child when the thread that started it ends, so no child outlives a killed supervisor.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -14,6 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deploy.services.liveness import (
+    ChildWatch,
+    FreezeLimits,
+    Silence,
+    StateWatch,
+    children_of,
+    probe,
+)
 from deploy.services.process import Child, Service, ServiceFailed
 
 Phase = Literal["starting", "running", "waiting", "stopped"]
@@ -21,7 +32,7 @@ WATCH_S = 0.2
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 20.0
 HEALTHY_AFTER_S = 30.0  # a crash after this long counts as the first one in a row
-MAX_UNANSWERED = 3  # checks in a row before a service is restarted
+LOOK_EVERY_S = 0.5  # at the states of processes
 
 
 @dataclass(frozen=True)
@@ -29,14 +40,18 @@ class Supervised:
     """A service and how to keep it running.
 
     `after_start` runs after every start and restart, to restore what a restart has lost.
-    With `check_every_s` > 0, `service.ready()` is asked that often, and a service that runs
-    but no longer answers is restarted.
+    `answers` is asked every `check_every_s` while the service runs; it takes about a second at
+    most. `child_killed`: for a service with child processes that do not recover by themselves,
+    called in a thread of its own with the command line of one that was killed. A child that a
+    signal has stopped is killed first.
     """
 
     service: Service
     ready_within_s: float = 60.0
     grace_s: float = 8.0
-    check_every_s: float = 0.0
+    answers: Callable[[], bool] | None = None
+    check_every_s: float = 2.0
+    child_killed: Callable[[Sequence[str]], None] | None = None
     after_start: Callable[[], None] | None = None
 
     @property
@@ -62,13 +77,15 @@ class _State:
     since: float = field(default_factory=time.monotonic)  # start of the phase
     crashes: int = 0  # in a row
     restarts: int = 0  # in all
-    unanswered: int = 0  # unanswered checks in a row
-    checked: float = 0.0
+    silence: Silence = field(default_factory=Silence)
+    stopped: StateWatch = field(default_factory=lambda: StateWatch(b"T"))
+    children: ChildWatch = field(default_factory=ChildWatch)
+    looked: float = 0.0
     first: bool = True  # not ready yet since `start`, which then raises its failure
     failure: Exception | None = None
 
     def set_phase(self, phase: Phase) -> None:
-        self.phase, self.since, self.unanswered = phase, time.monotonic(), 0
+        self.phase, self.since, self.silence.count = phase, time.monotonic(), 0
 
     def lasted_s(self) -> float:
         return time.monotonic() - self.since
@@ -86,9 +103,13 @@ class ServiceStatus:
 
 @dataclass
 class Supervisor:
-    """Owns the child processes of one stack. `report` is called in the supervisor's thread."""
+    """Owns the child processes of one stack. `report` is called in the supervisor's thread.
+
+    A service that runs and is frozen by `limits` is killed and started again.
+    """
 
     report: Callable[[Report], None]
+    limits: FreezeLimits = field(default_factory=FreezeLimits)
     _waves: int = 0
     _states: dict[str, _State] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -111,6 +132,8 @@ class Supervisor:
         states = [_State(spec, wave, self._spawn(spec)) for spec in services]
         with self._lock:
             self._states.update((state.spec.name, state) for state in states)
+        for state in states:
+            self._probe(state)
         while any(state.first and state.failure is None for state in states):
             if self._stopping.wait(0.02):
                 raise ServiceFailed("stopped while starting")
@@ -168,8 +191,9 @@ class Supervisor:
             self._check_started(state)
         elif state.phase == "running" and not state.child.alive():
             self._crashed(state, f"ended with code {state.child.exit_code()}")
-        elif state.phase == "running" and self._stopped_answering(state):
-            self._crashed(state, f"did not answer {MAX_UNANSWERED} times in a row")
+        elif state.phase == "running" and (why := self._frozen(state)):
+            state.child.kill()  # it would not see a request to end
+            self._crashed(state, why)
         elif state.phase == "waiting" and state.lasted_s() >= backoff_s(state.crashes):
             self._restart(state)
 
@@ -201,13 +225,57 @@ class Supervisor:
         state.failure = ServiceFailed(f"{state.spec.name} {error}; {where}")
         state.set_phase("stopped")
 
-    def _stopped_answering(self, state: _State) -> bool:
-        every = state.spec.check_every_s
-        if not every or time.monotonic() - state.checked < every:
-            return False
-        state.unanswered = 0 if _answers(state.spec.service) else state.unanswered + 1
-        state.checked = time.monotonic()
-        return state.unanswered >= MAX_UNANSWERED
+    def _probe(self, state: _State) -> None:
+        """Starts the thread that asks a service for signs of life."""
+        if state.spec.answers is None or not self.limits.unanswered_s:
+            return
+        threading.Thread(
+            target=probe,
+            args=(
+                state.spec.answers,
+                lambda: state.phase == "running",
+                state.silence,
+                self._stopping,
+                state.spec.check_every_s,
+            ),
+            name=f"probe-{state.spec.name}",
+            daemon=True,
+        ).start()
+
+    def _frozen(self, state: _State) -> str:
+        """Why a running service counts as frozen; "" if it does not."""
+        silent_s = state.silence.lasts_s()
+        if self.limits.unanswered_s and silent_s >= self.limits.unanswered_s:
+            return f"did not answer for {silent_s:.0f} s"
+        if time.monotonic() - state.looked < LOOK_EVERY_S:
+            return ""
+        state.looked, pid = time.monotonic(), state.child.pid
+        children = list(children_of(pid)) if state.spec.child_killed is not None else []
+        if self.limits.stopped_s:
+            stopped = state.stopped.longer_than([pid, *children], self.limits.stopped_s)
+            if pid in stopped:
+                return "was stopped by a signal (SIGSTOP)"
+            self._kill_stopped(state, stopped)
+        self._tell_killed(state, children)
+        return ""
+
+    def _kill_stopped(self, state: _State, children: Sequence[int]) -> None:
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            text = f"its process {pid} was stopped by a signal (SIGSTOP) and is killed"
+            self.report(Report(state.spec.name, text))
+
+    def _tell_killed(self, state: _State, children: Sequence[int]) -> None:
+        if state.spec.child_killed is None:
+            return
+        for command in state.children.killed(children):
+            threading.Thread(
+                target=state.spec.child_killed,
+                args=(command,),
+                name=f"killed-{state.spec.name}",
+                daemon=True,
+            ).start()
 
     def _crashed(self, state: _State, what: str) -> None:
         state.child.stop(1.0)  # with the processes that it started
@@ -224,13 +292,6 @@ class Supervisor:
             state.set_phase("starting")
         except Exception as error:
             self._crashed(state, f"could not be started: {error}")
-
-
-def _answers(service: Service) -> bool:
-    try:
-        return service.ready()
-    except Exception:  # an error counts as no answer
-        return False
 
 
 def _stop_together(states: Sequence[_State]) -> None:

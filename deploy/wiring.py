@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,11 +116,11 @@ def refuse_contradictions(settings: Settings) -> None:
     Raises:
         SettingsError: stored items hold values that do not fit; the message names one of each.
     """
-    from streams.catalogue import CatalogueLog
-
     declarations = settings.items.declarations()
     if not declarations.declared:
         return
+    from streams.catalogue import CatalogueLog  # with polars: 17 MB
+
     found = CatalogueLog(settings.log_dir).load().contradictions(declarations)
     if problems := [
         f"items.attributes.{name} does not fit {count} stored items, such as {example}"
@@ -318,6 +319,20 @@ def model_client(settings: Settings) -> ModelClient:
     from serving.clients.triton import TritonClient
 
     return TritonClient(settings.triton.grpc_address)
+
+
+def reload_model(settings: Settings, model: str) -> bool:
+    """Loads a model again whose process was killed; False where another process does so.
+
+    Raises:
+        ModelUnavailable: it does not load.
+    """
+    from models.release.store import ReleaseStore
+
+    with ReleaseStore(settings.releases_dir).repair_lock(model, time.time()) as mine:
+        if mine:
+            model_client(settings).reload(model)
+        return mine
 
 
 def follow_repository(models: ModelClient, stop: threading.Event, every_s: float = 1.0) -> None:

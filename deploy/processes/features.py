@@ -6,12 +6,17 @@ know how a row is folded (`features.rows`).
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 import threading
 
 from deploy import wiring
 from deploy.processes.lifecycle import Process
 from deploy.processes.tuning import BEHIND_S, CACHED_ROWS, COMBINED_BYTES
+from deploy.services.cache import ROOT
+from deploy.settings import from_stored
 from features.definitions import DEFINITIONS
 from features.feast.registry import RegisteredFeatureStore
 from features.live.worker import consumer_group, fold_delivery, fold_input_schema
@@ -86,14 +91,30 @@ def _register(
 ) -> None:
     """Writes the declarations into Feast's registry, at once if it does not exist yet.
 
-    After a restart the queued events are folded first: importing Feast holds the interpreter
-    for seconds.
+    In a process of its own: importing Feast takes seconds, and the 450 MB of what it imports
+    (torch, pandas) would stay. After a restart the queued events are folded first.
     """
     if store.registry_path.exists():
         worker_ready.wait()
         if process.stop.wait(REGISTRY_DELAY_S):
             return
-    store.apply()
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.processes.features"],
+        input=process.settings.model_dump_json().encode(),
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode and not process.stop.is_set():
+        why = done.stderr.decode(errors="replace").strip()[-2_000:]
+        raise RuntimeError(f"Feast's registry was not written: {why}")
+
+
+def write_registry() -> None:
+    """Writes Feast's registry by the settings on standard input."""
+    settings = from_stored(json.loads(sys.stdin.read()))
+    wiring.declare(settings)
+    wiring.feature_store(settings).apply()
 
 
 def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> None:
@@ -118,3 +139,7 @@ def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> 
 
 def _entity_topics() -> list[tuple[EntityName, str]]:
     return [(entity, ENTITY_TOPIC[entity]) for entity in DEFINITIONS]
+
+
+if __name__ == "__main__":
+    write_registry()

@@ -17,19 +17,16 @@ from deploy.services.cache import ROOT
 from deploy.services.process import Command
 from deploy.services.triton import answers_http
 
-# The log writer merges whole hours of events now and then. glibc's allocator, with few arenas and
-# low thresholds, returns such a peak to the system; Arrow's own (mimalloc) keeps most of it: a
-# merge of 128,000 events left 60 MB instead of 130 MB. Where requests are answered, each of some 40
-# threads would fill an arena of its own.
-_ANSWERING = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+# glibc gives each of a process's 30 to 50 threads an arena of its own, which keeps what was freed in
+# it: two are enough, and what is free at the end of one is returned at once.
+_FEW_ARENAS = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+# The log writer merges whole hours of events now and then. With low thresholds, glibc's allocator
+# returns such a peak to the system; Arrow's own (mimalloc) keeps most of it: a merge of 128,000 events
+# left 60 MB instead of 130 MB.
 MEMORY = {
-    "gateway": _ANSWERING,
-    "kafka-requests": _ANSWERING,
     "log-writer": {
         "ARROW_DEFAULT_MEMORY_POOL": "system",
-        "MALLOC_ARENA_MAX": "2",
         "MALLOC_MMAP_THRESHOLD_": str(256 << 10),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
     },
 }
 
@@ -51,7 +48,7 @@ class OwnProcess:
         return Command(
             argv=[*argv, "--instance", instance] if instance else argv,
             log_path=self.home / "logs" / f"{self.name}.log",
-            env={"PYTHONUNBUFFERED": "1", **MEMORY.get(kind, {}), **self.env},
+            env={"PYTHONUNBUFFERED": "1", **_FEW_ARENAS, **MEMORY.get(kind, {}), **self.env},
             cwd=ROOT,
         )
 

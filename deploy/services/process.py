@@ -147,8 +147,9 @@ class Child:
         return self._process.wait(10)
 
     def terminate(self) -> None:
-        """SIGTERM for the whole session, without waiting."""
+        """SIGTERM for the whole session, without waiting; what is stopped goes on and sees it."""
         self._signal(signal.SIGTERM)
+        self._signal(signal.SIGCONT)
 
     def kill(self) -> int:
         """SIGKILL for the whole session."""

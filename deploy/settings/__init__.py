@@ -144,6 +144,13 @@ class LogSettings(Section):
     retention_days: int | None = Field(None, ge=1)  # stack clock; None: no limit
 
 
+class SupervisionSettings(Section):
+    """When a part that runs counts as frozen and is killed and started again; 0: never."""
+
+    unanswered_s: float = Field(10.0, ge=0, le=86_400)  # without an answer to a probe
+    stopped_s: float = Field(1.0, ge=0, le=86_400)  # stopped by a signal, as by kill -STOP
+
+
 PROCESS_NAMES = ("batcher", "log-writer", "features", "gateway", "kafka-requests", "updater")
 TASKS = ("play", "long_view", "like", "follow", "order", "query_click", "skip")
 
@@ -271,6 +278,7 @@ class Settings(BaseSettings):
     signals: DeclaredSignals = {}
     features: FeaturesSettings = FeaturesSettings()
     security: SecuritySettings = SecuritySettings()
+    supervision: SupervisionSettings = SupervisionSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod

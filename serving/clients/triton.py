@@ -27,12 +27,14 @@ from models.signature import BadInput
 from models.stream import stream_form
 from serving.clients.triton_stream import SharedStream
 
-# Reconnect quickly once the server is back; until then each request's own deadline applies.
+# Reconnect quickly once the server is back; until then each request's own deadline applies. The
+# "minimum" is also how long one attempt to connect may take: a busy machine needs more than 100 ms,
+# and a call that has no connection yet, as of a promotion, fails with the attempt.
 _CHANNEL = [
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 _CONTROL_S = 2.0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.services.process import Command, ServiceFailed, free_port, listening, wait_until
+from deploy.services.liveness import FreezeLimits, Silence, answers_bytes, answers_kafka
+from deploy.services.process import (
+    Command,
+    ServiceFailed,
+    free_port,
+    listening,
+    running,
+    wait_until,
+)
 from deploy.supervisor import (
     LONGEST_BACKOFF_S,
-    MAX_UNANSWERED,
+    LOOK_EVERY_S,
     Report,
     Supervised,
     Supervisor,
@@ -112,7 +124,7 @@ def test_a_service_that_cannot_start_raises_in_start(
 
 
 def test_a_service_that_runs_but_does_not_answer_is_restarted(
-    supervisor: Supervisor, reports: Reports, tmp_path: Path
+    reports: Reports, tmp_path: Path
 ) -> None:
     code = LISTEN.replace(
         "while True: s.accept()",
@@ -121,11 +133,91 @@ def test_a_service_that_runs_but_does_not_answer_is_restarted(
     )
     (tmp_path / "hang").touch()
     server = Listener("server", tmp_path, free_port(), code=code)
-    supervisor.start([Supervised(server, check_every_s=0.1)])
-    assert wait_until(
-        lambda: reports.include("server", f"did not answer {MAX_UNANSWERED} times"), 15
+    supervisor = Supervisor(reports.append, FreezeLimits(unanswered_s=0.2, stopped_s=0.0))
+    try:
+        supervisor.start([Supervised(server, answers=server.ready, check_every_s=0.1)])
+        assert wait_until(lambda: reports.include("server", "did not answer for"), 30)
+        assert wait_until(lambda: reports.include("server", "answers again"), 30)
+    finally:
+        supervisor.stop()
+
+
+def test_a_stopped_service_is_killed_and_restarted_unless_the_limit_is_0(
+    reports: Reports, tmp_path: Path
+) -> None:
+    server = Listener("server", tmp_path, free_port())
+    patient = Supervisor(reports.append, FreezeLimits(stopped_s=0.0))
+    supervisor = Supervisor(reports.append, FreezeLimits(stopped_s=0.3))
+    try:
+        patient.start([Supervised(Listener("left", tmp_path, free_port()))])
+        supervisor.start([Supervised(server)])
+        left, first = _pid(patient, "left"), _pid(supervisor, "server")
+        assert left is not None
+        assert first is not None
+        os.kill(left, signal.SIGSTOP)
+        os.kill(first, signal.SIGSTOP)
+        assert wait_until(lambda: reports.include("server", "answers again"), 30)
+        assert reports.include("server", "stopped by a signal")
+        assert _pid(supervisor, "server") not in (None, first)
+        assert _pid(patient, "left") == left
+    finally:
+        supervisor.stop()
+        patient.stop()
+
+
+def test_a_stopped_child_is_killed_and_its_command_told_and_the_service_stays(
+    reports: Reports, tmp_path: Path
+) -> None:
+    """As Triton's stubs, which threads of it have started and which it does not wait for."""
+    fork = "import subprocess, threading; " + (
+        "threading.Thread(target=subprocess.Popen, args=(['sleep', '99'],)).start()"
     )
-    assert wait_until(lambda: reports.include("server", "answers again"), 15)
+    server = Listener("server", tmp_path, free_port(), code=fork + LISTEN)
+    supervisor = Supervisor(reports.append, FreezeLimits(stopped_s=0.1))
+    killed: list[list[str]] = []
+    try:
+        supervisor.start([Supervised(server, child_killed=lambda argv: killed.append(list(argv)))])
+        pid = _pid(supervisor, "server")
+        assert wait_until(lambda: bool(psutil.Process(pid).children()), 30)
+        child = psutil.Process(pid).children()[0]
+        assert wait_until(lambda: child.name() == "sleep", 30)  # it has been forked, and then runs
+        time.sleep(2 * LOOK_EVERY_S)  # the supervisor has seen it
+        child.send_signal(signal.SIGSTOP)
+        assert wait_until(lambda: bool(killed), 30)
+        assert reports.include("server", f"its process {child.pid} was stopped")
+        assert killed == [["sleep", "99"]]
+        assert supervisor.status()[0].restarts == 0
+    finally:
+        supervisor.stop()
+
+
+def test_silence_needs_several_probes_and_its_time() -> None:
+    silence = Silence()
+    silence.note(answered=False)
+    silence.since -= 3_600.0  # as after an hour in which the supervisor itself was stopped
+    silence.note(answered=False)
+    assert silence.lasts_s() == 0.0
+    silence.note(answered=False)
+    assert silence.lasts_s() >= 3_600.0
+    silence.note(answered=True)
+    assert silence.lasts_s() == 0.0
+
+
+def test_a_broker_and_a_page_answer_their_probes_and_a_stopped_process_does_not(
+    tmp_path: Path,
+) -> None:
+    mute = Listener("mute", tmp_path, free_port())
+    with running(mute):
+        assert listening(mute.port)
+        assert not answers_kafka(mute.port, 0.2)
+        assert not answers_bytes(mute.port, "/", 0.2)
+    page = free_port()
+    serve = [sys.executable, "-m", "http.server", str(page), "--bind", "127.0.0.1"]
+    with subprocess.Popen(serve, cwd=tmp_path, stderr=subprocess.DEVNULL) as server:
+        try:
+            assert wait_until(lambda: answers_bytes(page, "/absent"), 30)
+        finally:
+            server.kill()
 
 
 def test_a_slow_start_does_not_delay_restarts_of_others(

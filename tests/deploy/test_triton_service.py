@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
 
+from deploy import wiring
 from deploy.services import process, triton
+from deploy.services.liveness import children_of
 from deploy.services.triton import Triton
+from deploy.settings import Settings, TritonSettings
+from deploy.supervisor import LOOK_EVERY_S, Supervised, Supervisor
 
 WriteModel = Callable[[Path, str], None]
 
@@ -90,3 +98,46 @@ def test_another_platform_is_reported_with_the_alternatives(
     assert "TIDEMILL_TRITON__KIND=in_process" in triton.available()
     with pytest.raises(process.ServiceUnavailable, match="Darwin arm64"):
         triton.server_dir()
+
+
+def test_a_killed_process_of_a_model_is_told_by_its_command_and_the_model_loaded_again(
+    triton_overlay: Path, tmp_path: Path, write_doubling_model: WriteModel
+) -> None:
+    assert triton_overlay.exists()
+    server = Triton(tmp_path, tmp_path / "repository")
+    write_doubling_model(server.repository, "doubling")
+    told: list[Path] = []
+    settings = Settings(
+        home=tmp_path / "home",
+        triton=TritonSettings(kind="external", grpc_address=server.grpc_address),
+    )
+
+    def reload(command: Sequence[str]) -> None:
+        told.append(next(Path(word) for word in command if word.endswith("/model.py")))
+        assert wiring.reload_model(settings, "doubling")
+
+    def stubs() -> list[int]:
+        return list(children_of(supervisor.status()[0].pid or 0))
+
+    supervisor = Supervisor(lambda _: None)
+    try:
+        supervisor.start([Supervised(server, ready_within_s=120.0, child_killed=reload)])
+        before = stubs()
+        assert len(before) == 1
+        time.sleep(2 * LOOK_EVERY_S)  # the supervisor has seen it
+        os.kill(before[0], signal.SIGKILL)
+        assert process.wait_until(lambda: bool(told) and stubs() not in ([], before), 60)
+        assert told[0].parts[-3:] == ("doubling", "1", "model.py")
+        values = np.ones(2, dtype=np.float32)
+        assert process.wait_until(lambda: _answers(server, values), 60)
+        assert len(told) == 1
+    finally:
+        supervisor.stop()
+        server.sweep()
+
+
+def _answers(server: Triton, values: np.ndarray) -> bool:
+    try:
+        return bool(_doubled(server.grpc_address, "doubling", values).tolist() == [2, 2])
+    except InferenceServerException:
+        return False
