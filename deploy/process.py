@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from deploy import renamed, state, wiring
-from deploy.processes import PROCESSES
+from deploy.processes import PROCESSES, forks
 from deploy.processes.lifecycle import Process
 from deploy.settings import INSTANCE, Settings, SettingsError, load
 from streams.json_logs import configure_logs
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process = Process(given.name, settings)
     process.log()
     wiring.declare(settings)
-    process.observe()
+    if not forks(given.name, settings):  # its workers do: threads do not survive a fork
+        process.observe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop.set())
     try:
