@@ -58,7 +58,7 @@ def test_at_most_so_many_run_and_the_others_wait_for_their_turn() -> None:
 
 def test_a_request_that_would_be_late_is_rejected_with_the_time_to_ask_again() -> None:
     gate, capacity = Gate(), Capacity(running=1, longest_s=1.0)
-    capacity._mean_s = 0.9  # as after a while of slow replies
+    capacity._between_s = 0.9  # as after a while of slow replies
 
     async def run() -> None:
         async with anyio.create_task_group() as group:
@@ -76,8 +76,8 @@ def test_a_request_that_would_be_late_is_rejected_with_the_time_to_ask_again() -
 def test_a_gateway_that_is_busy_answers_429_with_retry_after(make_harness: object) -> None:
     harness = make_harness(streams=False)  # type: ignore[operator]
     capacity: Capacity = harness.client.app.state.capacity
-    capacity._mean_s, capacity.waiting = 5.0, 1_000
+    capacity._between_s, capacity.waiting = 0.5, 1_000
     refused = harness.client.post("/v1/feed", json={"user_id": "u1"})
-    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "314")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "500")
     capacity.waiting = 0
     assert harness.client.post("/v1/feed", json={"user_id": "u1"}).status_code == 200

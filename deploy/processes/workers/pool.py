@@ -56,9 +56,11 @@ class WorkerPool:
         prepare: Callable[[], object] = lambda: None,
         ended: Callable[[int, int], object] = lambda _number, _pid: None,
         board: Board | None = None,
+        silent_s: float = SILENT_S,
     ) -> None:
         self.board = board or Board(count)
         self._work, self._stop, self._prepare, self._ended = work, stop, prepare, ended
+        self._silent_s = silent_s
         self._workers = {number: _Worker() for number in self.board.numbers}
 
     def run(self, on_ready: Callable[[], object] = lambda: None) -> int:
@@ -123,7 +125,7 @@ class WorkerPool:
 
     def _end_silent(self) -> None:
         for number in self.board.numbers:
-            limit_s = SILENT_S if self.board.ready(number) else STARTS_WITHIN_S
+            limit_s = self._silent_s if self.board.ready(number) else STARTS_WITHIN_S
             if self.board.pid(number) and self.board.silent_s(number) > limit_s:
                 _LOG.error("worker %d has shown no life for %g s and is killed", number, limit_s)
                 _send(self.board.pid(number), signal.SIGKILL)

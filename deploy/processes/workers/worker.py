@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from opentelemetry import trace
 
 from deploy.processes.lifecycle import Process
 from deploy.processes.serving_dependencies import serving_dependencies
@@ -71,6 +72,7 @@ class Worker:
             )
         )
         server.run(sockets=[shared_socket(gateway.host, gateway.port)])
+        getattr(trace.get_tracer_provider(), "shutdown", lambda: None)()  # sends the last spans
         return 0 if self._process.stop.is_set() else 1
 
     def _dependencies(self) -> GatewayDependencies:
