@@ -110,7 +110,8 @@ class OpenLoad:
 
 
 def measure_open(port: int, path: str, body: Body, per_s: float, seconds: float) -> OpenLoad:
-    """Sends `per_s` requests a second, evenly, each on an idle connection or on a new one."""
+    """Sends `per_s` requests a second at random times, as many independent users do (a Poisson
+    process, the same each time), each on an idle connection or on a new one."""
     return asyncio.run(_measure_open(port, path, body, per_s, seconds))
 
 
@@ -134,9 +135,9 @@ async def _measure_open(port: int, path: str, body: Body, per_s: float, seconds:
         else:
             failed += 1
 
+    gaps_s = np.random.default_rng(0).exponential(1 / per_s, int(per_s * seconds))
     started, sent = time.perf_counter(), []
-    for number in range(int(per_s * seconds)):
-        due_s = started + number / per_s
+    for number, due_s in enumerate(started + np.cumsum(gaps_s)):
         await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
         sent.append(asyncio.create_task(send(number, due_s)))
     await asyncio.gather(*sent)

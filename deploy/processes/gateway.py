@@ -49,7 +49,10 @@ def _run_workers(process: Process) -> int:
     settings = process.settings
     address = settings.gateway.host, settings.gateway.port
     shared_socket(*address, alone=True).close()  # raises if another program has the port
-    board, files = Board(settings.gateway.workers), MetricFiles(settings.home / "gateway-metrics")
+    board, files = (
+        Board(settings.gateway.workers),
+        MetricFiles(settings.home / f"{process.label}-metrics"),
+    )
     files.clear()
     reached = Reached(LiveCatalogue(CatalogueLog(settings.log_dir).load()))
 

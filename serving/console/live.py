@@ -215,7 +215,10 @@ class LiveReader:
         unknown here, and the user may have come back."""
         erasure = parse_erasure(record, self._latest_ms())
         if self._is_recent(record) and not isinstance(erasure, Rejection):
-            self._on_erasure(erasure.user_id)
+            try:
+                self._on_erasure(erasure.user_id)
+            except Exception:
+                _LOG.exception("what is kept of an erased user was not dropped")
 
     def _apply_release(self, record: Record) -> None:
         self._on_release()
