@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from deploy import logins, renamed, state, wiring
-from deploy.processes import PROCESSES
+from deploy.processes import PROCESSES, forks
 from deploy.processes.lifecycle import Process
 from deploy.processes.tuning import keep_pandas_out_of_pyarrow
 from deploy.settings import INSTANCE, Settings, SettingsError, load
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(refusal, file=sys.stderr)
         return 2
     wiring.declare(settings)
-    process.observe()
+    if not forks(given.name, settings):  # its workers do: threads do not survive a fork
+        process.observe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop.set())
     try:

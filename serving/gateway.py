@@ -31,16 +31,17 @@ from serving.monitoring.metrics import Metrics
 from serving.monitoring.model_monitor import ModelMonitor
 from serving.monitoring.served_features import ServedFeatures
 from serving.monitoring.surface_monitor import SurfaceMonitor
+from serving.monitoring.workers import Workers
 from serving.pipeline.arms import Experiment
 from serving.pipeline.query import Release
 from serving.pipeline.runner import Deadlines
 from serving.registry import SURFACES
 from serving.stages.caps import Cap
-from serving.state.activity import Activity
 from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import CatalogueFold, LiveCatalogue
 from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
+from serving.state.reached import Reached
 from serving.state.releases import ReleaseReader, ReleaseSwitch
 from serving.state.replies import RecentReplies
 from serving.surfaces import StageDependencies, Surfaces
@@ -74,6 +75,7 @@ class GatewayConfig:
         slate; None keeps popularity in memory and logs no served features.
     blocked_queries: file of the queries that are taken down, shared by the processes of a
         stack; None keeps them in memory.
+    keeps_popularity: writes popularity to `state_dir`; of several workers, one does.
     """
 
     impression_key: bytes
@@ -85,6 +87,7 @@ class GatewayConfig:
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     state_dir: Path | None = None
     blocked_queries: Path | None = None
+    keeps_popularity: bool = True
     deadlines: Deadlines = field(default_factory=Deadlines)
     caps: tuple[Cap, ...] = ()
     drawn_share: float = 0.0
@@ -107,6 +110,8 @@ class GatewayDependencies:
     releases: `models.release.store.ReleaseStore`; None serves fallbacks only.
     replies: the replies to requests with an id, of all processes; None keeps to this one.
     updates: what `models.training.update_report.update_reports` tells of each model's updates.
+    reached: state to start from, with its catalogue; None reads the topics from their start.
+    workers: the gateway's processes on the same port; None where there is one.
     """
 
     bus: Bus
@@ -118,6 +123,8 @@ class GatewayDependencies:
     releases: ReleaseReader | None = None
     replies: SharedReplies | None = None
     updates: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
+    reached: Reached | None = None
+    workers: Workers | None = None
 
 
 class Gateway:
@@ -131,14 +138,15 @@ class Gateway:
         self.metrics = Metrics(SURFACES, sum(astuple(config.deadlines)) / 1e3)
         self.store = GuardedStore(deps.store, observe=self.metrics.observe_store_read)
         self.models = GuardedModels(deps.models, observe=self.metrics.observe_model_call)
-        self.catalogue = LiveCatalogue(deps.catalogue)
-        self.activity, self.hub = Activity(), EventHub()
+        reached = deps.reached or Reached(LiveCatalogue(deps.catalogue))
+        self.catalogue, self.activity, self.hub = reached.catalogue, reached.activity, EventHub()
         self.popularity = PopularityCache(
             self.store,
             self.catalogue,
             deps.clock,
             state_dir / POPULARITY if state_dir else None,
             every_s=config.popularity_every_s,
+            saves=config.keeps_popularity,
         )
         self.blocked = BlockedQueries(config.blocked_queries)
         self.likings = Likings(deps.releases.bundle_folder if deps.releases else None)
@@ -150,12 +158,12 @@ class Gateway:
         self.watch = FeatureWatch(self.store, deps.clock, self.hub)
         self.live = LiveReader(
             deps.bus,
-            self.catalogue,
-            self.activity,
+            reached,
             self.metrics,
             self.hub,
             on_release=self.releases.refresh_soon,
             on_user_event=self.watch.notify,
+            on_erasure=self.forget,
             latest_ms=partial(future_limit_ms, deps.clock, config.admission.future_ms),
         )
         self.model_monitor = ModelMonitor(
@@ -179,6 +187,7 @@ class Gateway:
                 "surfaces": lambda: _listed(self.surface_monitor.problems),
                 "updates": self._check_updates,
             }
+            | ({"workers": deps.workers.problem} if deps.workers else {})
         )
         self.stopping = threading.Event()
 
@@ -205,6 +214,25 @@ class Gateway:
     def can_answer(self) -> bool:
         """False while the catalogue is empty and the broker down; all else has a fallback."""
         return bool(self.catalogue.index().ids) or self.health.is_up("broker")
+
+    def forget(self, user_id: str) -> None:
+        """Drops what this process keeps of the user, except replies, which their own mark ends."""
+        self.surfaces.deps.last_users.forget(user_id)
+        self.activity.forget(user_id)
+        self.served.erase(user_id)
+
+    def metrics_text(self) -> bytes:
+        """This process's metrics as of now, in Prometheus's text format."""
+        self.metrics.set_components(self.health.status())
+        self.metrics.load_skew(self.skew_file)
+        self.metrics.set_models(self.releases.current, self.model_monitor.problems)
+        self.metrics.count_slates({"kept": self.served.kept, "dropped": self.served.dropped})
+        return self.metrics.text()
+
+    def all_metrics_text(self) -> bytes:
+        """`metrics_text`, added up with that of the gateway's other processes."""
+        own, workers = self.metrics_text(), self._deps.workers
+        return workers.metrics(own) if workers else own
 
     def stats(self) -> dict[str, Any]:
         """Totals since the topics' start, and each component's status."""

@@ -26,15 +26,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
+import psutil
 
 from benchmarks.report import Report
 from benchmarks.serve.gateway import Loaded, loaded, now_ms, train
 from benchmarks.serve.load import Body, ask, measure
+from benchmarks.serve.overload import overload
 from deploy.services.process import free_port
 from deploy.simulation.movielens import DataUnavailable
 from serving.gateway import Gateway
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from benchmarks.__main__ import Options
 
 CALLERS = (1, 16)
+WORKERS = 2
 BAR, BASELINE_PER_S = 15.0, 20.0  # the second: commit 3de34bd, 16 callers, 2 cores
 FEEDS, WARM = 300, 50  # of the measurement by stage
 START_S = 180.0
@@ -63,8 +67,10 @@ def run(options: Options) -> Report:
             report.notes.append(f"left out: {reason}")
             return report
         _by_stage(report, built)
-        with _server(folder, end_ms) as port:
-            _through_http(report, built, port, seconds, quick=options.quick)
+        with _server(folder, end_ms) as served:
+            _through_http(report, built, served, seconds, quick=options.quick)
+        with _server(folder, end_ms, WORKERS) as served:
+            _with_workers(report, built, served, seconds)
     return report
 
 
@@ -112,7 +118,10 @@ def _bodies(built: Loaded) -> dict[str, Body]:
     return {surface: of(surface) for surface in ("feed", "queries", "reactivation")}
 
 
-def _through_http(report: Report, built: Loaded, port: int, seconds: float, *, quick: bool) -> None:
+def _through_http(
+    report: Report, built: Loaded, served: _Served, seconds: float, *, quick: bool
+) -> None:
+    port = served.port
     ask(port, "POST /filled")
     bodies = _bodies(built)
     for surface, body in bodies.items():
@@ -120,7 +129,7 @@ def _through_http(report: Report, built: Loaded, port: int, seconds: float, *, q
         ask(port, f"PUT /bare/{surface}", reply)
         measure(port, f"/v1/{surface}", body, 4, min(seconds, 2.0))  # warm
     found = {
-        (path, callers): _row(report, path, body, port, callers, seconds)
+        (path, callers): _row(report, path, body, served, callers, seconds)
         for surface, body in bodies.items()
         for path in (f"/v1/{surface}", f"/bare/{surface}")
         for callers in CALLERS
@@ -128,15 +137,27 @@ def _through_http(report: Report, built: Loaded, port: int, seconds: float, *, q
     factor = found["/v1/feed", CALLERS[-1]] / BASELINE_PER_S
     ok = None if quick else factor >= BAR
     report.check("feeds per second with 16 callers / commit 3de34bd", factor, f">= {BAR:g}", ok)
+    closed = found["/v1/feed", CALLERS[-1]]
+    overload(report, port, bodies["feed"], closed, seconds, quick=quick)
 
 
-def _row(report: Report, path: str, body: Body, port: int, callers: int, seconds: float) -> float:
-    before = _cpu_s(port)
-    load = measure(port, path, body, callers, seconds)
-    cpu_ms = (_cpu_s(port) - before) * 1e3 / max(len(load.latency_ms), 1)
+def _with_workers(report: Report, built: Loaded, served: _Served, seconds: float) -> None:
+    body = _bodies(built)["feed"]
+    measure(served.port, "/v1/feed", body, 16, min(seconds, 2.0))  # warm
+    for callers in CALLERS:
+        _row(report, "/v1/feed", body, served, callers, seconds)
+
+
+def _row(
+    report: Report, path: str, body: Body, served: _Served, callers: int, seconds: float
+) -> float:
+    before = served.cpu_s()
+    load = measure(served.port, path, body, callers, seconds)
+    cpu_ms = (served.cpu_s() - before) * 1e3 / max(len(load.latency_ms), 1)
     p50, p99 = np.percentile(load.latency_ms, (50, 99)) if len(load.latency_ms) else (np.nan,) * 2
     report.add(
         route=path,
+        workers=served.workers,
         callers=callers,
         per_s=load.per_s,
         p50_ms=float(p50),
@@ -147,19 +168,28 @@ def _row(report: Report, path: str, body: Body, port: int, callers: int, seconds
     return load.per_s
 
 
-def _cpu_s(port: int) -> float:
-    return float(orjson.loads(ask(port, "GET /cpu"))["cpu_s"])
+@dataclass(frozen=True)
+class _Served:
+    """A gateway that answers on a port: one process, or a parent and its workers."""
+
+    port: int
+    process: psutil.Process
+    workers: int
+
+    def cpu_s(self) -> float:
+        each = [self.process, *self.process.children(recursive=True)]
+        return sum(sum(one.cpu_times()[:2]) for one in each)
 
 
 @contextmanager
-def _server(folder: Path, end_ms: int) -> Iterator[int]:
-    """The gateway in its own process, answering on the port."""
+def _server(folder: Path, end_ms: int, workers: int = 1) -> Iterator[_Served]:
+    """The gateway in its own process or processes, answering on the port."""
     port = free_port()
     command: Sequence[str] = [sys.executable, "-m", "benchmarks.serve.server"]
-    child = subprocess.Popen([*command, str(folder), str(end_ms), str(port)])
+    child = subprocess.Popen([*command, str(folder), str(end_ms), str(port), str(workers)])
     try:
         _wait_until_it_answers(port, child)
-        yield port
+        yield _Served(port, psutil.Process(child.pid), workers)
     finally:
         child.terminate()
         child.wait(30)
@@ -171,7 +201,7 @@ def _wait_until_it_answers(port: int, child: subprocess.Popen[bytes]) -> None:
         if child.poll() is not None:
             raise RuntimeError(f"the gateway ended with {child.returncode} before it answered")
         try:
-            ask(port, "GET /cpu")
+            ask(port, "GET /v1/surfaces")
             return
         except (OSError, RuntimeError):
             time.sleep(0.2)

@@ -1,4 +1,5 @@
-"""Callers over loopback: connections that each send one request after the other.
+"""Callers over loopback: connections that each send one request after the other, and requests that
+are sent at a rate, whether the ones before are answered or not.
 
 Knows HTTP/1.1 with a Content-Length, as uvicorn answers. Does not know surfaces. Written on asyncio
 streams: a client library would use more CPU than the server that it measures.
@@ -16,6 +17,7 @@ import orjson
 
 Body = Callable[[int], dict[str, object]]
 """The body of the n-th request."""
+_PATIENT_S = 30.0  # for one reply
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,59 @@ async def _measure(port: int, path: str, body: Body, callers: int, seconds: floa
 
     await asyncio.gather(*(caller() for _ in range(callers)))
     return Load(time.perf_counter() - started, np.array(took), failed)
+
+
+@dataclass(frozen=True)
+class OpenLoad:
+    """What was answered at an offered rate. Latencies count from when a request was due.
+
+    accepted_ms, rejected_ms: float64, of replies 200 and 429. failed: other replies, and none.
+    """
+
+    per_s: float
+    seconds: float
+    accepted_ms: np.ndarray
+    rejected_ms: np.ndarray
+    failed: int
+
+    @property
+    def accepted_per_s(self) -> float:
+        return len(self.accepted_ms) / self.seconds
+
+
+def measure_open(port: int, path: str, body: Body, per_s: float, seconds: float) -> OpenLoad:
+    """Sends `per_s` requests a second at random times, as many independent users do (a Poisson
+    process, the same each time), each on an idle connection or on a new one."""
+    return asyncio.run(_measure_open(port, path, body, per_s, seconds))
+
+
+async def _measure_open(port: int, path: str, body: Body, per_s: float, seconds: float) -> OpenLoad:
+    took: dict[int, list[float]] = {200: [], 429: []}
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    failed = 0
+
+    async def send(number: int, due_s: float) -> None:
+        nonlocal failed
+        try:
+            streams = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
+            raw = orjson.dumps(body(number))
+            status, _ = await asyncio.wait_for(request(*streams, f"POST {path}", raw), _PATIENT_S)
+        except (OSError, EOFError, TimeoutError):
+            failed += 1
+            return
+        idle.append(streams)
+        if status in took:
+            took[status].append((time.perf_counter() - due_s) * 1e3)
+        else:
+            failed += 1
+
+    gaps_s = np.random.default_rng(0).exponential(1 / per_s, int(per_s * seconds))
+    started, sent = time.perf_counter(), []
+    for number, due_s in enumerate(started + np.cumsum(gaps_s)):
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+        sent.append(asyncio.create_task(send(number, due_s)))
+    await asyncio.gather(*sent)
+    for _, writer in idle:
+        writer.close()
+    accepted, rejected = np.array(took[200]), np.array(took[429])
+    return OpenLoad(per_s, time.perf_counter() - started, accepted, rejected, failed)

@@ -3,6 +3,13 @@
 Knows the names by which they are started, in the order of a stack's start.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deploy.settings import Settings
+
 PROCESSES = {  # name -> module of this package
     "batcher": "ingest",
     "log-writer": "log_writer",
@@ -11,6 +18,11 @@ PROCESSES = {  # name -> module of this package
     "kafka-requests": "kafka_requests",
     "updater": "updater",  # started only where the settings schedule an update
 }
+
+
+def forks(name: str, settings: Settings) -> bool:
+    """Whether the process forks workers, and so may have no thread of its own."""
+    return name == "gateway" and settings.gateway.workers > 1
 
 
 def kind_and_instance(name: str) -> tuple[str, str]:

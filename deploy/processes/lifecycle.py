@@ -74,7 +74,15 @@ class Process:
         secrets = (security.impression_key, *security.api_keys, *filter(None, passwords))
         configure_logs(self.label, self.settings.telemetry.log_format, secrets)
 
-    def observe(self) -> None:
+    def forked(self) -> Process:
+        """The same in a process forked from this one: its stop event is its own, and SIGTERM
+        and SIGINT set it."""
+        copy = Process(self.name, self.settings)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: copy.stop.set())
+        return copy
+
+    def observe(self, *, with_port: bool = True) -> None:
         """Exports spans to the collector and counters at /metrics, where the settings say so."""
         from prometheus_client import start_http_server
 
@@ -83,7 +91,7 @@ class Process:
         telemetry = self.settings.telemetry
         configure(f"tidemill-{self.name}", telemetry.otlp_endpoint, telemetry.sample_ratio)
         port = telemetry.metrics_ports.get(self.label)
-        if port:
+        if port and with_port:
             start_http_server(port, addr=telemetry.metrics_host)
 
     def run_in_thread(self, name: str, work: Callable[[], object]) -> None:

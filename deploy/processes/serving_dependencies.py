@@ -18,13 +18,20 @@ from serving.clients.oidc import OidcConfig
 from serving.gateway import GatewayConfig, GatewayDependencies
 from serving.pipeline.arms import Experiment
 from serving.stages.caps import caps_of
-from streams.catalogue import CatalogueLog
+from serving.state.reached import Reached
+from streams.catalogue import Catalogue, CatalogueLog
 
 
 def serving_dependencies(
-    process: Process, *, monitor_every_s: float = GatewayConfig.monitor_every_s
+    process: Process,
+    *,
+    monitor_every_s: float = GatewayConfig.monitor_every_s,
+    reached: Reached | None = None,
 ) -> GatewayDependencies:
-    """Opens the bus, the stores and the models; state lies in a folder of the process's own."""
+    """Opens the bus, the stores and the models; state lies in a folder of the process's own.
+
+    `reached`: what the topics have said already, with the catalogue.
+    """
     settings = process.settings
     models = wiring.model_client(settings)
     if settings.triton.kind == "in_process":
@@ -53,12 +60,13 @@ def serving_dependencies(
         bus=wiring.bus(settings, ensure_topics=True),
         store=wiring.feature_store(settings),
         models=models,
-        catalogue=CatalogueLog(settings.log_dir).load(),
+        catalogue=Catalogue() if reached else CatalogueLog(settings.log_dir).load(),
         clock=wiring.clock(settings.clock),
         config=config,
         releases=releases,
         replies=wiring.shared_replies(settings),
         updates=partial(update_reports, releases),
+        reached=reached,
     )
 
 

@@ -113,6 +113,7 @@ class TritonSettings(Section):
 class GatewaySettings(Section):
     host: Host = "127.0.0.1"
     port: Port = 0  # 0: the stack chooses a free one
+    workers: int = Field(1, ge=1, le=64)  # processes that answer on the port
     # Origins whose pages may call the API from a browser, e.g. ["https://shop.example"].
     cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
 

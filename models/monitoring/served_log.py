@@ -63,7 +63,8 @@ class ServedSlate:
 
 
 class ServedLog:
-    """A folder of Parquet files, each written atomically. One writer."""
+    """A folder of Parquet files, each written atomically. Several processes may write and erase;
+    each of them erases every user, so a file that one wrote back is filtered by the next."""
 
     def __init__(self, folder: Path, *, keep_files: int = 200) -> None:
         self.folder, self._keep = folder, keep_files
@@ -91,7 +92,10 @@ class ServedLog:
     def erase(self, user_id: str) -> None:
         """Removes every slate of the user."""
         for path in self._files():
-            rows = pl.read_parquet(path)
+            try:
+                rows = pl.read_parquet(path)
+            except FileNotFoundError:  # another process removed it meanwhile
+                continue
             left = rows.filter(pl.col("user_id") != user_id)
             if left.is_empty():
                 path.unlink(missing_ok=True)
@@ -99,7 +103,7 @@ class ServedLog:
                 self._write(left, path.name)
 
     def _write(self, rows: pl.DataFrame, name: str) -> None:
-        beside = self.folder / f".{name}.writing"
+        beside = self.folder / f".{name}.{uuid.uuid4().hex[:8]}.writing"
         rows.write_parquet(beside, compression="zstd")
         os.replace(beside, self.folder / name)
 

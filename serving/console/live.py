@@ -6,11 +6,13 @@ nor who subscribes (`serving.console.hub`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -18,8 +20,8 @@ import pyarrow as pa
 
 from serving.console.hub import EventHub, LiveMessage
 from serving.monitoring.metrics import Metrics
-from serving.state.activity import Activity
-from serving.state.catalogue import LiveCatalogue
+from serving.state.reached import Reached, no_totals
+from streams.bus.commit_metadata import TopicPartition
 from streams.bus.consume import tail
 from streams.bus.contract import Bus, BusError, Consumer
 from streams.bus.polled import Record
@@ -28,7 +30,14 @@ from streams.codec.batches import NewerWriterError, read_batch
 from streams.codec.decode import Rejection
 from streams.codec.inputs import RejectedRecord, log_rejected, no_limit
 from streams.contract.declaration import contract
-from streams.contract.topics import BEHAVIOUR_DEAD, CATALOGUE, EVENTS_BY_USER, MODELS_PUBLISHED
+from streams.contract.topics import (
+    BEHAVIOUR_DEAD,
+    CATALOGUE,
+    ERASURES,
+    EVENTS_BY_USER,
+    MODELS_PUBLISHED,
+)
+from streams.erasure import parse_erasure
 from streams.ingest.dead_letters import DEAD_LETTER_HEADER
 
 _LOG = logging.getLogger(__name__)
@@ -36,6 +45,10 @@ _OTHERS_PER_BATCH = 12  # events of unwatched users shown per batch; watched use
 _RETRY_S = 1.0
 _CLOCK_SKEW_MS = 5_000
 _VALUE_SHOWN = 300  # bytes of a dead letter
+_READ_ON = 1_000  # records at once
+_POLL_S = 0.1
+_ASSIGNED_WITHIN_S = 30.0
+_TOPICS = (EVENTS_BY_USER, BEHAVIOUR_DEAD, MODELS_PUBLISHED, ERASURES)
 _SHOWN_FIELDS: tuple[str, ...] = (
     *("event_id", "user_id", "kind", "video_id", "query", "event_time_ms"),
     *("ingested_at_ms", "surface", "origin", "late", "duplicate"),
@@ -48,28 +61,51 @@ class LiveReader:
     def __init__(
         self,
         bus: Bus,
-        catalogue: LiveCatalogue,
-        activity: Activity,
+        reached: Reached,
         metrics: Metrics,
         hub: EventHub,
         on_release: Callable[[], None] = lambda: None,
         on_user_event: Callable[[str], None] = lambda _: None,
+        on_erasure: Callable[[str], None] = lambda _: None,
         latest_ms: Callable[[], int] = no_limit,
     ) -> None:
-        """`latest_ms`: see `streams.catalogue.parse_catalogue_event`."""
-        self._bus, self._catalogue, self._activity = bus, catalogue, activity
+        """`reached`: the state that is kept up to date, read on from where it ends.
+        `latest_ms`: see `streams.catalogue.parse_catalogue_event`."""
+        self._bus, self._reached = bus, reached
+        self._catalogue, self._activity = reached.catalogue, reached.activity
         self._metrics, self._hub = metrics, hub
         self._on_release, self._on_user_event = on_release, on_user_event
+        self._on_erasure = on_erasure
         self._latest_ms = latest_ms
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._started_ms = time.time_ns() // 1_000_000
-        self.totals = {"events": 0, "late": 0, "duplicates": 0, "dead": 0}
+        self.totals = reached.totals
+
+    def read_on(self) -> None:
+        """Reads the topics to their present ends on the calling thread, which owns `reached`.
+
+        Raises:
+            BusError: the broker does not answer; a later call reads on from where this one ended.
+        """
+        for topic in (CATALOGUE, *_TOPICS):
+            topic_id = self._bus.topic_id(topic)
+            same = self._reached.topic_ids.get(topic) == topic_id
+            self._reached.topic_ids[topic] = topic_id
+            apply = _log_failures(self._apply_catalogue if topic == CATALOGUE else self._apply)
+            for partition, (first, end) in self._bus.ends(topic).items():
+                at = (topic, partition)
+                start = max(first, self._reached.next_offsets.get(at, 0) if same else 0)
+                records = self._bus.scan(topic, partition, start, end)
+                while batch := list(islice(records, _READ_ON)):
+                    apply(batch)
+                    self._reached.next_offsets[at] = batch[-1].offset + 1
+                self._reached.next_offsets[at] = max(start, end)
 
     def start(self) -> None:
         for name, topics, apply in (
             ("live-catalogue", [CATALOGUE], self._apply_catalogue),
-            ("live-events", [EVENTS_BY_USER, BEHAVIOUR_DEAD, MODELS_PUBLISHED], self._apply),
+            ("live-events", list(_TOPICS), self._apply),
         ):
             thread = threading.Thread(target=self._tail, args=(topics, apply), name=name)
             thread.daemon = True
@@ -82,16 +118,20 @@ class LiveReader:
             thread.join(5.0)
 
     def _tail(self, topics: Sequence[str], apply: Callable[[Sequence[Record]], None]) -> None:
-        """Reads the topics from their start until stopped; reconnects after a failure."""
+        """Reads the topics, from where `reached` ends or from their start, until stopped;
+        reconnects after a failure."""
         known: dict[str, str] = {}
+        reached: Reached | None = self._reached
         while not self._stop.is_set():
             consumer: Consumer | None = None
             try:
                 topic_ids = self._bus.topic_ids(topics)
                 consumer = self._bus.consumer(topics, f"gateway-{uuid.uuid4().hex}")
-                if EVENTS_BY_USER in topics and topic_ids == known:
+                if offsets := reached.offsets_of(topics, topic_ids) if reached else {}:
+                    _resume(consumer, offsets, self._stop)
+                elif EVENTS_BY_USER in topics and topic_ids == known:
                     self._reset_totals()
-                known = topic_ids
+                known, reached = topic_ids, None
                 tail(self._bus, consumer, topic_ids, _log_failures(apply), self._stop)
             except BusError as error:
                 _LOG.warning("reading %s was interrupted: %s", ", ".join(topics), error)
@@ -106,7 +146,7 @@ class LiveReader:
         Not called after a topic was recreated: its earlier events cannot be read again.
         """
         self._activity.reset()
-        self.totals = dict.fromkeys(self.totals, 0)
+        self.totals = no_totals()
 
     def _apply_catalogue(self, records: Sequence[Record]) -> None:
         latest_ms = self._latest_ms()
@@ -125,6 +165,8 @@ class LiveReader:
                     tables.append((record, table))
             elif record.topic == BEHAVIOUR_DEAD:
                 self._apply_dead_letter(record)
+            elif record.topic == ERASURES:
+                self._apply_erasure(record)
             else:
                 self._apply_release(record)
         if tables:
@@ -168,10 +210,38 @@ class LiveReader:
             value = (record.value or b"")[:_VALUE_SHOWN].decode("utf-8", "replace")
             self._hub.publish(LiveMessage("dead", why | {"value": value}))
 
+    def _apply_erasure(self, record: Record) -> None:
+        """Other processes took the request. An old one is not applied: the topics' order is
+        unknown here, and the user may have come back."""
+        erasure = parse_erasure(record, self._latest_ms())
+        if self._is_recent(record) and not isinstance(erasure, Rejection):
+            try:
+                self._on_erasure(erasure.user_id)
+            except Exception:
+                _LOG.exception("what is kept of an erased user was not dropped")
+
     def _apply_release(self, record: Record) -> None:
         self._on_release()
         if self._is_recent(record):
             self._hub.publish(LiveMessage("update", _json_object(record.value)))
+
+
+def _resume(consumer: Consumer, offsets: dict[TopicPartition, int], stop: threading.Event) -> None:
+    """Lets the consumer read on from the offsets. What it read before that is read again.
+
+    Raises:
+        BusError: its partitions were not assigned in time.
+    """
+    left = dict(offsets)
+    until = time.monotonic() + _ASSIGNED_WITHIN_S
+    while left and not stop.is_set():
+        consumer.poll(1, _POLL_S)
+        for at in left.keys() & consumer.assignment():
+            with contextlib.suppress(BusError):  # assigned, and not fetched from yet
+                consumer.seek(*at, left[at])
+                del left[at]
+        if left and time.monotonic() > until:
+            raise BusError(f"{len(left)} partitions were not assigned to this reader")
 
 
 def _readable(record: Record) -> pa.Table | None:

@@ -1,6 +1,6 @@
 """How many requests are answered at once, and which are rejected because they would wait too long.
 
-Knows how long replies took lately. Does not know requests or stages. Threads beyond what the cores
+Knows how soon replies followed each other lately. Does not know requests or stages. Threads beyond what the cores
 can run make every reply later; so the others wait here, and one whose turn would come after the
 deadline is told at once when to ask again.
 """
@@ -16,8 +16,10 @@ import anyio
 
 T = TypeVar("T")
 RUNNING = 16  # at once; most of them wait for the store or the model server
-LONGEST_S = 1.25  # from arrival to reply: the default deadlines of all stages together
-_SMOOTHING = 0.05  # weight of the newest reply's seconds in their mean
+DEADLINE_S = 1.25  # the default deadlines of all stages together
+WAIT_SHARE = 0.5  # of the deadline, for a turn and the reply: a longer queue would only age
+LONGEST_S = DEADLINE_S * WAIT_SHARE
+_SMOOTHING = 0.05  # weight of the newest interval in their mean
 
 
 class Busy(RuntimeError):
@@ -29,12 +31,18 @@ class Busy(RuntimeError):
 
 
 class Capacity:
-    """Runs calls on threads, at most `running` at once. For one event loop."""
+    """Runs calls on threads, at most `running` at once. For one event loop.
+
+    longest_s: from arrival to reply; what would take longer is rejected. All threads share the
+    machine, so what a call takes says little: how soon it is answered follows from how many are
+    before it and how soon one ends after the other while all threads are busy.
+    """
 
     def __init__(self, running: int = RUNNING, longest_s: float = LONGEST_S) -> None:
         self._running, self._longest_s = running, longest_s
         self._limiter: anyio.CapacityLimiter | None = None  # belongs to the loop that first asks
-        self._mean_s = 0.0
+        self._between_s = 0.0  # from one reply to the next while all threads are busy, mean
+        self._ended_s = math.inf  # when the last call ended, if all threads were busy since
         self.waiting = 0
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -48,21 +56,21 @@ class Capacity:
             self._limiter = anyio.CapacityLimiter(self._running)
         self.waiting += 1
         try:
-            return await anyio.to_thread.run_sync(self._timed, call, limiter=self._limiter)
+            return await anyio.to_thread.run_sync(call, limiter=self._limiter)
         finally:
+            self._observe_end(time.perf_counter())
             self.waiting -= 1
 
     def _refuse_if_late(self) -> None:
-        """`waiting` counts those that run, too: with all threads busy, a turn comes after them."""
-        turns = self.waiting // self._running
-        late_s = (turns + 1) * self._mean_s - self._longest_s
-        if turns and late_s > 0:
+        """`waiting` counts those that run, too."""
+        if self.waiting < self._running:
+            return
+        late_s = (self.waiting + 1) * self._between_s - self._longest_s
+        if late_s > 0:
             raise Busy(max(1, math.ceil(late_s)))
 
-    def _timed(self, call: Callable[[], T]) -> T:
-        started = time.perf_counter()
-        try:
-            return call()
-        finally:
-            took_s = time.perf_counter() - started
-            self._mean_s += _SMOOTHING * (took_s - self._mean_s)
+    def _observe_end(self, now_s: float) -> None:
+        busy = self.waiting > self._running  # and stays so: another call takes the thread
+        if busy and self._ended_s < now_s:
+            self._between_s += _SMOOTHING * (now_s - self._ended_s - self._between_s)
+        self._ended_s = now_s if busy else math.inf

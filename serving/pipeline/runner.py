@@ -14,7 +14,7 @@ Laws, enforced here (`tests/serving/test_stage_laws.py`):
   is discarded and reported as a fallback.
 - A failed source means fewer candidates, never a failed reply.
 - What may wait for a server runs on a thread with a deadline; what is in memory runs on the
-  request's own thread.
+  request's own thread, which has one of the process's turns (`serving.clients.turns`).
 - A filter gives a reason for each removal; a soft filter never leaves fewer than k.
 - A pre-rank keeps at most its limit, never fewer than k, and gives each cut candidate's
   rank as the reason; if it fails, the sources' order decides, reported as a fallback.
@@ -36,6 +36,7 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from opentelemetry import trace
 
+from serving.clients.turns import TURNS
 from serving.pipeline.pool import Pool, pool_of
 from serving.pipeline.query import Candidate, Fallback, Query, Scored, Slate
 from serving.pipeline.removals import Removals
@@ -128,7 +129,7 @@ class Runner:
     def run(self, pipeline: Pipeline, query: Query) -> Slate:
         """The slate for `query`. A failed stage is reported in it and never raises."""
         report = RunReport()
-        with TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
+        with TURNS.computing(), TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
             span.set_attribute("tidemill.release", query.release.release_id)
             query = self._hydrate_query(pipeline, query, report)
             found = self._fetch(pipeline, query, report)
@@ -278,7 +279,8 @@ class Runner:
         for name, future in waiting:
             left_s = limit_ms / 1e3 - (time.perf_counter() - started)
             try:
-                done[name], report.stage_ms[name] = future.result(max(left_s, 0.0))
+                with TURNS.waiting():
+                    done[name], report.stage_ms[name] = future.result(max(left_s, 0.0))
             except TimeoutError:
                 future.cancel()
                 report.fallbacks.append(Fallback(name, f"no answer within {limit_ms:g} ms"))

@@ -155,9 +155,12 @@ class PopularityCache:
         *,
         every_s: float = 3.0,
         save_every_s: float = 30.0,
+        saves: bool = True,
     ) -> None:
+        """`path`: read now, and written if `saves`; several processes may read one file."""
         self._store, self._catalogue, self._clock = store, catalogue, clock
         self._path, self._every_s, self._save_every_s = path, every_s, save_every_s
+        self._saves = saves
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.stale = True
@@ -185,7 +188,7 @@ class PopularityCache:
     def save(self) -> None:
         """Writes a temporary file and renames it, so that a crash leaves a complete snapshot."""
         current = self.current
-        if self._path is None or not current.ids:
+        if self._path is None or not self._saves or not current.ids:
             return
         body = {
             "at_ms": current.at_ms,

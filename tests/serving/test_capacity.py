@@ -4,8 +4,10 @@ told when to ask again."""
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 import anyio
+import numpy as np
 import pytest
 
 from serving.http.capacity import Busy, Capacity
@@ -58,7 +60,7 @@ def test_at_most_so_many_run_and_the_others_wait_for_their_turn() -> None:
 
 def test_a_request_that_would_be_late_is_rejected_with_the_time_to_ask_again() -> None:
     gate, capacity = Gate(), Capacity(running=1, longest_s=1.0)
-    capacity._mean_s = 0.9  # as after a while of slow replies
+    capacity._between_s = 0.9  # as after a while of slow replies
 
     async def run() -> None:
         async with anyio.create_task_group() as group:
@@ -76,8 +78,39 @@ def test_a_request_that_would_be_late_is_rejected_with_the_time_to_ask_again() -
 def test_a_gateway_that_is_busy_answers_429_with_retry_after(make_harness: object) -> None:
     harness = make_harness(streams=False)  # type: ignore[operator]
     capacity: Capacity = harness.client.app.state.capacity
-    capacity._mean_s, capacity.waiting = 5.0, 1_000
+    capacity._between_s, capacity.waiting = 0.5, 1_000
     refused = harness.client.post("/v1/feed", json={"user_id": "u1"})
-    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "314")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "500")
     capacity.waiting = 0
     assert harness.client.post("/v1/feed", json={"user_id": "u1"}).status_code == 200
+
+
+def _answered(per_s: float, seconds: float = 20.0) -> tuple[list[float], int]:
+    """Seconds of each answered request and the number of rejected ones, where a gateway answers
+    one request each 7 ms and they come at random times. In simulated time."""
+    capacity = Capacity(running=16, longest_s=0.6)
+    gaps_s = np.random.default_rng(1).exponential(1 / per_s, int(per_s * seconds))
+    ends: deque[float] = deque()
+    took, refused = [], 0
+    for now_s in np.cumsum(gaps_s).tolist():
+        while ends and ends[0] <= now_s:
+            capacity._observe_end(ends.popleft())
+            capacity.waiting -= 1
+        try:
+            capacity._refuse_if_late()
+        except Busy:
+            refused += 1
+            continue
+        capacity.waiting += 1
+        ends.append(max(ends[-1] if ends else 0.0, now_s) + 0.007)
+        took.append(ends[-1] - now_s)
+    return took, refused
+
+
+def test_at_twice_the_rate_the_accepted_are_in_time_and_no_turn_is_left_unused() -> None:
+    took, refused = _answered(0.9 / 0.007)
+    assert refused == 0
+    took, refused = _answered(2 / 0.007)
+    assert refused > 0
+    assert np.percentile(took, 99) < 0.7, "little more than `longest_s`"
+    assert len(took) > 0.98 * 20.0 / 0.007

@@ -33,12 +33,8 @@ def healthz(gateway: GatewayState) -> Response:
 
 @router.get("/metrics", dependencies=[Depends(needs("admin"))], responses=KEYED)
 def metrics(gateway: GatewayState) -> Response:
-    """Metrics in Prometheus text format."""
-    gateway.metrics.set_components(gateway.health.status())
-    gateway.metrics.load_skew(gateway.skew_file)
-    gateway.metrics.set_models(gateway.releases.current, gateway.model_monitor.problems)
-    gateway.metrics.count_slates({"kept": gateway.served.kept, "dropped": gateway.served.dropped})
-    return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    """Metrics in Prometheus text format, of all the gateway's workers together."""
+    return Response(gateway.all_metrics_text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models", dependencies=[Depends(needs("recommend"))], responses=KEYED)

@@ -223,9 +223,7 @@ def _erase(user_id: str, gateway: Gateway) -> Response:
         raise HTTPException(
             503, f"{error}; the request can safely be repeated", {"Retry-After": "1"}
         ) from error
-    gateway.surfaces.deps.last_users.forget(user_id)
-    gateway.activity.forget(user_id)
-    gateway.served.erase(user_id)
+    gateway.forget(user_id)
     return json_reply({"user_id": user_id, "at_ms": now_ms, "erased": ["tombstone", "store"]}, 202)
 
 
