@@ -47,7 +47,7 @@ from features.own_features import (
 from features.store import EntityName
 from streams.contract.clock import DAY_MS
 from streams.contract.declaration import contract
-from streams.contract.signals import PROFILE, Signals
+from streams.contract.signals import ENGAGED, PROFILE, Signals
 
 __all__ = [
     "ALL",
@@ -187,7 +187,6 @@ class EntityDefinition:
         return WindowTables(first, np.array([w.span_ms for w, _ in by_size], np.int64), column)
 
 
-ENGAGED_KINDS = ("play", "long_view", "like", "share", "follow", "cart", "order")
 DWELL_KINDS = ("skip", "play", "long_view")
 ROW_TTL_MS = 400 * DAY_MS  # admission refuses older events
 
@@ -205,7 +204,7 @@ USER = EntityDefinition(
         Sum("dwell_ms", DWELL_KINDS, (DAY, WEEK, ALL)),
     ),
     lists=(
-        LastN("engaged_video_id", "video_id", ENGAGED_KINDS, 50, "engaged_kind", "engaged_time_ms"),
+        LastN("engaged_video_id", "video_id", ENGAGED, 50, "engaged_kind", "engaged_time_ms"),
         LastN("shown_video_id", "video_id", ("shown",), 100),
         LastN("clicked_query", "query", ("query_click", "search"), 20),
     ),
@@ -323,7 +322,8 @@ def _with_features(
         if problem := feature_problem(feature, signals):
             raise FeatureConflict(f"{definition.name}: {problem}")
     counters = (*definition.counters, *counted, *(f for f in own if isinstance(f, Counter)))
-    lists = (*definition.lists, *listed, *(f for f in own if isinstance(f, LastN)))
+    own_lists = (f for f in own if isinstance(f, LastN))
+    lists = (*(_with_engaged(f, signals) for f in definition.lists), *listed, *own_lists)
     derived = tuple(feature for feature in own if isinstance(feature, DERIVED_TYPES))
     for feature in derived:
         if problem := derived_problem(feature, counters, lists):
@@ -334,6 +334,11 @@ def _with_features(
     if twice := [name for name in names if names.count(name) > 1]:
         raise FeatureConflict(f"{definition.name}: {twice[0]!r} is declared twice")
     return extended
+
+
+def _with_engaged(feature: LastN, signals: Signals) -> LastN:
+    """The list of a user's engagements also takes declared ones."""
+    return replace(feature, kinds=signals.engaged) if feature.kinds == ENGAGED else feature
 
 
 DEFINITIONS = _Definitions()
