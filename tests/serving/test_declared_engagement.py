@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 import pyarrow as pa
 import pytest
-from conftest import catalogue_of, items
 
 from features.memory_store import MemoryFeatureStore
 from features.store import FeatureFrame
@@ -22,8 +21,8 @@ from serving.pipeline.stage import removed_by
 from serving.stages.filters import AlreadyEngaged
 from serving.stages.sources import recent_engagements
 from serving.state.activity import Activity
-from serving.state.catalogue import LiveCatalogue
 from serving.state.popularity import popularity_of
+from serving.surfaces import StageDependencies
 from streams.bus.contract import Stamp
 from streams.contract.declaration import Contract, declared
 from streams.contract.schema import event_schema
@@ -126,11 +125,10 @@ def test_popularity_counts_them_as_the_kinds_that_they_stand_for() -> None:
     assert score[4] == score[5] == 0
 
 
-def test_a_users_taste_weighs_a_conversion_as_an_order() -> None:
-    catalogue = LiveCatalogue(catalogue_of(items()))
+def test_a_users_taste_weighs_a_conversion_as_an_order(stage_deps: StageDependencies) -> None:
     for own, shipped in (("view", "play"), ("purchase", "order")):
         weights = [
-            recent_engagements(_query(_user((kind, "v1"))), catalogue).weights.tolist()
+            recent_engagements(_query(_user((kind, "v1"))), stage_deps.catalogue).weights.tolist()
             for kind in (own, shipped)
         ]
         assert weights[0] == weights[1] != []
