@@ -24,6 +24,9 @@ from models.retrieval.factorisation.factors import LikingFactors
 MIN_INTERACTIONS = 200
 SHARES = (0.0, 0.25, 0.5, 1.0)
 """Of a start weight: see `_evidence`."""
+# Of bias and personal part, relative to that of likings: a smaller one explains less than 1 % of
+# them, and dividing by it would make a weight of any size.
+_LEAST_DEVIATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def cross_fit(log: TrainingLog, config: FactorisationConfig, *, seed: int) -> Cr
     later = [_fit(_take(pairs, fold != n), config, ridge, seed) for n in range(1, config.folds)]
     fits = [first, *later]
     parts = _by_fold(fits, fold, pairs.user, pairs.item)
-    deviation = np.maximum(parts.std(axis=0), 1e-9)
+    least = np.array([_LEAST_DEVIATION * pairs.liking.std()] * 2 + [0.0])
+    deviation = np.maximum(parts.std(axis=0), np.maximum(least, 1e-9))
     start = np.array(config.start) * _evidence(pairs, fits, fold, parts)
     weights = _weights(shown(log, pairs), fits, deviation, start, config) / deviation
     served = _fit(pairs, config, ridge, seed)
