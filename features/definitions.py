@@ -313,7 +313,7 @@ def definitions_of(signals: Signals, own: OwnFeatures) -> Mapping[EntityName, En
     added = {
         entity: _own_entity(entity, tuple(features), signals)
         for entity, features in own.items()
-        if entity not in SHIPPED and features
+        if entity not in SHIPPED
     }
     return shipped | added
 

@@ -36,6 +36,13 @@ FEATURE_TYPES = (Count, Sum, LastN, Ratio, Decayed, Distinct, CountBy, Key)
 DERIVED_TYPES = (Ratio, Decayed, Distinct, CountBy)
 
 
+# What readers and Feast's views have beside the features.
+_TAKEN = frozenset({"status", "last_event_ms", "time_ms", *KEY_COLUMNS}) | {
+    *("user_id", "video_id", "author_id", "query"),
+}
+_STATUS_END = "_row_status"
+
+
 class FeatureConflict(ValueError):
     """An owner's feature contradicts the others or the contract; the message says how."""
 
@@ -49,7 +56,10 @@ def feature_problem(feature: Any, signals: Signals) -> str:
     if wrong := [kind for kind in kinds if kind not in signals.number]:
         return f"{wrong[0]!r} is no signal ({', '.join(signals.kinds)})"
     for name in _names(feature):
-        if problem := declared_name_problem(name, frozenset()):
+        problem = declared_name_problem(name, _TAKEN)
+        if not problem and name.endswith(_STATUS_END):
+            problem = f"names that end in {_STATUS_END} tell whether a row is there"
+        if problem:
             return f"{name!r} cannot be a column: {problem}"
     windows = getattr(feature, "windows", ())
     if other := [window for window in windows if window not in WINDOWS]:
@@ -95,6 +105,8 @@ def _names(feature: Feature) -> tuple[str, ...]:
     if isinstance(feature, LastN):
         named = (feature.column, feature.kind_column, feature.time_column)
         return tuple(name for name in named if name is not None)
+    if isinstance(feature, Sum):
+        return (feature.stem,)
     return (feature.name,) if isinstance(feature, DERIVED_TYPES) else ()
 
 

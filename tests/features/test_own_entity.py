@@ -171,7 +171,9 @@ def _send_by_user(bus: MemoryBus, events: Any, parts: int) -> list[tuple[int, in
         for partition in (0, 1):
             rows = np.flatnonzero(users[start : start + size] == partition) + start
             table = events.take(rows)
-            message = Outgoing(EVENTS_BY_USER, to_ipc(table.combine_chunks().to_batches()[0]), partition=partition)
+            message = Outgoing(
+                EVENTS_BY_USER, to_ipc(table.combine_chunks().to_batches()[0]), partition=partition
+            )
             bus.producer().send([message])
             sent.append((partition, offset, table))
     return sent
