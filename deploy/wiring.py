@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from streams.bus.kafka.bus import KafkaBus
     from streams.bus.kafka.login import KafkaLogin
     from streams.contract.clock import Clock
+    from streams.contract.topics import OwnEntity
     from streams.ingest.loop import IngestConfig
 
 
@@ -91,6 +92,8 @@ def declared_change(settings: Settings) -> str:
     if not change.rebuilt:
         return f"the declaration changed: {change}; no row is rebuilt"
     cost = str(declared_change.rebuild_cost(settings.log_dir, before, after))
+    if topics := declared_change.topics_line(change, settings.broker.partitions):
+        cost += f"; {topics}"
     if settings.store.kind == "external":
         cost += "; start it with `tidemill features backfill --rebuild`"
     return f"the declaration changed: {change}; {cost}"
@@ -158,7 +161,8 @@ def bus(settings: Settings, *, ensure_topics: bool = False) -> KafkaBus:
 
     client = KafkaBus(settings.broker.bootstrap_servers, login=kafka_login(settings))
     if ensure_topics:
-        client.ensure_topics(topic_specs(settings.broker.partitions))
+        own = [entity.name for entity in own_entities()]
+        client.ensure_topics(topic_specs(settings.broker.partitions, own))
     return client
 
 
@@ -167,6 +171,18 @@ def kafka_login(settings: Settings) -> KafkaLogin:
     from streams.bus.kafka.login import KafkaLogin
 
     return KafkaLogin(**settings.broker.security.values())
+
+
+def own_entities() -> tuple[OwnEntity, ...]:
+    """The owner's entities in force, which have topics of their own."""
+    from features.definitions import DEFINITIONS
+    from streams.contract.topics import OwnEntity
+
+    return tuple(
+        OwnEntity(definition.name, definition.id_column, definition.kinds)
+        for definition in DEFINITIONS.values()
+        if definition.kinds is not None
+    )
 
 
 def ingest_config(settings: Settings) -> IngestConfig:
@@ -178,6 +194,7 @@ def ingest_config(settings: Settings) -> IngestConfig:
         transactional=settings.broker.transactional,
         instance=settings.instance or "0",
         replicas=settings.ingest.replicas,
+        own_entities=own_entities(),
     )
 
 

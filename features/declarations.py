@@ -217,5 +217,19 @@ class CountBy:
         return f"{self.name}_count"
 
 
+@dataclass(frozen=True)
+class Key:
+    """Makes the features beside it those of an entity of the owner's: one row for each value.
+
+    column: the event column that identifies the entity, one of `KEY_COLUMNS`. Only events of the
+    kinds that the entity's features count have a row.
+    """
+
+    column: str
+
+
+KEY_COLUMNS = ("text", "surface")
+"""Columns of text that identify no shipped entity. `text` is stated by signals with that payload."""
+
 Derived = Ratio | Decayed | Distinct | CountBy
-Feature = Counter | LastN | Derived
+Feature = Counter | LastN | Derived | Key

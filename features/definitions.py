@@ -32,6 +32,7 @@ from features.declarations import (
     Derived,
     Distinct,
     Feature,
+    Key,
     LastN,
     Ratio,
     Sum,
@@ -41,13 +42,15 @@ from features.own_features import (
     DERIVED_TYPES,
     FeatureConflict,
     OwnFeatures,
+    counted_kinds,
     derived_problem,
     feature_problem,
+    key_of,
 )
 from features.store import EntityName
 from streams.contract.clock import DAY_MS
 from streams.contract.declaration import contract
-from streams.contract.signals import PROFILE, Signals
+from streams.contract.signals import ENGAGED, PROFILE, Signals
 
 __all__ = [
     "ALL",
@@ -66,6 +69,7 @@ __all__ = [
     "Distinct",
     "EntityDefinition",
     "FeatureConflict",
+    "Key",
     "LastN",
     "Ratio",
     "Sum",
@@ -90,7 +94,7 @@ class EntityDefinition:
 
     `recent`: how many event ids a row remembers (the newest by event time), so that an event
     republished to a recreated topic is not counted twice. `ttl_ms`: a row whose newest event is
-    older reads as expired.
+    older reads as expired. `kinds`: of the events that have a row; None: all that name the entity.
     """
 
     name: EntityName
@@ -100,6 +104,7 @@ class EntityDefinition:
     ttl_ms: int
     recent: int
     derived: tuple[Derived, ...] = ()
+    kinds: tuple[str, ...] | None = None
 
     @cached_property
     def count_columns(self) -> tuple[str, ...]:
@@ -187,7 +192,6 @@ class EntityDefinition:
         return WindowTables(first, np.array([w.span_ms for w, _ in by_size], np.int64), column)
 
 
-ENGAGED_KINDS = ("play", "long_view", "like", "share", "follow", "cart", "order")
 DWELL_KINDS = ("skip", "play", "long_view")
 ROW_TTL_MS = 400 * DAY_MS  # admission refuses older events
 
@@ -205,7 +209,7 @@ USER = EntityDefinition(
         Sum("dwell_ms", DWELL_KINDS, (DAY, WEEK, ALL)),
     ),
     lists=(
-        LastN("engaged_video_id", "video_id", ENGAGED_KINDS, 50, "engaged_kind", "engaged_time_ms"),
+        LastN("engaged_video_id", "video_id", ENGAGED, 50, "engaged_kind", "engaged_time_ms"),
         LastN("shown_video_id", "video_id", ("shown",), 100),
         LastN("clicked_query", "query", ("query_click", "search"), 20),
     ),
@@ -262,17 +266,19 @@ class _Definitions(Mapping[EntityName, EntityDefinition]):
         self._built: tuple[Signals, Mapping[EntityName, EntityDefinition]] | None = None
 
     def __getitem__(self, entity: EntityName) -> EntityDefinition:
-        signals = contract().signals
-        built = self._built
-        if built is None or built[0] is not signals:
-            built = self._built = signals, definitions_of(signals, self._own)
-        return built[1][entity]
+        return self._in_force()[entity]
 
     def __iter__(self) -> Iterator[EntityName]:
-        return iter(SHIPPED)
+        return iter(self._in_force())
 
     def __len__(self) -> int:
-        return len(SHIPPED)
+        return len(self._in_force())
+
+    def _in_force(self) -> Mapping[EntityName, EntityDefinition]:
+        signals, built = contract().signals, self._built
+        if built is None or built[0] is not signals:
+            built = self._built = signals, definitions_of(signals, self._own)
+        return built[1]
 
     @property
     def own(self) -> OwnFeatures:
@@ -291,23 +297,38 @@ class _Definitions(Mapping[EntityName, EntityDefinition]):
 
 
 def definitions_of(signals: Signals, own: OwnFeatures) -> Mapping[EntityName, EntityDefinition]:
-    """The shipped definitions, with counts of declared signals and an owner's features.
+    """The shipped definitions, with counts of declared signals and an owner's features, and after
+    them those of the owner's own entities.
 
     Raises:
         FeatureConflict: as `DEFINITIONS.add`.
     """
-    if unknown := sorted({*own} - {*SHIPPED}):
-        raise FeatureConflict(
-            f"{unknown[0]!r} is none of the entities {', '.join(SHIPPED)}; one more entity needs "
-            "one more internal topic, and cannot be declared yet"
-        )
     counted = tuple(Count(each.name) for each in signals.declared if each != PROFILE)
-    return {
+    shipped = {
         entity: _with_features(
             definition, counted if entity in COUNTED else (), tuple(own.get(entity, ())), signals
         )
         for entity, definition in SHIPPED.items()
     }
+    added = {
+        entity: _own_entity(entity, tuple(features), signals)
+        for entity, features in own.items()
+        if entity not in SHIPPED
+    }
+    return shipped | added
+
+
+def _own_entity(
+    entity: EntityName, features: tuple[Feature, ...], signals: Signals
+) -> EntityDefinition:
+    for feature in features:
+        if problem := feature_problem(feature, signals):
+            raise FeatureConflict(f"{entity}: {problem}")
+    key = key_of(entity, features, signals)
+    bare = EntityDefinition(
+        entity, key.column, (), (), ROW_TTL_MS, 64, kinds=counted_kinds(features)
+    )
+    return _with_features(bare, (), tuple(f for f in features if f != key), signals)
 
 
 def _with_features(
@@ -322,8 +343,13 @@ def _with_features(
     for feature in own:
         if problem := feature_problem(feature, signals):
             raise FeatureConflict(f"{definition.name}: {problem}")
+        if isinstance(feature, Key):
+            raise FeatureConflict(
+                f"{definition.name}: it has a key already, {definition.id_column!r}"
+            )
     counters = (*definition.counters, *counted, *(f for f in own if isinstance(f, Counter)))
-    lists = (*definition.lists, *listed, *(f for f in own if isinstance(f, LastN)))
+    own_lists = (f for f in own if isinstance(f, LastN))
+    lists = (*(_with_engaged(f, signals) for f in definition.lists), *listed, *own_lists)
     derived = tuple(feature for feature in own if isinstance(feature, DERIVED_TYPES))
     for feature in derived:
         if problem := derived_problem(feature, counters, lists):
@@ -334,6 +360,11 @@ def _with_features(
     if twice := [name for name in names if names.count(name) > 1]:
         raise FeatureConflict(f"{definition.name}: {twice[0]!r} is declared twice")
     return extended
+
+
+def _with_engaged(feature: LastN, signals: Signals) -> LastN:
+    """The list of a user's engagements also takes declared ones."""
+    return replace(feature, kinds=signals.engaged) if feature.kinds == ENGAGED else feature
 
 
 DEFINITIONS = _Definitions()

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from features.declarations import (
+    KEY_COLUMNS,
     WINDOWS,
     Count,
     CountBy,
@@ -20,6 +21,7 @@ from features.declarations import (
     Derived,
     Distinct,
     Feature,
+    Key,
     LastN,
     Ratio,
     Sum,
@@ -30,8 +32,15 @@ from streams.contract.schema import EVENT_SCHEMA, with_added_columns
 from streams.contract.signals import Signals
 
 OwnFeatures = Mapping[EntityName, tuple[Feature, ...]]
-FEATURE_TYPES = (Count, Sum, LastN, Ratio, Decayed, Distinct, CountBy)
+FEATURE_TYPES = (Count, Sum, LastN, Ratio, Decayed, Distinct, CountBy, Key)
 DERIVED_TYPES = (Ratio, Decayed, Distinct, CountBy)
+
+
+# What readers and Feast's views have beside the features.
+_TAKEN = frozenset({"status", "last_event_ms", "time_ms", *KEY_COLUMNS}) | {
+    *("user_id", "video_id", "author_id", "query"),
+}
+_STATUS_END = "_row_status"
 
 
 class FeatureConflict(ValueError):
@@ -47,7 +56,10 @@ def feature_problem(feature: Any, signals: Signals) -> str:
     if wrong := [kind for kind in kinds if kind not in signals.number]:
         return f"{wrong[0]!r} is no signal ({', '.join(signals.kinds)})"
     for name in _names(feature):
-        if problem := declared_name_problem(name, frozenset()):
+        problem = declared_name_problem(name, _TAKEN)
+        if not problem and name.endswith(_STATUS_END):
+            problem = f"names that end in {_STATUS_END} tell whether a row is there"
+        if problem:
             return f"{name!r} cannot be a column: {problem}"
     windows = getattr(feature, "windows", ())
     if other := [window for window in windows if window not in WINDOWS]:
@@ -56,10 +68,45 @@ def feature_problem(feature: Any, signals: Signals) -> str:
     return _source_problem(feature, signals) if isinstance(feature, Sum | LastN) else ""
 
 
+def key_of(entity: EntityName, features: Sequence[Feature], signals: Signals) -> Key:
+    """What identifies an entity of the owner's.
+
+    Raises:
+        FeatureConflict: its name, key or features do not make an entity.
+    """
+    if problem := declared_name_problem(entity, frozenset()):
+        raise FeatureConflict(f"{entity!r} cannot be an entity: {problem}")
+    keys = [feature for feature in features if isinstance(feature, Key)]
+    if len(keys) != 1:
+        raise FeatureConflict(
+            f"{entity!r} is no shipped entity; one of your own declares one Key among its "
+            f'features, such as Key("{KEY_COLUMNS[0]}"), and costs one more internal topic'
+        )
+    (key,) = keys
+    columns = with_added_columns(EVENT_SCHEMA, signals).names
+    if key.column not in KEY_COLUMNS or key.column not in columns:
+        known = ", ".join(name for name in KEY_COLUMNS if name in columns)
+        raise FeatureConflict(
+            f"{entity}: {key.column!r} is no column to identify an entity by ({known}); "
+            "text needs a signal with the payload text"
+        )
+    if not counted_kinds(features):
+        raise FeatureConflict(f"{entity}: it has no count, sum or list, so no event has a row")
+    return key
+
+
+def counted_kinds(features: Sequence[Feature]) -> tuple[str, ...]:
+    """The kinds of events that these features count or list."""
+    stored = [each for each in features if isinstance(each, Count | Sum | LastN)]
+    return tuple(dict.fromkeys(kind for each in stored for kind in each.kinds))
+
+
 def _names(feature: Feature) -> tuple[str, ...]:
     if isinstance(feature, LastN):
         named = (feature.column, feature.kind_column, feature.time_column)
         return tuple(name for name in named if name is not None)
+    if isinstance(feature, Sum):
+        return (feature.stem,)
     return (feature.name,) if isinstance(feature, DERIVED_TYPES) else ()
 
 

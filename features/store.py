@@ -11,14 +11,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from streams.bus.contract import Stamp
 
-EntityName = Literal["user", "video", "author", "query"]
+EntityName = str
+"""user, video, author, query, or the name of an owner's entity."""
 
 
 class Status(IntEnum):

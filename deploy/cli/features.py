@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -20,7 +20,7 @@ from rich.table import Table
 from deploy import state, wiring
 from deploy.console import errors, out, share_progress
 from deploy.settings import Settings, load
-from features.definitions import ATTRIBUTES
+from features.definitions import ATTRIBUTES, DEFINITIONS
 from features.rows.attributes import user_attributes
 from features.store import (
     DefinitionChanged,
@@ -41,7 +41,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Entity = Literal["user", "video", "author", "query"]
+Entity = Annotated[str, typer.Argument(help="user, video, author, query, or one of your own.")]
 
 
 @app.command(epilog="Example: tidemill features apply")
@@ -67,10 +67,11 @@ def plan(
     ] = 50_000,
 ) -> None:
     """Says what the declared features and signals change, and what a rebuild costs. Changes nothing."""
-    from features.offline.declared_change import compared, rebuild_cost
+    from features.offline.declared_change import compared, rebuild_cost, topics_line
     from features.stored_declaration import declaration_in_force, read_declaration
 
-    log_dir = state.home_in_use(load().home) / "log"
+    settings = load()
+    log_dir = state.home_in_use(settings.home) / "log"
     with _known_errors():
         before, after = read_declaration(log_dir), declaration_in_force()
     change = compared(before, after)
@@ -86,6 +87,8 @@ def plan(
     if cost.sample_events:
         out.print(f"bytes are means of the rows of the log's first {cost.sample_events:,} events")
     out.print(f"{cost}" if change.rebuilt else f"no row has to be rebuilt; {cost}")
+    if topics := topics_line(change, settings.broker.partitions):
+        out.print(topics)
     _print_stored_rows()
 
 
@@ -229,6 +232,8 @@ def show(
     ] = False,
 ) -> None:
     """Prints one entity's features as the gateway reads them now."""
+    if entity not in DEFINITIONS:
+        raise typer.BadParameter(f"{entity!r} is none of {', '.join(DEFINITIONS)}")
     with _known_errors():
         settings = _settings()
         now_ms = wiring.clock(settings.clock).now_ms()
@@ -295,17 +300,11 @@ def _store(settings: Settings) -> RegisteredFeatureStore:
 def _live(settings: Settings) -> LiveTopics:
     """The ids of the topics that live folds read now."""
     from features.offline.backfill import LiveTopics
-    from streams.contract.topics import ENTITY_TOPIC
+    from streams.contract.topics import entity_topic
 
     bus = wiring.bus(settings, ensure_topics=True)
-    topic_ids = {entity: bus.topic_id(topic) for entity, topic in _entities(ENTITY_TOPIC)}
+    topic_ids = {entity: bus.topic_id(entity_topic(entity)) for entity in DEFINITIONS}
     return LiveTopics(settings.broker.partitions, topic_ids)
-
-
-def _entities(topics: dict[str, str]) -> Iterator[tuple[Entity, str]]:
-    from features.definitions import DEFINITIONS
-
-    yield from ((entity, topics[entity]) for entity in DEFINITIONS)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from features.offline.backfill import LiveTopics, ensure_rebuilt
 from features.store import EntityName, StoreDown
 from streams import erasure
 from streams.bus.kafka.bus import KafkaBus
-from streams.contract.topics import ENTITY_TOPIC
+from streams.contract.topics import entity_topic
 from streams.event_log import EventLog
 from streams.workers.batching import BatchingPolicy
 from streams.workers.config import WorkerConfig
@@ -138,7 +138,7 @@ def _rebuild(process: Process, bus: KafkaBus, store: RegisteredFeatureStore) -> 
 
 
 def _entity_topics() -> list[tuple[EntityName, str]]:
-    return [(entity, ENTITY_TOPIC[entity]) for entity in DEFINITIONS]
+    return [(entity, entity_topic(entity)) for entity in DEFINITIONS]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,12 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, field_validator
 
 from deploy.settings.values import Section
-from streams.contract.attributes import AttributeDeclaration, AttributeDeclarations, Undeclared
+from streams.contract.attributes import (
+    MAX_ATTRIBUTES,
+    AttributeDeclaration,
+    AttributeDeclarations,
+    Undeclared,
+)
 from streams.contract.bounds import declared_name_problem
 from streams.contract.events import EVENT_MODELS
 from streams.contract.impression import Impression
@@ -46,6 +51,10 @@ class AttributesSettings(Section):
     def _have_free_names(
         cls, attributes: dict[str, AttributeDeclaration]
     ) -> dict[str, AttributeDeclaration]:
+        if len(attributes) > MAX_ATTRIBUTES:
+            raise ValueError(
+                f"{len(attributes):,} attributes are declared; a message states at most {MAX_ATTRIBUTES}"
+            )
         for name in attributes:
             if problem := declared_name_problem(name, cls.taken):
                 raise ValueError(f"{name!r} cannot be declared: {problem}")

@@ -99,5 +99,18 @@ FINALIZERS: Mapping[EntityName, Finalizer] = {
 
 def feast_function(entity: EntityName) -> tuple[FunctionType, str]:
     """The entity's function and its source text, as Feast's registry stores them."""
-    finalizer = cast(FunctionType, FINALIZERS[entity])
-    return finalizer, inspect.getsource(finalizer)
+    if entity in FINALIZERS:
+        finalizer = cast(FunctionType, FINALIZERS[entity])
+        return finalizer, inspect.getsource(finalizer)
+    text = _OWN_FINALIZER.format(entity=entity)  # a checked name: letters, digits, underscores
+    made: dict[str, Any] = {"__name__": "__main__"}  # of no module, so it is pickled whole
+    exec(text, made)
+    return made[f"finalize_{entity}"], text
+
+
+_OWN_FINALIZER = """\
+def finalize_{entity}(inputs):
+    from features.feast.on_demand import finalize_features
+
+    return finalize_features("{entity}", inputs)
+"""

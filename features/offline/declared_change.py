@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
@@ -26,6 +26,8 @@ from features.stored_declaration import Declaration
 from streams.bus.contract import Stamp
 from streams.contract.declaration import declared
 from streams.contract.schema import EVENT_SCHEMA, conform, with_added_columns
+from streams.contract.signals import Signals
+from streams.contract.topics import entity_topic
 from streams.event_log import EventLog
 
 SAMPLE_EVENTS = 50_000
@@ -93,11 +95,13 @@ class DeclaredChange:
     """How the declaration in force differs from the one before.
 
     `features` has the entities whose features differ; `rebuilt` says whether stored rows do.
+    `entities` are the owner's own.
     """
 
     signals: NameChanges
     features: Mapping[EntityName, NameChanges]
     rebuilt: bool
+    entities: NameChanges = field(default_factory=NameChanges)
 
     def __bool__(self) -> bool:
         return bool(self.signals or self.features)
@@ -115,14 +119,35 @@ def compared(before: Declaration, after: Declaration) -> DeclaredChange:
         {each.name: each for each in declaration.contract.signals.declared}
         for declaration in (before, after)
     )
+    every = dict.fromkeys((*new, *old))
     features = {
-        entity: NameChanges.between(_named(old[entity]), _named(new[entity])) for entity in new
+        entity: NameChanges.between(
+            *(_named(each[entity]) if entity in each else {} for each in (old, new))
+        )
+        for entity in every
     }
     return DeclaredChange(
         NameChanges.between(*signals),
         {entity: each for entity, each in features.items() if each},
-        any(old[entity].fingerprint != new[entity].fingerprint for entity in new),
+        _fingerprints(old) != _fingerprints(new),
+        NameChanges.between(old, new),
     )
+
+
+def topics_line(change: DeclaredChange, partitions: int) -> str:
+    """What more or fewer entities mean for the broker, in one line; "" where they are the same."""
+    added, removed = change.entities.added, change.entities.removed
+    parts = [
+        f"one more internal topic, {entity_topic(entity)}, of {partitions} partitions, with each of "
+        "its events once more for 7 days, and one more reader of events.by_user"
+        for entity in added
+    ]
+    parts += [f"{entity_topic(entity)} is written no longer; delete it" for entity in removed]
+    return "; ".join(parts)
+
+
+def _fingerprints(definitions: Mapping[EntityName, EntityDefinition]) -> dict[EntityName, int]:
+    return {entity: definition.fingerprint for entity, definition in definitions.items()}
 
 
 def _named(definition: EntityDefinition) -> dict[str, object]:
@@ -140,7 +165,7 @@ def rebuild_cost(
     Memory: the sample's events and rows.
     """
     log = EventLog(log_dir)
-    events, rows = _log_size(log, after.definitions())
+    events, rows = _log_size(log, after)
     sample = _sample(log, sample_events)
     if sample is None:
         return RebuildCost(events, rows, 0, {}, {}, 0.0, measured=False)
@@ -158,16 +183,33 @@ def rebuild_cost(
     )
 
 
-def _log_size(
-    log: EventLog, definitions: Mapping[EntityName, EntityDefinition]
-) -> tuple[int, dict[EntityName, int]]:
+def _log_size(log: EventLog, after: Declaration) -> tuple[int, dict[EntityName, int]]:
     """Events in the log, duplicates included, and about how many rows they give each entity."""
-    ids = {entity: definition.id_column for entity, definition in definitions.items()}
-    distinct = [pl.col(column).drop_nulls().approx_n_unique() for column in ids.values()]
-    found = log.segments.read_consistently(
-        lambda scan: scan.select(pl.len().alias("events"), *distinct).collect()
-    ).row(0, named=True)
-    return found["events"], {entity: found[column] for entity, column in ids.items()}
+    definitions = after.definitions()
+
+    def counted(scan: pl.LazyFrame) -> pl.DataFrame:
+        have = scan.collect_schema().names()
+        ids = {
+            entity: _ids(each, after.contract.signals) if each.id_column in have else pl.lit(None)
+            for entity, each in definitions.items()
+        }
+        distinct = [
+            each.drop_nulls().approx_n_unique().alias(entity) for entity, each in ids.items()
+        ]
+        return scan.select(pl.len().alias("events"), *distinct).collect()
+
+    found = log.segments.read_consistently(counted).row(0, named=True)
+    return found["events"], {entity: found[entity] for entity in definitions}
+
+
+def _ids(definition: EntityDefinition, signals: Signals) -> pl.Expr:
+    """The ids of the log's events that have a row of the entity; null for others."""
+    ids = pl.col(definition.id_column)
+    if definition.kinds is None:
+        return ids
+    return pl.when(pl.col("kind").is_in([signals.number[kind] for kind in definition.kinds])).then(
+        ids
+    )
 
 
 def _sample(log: EventLog, events: int) -> pa.Table | None:

@@ -89,6 +89,9 @@ def group_by_entity(definition: EntityDefinition, events: pa.Table) -> EventBatc
     """
     id_column = events.column(definition.id_column)
     keep = pc.and_(pc.is_valid(id_column), pc.invert(events.column("duplicate")))
+    if definition.kinds is not None:
+        codes = pa.array(kind_codes(definition.kinds), pa.uint8())
+        keep = pc.and_(keep, pc.is_in(events.column("kind"), value_set=codes))
     # Filtering columns that no feature needs would cost as much as the fold.
     combined = [c for c in (MESSAGE_OFFSET, MESSAGE_PARTITION) if c in events.column_names]
     table = events.select(

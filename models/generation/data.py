@@ -32,8 +32,8 @@ from models.generation.words import BEGIN, PAD, WordVocabulary, legal_queries, s
 from models.layers.pointers import edge_features, log_shares
 from models.layers.trie import ROOT, Trie
 from models.recipe import NotEnoughData, TrainingLog
+from streams.contract.declaration import contract
 
-ENGAGED_KINDS = ("play", "long_view", "like", "share", "follow", "cart", "order")
 USER_QUERY_KINDS = ("query_click", "search")
 
 
@@ -147,7 +147,8 @@ def items_of(log: TrainingLog) -> dict[str, ItemText]:
 
 def query_clicks(log: TrainingLog, items: Mapping[str, ItemText]) -> list[QueryClick]:
     """Every query click in the log's order, each with the histories that preceded it."""
-    events = log.events.filter(pl.col("kind").is_in((*ENGAGED_KINDS, *USER_QUERY_KINDS)))
+    kinds = (*contract().signals.engaged, *USER_QUERY_KINDS)
+    events = log.events.filter(pl.col("kind").is_in(kinds))
     engaged: dict[str, list[str]] = defaultdict(list)
     asked: dict[str, list[str]] = defaultdict(list)
     clicked: dict[str, list[str]] = defaultdict(list)

@@ -53,10 +53,14 @@ def assemble_request(
     unavailable: items taken down since the release. An empty history is sent as one empty id of
     kind "" at time 0, which the runtime ignores.
     """
+    from streams.contract.declaration import contract  # Triton's stub reads this module without it
+
+    counts_as = contract().signals.stand_ins  # the model knows shipped kinds
+    kinds = [counts_as.get(kind, kind) for kind in user.columns["engaged_kind"][0]]
     times = [int(time_ms) for time_ms in user.columns["engaged_time_ms"][0]] or [0]
     return {
         "history": byte_list(user.columns["engaged_video_id"][0]),
-        "history_kind": byte_list(user.columns["engaged_kind"][0]),
+        "history_kind": byte_list(kinds),
         "history_time_ms": np.array(times, dtype=np.int64),
         "now_ms": np.array([now_ms], dtype=np.int64),
         "unavailable": byte_list(unavailable),

@@ -17,12 +17,13 @@ from models.reasoning.data import read_histories
 from models.reasoning.inputs import canary_request
 from models.reasoning.reasoner import F1_DECAY, HISTORY, Reasoner
 from models.reasoning.runtime import ReactivationRuntime
-from models.reasoning.sessions import KINDS, EngagementSteps
+from models.reasoning.sessions import EngagementSteps
 from models.reasoning.train import fit_reasoner
 from models.recipe import Evaluation, NotEnoughData, TrainingLog
 from models.release.canary import write_canary
 from models.training.datasets import log_until, split_time_ms
 from models.training.evaluation import compare, mean_per_user, recall_at_k
+from streams.contract.declaration import contract
 from streams.progress import ProgressCallback
 
 DEPTH = 10
@@ -66,7 +67,7 @@ class ReactivationRecipe:
 
         Raises `NotEnoughData` where no user with a history has a later session.
         """
-        split_ms = split_time_ms(log, kinds=KINDS)
+        split_ms = split_time_ms(log, kinds=contract().signals.engaged)
         reasoner = fit_reasoner(log_until(log, split_ms), self.config, progress)
         cases = _cases(log, reasoner, split_ms)
         if not cases:

@@ -15,12 +15,13 @@ import polars as pl
 from models.layers.transitions import decayed, ridge, transitions
 from models.reasoning import roles
 from models.reasoning.config import ReactivationConfig
-from models.reasoning.data import read_histories
+from models.reasoning.data import engagements, read_histories
 from models.reasoning.reasoner import CONVERT, HISTORY, RIDGE_DECAY, Reasoner
 from models.reasoning.sessions import KINDS, EngagementSteps, observe_steps
 from models.recipe import NotEnoughData, TrainingLog
 from models.training.datasets import split_time_ms
 from streams.contract.clock import DAY_MS
+from streams.contract.declaration import contract
 from streams.progress import ProgressCallback
 
 _STRONG = ("order",)
@@ -51,7 +52,7 @@ def fit_reasoner(
             f"{sum(map(len, histories))} engagements, {config.min_steps} are needed: gather "
             "more play, like or order events"
         )
-    split_ms = split_time_ms(log, kinds=KINDS)
+    split_ms = split_time_ms(log, kinds=contract().signals.engaged)
     progress(0.1, "transitions of the first four fifths")
     early = _tables(base, [_until(h, split_ms) for h in histories], config)
     progress(0.35, "weights of the blend")
@@ -70,7 +71,7 @@ def fit_reasoner(
 
 def _items(log: TrainingLog, config: ReactivationConfig) -> Reasoner:
     """An empty reasoner over the most engaged items of the catalogue."""
-    engaged = log.events.filter(pl.col("kind").is_in(KINDS))
+    engaged = engagements(log)
     counts = engaged.group_by("video_id").len()
     items = (
         log.items.join(counts, on="video_id", how="left")

@@ -21,8 +21,6 @@ _PRIOR_VALUES = 2.0  # of the mean of all users in a user's usual value
 _OPENING_SHARE = 0.5  # of the items that were met without a play
 _MIN_SHARE = 0.1  # of all that were met; fewer without a play are noise
 _POSITIVE = ("engagement", "conversion")
-# Shipped signs that an item was met.
-_MET = (PLAY, "long_view", "like", "share", "follow", "cart", "order")
 
 
 def positive_signals() -> tuple[Signal, ...]:
@@ -54,7 +52,7 @@ def opening_signals(log: TrainingLog) -> tuple[str, ...]:
     ]
     if not offered:
         return ()
-    kinds = {*_MET, *(signal.name for signal in positive_signals())}
+    kinds = contract().signals.engaged
     pairs = (
         log.events.lazy()
         .filter(pl.col("kind").is_in(kinds) & pl.col("video_id").is_not_null())

@@ -19,6 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+from serving.clients.turns import TURNS
 from serving.pipeline.pool import Pool, pool_of
 from serving.pipeline.query import Candidate, Fallback, Query, Slate
 from serving.pipeline.runner import TRACER, Pipeline, Runner, RunReport, error_text, slate_of
@@ -53,14 +54,15 @@ class StreamingRunner(Runner):
         report = RunReport()
         with TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
             span.set_attribute("tidemill.release", query.release.release_id)
-            taken = _Taken(self._hydrate_query(pipeline, query, report), report)
+            with TURNS.computing():
+                taken = _Taken(self._hydrate_query(pipeline, query, report), report)
             for part in self._parts(pipeline, taken):
                 yield self._take(pipeline, taken, part)
             if len(taken.items) < query.k and (taken.broken or not taken.items):
                 before = taken.found
-                self._take(
-                    pipeline, taken, self._fetch_fallback(pipeline, taken.query, report).candidates
-                )
+                with TURNS.computing():
+                    fallback = self._fetch_fallback(pipeline, taken.query, report).candidates
+                self._take(pipeline, taken, fallback)
                 taken.found = before or taken.found  # as in `run`: of the first source that has any
             span.set_attribute("tidemill.fallbacks", len(report.fallbacks))
         yield taken.slate()
@@ -96,7 +98,11 @@ class StreamingRunner(Runner):
             taken.report.stage_ms[source.name] = round((time.perf_counter() - started) * 1e3, 3)
 
     def _take(self, pipeline: Pipeline, taken: _Taken, part: Sequence[Candidate]) -> Slate:
-        """The slate with the part's items."""
+        """The slate with the part's items, computed in a turn of its own."""
+        with TURNS.computing():
+            return self._take_now(pipeline, taken, part)
+
+    def _take_now(self, pipeline: Pipeline, taken: _Taken, part: Sequence[Candidate]) -> Slate:
         report = RunReport(removals=taken.report.removals)
         taken.found += len(part)
         pool = self._filter(pipeline, taken.query, pool_of([[*taken.kept, *part]]), report)

@@ -75,7 +75,8 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class AlreadyEngaged:
-    """Removes items that the user has played, liked, shared, followed, carted or bought.
+    """Removes items that the user has engaged with: played, liked, bought, or done to them what an
+    owner declared as an engagement or a conversion (`Signals.engaged`).
 
     The store's row lists the last engagements. `Activity` adds only engagements older than
     that list: a new engagement must reach the store before it changes a slate.

@@ -19,8 +19,10 @@ from serving.state.activity import Activity
 from serving.state.catalogue import LiveCatalogue
 from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
+from streams.contract.declaration import contract
 
-# How much one engagement says about taste: a play may be accidental, an order is not.
+# How much one engagement says about taste: a play may be accidental, an order is not. A declared
+# signal says as much as the kind that it counts as (`Signals.stand_ins`).
 _TASTE_WEIGHT = {"play": 0.5, "long_view": 1.0, "like": 1.5, "share": 1.5, "follow": 1.5}
 _TASTE_WEIGHT |= {"cart": 1.5, "order": 2.0}
 _RECENCY = 0.85  # weight of an engagement relative to the next newer one
@@ -46,8 +48,9 @@ def recent_engagements(query: Query, catalogue: LiveCatalogue) -> Engagements:
 def _recent_engagements(query: Query, catalogue: LiveCatalogue) -> Engagements:
     items = list_column(query.user, "engaged_video_id")[:_LAST]
     kinds = list_column(query.user, "engaged_kind")
+    counts_as = contract().signals.stand_ins
     found = [
-        (item_id, _TASTE_WEIGHT.get(kind, 0.5) * _RECENCY**step)
+        (item_id, _TASTE_WEIGHT.get(counts_as.get(kind, kind), 0.5) * _RECENCY**step)
         for step, (item_id, kind) in enumerate(zip(items, kinds, strict=False))
         if catalogue.get(item_id) is not None
     ]

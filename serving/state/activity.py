@@ -14,22 +14,17 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.pipeline.items import RowNumbers
-from streams.contract.events import KIND_CODE
-from streams.contract.signals import PROFILE
+from streams.contract.declaration import contract
+from streams.contract.signals import PROFILE, Signals
 
-_PAIRED_KINDS = pa.array(
-    [KIND_CODE[k] for k in ("long_view", "like", "follow", "cart", "order")], pa.uint8()
-)
-_ENGAGED_KINDS = pa.array(
-    [KIND_CODE[k] for k in ("play", "long_view", "like", "share", "follow", "cart", "order")],
-    pa.uint8(),
-)
+_NOT_PAIRED = ("play", "share")  # a play may be accidental; declared signals are all paired
 _ENGAGED_KEPT = 2_000  # engaged items kept per user; the store's row keeps 50
 _WINDOW = 8  # each engagement is paired with this many earlier ones of the user
 _REWEIGH_AFTER = 10_000  # pairings, after which an item's neighbours are weighed again
@@ -122,13 +117,14 @@ class Activity:
         """
         acted = pc.not_equal(events["kind"], PROFILE.number)
         events = events.filter(pc.and_(acted, pc.invert(events["duplicate"])))
+        engaged, paired = _kind_codes(contract().signals)
         columns = events.select(["user_id", "event_time_ms", "origin"]).to_pydict()
         with self._lock:
             for user_id, at_ms, origin in zip(*columns.values(), strict=True):
                 self._count(user_id, at_ms, origin)
-            self._add_engaged(events.filter(pc.is_in(events["kind"], value_set=_ENGAGED_KINDS)))
-            paired = events.filter(pc.is_in(events["kind"], value_set=_PAIRED_KINDS))
-            rows = zip(paired["user_id"].to_pylist(), paired["video_id"].to_pylist(), strict=True)
+            self._add_engaged(events.filter(pc.is_in(events["kind"], value_set=engaged)))
+            pairs = events.filter(pc.is_in(events["kind"], value_set=paired))
+            rows = zip(pairs["user_id"].to_pylist(), pairs["video_id"].to_pylist(), strict=True)
             for user_id, item_id in rows:
                 self._pair(user_id, item_id)
 
@@ -139,7 +135,7 @@ class Activity:
             return engaged.before(before_ms) if engaged else []
 
     def engaged(self, user_id: str) -> dict[str, int]:
-        """Item -> event time (ms) of the user's first play, like, share, follow, cart or order."""
+        """Item -> event time (ms) of the user's first engagement with it (`Signals.engaged`)."""
         with self._lock:
             engaged = self._engaged.get(user_id)
             return engaged.to_dict() if engaged else {}
@@ -260,3 +256,12 @@ class Activity:
             self._totals[item_id] = sum(weight for _, weight in kept)
         self._pairings += 1
         self._neighbours.pop(item_id, None)
+
+
+@lru_cache(maxsize=4)
+def _kind_codes(signals: Signals) -> tuple[pa.Array, pa.Array]:
+    """The numbers of the signals that count as engagement, and of those that pair items."""
+    paired = [kind for kind in signals.engaged if kind not in _NOT_PAIRED]
+    codes = ([signals.number[kind] for kind in kinds] for kinds in (signals.engaged, paired))
+    engaged, pairing = (pa.array(each, pa.uint8()) for each in codes)
+    return engaged, pairing

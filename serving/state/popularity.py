@@ -25,12 +25,14 @@ from serving.state.catalogue import LiveCatalogue
 from serving.state.genre_index import GenreIndex
 from streams.contract.bounds import Count
 from streams.contract.clock import Clock
+from streams.contract.declaration import contract
 from streams.telemetry import set_aside
 
 _LOG = logging.getLogger(__name__)
 _READ_ROWS = 2_000
 _CLICKED_QUERIES_KEPT = 20  # per item
-# Weight of an action in an item's popularity, relative to one play.
+# Weight of an action in an item's popularity, relative to one play. A declared signal has that of
+# the kind that it counts as (`Signals.stand_ins`).
 _ACTION_WEIGHT = {"play": 1.0, "long_view": 2.0, "like": 3.0, "follow": 3.0, "order": 4.0}
 
 
@@ -118,7 +120,9 @@ EMPTY = Popularity(0, (), {}, np.zeros(0, np.float32), np.zeros(0, np.int64), {}
 def popularity_of(frame: FeatureFrame, at_ms: int) -> Popularity:
     """Score: log(1 + weighted actions of the last 7 days + 0.1 * weighted actions of all time)."""
     total = np.zeros(len(frame), np.float64)
-    for kind, weight in _ACTION_WEIGHT.items():
+    stand_ins = contract().signals.stand_ins
+    declared = {name: _ACTION_WEIGHT[kind] for name, kind in stand_ins.items()}
+    for kind, weight in (_ACTION_WEIGHT | declared).items():
         for window, share in (("7d", 1.0), ("all", 0.1)):
             column = frame.columns.get(f"{kind}_count_{window}")
             if column is not None:

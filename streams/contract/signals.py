@@ -78,6 +78,9 @@ SHIPPED: tuple[Signal, ...] = (
 )
 """The contract's own kinds. `streams.contract.events` says which fields each has."""
 
+ENGAGED: tuple[str, ...] = ("play", "long_view", "like", "share", "follow", "cart", "order")
+"""The shipped kinds by which a user engages with an item. A `query_click` is about a query."""
+
 PROFILE = Signal("profile", 12, None, ("text",))
 """States the attributes of a user, which are stored as JSON in the column `text`. It is among the
 declared signals where attributes of users are declared, and unknown elsewhere."""
@@ -107,6 +110,18 @@ class Signals:
     def user_attributes(self) -> bool:
         """Whether events may state attributes of users."""
         return PROFILE in self.declared
+
+    @cached_property
+    def stand_ins(self) -> Mapping[str, str]:
+        """Declared engagement or conversion -> the shipped kind that it counts as where only those
+        are weighed: a play, since how much an engagement says is not declared, or an order."""
+        kinds = {"engagement": "play", "conversion": "order"}
+        return {signal.name: kinds[signal.role] for signal in self.declared if signal.role in kinds}
+
+    @cached_property
+    def engaged(self) -> tuple[str, ...]:
+        """The names of signals by which a user engages with an item, shipped ones first."""
+        return (*ENGAGED, *self.stand_ins)
 
     @cached_property
     def number(self) -> Mapping[str, int]:

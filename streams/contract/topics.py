@@ -5,6 +5,7 @@ Knows names and numbers. Does not know how to create a topic (`streams.bus.contr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import xxhash
@@ -34,6 +35,21 @@ ENTITY_TOPIC: dict[str, str] = {
     "query": EVENTS_BY_QUERY,
 }
 
+
+@dataclass(frozen=True)
+class OwnEntity:
+    """An entity of an owner's: the events of these kinds, one topic more, by this event column."""
+
+    name: str
+    column: str
+    kinds: tuple[str, ...]
+
+
+def entity_topic(entity: str) -> str:
+    """The topic of an entity, shipped or an owner's."""
+    return ENTITY_TOPIC.get(entity) or f"events.by_{entity}"
+
+
 RETENTION_MS = 7 * DAY_MS  # of user data: bridges outages, since the log keeps it for good
 SEGMENT_MS = DAY_MS  # a broker drops whole segments, so a record may stay this much longer
 ERASED_WITHIN_MS = RETENTION_MS + SEGMENT_MS  # after this, no topic holds an erased user's data
@@ -61,13 +77,15 @@ class TopicSpec:
         return config
 
 
-def topic_specs(partitions: int) -> list[TopicSpec]:
+def topic_specs(partitions: int, own: Iterable[str] = ()) -> list[TopicSpec]:
     """Every topic of a stack whose entity topics have `partitions` partitions.
+
+    own: entities of the owner's, one topic each.
 
     Topics with user data have a retention time, since a broker cannot erase one user's records.
     The catalogue, erasures and releases are kept forever.
     """
-    wide = [BEHAVIOUR, ADMITTED, *ENTITY_TOPIC.values(), FEEDBACK]
+    wide = [BEHAVIOUR, ADMITTED, *ENTITY_TOPIC.values(), *map(entity_topic, own), FEEDBACK]
     narrow = [BEHAVIOUR_DEAD, DEAD_REPLAYED, REQUESTS, RESPONSES]
     kept = [CATALOGUE, ERASURES, MODELS_PUBLISHED]
     return [

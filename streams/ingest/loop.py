@@ -13,7 +13,7 @@ from streams.bus.consume import ConsumeLoop, Input
 from streams.bus.contract import Bus, Outgoing
 from streams.bus.polled import Record
 from streams.bus.transaction import InputTransactions
-from streams.contract.topics import ENTITY_TOPIC
+from streams.contract.topics import ENTITY_TOPIC, OwnEntity
 from streams.ingest.admission import AdmissionLimits
 from streams.ingest.recovery import Recovery
 
@@ -26,6 +26,7 @@ class IngestConfig:
     `instance`: this process's name, unique among the replicas and the same after a restart: a
     successor aborts the transaction that its killed predecessor left open.
     `entities`: whose topics are written besides the user's; leave out those without a reader.
+    `own_entities`: an owner's, each written by a loop of its own.
     `replicas`: how many ingest processes run in parallel; the same number for each.
     """
 
@@ -34,6 +35,7 @@ class IngestConfig:
     group: str = "tidemill"
     instance: str = "0"
     entities: Collection[str] = tuple(ENTITY_TOPIC)
+    own_entities: Collection[OwnEntity] = ()
     replicas: int = 1
 
     @property

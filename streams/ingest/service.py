@@ -66,6 +66,8 @@ def run(
         loops["sequencer"] = lambda: Sequencer(bus, clock, config, log)
     if fanned_out(config.entities):
         loops["fanout"] = lambda: FanOut(bus, config)
+    for own in config.own_entities:
+        loops[f"fanout-{own.name}"] = partial(FanOut, bus, config, own)
     run_loops(loops, stop)
 
 

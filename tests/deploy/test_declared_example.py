@@ -79,7 +79,7 @@ def test_the_pages_signals_go_from_the_topic_to_log_features_and_feedback(shop: 
         ),
         KEY,
     )  # fmt: skip
-    events = [json.loads(_blocks("json")[1])[n] | {"impression": token} for n in (0, 1)]
+    events = [json.loads(_blocks("json")[1])[n] | {"impression": token} for n in (0, 1, 2)]
     shown = {"event_id": "e-0", "user_id": "ann", "kind": "shown", "item_id": "shoe-1"}
     stated = [{**shown, "event_time_ms": T0, "impression": token}, *events]
     values = [json.dumps(event).encode() for event in stated]
@@ -91,12 +91,12 @@ def test_the_pages_signals_go_from_the_topic_to_log_features_and_feedback(shop: 
     log, feedback, rows = EventLog(shop.log_dir), shop.feedback_dir, MemoryFeatureStore()
     log.append(delivery)
     FeedbackStore(feedback, key=KEY, windows_ms=shop.feedback.windows_ms).join(delivery)
-    for entity in ("user", "video"):
+    for entity in ("user", "video", "brand"):
         rows.fold(entity, admitted.table, delivery.stamp)
 
     logged = log.read().filter(pl.col("kind") != "shown")
-    assert logged["kind"].to_list() == ["rating", "goods_returned"]
-    assert logged["value"].to_list() == [4.5, None]
+    assert logged["kind"].to_list() == ["rating", "goods_returned", "view"]
+    assert logged["value"].to_list() == [4.5, None, None]
     row = read_feedback(feedback).row(0, named=True)
     assert (row["rating"], row["goods_returned"], row["like"]) == (True, True, False)
     ann = rows.read("user", ["ann"], T0 + 5_000).columns
@@ -105,6 +105,10 @@ def test_the_pages_signals_go_from_the_topic_to_log_features_and_feedback(shop: 
     assert (ann["most_rated"][0], ann["most_rated_count"][0]) == (["shoe-1"], [1])
     assert ann["items_rated"][0] == 1
     assert ann["recent_ratings"][0] == pytest.approx(1, abs=0.05)
+    assert (ann["views_by_brand"][0], ann["views_by_brand_count"][0]) == (["Acme"], [1])
+    assert ann["engaged_video_id"][0] == ["shoe-1", "shoe-1"]
+    acme = rows.read("brand", ["Acme"], T0 + 5_000).columns
+    assert (acme["view_count_all"][0], acme["viewed_item"][0]) == (1, ["shoe-1"])
     assert math.isnan(ann["return_rate_30d"][0])  # nothing ordered
     assert rows.read("video", ["shoe-1"], T0 + 5_000).columns["rated_by"][0] == ["ann"]
 

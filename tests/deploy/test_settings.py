@@ -255,6 +255,14 @@ def test_an_attribute_that_cannot_be_declared_is_named(line: str, named: str) ->
         load()
 
 
+@pytest.mark.parametrize("of", ["items", "users"])
+def test_10_000_declared_attributes_are_refused(of: str) -> None:
+    lines = "\n".join(f'a{n} = "number"' for n in range(10_000))
+    Path("tidemill.toml").write_text(f"[{of}.attributes]\n{lines}\n")
+    with pytest.raises(SettingsError, match="10,000 attributes are declared"):
+        load()
+
+
 def test_a_declaration_that_stored_items_contradict_is_refused_at_the_start(tmp_path: Path) -> None:
     item = {"item_id": "p1", "title": "Shoe", "attributes": {"colour": 7}}
     event = {"kind": "item_added", "event_id": "e", "event_time_ms": 1_700_000_000_000}
@@ -292,6 +300,11 @@ def test_attributes_of_users_are_declared_likewise(tmp_path: Path) -> None:
         ('users.attributes]\ntaste = "vector"', "length"),
         ('users]\nundeclared = "drop"', "'keep', 'mark' or 'reject'"),
         ('signals.profile]\nrole = "engagement"', "name of the contract"),
+        ('signals.select]\nrole = "engagement"', "SQL"),
+        ('signals.event_timestamp]\nrole = "engagement"', "Feast"),
+        ('signals.video_id]\nrole = "engagement"', "name of the contract"),
+        ('signals.rating]\nrole = "praise"', "'exposure', 'engagement', 'dislike' or 'conversion'"),
+        ('signals.rating]\nrole = "engagement"\npayload = ["price"]', "'dwell', 'amount', 'value'"),
     ],
 )
 def test_what_cannot_be_declared_of_users_is_named(section: str, named: str) -> None:

@@ -126,7 +126,8 @@ def test_the_start_says_once_what_changed(log: EventLog) -> None:
     )
     wiring.declare(settings)
     line = wiring.declared_change(settings)
-    assert line.startswith("the declaration changed: signals +rating; user +rating_count; video")
+    assert line.startswith("the declaration changed: signals +rating; user +rating_count, ~")
+    assert "~engaged_video_id; video +rating_count" in line
     assert "reads 200 events" in line
     wiring.record_declaration(settings)
     assert wiring.declared_change(settings) == ""

@@ -130,10 +130,15 @@ def test_without_declarations_rows_keep_their_layout() -> None:
 @pytest.mark.parametrize(
     ("entity", "feature", "named"),
     [
-        ("item", Count("play"), "none of the entities"),
+        ("item", Count("play"), "declares one Key"),
         ("user", Count("bookmark"), "'bookmark' is no signal"),
         ("user", Count("play"), "'play_count_1h' is declared twice"),
         ("video", LastN("select", "user_id", ("play",), 5), "SQL"),
+        ("video", LastN("entity_id", "user_id", ("play",), 5), "Feast"),
+        ("video", LastN("video_row_status", "user_id", ("play",), 5), "whether a row is there"),
+        ("user", LastN("status", "video_id", ("play",), 5), "name of the contract"),
+        ("user", LastN("user_id", "video_id", ("play",), 5), "name of the contract"),
+        ("user", Sum("dwell_ms", ("play",), (ALL,), name="My dwell"), "single underscores"),
         ("video", LastN("by_user", "user", ("play",), 5), "'user' is no event column"),
         ("video", Sum("query", ("play",), (ALL,)), "'query' is no event column"),
     ],

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.declarations import ColumnType
-from features.definitions import DEFINITIONS, EntityDefinition
+from features.definitions import DEFINITIONS, EntityDefinition, is_kind
 from features.kernels import labels as label_loops
 from features.offline.point_in_time.counts import counts_at
 from features.offline.point_in_time.lists import LabelLists, list_series, lists_at, python_lists
@@ -183,7 +183,10 @@ def _labelled(
     """The labelled entities' events: their places in `events`, and their ids' places in `known`."""
     found = pc.index_in(_text(events[definition.id_column]), known, skip_nulls=True)
     row = found.fill_null(-1).to_numpy(zero_copy_only=False)
-    place = np.flatnonzero((row >= 0) & events["kept"].to_numpy())
+    kept = (row >= 0) & events["kept"].to_numpy()
+    if definition.kinds is not None:
+        kept &= is_kind(events["kind"].to_numpy(), definition.kinds)
+    place = np.flatnonzero(kept)
     return place, row[place].astype(np.int64)
 
 

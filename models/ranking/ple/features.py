@@ -149,10 +149,14 @@ def author_columns(authors: FeatureFrame) -> np.ndarray:
 
 
 def history_columns(users: FeatureFrame) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [N, HISTORY] each: hashes of engaged items, newest first, and codes of the kinds."""
+    """int64 [N, HISTORY] each: hashes of engaged items, newest first, and codes of the kinds. A
+    declared signal has the code of the kind that it counts as."""
+    from streams.contract.declaration import contract  # Triton's stub reads this module without it
+
     history = np.zeros((len(users), HISTORY), np.int64)
     kinds = np.zeros((len(users), HISTORY), np.int64)
     code = {kind: number for number, kind in enumerate(HISTORY_KINDS, 1)}
+    code |= {name: code[kind] for name, kind in contract().signals.stand_ins.items()}
     for row, (ids, names) in enumerate(
         zip(_lists(users, "engaged_video_id"), _lists(users, "engaged_kind"), strict=True)
     ):

@@ -7,6 +7,7 @@ were observed: an item that the user never met says nothing about liking.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,11 @@ from models.retrieval.factorisation.data import Interactions, Shown, interaction
 from models.retrieval.factorisation.factors import LikingFactors
 
 MIN_INTERACTIONS = 200
+SHARES = (0.0, 0.25, 0.5, 1.0)
+"""Of a start weight: see `_evidence`."""
+# Of bias and personal part, relative to that of likings: a smaller one explains less than 1 % of
+# them, and dividing by it would make a weight of any size.
+_LEAST_DEVIATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,10 @@ def cross_fit(log: TrainingLog, config: FactorisationConfig, *, seed: int) -> Cr
     later = [_fit(_take(pairs, fold != n), config, ridge, seed) for n in range(1, config.folds)]
     fits = [first, *later]
     parts = _by_fold(fits, fold, pairs.user, pairs.item)
-    deviation = np.maximum(parts.std(axis=0), 1e-9)
-    weights = _weights(shown(log, pairs), fits, deviation, config) / deviation
+    least = np.array([_LEAST_DEVIATION * pairs.liking.std()] * 2 + [0.0])
+    deviation = np.maximum(parts.std(axis=0), np.maximum(least, 1e-9))
+    start = np.array(config.start) * _evidence(pairs, fits, fold, parts)
+    weights = _weights(shown(log, pairs), fits, deviation, start, config) / deviation
     served = _fit(pairs, config, ridge, seed)
     return CrossFitted(
         factors=_weighted(served, pairs, weights, ridge),
@@ -132,13 +140,41 @@ def _by_fold(fits: list[_Fit], fold: np.ndarray, user: np.ndarray, item: np.ndar
     return parts
 
 
+def _evidence(
+    pairs: Interactions, fits: list[_Fit], fold: np.ndarray, parts: np.ndarray
+) -> np.ndarray:
+    """float64 [3], each in `SHARES`: how much of its start weight a part deserves.
+
+    The start weights are per standard deviation, so where there is nothing to learn they would
+    make noise as large as taste. Bias and personal part get the smallest shares that predict
+    likings which the fits did not learn from as well as the best do, within one standard error;
+    popularity is counted, not fitted.
+    """
+    rest = np.zeros(len(pairs))
+    for number, fitted in enumerate(fits):
+        rows = fold == number
+        rest[rows] = fitted.mean + fitted.own[pairs.user[rows]]
+    left, (bias, personal, _) = (pairs.liking - rest)[pairs.played], parts[pairs.played].T
+    pairs_of_shares = sorted(itertools.product(SHARES, SHARES), key=sum)
+    errors = np.array(
+        [(left - own * bias - other * personal) ** 2 for own, other in pairs_of_shares]
+    )
+    beyond = errors - errors[errors.mean(axis=1).argmin()]
+    doubt = beyond.std(axis=1) / max(len(left), 1) ** 0.5
+    own, other = pairs_of_shares[int(np.argmax(beyond.mean(axis=1) <= doubt))]
+    return np.array([own, other, 1.0])
+
+
 def _weights(
-    seen: Shown, fits: list[_Fit], deviation: np.ndarray, config: FactorisationConfig
+    seen: Shown,
+    fits: list[_Fit],
+    deviation: np.ndarray,
+    start: np.ndarray,
+    config: FactorisationConfig,
 ) -> np.ndarray:
     """float64 [3]: log-odds of a play per standard deviation of each part."""
     parts = _by_fold(fits, fold_of(seen.user_hash, seen.item_hash, len(fits)), seen.user, seen.item)
     slot = np.log1p(seen.slot)[:, None]
-    start = np.array(config.start)
     return learned_weights(parts / deviation, seen.played, start, config.start_strength, slot)
 
 

@@ -180,3 +180,27 @@ def test_weights_do_not_depend_on_the_unit_of_a_part(camps: TrainingLog) -> None
         found = cross_fit(camps, FactorisationConfig(ridges=(ridge,)), seed=0)
         scales.append(found.parts.std(axis=0)[1])
     assert scales[0] == pytest.approx(scales[1], rel=1e-6)
+
+
+def test_a_part_starts_with_the_share_of_its_weight_that_held_out_likings_support(
+    fitted: CrossFitted,
+) -> None:
+    """Two camps: taste explains everything, and no item is liked more than another."""
+    bias, personal, popular = fitted.parts.std(axis=0)
+    start = FactorisationConfig().start
+    assert personal == pytest.approx(start[1])
+    assert popular == pytest.approx(start[2])
+    assert bias < start[0] / 2
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_without_taste_the_personal_part_starts_at_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows: list[tuple[str, str, str, int, int | None, str | None]] = []
+    for user in range(USERS):
+        for step, item in enumerate(rng.choice(ITEMS, 30, replace=False).tolist()):
+            liked = rng.random() < (0.8 if item < ITEMS / 2 else 0.2)  # by everybody alike
+            rows.append((f"u{user}", f"v{item}", "play", step, int(DURATION_MS * liked), None))
+    found = cross_fit(_log(rows), FactorisationConfig(), seed=0)
+    assert found.parts[:, 1].std() < FactorisationConfig().start[1] / 10
+    assert found.parts[:, 0].std() == pytest.approx(FactorisationConfig().start[0])
