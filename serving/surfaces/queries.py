@@ -80,4 +80,10 @@ def _canary(item_id: str) -> Request:
     return QueriesRequest(user_id="canary", item_id=item_id, k=2, seed=0)
 
 
-SURFACE = SurfaceSpec(request=QueriesRequest, pipeline=queries, canary=_canary, reply=QueriesReply)
+SURFACE = SurfaceSpec(
+    request=QueriesRequest,
+    pipeline=queries,
+    canary=_canary,
+    reply=QueriesReply,
+    rule_kinds=(),  # rules are about items, and this surface returns texts
+)
