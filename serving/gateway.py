@@ -44,6 +44,7 @@ from serving.state.popularity import PopularityCache
 from serving.state.reached import Reached
 from serving.state.releases import ReleaseReader, ReleaseSwitch
 from serving.state.replies import RecentReplies
+from serving.state.rule_book import RuleBook
 from serving.surfaces import StageDependencies, Surfaces
 from streams.bus.contract import Bus
 from streams.contract.bounds import future_limit_ms
@@ -74,7 +75,7 @@ class GatewayConfig:
     state_dir: keeps the last good popularity over restarts and the served features of each
         slate; None keeps popularity in memory and logs no served features.
     blocked_queries: file of the queries that are taken down, shared by the processes of a
-        stack; None keeps them in memory.
+        stack; None keeps them in memory. rules: the same for standing rules.
     keeps_popularity: writes popularity to `state_dir`; of several workers, one does.
     """
 
@@ -88,6 +89,7 @@ class GatewayConfig:
     state_dir: Path | None = None
     blocked_queries: Path | None = None
     keeps_popularity: bool = True
+    rules: Path | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     caps: tuple[Cap, ...] = ()
     drawn_share: float = 0.0
@@ -148,7 +150,7 @@ class Gateway:
             every_s=config.popularity_every_s,
             saves=config.keeps_popularity,
         )
-        self.blocked = BlockedQueries(config.blocked_queries)
+        self.blocked, self.rules = BlockedQueries(config.blocked_queries), RuleBook(config.rules)
         self.likings = Likings(deps.releases.bundle_folder if deps.releases else None)
         self.releases = ReleaseSwitch(deps.releases, self._release_changed)
         self.surfaces = Surfaces(self._stage_dependencies(), lambda: self.releases.current)
@@ -257,6 +259,7 @@ class Gateway:
             self.activity,
             deadlines=config.deadlines,
             blocked=self.blocked,
+            rules=self.rules,
             caps=config.caps,
             drawn_share=config.drawn_share,
             fresh_share=config.fresh_share,

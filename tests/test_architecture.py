@@ -28,7 +28,7 @@ ROOMS = {
     " memory_store online offline feast live",
     "models": "ids signature batch recipe layers client echo registry release training retrieval"
     " ranking generation reasoning monitoring alignment",
-    "serving": "registry clients pipeline state stages monitoring surfaces fakes console gateway http"
+    "serving": "registry clients pipeline rules state stages monitoring surfaces fakes console gateway http"
     " kafka_requests",
     "deploy": "install renamed settings state services wiring logins processes doctor simulation supervisor stack"
     " console demo cli process compile export_schemas",

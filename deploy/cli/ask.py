@@ -82,13 +82,24 @@ def _json_or_text(value: str) -> Any:
 
 
 def _post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    return call_gateway("POST", path, body, scope="recommend")
+
+
+def call_gateway(
+    method: str, path: str, body: dict[str, Any] | None = None, *, scope: str = "admin"
+) -> dict[str, Any]:
+    """The running gateway's reply; a failure is printed and ends the command.
+
+    scope: of the API key that is sent, where the settings have keys.
+    """
     settings = state.read_settings(state.home_in_use(load().home))
     address = f"{settings.gateway.url}{path}"
     keys = settings.security.api_keys
-    allowed = [key for key, scopes in keys.items() if "recommend" in scopes]
+    allowed = [key for key, scopes in keys.items() if scope in scopes]
     key = os.environ.get("TIDEMILL_API_KEY") or next(iter(allowed), "")
     try:
-        reply = httpx.post(address, json=body, headers={"X-API-Key": key} if key else {})
+        headers = {"X-API-Key": key} if key else {}
+        reply = httpx.request(method, address, json=body, headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         out.print(
             f"the gateway at {address} does not answer: {error}. `tidemill status` shows what runs, "

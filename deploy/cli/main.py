@@ -29,6 +29,7 @@ GROUPS = {
     "deploy.cli.log": "log",
     "deploy.cli.features": "features",
     "deploy.cli.models": "models",
+    "deploy.cli.rules": "rules",
 }
 PIPED_HELP_WIDTH = 120  # in a pipe: wide enough for every option's name
 HELP = {"-h", "--help"}

@@ -44,6 +44,7 @@ def serving_dependencies(
         host=settings.gateway.host,
         state_dir=settings.home / process.storage_name,
         blocked_queries=settings.blocked_queries_path,
+        rules=settings.rules_path,
         caps=caps_of(settings.blend.author_cap, settings.blend.provenance_caps),
         drawn_share=settings.explore.weights_share,
         fresh_share=settings.explore.slots_share,

@@ -330,6 +330,11 @@ class Settings(BaseSettings):
         return self.home / "blocked-queries.json"
 
     @property
+    def rules_path(self) -> Path:
+        """The standing rules."""
+        return self.home / "rules.json"
+
+    @property
     def feedback_dir(self) -> Path:
         return self.home / "feedback"
 

@@ -94,9 +94,13 @@ def _live_and_other(store: ReleaseStore, version: int | None) -> tuple[Bundle, B
 
 
 def _served_by(store: ReleaseStore, version: int, feedback: pl.DataFrame) -> pl.DataFrame:
-    """Feedback of releases with this ranker: the logging policy must be one policy."""
+    """Feedback of releases with this ranker: the logging policy must be one policy.
+
+    Without items that a rule placed: the ranker did not choose these.
+    """
     same = [m.release_id for m in store.manifests() if m.models.get("ranker") == version]
-    return feedback.filter(pl.col("release").is_in(same))
+    found = feedback.filter(pl.col("release").is_in(same))
+    return found.filter(~pl.col("placed").fill_null(False)) if "placed" in found.columns else found
 
 
 def _too_few(found: int, live: Bundle, other: Bundle, every_slate: bool) -> str:

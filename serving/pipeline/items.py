@@ -152,6 +152,8 @@ class ItemTable:
         self._facts = _Facts.empty(16)
         self._genre_codes: dict[str, int] = {}
         self._lock = threading.Lock()
+        self.watchers: list[Callable[[int | None], None]] = []
+        """Called with the row of an item that has changed; None: any may have."""
 
     def forget_facts(self, item_id: str) -> None:
         """The item has changed: its facts are read again."""
@@ -159,10 +161,14 @@ class ItemTable:
         with self._lock:
             if 0 <= row < len(self._facts.known):
                 self._facts.known[row] = False
+        for watch in self.watchers:
+            watch(row)
 
     def forget_all_facts(self) -> None:
         with self._lock:
             self._facts.known[:] = False
+        for watch in self.watchers:
+            watch(None)
 
     def facts(self, rows: np.ndarray) -> _Facts:
         """Facts that are filled in for these rows, to be indexed by them.

@@ -163,7 +163,9 @@ class Pool:
         inputs = self.scored.inputs
         return replace(inputs, item_x=inputs.item_x[[row[item.item_id] for item in items]])
 
-    def slate_item(self, row: int, propensity: float, explored: bool) -> Candidate:
+    def slate_item(
+        self, row: int, propensity: float, explored: bool, placed: str | None = None
+    ) -> Candidate:
         """Candidate `row` with its score, P(action) and propensity filled in."""
         candidate, scored = self.candidate(row), self.scored
         score, p = candidate.score, candidate.p
@@ -180,6 +182,7 @@ class Pool:
             propensity=float(propensity),
             explored=bool(explored),
             item=candidate.item,
+            placed=placed,
         )
 
     def _id(self, row: int) -> str:

@@ -22,6 +22,7 @@ from serving.pipeline.requests import Request, RequestContext
 from streams.contract.events import CatalogueItem
 
 T = TypeVar("T")
+RULES = "rules"  # the source and the filter by which rules act
 
 if TYPE_CHECKING:
     from serving.pipeline.removals import Removals
@@ -78,6 +79,11 @@ class Query:
         """What the owner has stated of the user, by name; read with the user's row."""
         return user_attributes(self.user)
 
+    @property
+    def rule_notes(self) -> RuleNotes:
+        """Filled in by the stages of rules."""
+        return self.once("rule_notes", RuleNotes)
+
     def once(self, name: str, compute: Callable[[], T]) -> T:
         """What `compute` returns for this query and its user's row; later stages get the same."""
         kept = self.memo.get(name)
@@ -87,11 +93,28 @@ class Query:
         return found
 
 
+class Boosted(NamedTuple):
+    """An item of the slate whose score a rule changed. strength: in standard deviations."""
+
+    item_id: str
+    rule: str
+    strength: float
+
+
+@dataclass
+class RuleNotes:
+    """What rules did to one slate. unmet: rule -> why it could not be kept."""
+
+    boosted: list[Boosted] = field(default_factory=list)
+    unmet: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One item considered for the slate. Where `query` is set, that is what is recommended.
 
     notes: what its source says of it. The reply shows those that the surface's reply declares.
+    placed: the rule that chose it for its slot, or restricted the choice to some candidates.
     """
 
     item_id: str
@@ -103,6 +126,7 @@ class Candidate:
     propensity: float = 1.0
     explored: bool = False
     item: CatalogueItem | None = None
+    placed: str | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ class Removals(Sequence[Removal]):
         """How many were removed by other stages."""
         return sum(count for name, count, _ in self._batches if name != stage)
 
+    def count_of(self, stage: str) -> int:
+        """How many were removed by this stage."""
+        return len(self) - self.count_without(stage)
+
     def first(self, limit: int, last: str) -> list[Removal]:
         """At most `limit` removals: those by the stage `last` after all others."""
         found: list[Removal] = []

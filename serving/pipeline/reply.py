@@ -14,7 +14,7 @@ from typing import Any, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from serving.pipeline.query import Candidate, Removal, Slate
+from serving.pipeline.query import RULES, Candidate, Removal, Slate
 from streams.contract.impression import Impression, sign
 from streams.contract.items import CatalogueItem
 
@@ -29,7 +29,8 @@ class ItemLookup(Protocol):
 
 
 class Item(BaseModel):
-    """One item of a reply. `p`: P(action) by task; `impression`: its signed token.
+    """One item of a reply. `p`: P(action) by task; `impression`: its signed token; `placed`: the
+    rule that chose its slot's item or restricted the choice.
 
     `video_id` and `genres` repeat `item_id` and `categories` under their names of version 1.
     """
@@ -49,6 +50,7 @@ class Item(BaseModel):
     explored: bool
     source: str
     impression: str
+    placed: str | None = None
 
 
 class Removed(BaseModel):
@@ -61,6 +63,25 @@ class Removed(BaseModel):
     stage: str
     reason: str
     query: str | None = None
+
+
+class BoostedItem(BaseModel):
+    """An item whose score a rule changed. strength: in standard deviations of the scores."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item_id: str
+    rule: str
+    strength: float
+
+
+class UnmetRule(BaseModel):
+    """A rule that could not be kept on this slate, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rule: str
+    reason: str
 
 
 class StageFallback(BaseModel):
@@ -78,7 +99,8 @@ class Reply(BaseModel):
     weights: task -> the user's fusion weight; rates: task -> population rate, which divides
     P(action) in the score. candidates: how many the sources returned. stage_ms: milliseconds by
     stage. arm: of the experiment that the user is in. reason: why there are no items. item_id:
-    the item that the request was about; video_id: the same, as version 1 named it.
+    the item that the request was about; video_id: the same, as version 1 named it. boosted, unmet:
+    what rules did to the items; absent where they did nothing.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -106,6 +128,8 @@ class Reply(BaseModel):
     item_id: str | None = None
     video_id: str | None = None
     reason: str | None = None
+    boosted: list[BoostedItem] | None = None
+    unmet: list[UnmetRule] | None = None
 
 
 @lru_cache
@@ -145,6 +169,10 @@ def to_reply(slate: Slate, key: bytes, own_fields: Sequence[str] = ()) -> dict[s
     }
     if query.item_id is not None:
         reply |= named(query.item_id)
+    if (notes := query.rule_notes).boosted:
+        reply["boosted"] = [each._asdict() for each in notes.boosted]
+    if notes.unmet:
+        reply["unmet"] = [{"rule": rule, "reason": why} for rule, why in notes.unmet.items()]
     if not slate.items:
         reply["reason"] = _why_empty(slate)
     return reply
@@ -168,7 +196,9 @@ def _why_empty(slate: Slate) -> str:
         return "the request lists no candidates: leave `candidates` out to let the feed choose"
     if not slate.candidate_count:
         return "no source returned a candidate: see `fallbacks`"
-    return "every candidate was removed: see `removed`"
+    by_rules = slate.removals.count_of(RULES)
+    how_many = f", {by_rules} of them by rules or the request's filter" if by_rules else ""
+    return f"every candidate was removed{how_many}: see `removed`"
 
 
 def _removed(removal: Removal) -> dict[str, str]:
@@ -196,6 +226,8 @@ def _item(
         "source": candidate.source,
         "impression": sign(_impression(slate, slot, candidate), key),
     }
+    if candidate.placed is not None:
+        item["placed"] = candidate.placed
     own = {"query": candidate.query, **candidate.notes}
     return item | {name: own[name] for name in own_fields if own.get(name) is not None}
 
@@ -214,6 +246,7 @@ def _impression(slate: Slate, slot: int, candidate: Candidate) -> Impression:
         release=query.release.release_id,
         served_at_ms=query.now_ms,
         arm=query.arm,
+        placed=candidate.placed is not None,
         **_drawn_weights(slate),
     )
 

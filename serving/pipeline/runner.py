@@ -38,7 +38,7 @@ from opentelemetry import trace
 
 from serving.clients.turns import TURNS
 from serving.pipeline.pool import Pool, pool_of
-from serving.pipeline.query import Candidate, Fallback, Query, Scored, Slate
+from serving.pipeline.query import RULES, Candidate, Fallback, Query, Scored, Slate
 from serving.pipeline.removals import Removals
 from serving.pipeline.stage import (
     AnyFilter,
@@ -134,7 +134,7 @@ class Runner:
             query = self._hydrate_query(pipeline, query, report)
             found = self._fetch(pipeline, query, report)
             pool = self._filter(pipeline, query, found, report)
-            if not len(pool) and len(found) and pipeline.fallback_sources:
+            if pool.from_source(RULES).all() and len(found) and pipeline.fallback_sources:
                 found_again = self._fetch_fallback(pipeline, query, report)
                 pool = self._filter(pipeline, query, found_again, report)
             pool = self._prerank(pipeline, query, pool, report)

@@ -19,7 +19,10 @@ import numpy as np
 from serving.pipeline.pool import Pool
 from serving.pipeline.query import Candidate, Query, Removal
 from serving.stages.caps import Cap, first_reasons
+from serving.stages.placement import Limits, SlateLimits
 from serving.stages.scorers import standardised
+
+_NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,28 @@ class PlackettLuce:
     name: str = "plackett_luce"
 
     def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]:
-        slots = min(query.k, len(pool))
+        return self.select_within(query, pool, SlateLimits(_NO_LIMITS, min(query.k, len(pool))))
+
+    def select_within(self, query: Query, pool: Pool, limits: SlateLimits) -> tuple[Candidate, ...]:
+        """A slate within limits: what is pinned has its slot, and the draw is among the others."""
+        slots = limits.slots
         draw = None if pool.scored is None else _SlateDraw(self, query.seed, pool, slots)
-        left, chosen = np.ones(len(pool), bool), list[Candidate]()
+        left, chosen = limits.without_pinned(np.ones(len(pool), bool)), list[Candidate]()
         while len(chosen) < slots:
-            open_ = left if not self.caps else self._open(chosen, left, pool, query.k)
+            if (pin := limits.pinned(len(chosen))) is not None:
+                chosen.append(pool.slate_item(pin.row, 1.0, False, pin.rule))
+                if draw is not None:
+                    draw.count_genres(pin.row)
+                continue
+            within = left if not self.caps else self._open(chosen, left, pool, query.k)
+            open_ = limits.open(len(chosen), within)
             if not open_.any():
                 break
             first = int(open_.argmax())
             drawn = (first, 1.0, False) if draw is None else draw.draw_slot(len(chosen), open_)
-            chosen.append(pool.slate_item(*drawn))
+            chosen.append(pool.slate_item(*drawn, limits.chosen(drawn[0], open_, within)))
             left[drawn[0]] = False
-        return tuple(chosen)
+        return (*chosen, *_pinned_after(limits, pool, len(chosen)))
 
     def held_back(self, query: Query, pool: Pool, items: tuple[Candidate, ...]) -> list[Removal]:
         """Candidates that only a cap kept out: they outscore an item of the slate, or it is short."""
@@ -95,6 +108,26 @@ class InOrder:
     def select(self, query: Query, pool: Pool) -> tuple[Candidate, ...]:
         return tuple(pool.slate_item(row, 1.0, False) for row in range(min(query.k, len(pool))))
 
+    def select_within(self, query: Query, pool: Pool, limits: SlateLimits) -> tuple[Candidate, ...]:
+        """The first candidates that the limits admit; what is pinned has its slot."""
+        del query
+        left, chosen = limits.without_pinned(np.ones(len(pool), bool)), list[Candidate]()
+        while len(chosen) < limits.slots:
+            if (pin := limits.pinned(len(chosen))) is not None:
+                chosen.append(pool.slate_item(pin.row, 1.0, False, pin.rule))
+                continue
+            open_ = limits.open(len(chosen), left)
+            if not open_.any():
+                break
+            row = int(open_.argmax())
+            chosen.append(pool.slate_item(row, 1.0, False, limits.chosen(row, open_, left)))
+            left[row] = False
+        return (*chosen, *_pinned_after(limits, pool, len(chosen)))
+
+
+def _pinned_after(limits: SlateLimits, pool: Pool, slot: int) -> list[Candidate]:
+    return [pool.slate_item(p.row, 1.0, False, p.rule) for p in limits.pinned_after(slot)]
+
 
 class _SlateDraw:
     """One slate while it is drawn slot by slot."""
@@ -124,8 +157,12 @@ class _SlateDraw:
         propensity = (1 - share) * _softmax_at(logits, row)
         if fresh[row]:
             propensity += share * _softmax_at(fresh_logits, row)
-        self._slate_genres = 0.7 * self._slate_genres + self._genres[row]
+        self.count_genres(row)
         return row, propensity, explored
+
+    def count_genres(self, row: int) -> None:
+        """Candidate `row` is in the slate."""
+        self._slate_genres = 0.7 * self._slate_genres + self._genres[row]
 
     def _logits(self, open_: np.ndarray) -> np.ndarray:
         """float64 [C]: non-finite scores are drawn only when no finite one is left."""

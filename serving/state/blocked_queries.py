@@ -17,7 +17,7 @@ from pathlib import Path
 from models.generation.words import split_words
 
 _LOG = logging.getLogger(__name__)
-_Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int]
 
 
 class BlockedQueries:
@@ -30,7 +30,7 @@ class BlockedQueries:
         self._path = path
         self._lock = threading.Lock()
         self._texts: dict[tuple[str, ...], str] = {}
-        self._stamp: _Stamp | None = None
+        self._stamp: Stamp | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -70,7 +70,7 @@ class BlockedQueries:
         return changed
 
     def _current(self) -> dict[tuple[str, ...], str]:
-        if self._path is not None and _stamp(self._path) != self._stamp:
+        if self._path is not None and stamp_of(self._path) != self._stamp:
             with self._lock:
                 self._read()
         return self._texts
@@ -78,7 +78,7 @@ class BlockedQueries:
     def _read(self) -> None:
         """Reads the file. One that cannot be read is named, and the list so far stays."""
         assert self._path is not None
-        stamp = _stamp(self._path)
+        stamp = stamp_of(self._path)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -96,7 +96,7 @@ def _key(query: str) -> tuple[str, ...]:
     return split_words(query) or (query.strip(),)
 
 
-def _stamp(path: Path) -> _Stamp | None:
+def stamp_of(path: Path) -> Stamp | None:
     """Differs after the file was replaced; None where there is no file."""
     try:
         found = path.stat()

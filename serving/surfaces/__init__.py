@@ -7,7 +7,7 @@ a module with a `SURFACE` here and its name to the registry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -18,6 +18,7 @@ from serving.pipeline.runner import Pipeline
 from serving.pipeline.streamed import StreamingRunner
 from serving.pipeline.trace import record_context
 from serving.registry import SURFACES
+from serving.stages.rules import with_rules
 from serving.surfaces.spec import StageDependencies, SurfaceSpec
 
 __all__ = ["StageDependencies", "SurfaceSpec", "Surfaces", "UnknownSurface", "load_surfaces"]
@@ -40,6 +41,11 @@ def load_surfaces(names: Sequence[str] = SURFACES) -> dict[str, SurfaceSpec]:
     return found
 
 
+def rule_kinds(specs: Mapping[str, SurfaceSpec]) -> dict[str, Sequence[str]]:
+    """Surface -> the kinds of rules that act on it."""
+    return {name: spec.rule_kinds for name, spec in specs.items()}
+
+
 class Surfaces:
     """Every surface, built once. Thread safe."""
 
@@ -54,10 +60,15 @@ class Surfaces:
         self._current_release = current_release
         self._runner = StreamingRunner(threads)
         self.specs = load_surfaces()
+        deps.rules.know_surfaces(rule_kinds(self.specs))
         self._pipelines = {
             (spec.name, variant): build(deps)
             for spec in self.specs.values()
             for variant, build in {"": spec.pipeline, **spec.variants}.items()
+        }
+        self._under_rules = {
+            name: with_rules(pipeline, deps.rule_reader, deps.popularity, deps.activity)
+            for name, pipeline in self._pipelines.items()
         }
 
     def answer(self, request: Request, *, explore: bool = True) -> Slate:
@@ -78,7 +89,9 @@ class Surfaces:
         spec = self.specs[query.surface]
         if spec.in_experiment and explore and query.candidates is None:
             query = replace(query, arm=self.deps.experiment.arm_of(query.user_id))
-        return self._pipelines[query.surface, spec.choose(query)], query
+        under_rules = self.deps.rule_reader.act_on(query)
+        pipelines = self._under_rules if under_rules else self._pipelines
+        return pipelines[query.surface, spec.choose(query)], query
 
     def read_request(self, body: Any) -> Request:
         """A request as JSON, checked by its surface's model.

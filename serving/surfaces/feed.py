@@ -14,6 +14,8 @@ from serving.pipeline.query import Query
 from serving.pipeline.reply import Reply
 from serving.pipeline.requests import MAX_CANDIDATES, Request
 from serving.pipeline.runner import Pipeline
+from serving.rules.definitions import KINDS
+from serving.rules.requests import RuledRequest
 from serving.stages.filters import AlreadyEngaged, Duplicate, RecentlyShown, Unavailable
 from serving.stages.hydrators import CatalogueItems, UserFeatures
 from serving.stages.prerank import TasteDotProduct
@@ -80,12 +82,13 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
-class FeedRequest(Request):
+class FeedRequest(RuledRequest):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {"user_id": "u196", "k": 10, "seed": 7},
                 {"user_id": "u196", "context": {"device": "phone", "page": "home"}},
+                {"user_id": "u196", "filter": "'Comedy' in item.categories"},
             ]
         }
     )
@@ -193,4 +196,5 @@ SURFACE = SurfaceSpec(
     variants={_RERANK: rerank, POPULARITY_ARM: popular_feed},
     choose=_choose,
     in_experiment=True,
+    rule_kinds=KINDS,
 )

@@ -112,4 +112,5 @@ SURFACE = SurfaceSpec(
     variants={_BEST: best_queries},
     choose=_choose,
     streams=True,
+    rule_kinds=(),  # rules are about items, and this surface returns texts
 )

@@ -15,6 +15,7 @@ from serving.pipeline.query import Slate
 from serving.pipeline.reply import Item, ItemLookup, Reply, named
 from serving.pipeline.requests import Request
 from serving.pipeline.runner import Pipeline
+from serving.rules.requests import FilteredRequest
 from serving.stages.filters import Duplicate, Unavailable
 from serving.stages.generated import REACTIVATION, Trajectory
 from serving.stages.hydrators import CatalogueItems, UserFeatures
@@ -24,7 +25,7 @@ from serving.stages.sources import Popular
 from serving.surfaces.spec import StageDependencies, SurfaceSpec
 
 
-class ReactivationRequest(Request):
+class ReactivationRequest(FilteredRequest):
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "u196", "k": 6}]})
 
     surface: Literal["reactivation"] = "reactivation"

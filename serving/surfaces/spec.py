@@ -6,7 +6,7 @@ one, and `serving.registry` lists them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,9 @@ from serving.pipeline.reply import ItemLookup, Reply, items_of, own_item_fields,
 from serving.pipeline.requests import Request
 from serving.pipeline.runner import Deadlines, Pipeline
 from serving.pipeline.stage import CandidateHydrator
+from serving.rules.columns import ItemColumns
+from serving.rules.definitions import KINDS, Kind
+from serving.stages.acting_rules import RuleReader
 from serving.stages.caps import Cap
 from serving.stages.hydrators import AuthorFeatures, CatalogueItems, ItemFeatures
 from serving.state.activity import Activity
@@ -28,6 +31,7 @@ from serving.state.feature_rows import FeatureRows
 from serving.state.last_rows import LastUserRows
 from serving.state.likings import Likings
 from serving.state.popularity import PopularityCache
+from serving.state.rule_book import RuleBook
 from streams.contract.clock import Clock
 
 
@@ -44,6 +48,7 @@ class StageDependencies:
     last_users: LastUserRows = field(default_factory=LastUserRows)
     deadlines: Deadlines = field(default_factory=Deadlines)
     blocked: BlockedQueries = field(default_factory=BlockedQueries)
+    rules: RuleBook = field(default_factory=RuleBook)
     caps: tuple[Cap, ...] = ()  # of the feed; none by default
     drawn_share: float = 0.0  # share of feed replies ranked by drawn fusion weights
     fresh_share: float = 0.03  # share of the feed's slots that explore fresh items
@@ -60,6 +65,11 @@ class StageDependencies:
     def item_rows(self) -> FeatureRows:
         """Item features that all pipelines share."""
         return FeatureRows(self.store, "video", self.catalogue.table.numbers)
+
+    @cached_property
+    def rule_reader(self) -> RuleReader:
+        """What all pipelines read of rules and of items under rules."""
+        return RuleReader(self.rules, ItemColumns(self.catalogue.table), self.catalogue)
 
     @cached_property
     def author_rows(self) -> FeatureRows:
@@ -104,6 +114,8 @@ class SurfaceSpec:
         reply or the caller states the candidates; `choose` reads the query's `arm`.
     streams: its reply is also given as server-sent events, each item as soon as it is decided
         (`serving.pipeline.streamed`).
+    rule_kinds: the kinds of rules that act on it (`serving.rules.definitions.KINDS`); a boost acts
+        where a selector draws by scores.
     panel: the title of the panel that the page draws for it; None where the page has its own
         place for it, or none.
     """
@@ -117,6 +129,7 @@ class SurfaceSpec:
     choose: Callable[[Query], str] = _one_pipeline
     in_experiment: bool = False
     streams: bool = False
+    rule_kinds: Sequence[Kind] = tuple(kind for kind in KINDS if kind != "boost")
     panel: str | None = None
 
     @property

@@ -50,6 +50,8 @@ class Impression(BaseModel):
     slate, and the same in every slot.
     arm: of the experiment that the slate belongs to. origin_item_id: the item that the slate was
     requested from, such as the one that was playing.
+    placed: a rule put the item into its slot or restricted the choice to some candidates, so what
+    was done with it says nothing about another policy.
     A long user_id, video_id, query or origin_item_id may be a digest (`is_digest`).
     """
 
@@ -69,6 +71,7 @@ class Impression(BaseModel):
     log_density: float | None = None
     arm: _Name | None = None
     origin_item_id: str | None = None
+    placed: bool = False
 
     @property
     def impression_id(self) -> str:
@@ -108,6 +111,7 @@ _KEYS = {
     "log_density": "d",
     "arm": "a",
     "origin_item_id": "o",
+    "placed": "b",
 }
 _FIELDS = {key: name for name, key in _KEYS.items()}
 _SHORTENED = ("user_id", "video_id", "query", "origin_item_id")

@@ -69,6 +69,8 @@ FEEDBACK_SCHEMA = pa.schema(
         pa.field("log_density", pa.float64()),
         # also from the token; null outside an experiment
         pa.field("arm", pa.string()),
+        # also from the token; null in rows that were written before there were rules
+        pa.field("placed", pa.bool_()),
     ]
 )
 

@@ -1,0 +1,1 @@
+"""Rules: conditions on items in CEL, compiled to predicates over columns, and what they do."""
