@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -36,12 +36,14 @@ from pydantic_settings import (
 from deploy import renamed
 from deploy.settings import names
 from deploy.settings.access import OidcSettings, Rate, ScopeName
-from deploy.settings.connections import BrokerSecuritySettings, StoreSecuritySettings
+from deploy.settings.connections import BrokerSettings as BrokerSettings
+from deploy.settings.connections import StoreSettings as StoreSettings
+from deploy.settings.connections import TritonSettings as TritonSettings
 from deploy.settings.declared import DeclaredSignals, FeaturesSettings, ItemsSettings, UsersSettings
 from deploy.settings.feed import BlendSettings, ExperimentSettings, ExploreSettings
 from deploy.settings.serving_models import ModelsSettings
 from deploy.settings.updates import UpdatesSettings
-from deploy.settings.values import Address, Addresses, Host, Milliseconds, Port, Section, Url
+from deploy.settings.values import Host, Milliseconds, Port, Section, Url
 
 FILES = ("settings.toml", "tidemill.toml")  # the first that exists in the current folder
 HOME = Path(os.environ.get("TIDEMILL_HOME", ".tidemill"))
@@ -54,28 +56,6 @@ class SettingsError(ValueError):
     """A setting is wrong; the message names its key and how to set it."""
 
 
-class BrokerSettings(Section):
-    # auto: Apache Kafka where Java and its jars can be had, else the embedded broker.
-    kind: Literal["auto", "embedded", "kafka", "external"] = "auto"
-    bootstrap_servers: Addresses = ""  # chosen by the stack unless kind is external
-    partitions: int = Field(4, ge=1, le=256)
-    security: BrokerSecuritySettings = BrokerSecuritySettings()
-
-    @model_validator(mode="after")
-    def _external_has_an_address(self) -> Self:
-        if self.kind != "external" and self.security != BrokerSecuritySettings():
-            raise ValueError("security is for a broker of your own: set kind to external")
-        return _addressed(self, self.kind, "bootstrap_servers", self.bootstrap_servers)
-
-    @property
-    def transactional(self) -> bool:
-        """The embedded broker's transactions leak; consumers there are idempotent instead.
-
-        False as long as the stack has not chosen (`auto`).
-        """
-        return self.kind in ("kafka", "external")
-
-
 class IngestSettings(Section):
     replicas: int = Field(1, ge=1)  # batcher processes; more than one needs Apache Kafka
 
@@ -84,30 +64,6 @@ class RequestsSettings(Section):
     # Processes that answer `recommendation.requests`, at most one for each of the topic's
     # partitions; more than one needs Apache Kafka.
     replicas: int = Field(1, ge=1)
-
-
-class StoreSettings(Section):
-    kind: Literal["valkey", "external"] = "valkey"
-    address: Address = ""  # host:port,  filled by the stack unless kind is external
-    db: int = Field(0, ge=0)  # one for each project: a tear-down flushes it
-    security: StoreSecuritySettings = StoreSecuritySettings()
-
-    @model_validator(mode="after")
-    def _external_has_an_address(self) -> Self:
-        if self.kind != "external" and self.security != StoreSecuritySettings():
-            raise ValueError("security is for a store of your own: set kind to external")
-        return _addressed(self, self.kind, "address", self.address or self.security.sentinels)
-
-
-class TritonSettings(Section):
-    kind: Literal["wheel", "external", "in_process"] = "wheel"
-    grpc_address: Address = ""
-    http_address: Address = ""
-    metrics_address: Address = ""
-
-    @model_validator(mode="after")
-    def _external_has_an_address(self) -> Self:
-        return _addressed(self, self.kind, "grpc_address", self.grpc_address)
 
 
 class GatewaySettings(Section):
@@ -215,15 +171,6 @@ class TelemetrySettings(Section):
             if not any(name == each or name.startswith(f"{each}-") for each in PROCESS_NAMES):
                 raise ValueError(f"{name!r} is none of the processes {', '.join(PROCESS_NAMES)}")
         return ports
-
-
-_S = TypeVar("_S", bound=Section)
-
-
-def _addressed(section: _S, kind: str, key: str, value: str) -> _S:
-    if kind == "external" and not value:
-        raise ValueError(f"kind is external, so {key} must name the server (host:port)")
-    return section
 
 
 class _Environment(EnvSettingsSource):

@@ -1,4 +1,4 @@
-"""Settings of logins: `[broker.security]` and `[store.security]`.
+"""Settings of the servers: `[broker]`, `[store]`, `[triton]`, and the logins of the first two.
 
 Knows keys, files and which values belong together. Does not know clients
 (`streams.bus.kafka.login`, `features.online.connection`). Secrets come from the environment or
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from deploy.settings.values import Addresses, Section, Url
+from deploy.settings.values import Address, Addresses, Section, Url
 
 Value = str | int | float | bool
 # What exactness rests on, and what has a setting of its own.
@@ -203,3 +203,58 @@ def _secret(password: str, path: str) -> str:
 def _near(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_S = TypeVar("_S", bound=Section)
+
+
+def _addressed(section: _S, kind: str, key: str, value: str) -> _S:
+    if kind == "external" and not value:
+        raise ValueError(f"kind is external, so {key} must name the server (host:port)")
+    return section
+
+
+class BrokerSettings(Section):
+    # auto: Apache Kafka where Java and its jars can be had, else the embedded broker.
+    kind: Literal["auto", "embedded", "kafka", "external"] = "auto"
+    bootstrap_servers: Addresses = ""  # chosen by the stack unless kind is external
+    partitions: int = Field(4, ge=1, le=256)
+    security: BrokerSecuritySettings = BrokerSecuritySettings()
+
+    @model_validator(mode="after")
+    def _external_has_an_address(self) -> Self:
+        if self.kind != "external" and self.security != BrokerSecuritySettings():
+            raise ValueError("security is for a broker of your own: set kind to external")
+        return _addressed(self, self.kind, "bootstrap_servers", self.bootstrap_servers)
+
+    @property
+    def transactional(self) -> bool:
+        """The embedded broker's transactions leak; consumers there are idempotent instead.
+
+        False as long as the stack has not chosen (`auto`).
+        """
+        return self.kind in ("kafka", "external")
+
+
+class StoreSettings(Section):
+    kind: Literal["valkey", "external"] = "valkey"
+    address: Address = ""  # host:port,  filled by the stack unless kind is external
+    db: int = Field(0, ge=0)  # one for each project: a tear-down flushes it
+    security: StoreSecuritySettings = StoreSecuritySettings()
+
+    @model_validator(mode="after")
+    def _external_has_an_address(self) -> Self:
+        if self.kind != "external" and self.security != StoreSecuritySettings():
+            raise ValueError("security is for a store of your own: set kind to external")
+        return _addressed(self, self.kind, "address", self.address or self.security.sentinels)
+
+
+class TritonSettings(Section):
+    kind: Literal["wheel", "external", "in_process"] = "wheel"
+    grpc_address: Address = ""
+    http_address: Address = ""
+    metrics_address: Address = ""
+
+    @model_validator(mode="after")
+    def _external_has_an_address(self) -> Self:
+        return _addressed(self, self.kind, "grpc_address", self.grpc_address)

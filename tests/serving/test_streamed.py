@@ -197,7 +197,7 @@ def test_refusals_have_their_status_codes(make_harness: Any) -> None:
     assert conflict.json()["detail"][0]["field"] == "request_id"
     assert ask(k=1_000).status_code == 422
     capacity: Capacity = harness.client.app.state.capacity
-    capacity._mean_s, capacity.waiting = 5.0, 1_000
+    capacity._between_s, capacity.waiting = 5.0, 1_000
     busy = ask()
     assert busy.status_code == 429
     assert int(busy.headers["retry-after"]) >= 1
