@@ -54,7 +54,7 @@ from serving.pipeline.stage import (
 )
 
 T = TypeVar("T")
-TRACER = trace.get_tracer("tidemill.serving")
+_TRACER = trace.get_tracer("tidemill.serving")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Runner:
     def run(self, pipeline: Pipeline, query: Query) -> Slate:
         """The slate for `query`. A failed stage is reported in it and never raises."""
         report = RunReport()
-        with TURNS.computing(), TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
+        with TURNS.computing(), _TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
             span.set_attribute("tidemill.release", query.release.release_id)
             query = self._hydrate_query(pipeline, query, report)
             found = self._fetch(pipeline, query, report)
@@ -324,7 +324,7 @@ def _run_traced(call: _Call[T]) -> tuple[T, float]:
         not trace.get_current_span().is_recording()
     ):  # a span would be dropped; making one is not free
         return call.run(), _ms_since(started)
-    with TRACER.start_as_current_span(f"stage {call.name}"):
+    with _TRACER.start_as_current_span(f"stage {call.name}"):
         value = call.run()
     return value, _ms_since(started)
 

@@ -19,12 +19,15 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+from opentelemetry import trace
+
 from serving.clients.turns import TURNS
 from serving.pipeline.pool import Pool, pool_of
 from serving.pipeline.query import Candidate, Fallback, Query, Slate
-from serving.pipeline.runner import TRACER, Pipeline, Runner, RunReport, error_text, slate_of
+from serving.pipeline.runner import Pipeline, Runner, RunReport, error_text, slate_of
 from serving.pipeline.stage import StreamSource
 
+_TRACER = trace.get_tracer("tidemill.serving")
 _Part = Sequence[Candidate] | Exception | None
 
 
@@ -52,7 +55,7 @@ class StreamingRunner(Runner):
             yield self.run(pipeline, query)
             return
         report = RunReport()
-        with TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
+        with _TRACER.start_as_current_span(f"surface {pipeline.name}") as span:
             span.set_attribute("tidemill.release", query.release.release_id)
             with TURNS.computing():
                 taken = _Taken(self._hydrate_query(pipeline, query, report), report)

@@ -16,7 +16,7 @@ from models.signature import BadInput, Signature, TensorSpec
 SIGNATURE = Signature(
     inputs=(
         TensorSpec("count", "INT64", (1,)),
-        TensorSpec("pause_ms", "INT64", (1,)),  # before each part but the first
+        TensorSpec("pause_ms", "INT64", (1,)),  # before each part but the first; -1: see `gate_of`
         TensorSpec("fails_at", "INT64", (1,)),  # the part that cannot be made; -1: none
         TensorSpec("trace", "BYTES", (1,)),  # a file with a line for each part that was made
     ),
@@ -45,13 +45,25 @@ class ToyRuntime:
         trace = inputs["trace"][0]
         for n in range(int(inputs["count"][0])):
             if n:
-                time.sleep(float(inputs["pause_ms"][0]) / 1e3)
+                _wait(int(inputs["pause_ms"][0]), trace.decode())
             if n == inputs["fails_at"][0]:
                 raise RuntimeError(f"no part {n}")
             if trace:
                 with open(trace.decode(), "a") as file:
                     file.write(f"{n}\n")
             yield {"number": np.array([n]), "text": np.array([f"ü{n}".encode()], object)}
+
+
+def gate_of(trace: str) -> Path:
+    """The file that has to exist before the second part is made."""
+    return Path(trace + ".gate")
+
+
+def _wait(pause_ms: int, trace: str) -> None:
+    if pause_ms >= 0:
+        time.sleep(pause_ms / 1e3)
+    while pause_ms < 0 and not gate_of(trace).exists():
+        time.sleep(0.01)
 
 
 def request(

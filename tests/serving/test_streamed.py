@@ -27,6 +27,7 @@ from streams.contract.impression import verify
 KEY = bytes(range(32))
 EVENTS = {"accept": "text/event-stream"}
 BODY = {"user_id": "u1", "item_id": "v3", "k": 6, "seed": 5, "explore": False}
+PATIENT = Deadlines(60_000.0, 60_000.0, 60_000.0, 60_000.0)
 OF_ITS_OWN = {"impression"}  # holds the slate's id and its time
 
 
@@ -70,7 +71,7 @@ def items_in(events: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("explore", [False, True])
 def test_its_items_and_its_end_are_the_whole_reply(make_harness: Any, explore: bool) -> None:
-    harness = make_harness(streams=False)
+    harness = make_harness(streams=False, deadlines=PATIENT)
     *items, (last, rest) = streamed(harness, request_id="r1", explore=explore)
     assert [event for event, _ in items] == ["item"] * BODY["k"]
     assert last == "done"
@@ -104,7 +105,7 @@ def test_every_slate_of_a_stream_begins_with_the_items_of_the_one_before(stage_d
 
 def test_an_item_is_sent_before_the_model_has_decided_the_next(make_harness: Any) -> None:
     models = GatedModels()
-    harness = make_harness(streams=False, models=models, deadlines=Deadlines(sources=60_000.0))
+    harness = make_harness(streams=False, models=models, deadlines=PATIENT)
     with Caller(harness) as caller:
         assert caller.next_event()[0] == "item"
         assert not models.closed.is_set()
@@ -115,7 +116,7 @@ def test_an_item_is_sent_before_the_model_has_decided_the_next(make_harness: Any
 
 def test_a_caller_that_leaves_ends_the_work_and_its_next_try_is_answered(make_harness: Any) -> None:
     models = GatedModels()
-    harness = make_harness(streams=False, models=models, deadlines=Deadlines(sources=60_000.0))
+    harness = make_harness(streams=False, models=models, deadlines=PATIENT)
     with Caller(harness, request_id="r1") as caller:
         assert caller.next_event()[0] == "item"
     models.gate.set()
@@ -130,7 +131,7 @@ def test_a_caller_that_leaves_ends_the_work_and_its_next_try_is_answered(make_ha
 def test_a_model_that_fails_midway_ends_in_an_error_with_the_fallbacks_items(
     make_harness: Any, after: int
 ) -> None:
-    harness = make_harness(streams=False)
+    harness = make_harness(streams=False, deadlines=PATIENT)
     harness.models.breaks_after = after
     *items, (last, rest) = streamed(harness)
     assert last == "error"
@@ -149,9 +150,9 @@ def test_a_model_that_fails_midway_ends_in_an_error_with_the_fallbacks_items(
 
 def test_a_model_that_hangs_midway_is_not_waited_for(stage_deps: Any) -> None:
     models = GatedModels()
-    surfaces = Surfaces(replace(stage_deps, models=models, deadlines=Deadlines(sources=100.0)))
+    surfaces = Surfaces(replace(stage_deps, models=models, deadlines=Deadlines(sources=1_000.0)))
     *_, last = surfaces.stream(QueriesRequest(**BODY))
-    assert last.broken == "no answer within 100 ms"
+    assert last.broken == "no answer within 1000 ms"
     assert [each.source for each in last.items[:2]] == ["generated", "genre_words"]
     assert not models.closed.is_set(), "the model is still busy"
     models.gate.set()
@@ -160,7 +161,7 @@ def test_a_model_that_hangs_midway_is_not_waited_for(stage_deps: Any) -> None:
 
 
 def test_failing_streams_do_not_close_the_way_to_whole_replies(make_harness: Any) -> None:
-    harness = make_harness(streams=False)
+    harness = make_harness(streams=False, deadlines=PATIENT)
     harness.models.breaks_after = 1
     for _ in range(3):
         assert streamed(harness)[-1][0] == "error"
@@ -170,7 +171,7 @@ def test_failing_streams_do_not_close_the_way_to_whole_replies(make_harness: Any
 
 
 def test_a_surface_that_does_not_stream_says_what_to_ask_for(make_harness: Any) -> None:
-    harness = make_harness(streams=False)
+    harness = make_harness(streams=False, deadlines=PATIENT)
     for name, spec in harness.gateway.surfaces.specs.items():
         post = harness.client.get("/openapi.json").json()["paths"][f"/v1/{name}"]["post"]
         documented = set(post["responses"]["200"]["content"])
@@ -186,7 +187,7 @@ def test_a_surface_that_does_not_stream_says_what_to_ask_for(make_harness: Any) 
 
 
 def test_refusals_have_their_status_codes(make_harness: Any) -> None:
-    harness = make_harness(streams=False)
+    harness = make_harness(streams=False, deadlines=PATIENT)
     streamed(harness, request_id="r1")
 
     def ask(**more: Any) -> Any:
