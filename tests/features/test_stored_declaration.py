@@ -23,6 +23,7 @@ from features.definitions import (
     CountBy,
     Decayed,
     Distinct,
+    Key,
     LastN,
     Ratio,
     Sum,
@@ -56,6 +57,7 @@ OWN = {
         CountBy("most_rated", "rated_item", 3, ("rating",), 86_400_000),
     ),
     "query": (Count("play", (ALL,)),),
+    "word": (Key("text"), Count("rating", (ALL,))),
 }
 DECLARATION = Declaration(
     Contract(
@@ -163,11 +165,12 @@ from pathlib import Path
 from features.feast.registry import feast_client
 from features.online.connection import StoreLogin
 client = feast_client(Path(sys.argv[1]), StoreLogin().feast_settings(sys.argv[2], 6), "declared")
-answer = client.get_online_features(
-    features=client.get_feature_service("user"),
-    entity_rows=[{"user_id": each, "now_ms": int(sys.argv[3])} for each in ("ann", "new")],
-)
-print(json.dumps(answer.to_dict()))
+def read(service, key, *ids):
+    return client.get_online_features(
+        features=client.get_feature_service(service),
+        entity_rows=[{key: each, "now_ms": int(sys.argv[3])} for each in ids],
+    ).to_dict()
+print(json.dumps(read("word", "text", "good", "bad") | read("user", "user_id", "ann", "new")))
 """
 
 
@@ -183,6 +186,8 @@ def test_a_plain_feast_client_knows_declared_columns(valkey, tmp_path, event_tab
         ]
         table = conform(event_table(played), event_schema())
         store.fold("user", table, Stamp("t", 0, 0))
+        said = event_table([{"kind": "rating", "event_time_ms": T0, "text": "good"}])
+        store.fold("word", said, Stamp("t", 0, 0))
         store.apply()
         ran = subprocess.run(
             [sys.executable, "-c", PLAIN_CLIENT, str(registry), valkey, str(T0 + 1)],
@@ -193,6 +198,9 @@ def test_a_plain_feast_client_knows_declared_columns(valkey, tmp_path, event_tab
         assert frame.columns["recent_plays"][0] > 1.9
         assert answer["user_row_status"] == ["present", "absent"]
         assert answer["rating_rate_all"] == [0.0, None]
+        assert answer["word_row_status"] == ["present", "absent"]
+        words = store.read("word", ["good", "bad"], T0 + 1)
+        assert words.columns["rating_count_all"].tolist() == [1, 0]
         for name in ("rating_count_all", "recent_plays", "rated_items", "most_rated", "said"):
             assert answer[name] == frame.columns[name].tolist(), name
     finally:
