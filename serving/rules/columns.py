@@ -10,7 +10,6 @@ rows are computed again, into new arrays, so that a request keeps the state that
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ from serving.rules.names import ItemField, Path, RequestValues, item_field
 from serving.rules.values import ABSENT, Flags, Numbers, TextColumn, TextListColumn, Texts
 from streams.contract.events import CatalogueItem
 
-MAX_MASKS = 128  # of R bytes each; the least recently used one is dropped
+MAX_MASKS = 256  # of R bytes each; the oldest is dropped, and computed again when it is asked for
 Column = Flags | Numbers | TextColumn | TextListColumn
 
 
@@ -35,7 +34,7 @@ class ItemState:
     size: int  # R + 1
     texts: Texts
     columns: dict[Path, Column] = field(default_factory=dict)
-    masks: OrderedDict[str, tuple[MaskOf, np.ndarray]] = field(default_factory=OrderedDict)
+    masks: dict[str, tuple[MaskOf, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,10 @@ class Frame:
         found = self.items.mask(self.state, name, compute)[self.rows]
         return Flags(found == 1, found < 2)
 
+    def mask_holds(self, name: str, compute: MaskOf) -> np.ndarray:
+        """bool [C]: where `mask` is true."""
+        return np.asarray(self.items.mask(self.state, name, compute)[self.rows] == 1)
+
 
 MaskOf = Callable[[Frame], Flags]
 
@@ -82,6 +85,9 @@ class ItemColumns:
         return Frame(self, self._current(), rows, request)
 
     def column(self, state: ItemState, path: Path) -> Column:
+        found = state.columns.get(path)
+        if found is not None:
+            return found
         with self._lock:
             found = state.columns.get(path)
             if found is None:
@@ -89,16 +95,15 @@ class ItemColumns:
             return found
 
     def mask(self, state: ItemState, name: str, compute: MaskOf) -> np.ndarray:
+        found = state.masks.get(name)
+        if found is not None:
+            return found[1]
         with self._lock:
-            found = state.masks.get(name)
-            if found is None:
-                everything = np.arange(state.size)
-                found = compute, _packed(compute(Frame(self, state, everything, None)), state.size)
-                state.masks[name] = found
-                if len(state.masks) > MAX_MASKS:
-                    state.masks.popitem(last=False)
-            else:
-                state.masks.move_to_end(name)
+            everything = np.arange(state.size)
+            found = compute, _packed(compute(Frame(self, state, everything, None)), state.size)
+            state.masks[name] = found
+            if len(state.masks) > MAX_MASKS:
+                del state.masks[next(iter(state.masks))]
             return found[1]
 
     def _note_change(self, row: int | None) -> None:

@@ -43,7 +43,7 @@ def duration_ms(text: str) -> float:
 
 def pattern_test(pattern: str) -> Callable[[str], bool]:
     """Whether a text contains a match, in time linear in its length. Raises `RuleError`."""
-    import re2  # comes with the CEL library, and takes 0.1 s to import
+    import re2  # type: ignore[import-untyped]  # comes with the CEL library, and takes 0.1 s to import
 
     if len(pattern) > MAX_PATTERN:
         raise RuleError(f"a pattern has up to {MAX_PATTERN} characters, and this {len(pattern)}")

@@ -94,10 +94,13 @@ def _usable(declarations: AttributeDeclarations) -> dict[str, str]:
 
 
 def _attribute(name: str, kind: Type) -> ItemField:
-    form: Any = {"number": float, "string": str, "strings": tuple, "bool": bool}[kind]
+    forms: Mapping[str, Any] = {"number": float, "string": str, "strings": tuple, "bool": bool}
+    form = forms[kind]
 
     def read(item: CatalogueItem) -> Any:
-        value = item.attributes.get(name)  # stored before its declaration, it may be of any form
+        value: Any = item.attributes.get(
+            name
+        )  # stored before its declaration, it may be of any form
         fits = isinstance(value, form) and not (form is float and isinstance(value, bool))
         if fits and kind == "strings":
             fits = all(isinstance(each, str) for each in value)

@@ -65,10 +65,12 @@ class _Term:
 
 @dataclass(frozen=True)
 class Predicate:
-    """A condition on items. `text`: as it was stated."""
+    """A condition on items. `text`: as it was stated. _mask: its mask's name and computation, where
+    it depends on items alone."""
 
     text: str
     _term: _Term
+    _mask: tuple[str, Callable[[Frame], Flags]] | None = None
 
     def truth(self, frame: Frame) -> Flags:
         """data and known: bool [C]."""
@@ -78,6 +80,8 @@ class Predicate:
 
     def holds(self, frame: Frame) -> np.ndarray:
         """bool [C]: true; neither false nor unknown."""
+        if self._mask is not None:
+            return frame.mask_holds(*self._mask)
         found: Flags = self._term.run(frame)
         return np.broadcast_to(found.data, frame.rows.shape)
 
@@ -108,7 +112,8 @@ class _ContractKey:
 def _compiled(text: str, longest: int, _in_force: _ContractKey) -> Predicate:
     term = _Compiler({}).term(parse(text, longest))
     _expect(term, "bool", "a rule's condition")
-    return Predicate(text, term.masked)
+    alone = term.items and not term.request
+    return Predicate(text, term.masked, (str(term), term.run) if alone else None)
 
 
 def _expect(term: _Term, kind: Type, where: str) -> None:

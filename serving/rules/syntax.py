@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,10 +230,10 @@ def _innermost(tree: Any) -> tuple[Any, str, list[Any]]:
     return tree, str(tree.data), tree.children
 
 
-def _chain(tree: Any, data: str) -> Iterator[Any]:
+def _chain(tree: Any, data: str) -> list[Any]:
     """The operands of a || b || c, which the grammar nests, from left to right."""
     found = []
     while tree.data == data and len(tree.children) == 2:
         found.append(tree.children[1])
         tree = tree.children[0]
-    return reversed([*found, tree])
+    return [*found, tree][::-1]

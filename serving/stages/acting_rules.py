@@ -125,6 +125,14 @@ class RuleReader:
     def frame_of(self, query: Query, rows: np.ndarray) -> Frame:
         return self.columns.frame(rows, RequestValues(query))
 
+    def pin_candidates(self, pin: PinRule, condition: Predicate | None, frame: Frame) -> np.ndarray:
+        """bool [C]: the candidates that a pin may put into its slot."""
+        found = np.ones(len(frame.rows), bool)
+        if pin.item is not None:
+            row = self.catalogue.table.numbers.row_of(pin.item)
+            found = (frame.rows == row) & (row >= 0)
+        return found if condition is None else found & condition.holds(frame)
+
     def _acting(self, query: Query) -> ActingRules:
         found = ActingRules()
         for compiled in self.book.current().acting(query.surface, query.now_ms):
@@ -144,14 +152,3 @@ def boosted(scores: np.ndarray, acting: ActingRules, frame: Frame) -> np.ndarray
     for boost in acting.boosts:
         raised += boost.strength * boost.condition.holds(frame)
     return np.asarray(scores + raised * (unit or 1.0))
-
-
-def pin_candidates(
-    pin: PinRule, condition: Predicate | None, frame: Frame, item_rows: np.ndarray
-) -> np.ndarray:
-    """bool [C]: the candidates that a pin may put into its slot.
-
-    item_rows: bool [C], which candidate is the pin's item, if it names one.
-    """
-    found = np.ones(len(frame.rows), bool) if pin.item is None else item_rows
-    return found if condition is None else found & condition.holds(frame)

@@ -71,6 +71,8 @@ class SlateLimits:
 
     limits: Limits
     slots: int
+    closed: np.ndarray = field(init=False)
+    """bool [C] or [1]: what groups and maximum shares exclude now."""
     _counts: list[np.ndarray] = field(default_factory=list)
     _have: list[int] = field(default_factory=list)
 
@@ -78,6 +80,10 @@ class SlateLimits:
         groups, shares = self.limits.groups, self.limits.shares
         self._counts = [np.zeros(int(g.of.max(initial=-1)) + 2, np.int64) for g in groups]
         self._have = [0] * len(shares)
+        self.closed = np.zeros(1, bool)
+        for share in shares:
+            if share.most <= 0:
+                self.closed = self.closed | share.match
         self._pins = {pin.slot: pin for pin in self.limits.pins}
         for pin in self._pins.values():
             self._count(pin.row)
@@ -95,33 +101,23 @@ class SlateLimits:
         """The pins of this slot and those below, in order: they move up in a short slate."""
         return [self._pins[each] for each in sorted(self._pins) if each >= slot]
 
-    def open(self, slot: int, left: np.ndarray) -> np.ndarray:
-        """bool [C]: the candidates of `left` that may take this slot."""
-        allowed = left & ~self.closed()
+    def open(self, slot: int, left: np.ndarray) -> tuple[np.ndarray, bool]:
+        """bool [C]: the candidates of `left` that may take this slot; and whether a minimum
+        restricts the choice among those that no maximum excludes."""
+        allowed = left & ~self.closed
         needs = self._needs()
+        if not needs:
+            return allowed, False
         free = sum(1 for each in range(slot, self.slots) if each not in self._pins)
-        if not needs or free > sum(need for _, need in needs):
-            return allowed
+        if free > sum(need for _, need in needs):
+            return allowed, False
         needed = allowed & np.logical_or.reduce([share.match for share, _ in needs])
-        return needed if needed.any() else allowed
+        return (needed, True) if needed.any() else (allowed, False)
 
-    def closed(self) -> np.ndarray:
-        """bool [C] or [1]: what groups and maximum shares exclude now."""
-        found = np.zeros(1, bool)
-        for group, counts in zip(self.limits.groups, self._counts, strict=True):
-            full = counts >= group.at_most
-            full[-1] = False  # the place of candidates without a group
-            found = found | full[group.of]
-        for share, have in zip(self.limits.shares, self._have, strict=True):
-            if have >= share.most:
-                found = found | share.match
-        return found
-
-    def chosen(self, row: int, allowed: np.ndarray, left: np.ndarray) -> str | None:
-        """Counts the candidate of an open slot. Returns the rule whose minimum restricted the
-        choice to `allowed`; None where any candidate could be chosen that no maximum excludes."""
+    def chosen(self, row: int, restricted: bool) -> str | None:
+        """Counts the candidate of an open slot. Returns the rule whose minimum restricted it."""
         rule = None
-        if not np.array_equal(allowed, left & ~self.closed()):
+        if restricted:
             rule = next((share.rule for share, _ in self._needs() if share.match[row]), None)
         self._count(row)
         return rule
@@ -150,7 +146,13 @@ class SlateLimits:
 
     def _count(self, row: int) -> None:
         for group, counts in zip(self.limits.groups, self._counts, strict=True):
-            if group.of[row] >= 0:
-                counts[group.of[row]] += 1
+            of = group.of[row]
+            if of >= 0:
+                counts[of] += 1
+                if counts[of] == group.at_most:
+                    self.closed = self.closed | (group.of == of)
         for at, share in enumerate(self.limits.shares):
-            self._have[at] += bool(share.match[row])
+            if share.match[row]:
+                self._have[at] += 1
+                if self._have[at] == share.most:
+                    self.closed = self.closed | share.match

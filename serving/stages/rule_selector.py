@@ -16,7 +16,7 @@ from serving.pipeline.query import RULES, Boosted, Candidate, Query, Removal
 from serving.pipeline.stage import Selector
 from serving.rules.columns import Frame
 from serving.rules.values import TextColumn
-from serving.stages.acting_rules import ActingRules, RuleReader, boosted, pin_candidates
+from serving.stages.acting_rules import ActingRules, RuleReader, boosted
 from serving.stages.placement import Group, Limits, Pin, Share, SlateLimits
 from serving.stages.selectors import InOrder
 
@@ -62,7 +62,7 @@ class RuleSelector:
         query.memo[_KEPT] = query.user, (pool, state)
         query.rule_notes.unmet |= state.unmet()
         if not in_order:
-            _note_boosts(query, acting, frame, pool, items)
+            self._note_boosts(query, acting, pool, items)
         return items
 
     def held_back(self, query: Query, pool: Pool, items: tuple[Candidate, ...]) -> list[Removal]:
@@ -72,7 +72,7 @@ class RuleSelector:
         pool, state = query.memo[_KEPT][1]
         explain = getattr(self.inner, "held_back", None)
         found = list(explain(query, pool, items)) if explain is not None else []
-        closed = np.broadcast_to(state.closed(), (len(pool),))
+        closed = np.broadcast_to(state.closed, (len(pool),))
         if not closed.any():
             return found
         taken = {item.item_id for item in items} | {removal.item_id for removal in found}
@@ -96,10 +96,7 @@ class RuleSelector:
             if rule.slot >= query.k:
                 unmet[rule.name] = f"the request is for {query.k} slots"
                 continue
-            is_item = np.zeros(len(pool), bool)
-            if rule.item is not None:
-                is_item = np.array([item_id == rule.item for item_id in pool.item_ids], bool)
-            open_ = pin_candidates(rule, condition, frame, is_item) & free
+            open_ = self.reader.pin_candidates(rule, condition, frame) & free
             if not open_.any():
                 unmet[rule.name] = "no candidate that it names is left"
                 continue
@@ -107,6 +104,18 @@ class RuleSelector:
             free[row] = False
             found[rule.slot] = Pin(rule.name, rule.slot, row)
         return list(found.values())
+
+    def _note_boosts(
+        self, query: Query, acting: ActingRules, pool: Pool, items: tuple[Candidate, ...]
+    ) -> None:
+        """Which rules changed the scores of the slate's items."""
+        if not acting.boosts or pool.scored is None or not items:
+            return
+        ids = [item.item_id for item in items]
+        frame = self.reader.frame_of(query, self.reader.catalogue.table.numbers.rows_of(ids))
+        for boost in acting.boosts:
+            for place in np.flatnonzero(boost.condition.holds(frame)).tolist():
+                query.rule_notes.boosted.append(Boosted(ids[place], boost.rule, boost.strength))
 
 
 def _best(pool: Pool, among: np.ndarray) -> int:
@@ -132,19 +141,3 @@ def _group(name: str, by: str, at_most: int, frame: Frame) -> Group:
     codes, place = np.unique(column.codes, return_inverse=True)
     of = place.reshape(-1) - (len(codes) > 0 and codes[0] < 0)  # items without a value are of none
     return Group(name, of, at_most)
-
-
-def _note_boosts(
-    query: Query, acting: ActingRules, frame: Frame, pool: Pool, items: tuple[Candidate, ...]
-) -> None:
-    """Which rules changed the scores of the slate's items."""
-    if not acting.boosts or pool.scored is None or not items:
-        return
-    wanted = {item.item_id: None for item in items}
-    rows = {item_id: row for row, item_id in enumerate(pool.item_ids) if item_id in wanted}
-    chosen = np.array([rows[item_id] for item_id in wanted], np.int64)
-    part = replace(frame, rows=frame.rows[chosen])
-    notes = query.rule_notes.boosted
-    for boost in acting.boosts:
-        for place in np.flatnonzero(boost.condition.holds(part)).tolist():
-            notes.append(Boosted(list(wanted)[place], boost.rule, boost.strength))

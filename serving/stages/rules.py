@@ -23,7 +23,8 @@ from serving.pipeline.pool import CandidateRows, Pool
 from serving.pipeline.query import RULES, Candidate, Query
 from serving.pipeline.runner import Pipeline
 from serving.pipeline.stage import Prerank, Removed, Source
-from serving.stages.acting_rules import ActingRules, RuleReader, boosted, pin_candidates
+from serving.rules.columns import Frame
+from serving.stages.acting_rules import ActingRules, RuleReader, boosted
 from serving.stages.filters import AlreadyEngaged, Duplicate
 from serving.stages.rule_selector import LimitedSelector, RuleSelector
 from serving.stages.selectors import InOrder
@@ -77,36 +78,70 @@ class RuleSource:
         if query.candidates is not None or not asked_for:
             return ()
         index = self.reader.catalogue.index()
-        frame = self.reader.frame_of(query, index.rows)
-        passes = ~index.numbers.among(index.rows, engaged_rows(query, self.reader.catalogue))
-        for each in acting.filters:
-            passes &= ~each.removed(frame)
         scores, _ = self.popularity.current.by_row(index.numbers)
-        popularity = scores[index.rows]
-        wanted = [_best_of(popularity, passes & mask, n) for mask, n in self._masks(query, frame)]
-        rows = index.rows[np.unique(np.concatenate(wanted))]
+        everything = self.reader.frame_of(query, index.rows)
+        skip = engaged_rows(query, self.reader.catalogue)
+        asked = [(index.rows[mask], count) for mask, count in self._asked(query, everything)]
+        wanted = self._passing(query, asked, scores, skip)
+        rows = np.unique(np.concatenate(wanted))
         rows = rows[best_places(scores[rows], len(rows))]
         return CandidateRows(self.reader.catalogue.table, rows, self.name, scores[rows])
 
     def _asked_for(self, acting: ActingRules) -> bool:
         return any(f.keep for f in acting.filters) or any(r.minimum for r, _ in acting.shares)
 
-    def _masks(self, query: Query, frame: Any) -> list[tuple[np.ndarray, int]]:
+    def _asked(self, query: Query, frame: Frame) -> list[tuple[np.ndarray, int]]:
         """Which items are asked for (bool [N]), and how many of these."""
         acting = self.reader.acting(query)
-        numbers = self.reader.catalogue.table.numbers
-        found = []
-        for pin, condition in acting.pins:
-            is_item = frame.rows == numbers.row_of(pin.item) if pin.item else np.zeros(0, bool)
-            found.append((pin_candidates(pin, condition, frame, is_item), _FOR_A_PIN))
+        pins = [self.reader.pin_candidates(pin, when, frame) for pin, when in acting.pins]
+        found = [(mask, _FOR_A_PIN) for mask in pins]
         if self.only_pins:
             return found
         for share, condition in acting.shares:
             if share.minimum:
                 found.append((condition.holds(frame), 2 * query.k))
-        if any(each.keep for each in acting.filters):
-            found.append((np.ones(len(frame.rows), bool), _MATCHING))
+        kept = next((each for each in acting.filters if each.keep), None)
+        if kept is not None:
+            found.append((kept.condition.holds(frame), _MATCHING))
         return found
+
+    def _passing(
+        self,
+        query: Query,
+        asked: list[tuple[np.ndarray, int]],
+        scores: np.ndarray,
+        skip: np.ndarray,
+    ) -> list[np.ndarray]:
+        """int64, for each of `asked`: the `count` most popular of its rows that pass all filters.
+
+        The most popular ones are tested first, all at once; the others only where these are too
+        few.
+        """
+        numbers = self.reader.catalogue.table.numbers
+        short = [_top(rows, scores, 2 * count + len(skip)) for rows, count in asked]
+        passes = self._tested(query, np.unique(np.concatenate(short)), skip)
+        found = []
+        for (rows, count), some in zip(asked, short, strict=True):
+            left = some[numbers.among(some, passes)]
+            if len(left) < count and len(some) < len(rows):
+                left = self._tested(query, rows, skip)
+            found.append(_top(left, scores, count))
+        return found
+
+    def _tested(self, query: Query, rows: np.ndarray, skip: np.ndarray) -> np.ndarray:
+        """Those of the rows that pass all filters and are not to be skipped."""
+        if len(skip):
+            rows = rows[~self.reader.catalogue.table.numbers.among(rows, skip)]
+        frame = self.reader.frame_of(query, rows)
+        passes = np.ones(len(rows), bool)
+        for each in self.reader.acting(query).filters:
+            passes &= ~each.removed(frame)
+        return np.asarray(rows[passes])
+
+
+def _top(rows: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
+    """The `count` most popular rows."""
+    return rows if len(rows) <= count else np.asarray(rows[best_places(scores[rows], count)])
 
 
 @dataclass(frozen=True)
@@ -155,7 +190,8 @@ class RuleFilter:
         often = {item_id for item_id in set(shown) if shown.count(item_id) >= times}
         numbers = self.reader.catalogue.table.numbers
         rows = pool.rows_in(self.reader.catalogue.table)
-        return numbers.among(rows, numbers.rows_of(often)) | self.engaged.removed(query, pool).mask
+        shown_often = numbers.among(rows, numbers.rows_of(often))
+        return np.asarray(shown_often | self.engaged.removed(query, pool).mask)
 
 
 @dataclass(frozen=True)
@@ -179,8 +215,7 @@ class RulePrerank:
         scores = boosted(inner, acting, frame)
         order = np.nan_to_num(scores, nan=-np.inf)
         for pin, condition in acting.pins:
-            is_item = np.array([item_id == pin.item for item_id in pool.item_ids], bool)
-            open_ = pin_candidates(pin, condition, frame, is_item)
+            open_ = self.reader.pin_candidates(pin, condition, frame)
             scores[_best_of(order, open_, _FOR_A_PIN)] = np.inf
         for share, condition in acting.shares:
             if share.minimum:

@@ -61,12 +61,12 @@ class PlackettLuce:
                     draw.count_genres(pin.row)
                 continue
             within = left if not self.caps else self._open(chosen, left, pool, query.k)
-            open_ = limits.open(len(chosen), within)
+            open_, restricted = limits.open(len(chosen), within)
             if not open_.any():
                 break
             first = int(open_.argmax())
             drawn = (first, 1.0, False) if draw is None else draw.draw_slot(len(chosen), open_)
-            chosen.append(pool.slate_item(*drawn, limits.chosen(drawn[0], open_, within)))
+            chosen.append(pool.slate_item(*drawn, limits.chosen(drawn[0], restricted)))
             left[drawn[0]] = False
         return (*chosen, *_pinned_after(limits, pool, len(chosen)))
 
@@ -116,11 +116,11 @@ class InOrder:
             if (pin := limits.pinned(len(chosen))) is not None:
                 chosen.append(pool.slate_item(pin.row, 1.0, False, pin.rule))
                 continue
-            open_ = limits.open(len(chosen), left)
+            open_, restricted = limits.open(len(chosen), left)
             if not open_.any():
                 break
             row = int(open_.argmax())
-            chosen.append(pool.slate_item(row, 1.0, False, limits.chosen(row, open_, left)))
+            chosen.append(pool.slate_item(row, 1.0, False, limits.chosen(row, restricted)))
             left[row] = False
         return (*chosen, *_pinned_after(limits, pool, len(chosen)))
 

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 
+from models.alignment import ranker_value
+from models.release.store import Manifest, ReleaseStore
 from serving.pipeline.pool import Pool
 from serving.pipeline.query import Candidate, Query, Scored
 from serving.rules.columns import ItemColumns
@@ -23,8 +27,11 @@ from serving.stages.selectors import InOrder, PlackettLuce
 from serving.state.catalogue import LiveCatalogue
 from serving.state.rule_book import RuleBook
 from streams.catalogue import Catalogue
-from streams.contract.events import CatalogueItem, ItemAdded
-from streams.contract.impression import verify
+from streams.contract.events import KIND_CODE, CatalogueItem, ItemAdded
+from streams.contract.impression import Impression, sign, verify
+from streams.contract.schema import EVENT_SCHEMA
+from streams.feedback.join import FeedbackJoin
+from streams.feedback.outcomes import AttributionWindows
 
 SURFACES = {"feed": KINDS, "reactivation": tuple(k for k in KINDS if k != "boost"), "queries": ()}
 KEY = bytes(range(32))
@@ -123,6 +130,58 @@ def test_a_pinned_item_has_its_slot_and_is_marked_in_reply_and_token(harness: An
     unmet = {each["rule"]: each["reason"] for each in reply["unmet"]}
     assert unmet["late"] == "slot 2 is taken by hero"
     assert unmet["gone"] == "no candidate that it names is left"
+
+
+def test_feedback_marks_placed_items_and_off_policy_estimates_leave_them_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens = [sign(_impression(slot, placed=slot == 1), KEY) for slot in range(3)]
+    columns = FeedbackJoin(KEY).join_batch(_shown(tokens)).to_columns()
+    table = pl.from_arrow(columns.feedback_rows(AttributionWindows({"play": 1_000})))
+    assert isinstance(table, pl.DataFrame)
+    assert dict(table.select("slot", "placed").iter_rows()) == {0: False, 1: True, 2: False}
+    manifest = Manifest("r1", {"ranker": 1}, created_ms=1)
+    monkeypatch.setattr(ReleaseStore, "manifests", lambda _self: [manifest])
+    store = ReleaseStore(Path("unused"))
+    assert sorted(ranker_value._served_by(store, 1, table)["slot"]) == [0, 2]
+    old = table.with_columns(placed=pl.lit(None, pl.Boolean))
+    assert sorted(ranker_value._served_by(store, 1, old)["slot"]) == [0, 1, 2]
+
+
+def _impression(slot: int, placed: bool) -> Impression:
+    return Impression(
+        request_id="s1",
+        surface="feed",
+        user_id="u1",
+        video_id=f"v{slot}",
+        slot=slot,
+        propensity=1.0,
+        release="r1",
+        served_at_ms=1_700_000_000_000,
+        placed=placed,
+    )
+
+
+def _shown(tokens: list[str]) -> pa.Table:
+    rows = [
+        {
+            "event_id": f"e{n}",
+            "user_id": "u1",
+            "kind": KIND_CODE["shown"],
+            "video_id": f"v{n}",
+            "event_time_ms": 1_700_000_000_005,
+            "ingested_at_ms": 1_700_000_000_005,
+            "surface": "feed",
+            "origin": "live",
+            "late": False,
+            "duplicate": False,
+            "impression": token,
+            "source_partition": 0,
+            "source_offset": n,
+        }
+        for n, token in enumerate(tokens)
+    ]
+    return pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
 
 
 def test_an_excluded_item_is_not_pinned(harness: Any) -> None:

@@ -136,15 +136,18 @@ def test_a_row_states_what_its_token_states(joined: Callable[..., pl.DataFrame])
 def test_files_from_before_weights_and_arms_existed_are_read_and_joined(
     tmp_path: Path, event_table: Build, sealed: bool
 ) -> None:
-    """An older version wrote no columns for weights and arms."""
+    """An older version wrote no columns for weights, arms and placed items."""
+    added = ["weights", "log_density", "arm", "placed"]
     joined = FeedbackJoin(KEY).join_batch(event_table([_event(1, "shown", 5)]))
     table = joined.to_columns().feedback_rows(AttributionWindows(WINDOWS))
-    old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-3]), times=("served_at_ms",))
-    assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == {"weights", "log_density", "arm"}
+    old = Segments(
+        tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[: -len(added)]), times=("served_at_ms",)
+    )
+    assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == set(added)
     old.append(Stamp("e", 0, 0), table.select(old.schema.names))
     if sealed:
         old.flush()
-    assert read_feedback(tmp_path).select("weights", "log_density", "arm").row(0) == (None,) * 3
+    assert read_feedback(tmp_path).select(added).row(0) == (None,) * len(added)
     like = event_table([_event(1, "like", 9)])
     _store(tmp_path).join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 1), like))
     (row,) = read_feedback(tmp_path).iter_rows(named=True)
