@@ -79,6 +79,8 @@ def _read_on(process: Process, reached: Reached) -> None:
         wiring.clock(process.settings.clock),
         wiring.ingest_config(process.settings).limits.future_ms,
     )
-    LiveReader(bus, reached, Metrics(), EventHub(), latest_ms=latest_ms).read_on()
+    forget = reached.activity.forget
+    reader = LiveReader(bus, reached, Metrics(), EventHub(), on_erasure=forget, latest_ms=latest_ms)
+    reader.read_on()
     reached.catalogue.index()  # once, for all workers
     del bus

@@ -46,8 +46,6 @@ _RETRY_S = 1.0
 _CLOCK_SKEW_MS = 5_000
 _VALUE_SHOWN = 300  # bytes of a dead letter
 _READ_ON = 1_000  # records at once
-_POLL_S = 0.1
-_ASSIGNED_WITHIN_S = 30.0
 _TOPICS = (EVENTS_BY_USER, BEHAVIOUR_DEAD, MODELS_PUBLISHED, ERASURES)
 _SHOWN_FIELDS: tuple[str, ...] = (
     *("event_id", "user_id", "kind", "video_id", "query", "event_time_ms"),
@@ -80,6 +78,7 @@ class LiveReader:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._started_ms = time.time_ns() // 1_000_000
+        self._reads_on = False  # records are new here, however old
         self.totals = reached.totals
 
     def read_on(self) -> None:
@@ -90,7 +89,7 @@ class LiveReader:
         """
         for topic in (CATALOGUE, *_TOPICS):
             topic_id = self._bus.topic_id(topic)
-            same = self._reached.topic_ids.get(topic) == topic_id
+            self._reads_on = same = self._reached.topic_ids.get(topic) == topic_id
             self._reached.topic_ids[topic] = topic_id
             apply = _log_failures(self._apply_catalogue if topic == CATALOGUE else self._apply)
             for partition, (first, end) in self._bus.ends(topic).items():
@@ -127,12 +126,12 @@ class LiveReader:
             try:
                 topic_ids = self._bus.topic_ids(topics)
                 consumer = self._bus.consumer(topics, f"gateway-{uuid.uuid4().hex}")
-                if offsets := reached.offsets_of(topics, topic_ids) if reached else {}:
-                    _resume(consumer, offsets, self._stop)
-                elif EVENTS_BY_USER in topics and topic_ids == known:
+                offsets = reached.offsets_of(topics, topic_ids) if reached else {}
+                if EVENTS_BY_USER in topics and topic_ids == known:
                     self._reset_totals()
                 known, reached = topic_ids, None
-                tail(self._bus, consumer, topic_ids, _log_failures(apply), self._stop)
+                unread = _Unread(consumer, offsets, _log_failures(apply))
+                tail(self._bus, consumer, topic_ids, unread, self._stop)
             except BusError as error:
                 _LOG.warning("reading %s was interrupted: %s", ", ".join(topics), error)
                 self._stop.wait(_RETRY_S)
@@ -211,10 +210,10 @@ class LiveReader:
             self._hub.publish(LiveMessage("dead", why | {"value": value}))
 
     def _apply_erasure(self, record: Record) -> None:
-        """Other processes took the request. An old one is not applied: the topics' order is
-        unknown here, and the user may have come back."""
+        """Other processes took the request. An old one is not applied where topics are read from
+        their start: their order is unknown, and the user may have come back."""
         erasure = parse_erasure(record, self._latest_ms())
-        if self._is_recent(record) and not isinstance(erasure, Rejection):
+        if (self._reads_on or self._is_recent(record)) and not isinstance(erasure, Rejection):
             try:
                 self._on_erasure(erasure.user_id)
             except Exception:
@@ -226,22 +225,35 @@ class LiveReader:
             self._hub.publish(LiveMessage("update", _json_object(record.value)))
 
 
-def _resume(consumer: Consumer, offsets: dict[TopicPartition, int], stop: threading.Event) -> None:
-    """Lets the consumer read on from the offsets. What it read before that is read again.
+class _Unread:
+    """Passes on what was not read yet: a group's reader begins at a topic's start, and a rebalance
+    takes it there again.
 
-    Raises:
-        BusError: its partitions were not assigned in time.
+    offsets: where to begin, by topic and partition.
     """
-    left = dict(offsets)
-    until = time.monotonic() + _ASSIGNED_WITHIN_S
-    while left and not stop.is_set():
-        consumer.poll(1, _POLL_S)
-        for at in left.keys() & consumer.assignment():
-            with contextlib.suppress(BusError):  # assigned, and not fetched from yet
-                consumer.seek(*at, left[at])
-                del left[at]
-        if left and time.monotonic() > until:
-            raise BusError(f"{len(left)} partitions were not assigned to this reader")
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        offsets: dict[TopicPartition, int],
+        apply: Callable[[Sequence[Record]], None],
+    ) -> None:
+        self._consumer, self._next, self._apply = consumer, offsets, apply
+
+    def __call__(self, records: Sequence[Record]) -> None:
+        unread, behind = [], set[TopicPartition]()
+        for record in records:
+            at = (record.topic, record.partition)
+            if record.offset < self._next.get(at, 0):
+                behind.add(at)
+            else:
+                unread.append(record)
+                self._next[at] = record.offset + 1
+        if unread:
+            self._apply(unread)
+        for at in behind:
+            with contextlib.suppress(BusError):  # not assigned any more; else at the next poll
+                self._consumer.seek(*at, self._next[at])
 
 
 def _readable(record: Record) -> pa.Table | None:

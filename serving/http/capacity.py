@@ -19,6 +19,7 @@ RUNNING = 16  # at once; most of them wait for the store or the model server
 DEADLINE_S = 1.25  # the default deadlines of all stages together
 WAIT_SHARE = 0.5  # of the deadline, for a turn and the reply: a longer queue would only age
 LONGEST_S = DEADLINE_S * WAIT_SHARE
+OVERLOADED_SHARE = 0.4  # of that, once some were rejected and until the queue has run dry
 _SMOOTHING = 0.05  # weight of the newest interval in their mean
 
 
@@ -35,7 +36,8 @@ class Capacity:
 
     longest_s: from arrival to reply; what would take longer is rejected. All threads share the
     machine, so what a call takes says little: how soon it is answered follows from how many are
-    before it and how soon one ends after the other while all threads are busy.
+    before it and how soon one ends after the other while all threads are busy. A burst may fill the
+    queue; one that stays full answers no more requests and makes each older, so it is kept short.
     """
 
     def __init__(self, running: int = RUNNING, longest_s: float = LONGEST_S) -> None:
@@ -43,6 +45,7 @@ class Capacity:
         self._limiter: anyio.CapacityLimiter | None = None  # belongs to the loop that first asks
         self._between_s = 0.0  # from one reply to the next while all threads are busy, mean
         self._ended_s = math.inf  # when the last call ended, if all threads were busy since
+        self._overloaded = False
         self.waiting = 0
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -64,9 +67,12 @@ class Capacity:
     def _refuse_if_late(self) -> None:
         """`waiting` counts those that run, too."""
         if self.waiting < self._running:
+            self._overloaded = False
             return
-        late_s = (self.waiting + 1) * self._between_s - self._longest_s
+        longest_s = self._longest_s * (OVERLOADED_SHARE if self._overloaded else 1.0)
+        late_s = (self.waiting + 1) * self._between_s - longest_s
         if late_s > 0:
+            self._overloaded = True
             raise Busy(max(1, math.ceil(late_s)))
 
     def _observe_end(self, now_s: float) -> None:
