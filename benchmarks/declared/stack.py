@@ -85,6 +85,7 @@ class OwnersStack:
     store: MemoryFeatureStore = field(default_factory=MemoryFeatureStore)
     activity: Activity = field(default_factory=Activity)
     catalogue: Catalogue = field(default_factory=Catalogue)
+    drawn_share: float = 0.3
     _sent: int = 0
 
     def __post_init__(self) -> None:
@@ -112,7 +113,7 @@ class OwnersStack:
             self.clock,
             self.activity,
             deadlines=_WIDE,
-            drawn_share=0.3,
+            drawn_share=self.drawn_share,
             likings=likings,
         )
         self.surfaces = Surfaces(deps, self._live, threads=4)
@@ -143,9 +144,13 @@ class OwnersStack:
         delivery = Delivery(EVENTS_BY_USER, Stamp("t", 0, self._sent), admitted.table)
         self._log.append(delivery)
         self._feedback.join(delivery)
-        self.activity.fold(admitted.table)
+        self.fold(delivery)
+
+    def fold(self, delivery: Delivery) -> None:
+        """Adds a batch to the served state."""
+        self.activity.fold(delivery.table)
         for entity in COUNTED:
-            self.store.fold(entity, admitted.table, delivery.stamp)
+            self.store.fold(entity, delivery.table, delivery.stamp)
 
     def training_log(self) -> TrainingLog:
         """All that has happened up to now."""
