@@ -228,7 +228,7 @@ class StackArm:
 
 def train_prior(world: DriftingWorld, home: Path, learning: Learning) -> None:
     """The ranker that all of our arms begin with, trained on the history alone, in `home`."""
-    stack = open_stack(home, START_MS, world.items, fast=True)
+    stack = open_stack(home, START_MS, world.items)
     try:
         stack.replay(world.past.frame)
         stack.train(learning.ranker, world.seed)
@@ -244,11 +244,13 @@ def stack_arm(
     home: Path,
     learning: Learning,
     extra: Messages = lambda _step: [],
+    *,
+    capped: bool = True,
 ) -> Iterator[StackArm]:
-    """One of `STACKED`, with the models of `prior`."""
+    """One of `STACKED`, with the models of `prior`. capped: see `LoopStack`."""
     for folder in ("releases", "repository"):
         shutil.copytree(prior / folder, home / folder)
-    stack = open_stack(home, START_MS, world.items, fast=name != FAST_OFF)
+    stack = open_stack(home, START_MS, world.items, fast=name != FAST_OFF, capped=capped)
     try:
         stack.models.load_all()
         stack.replay(world.past.frame)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from benchmarks.declared.stack import OwnersStack
 from deploy.settings import load
@@ -19,11 +21,14 @@ from features.definitions import COUNTED
 from features.offline.point_in_time.replay import to_event_table
 from streams.bus.contract import Stamp
 from streams.bus.delivery import Delivery
+from streams.bus.memory import MemoryBus
 from streams.catalogue import CatalogueLog
 from streams.contract.clock import HOUR_MS, ManualClock
 from streams.contract.events import CatalogueItem
 from streams.contract.items import ItemAdded
-from streams.contract.topics import EVENTS_BY_USER
+from streams.contract.topics import EVENTS_BY_USER, topic_specs
+from streams.ingest.admission import AdmissionLimits
+from streams.ingest.deduplication import SeenEvents
 
 WINDOWS_MS = {
     "play": 600_000,
@@ -37,9 +42,13 @@ WINDOWS_MS = {
 
 @dataclass
 class LoopStack(OwnersStack):
-    """fast: whether users' rows change with every event, or only in `start_day`."""
+    """fast: whether users' rows change with every event, or only in `start_day`.
+
+    capped: whether the shipped caps of one user are in force.
+    """
 
     fast: bool = True
+    capped: bool = True
     _held: list[Delivery] = field(default_factory=list)
 
     def add_catalogue(self, items: Sequence[CatalogueItem]) -> None:
@@ -61,6 +70,21 @@ class LoopStack(OwnersStack):
         self.fold(delivery)
         self.start_day()
         self.popularity.refresh()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits = AdmissionLimits(**self.settings.admission.model_dump())
+        self._seen = SeenEvents(_memory_bus(), limits) if self.capped else None
+
+    def marked(self, admitted: pa.Table) -> pa.Table:
+        if self._seen is None:
+            return admitted
+        rows = admitted.num_rows
+        duplicate = self._seen.cap(
+            admitted, np.zeros(rows, bool), np.zeros(rows, np.int64), self.clock.now_ms()
+        )
+        at = admitted.schema.get_field_index("duplicate")
+        return admitted.set_column(at, admitted.schema.field(at), pa.array(duplicate))
 
     def fold(self, delivery: Delivery) -> None:
         self.activity.fold(delivery.table)
@@ -84,7 +108,14 @@ class LoopStack(OwnersStack):
         return [(item["video_id"], item["impression"]) for item in reply["items"]]
 
 
-def open_stack(home: Path, now_ms: int, items: Sequence[CatalogueItem], *, fast: bool) -> LoopStack:
+def open_stack(
+    home: Path,
+    now_ms: int,
+    items: Sequence[CatalogueItem],
+    *,
+    fast: bool = True,
+    capped: bool = True,
+) -> LoopStack:
     """A stack with the shipped declarations and the default exploration."""
     settings = load(home=home, feedback={"windows_ms": WINDOWS_MS})
     stack = LoopStack(
@@ -92,6 +123,14 @@ def open_stack(home: Path, now_ms: int, items: Sequence[CatalogueItem], *, fast:
         ManualClock(now_ms),
         drawn_share=settings.explore.weights_share,
         fast=fast,
+        capped=capped,
     )
     stack.add_catalogue(items)
     return stack
+
+
+def _memory_bus() -> MemoryBus:
+    """A bus without records: nothing was seen before this week."""
+    bus = MemoryBus()
+    bus.ensure_topics(topic_specs(1))
+    return bus
