@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 KEPT, MOST_EXPOSED = 98.0, 2.0
 HOSTILE_SHARE, LIKES_A_DAY = 0.05, 100
 TWIN, CAPPED, UNCAPPED = "unpoisoned twin", "poisoned", "poisoned, without caps"
-SIZE = LoopSize(steps=6)
+SIZE = LoopSize(steps=5)
 QUICK = LoopSize(users=60, ratings=60, steps=2)
 Runs = dict[str, list[ArmRun]]
 

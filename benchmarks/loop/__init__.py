@@ -19,7 +19,7 @@ Claims and bars, set before any run of the full form, paired by user over at lea
 
 - Ours is above popularity and above frozen (95 % intervals above 0).
 - Ours gains at least half of what the form-knowing learner gains over frozen.
-- Ours is no worse than the better arm of each plain rival, and than nightly retraining (lower bound
+- Ours is no worse than the better arm of each plain baseline, and than nightly retraining (lower bound
   -1 %). CPU of all arms is in the table.
 - Null world (all like the same): ours loses at most 3 % to popularity: exploration costs a little.
 - Reported: frozen with fast features off (users' rows change at midnight only); the oracle's margin.

@@ -102,7 +102,7 @@ def _counted(run: ArmRun, what: str) -> Iterator[None]:
 
 @dataclass
 class DirectArm:
-    """An arm that takes reactions directly: popularity, the plain rivals, the learner."""
+    """An arm that takes reactions directly: popularity, the plain baselines, the learner."""
 
     world: DriftingWorld
     policy: PlainArm | FormLearner

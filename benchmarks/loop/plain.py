@@ -76,7 +76,8 @@ def item_knn(plays: np.ndarray, _seed: int) -> np.ndarray:
     norm = np.sqrt(seen.sum(axis=0)) + 1e-9
     near = (seen.T @ seen) / np.outer(norm, norm)
     np.fill_diagonal(near, 0.0)
-    least = np.partition(near, -_NEIGHBOURS, axis=1)[:, -_NEIGHBOURS][:, None]
+    kept = min(_NEIGHBOURS, near.shape[1])
+    least = np.partition(near, -kept, axis=1)[:, -kept][:, None]
     return np.asarray(seen @ np.where(near >= least, near, 0.0))
 
 
