@@ -78,6 +78,11 @@ RETRIES = Counter("tidemill_handle_retries_total", "Batches that were handled ag
 FEEDBACK_REFUSED = Counter(
     "tidemill_feedback_refused_total", "Events whose impression token was rejected.", ["cause"]
 )
+EVENTS_CAPPED = Counter(
+    "tidemill_events_capped_total",
+    "Events beyond what one user may contribute, marked as duplicates.",
+    ["cause"],
+)
 DEAD_LETTERS = Counter(
     "tidemill_dead_letters_total", "Messages that were rejected.", ["topic", "cause"]
 )

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from deploy import wiring
 from deploy.settings import Settings, load
 from features.definitions import COUNTED, DEFINITIONS
@@ -85,6 +87,7 @@ class OwnersStack:
     store: MemoryFeatureStore = field(default_factory=MemoryFeatureStore)
     activity: Activity = field(default_factory=Activity)
     catalogue: Catalogue = field(default_factory=Catalogue)
+    drawn_share: float = 0.3
     _sent: int = 0
 
     def __post_init__(self) -> None:
@@ -112,7 +115,7 @@ class OwnersStack:
             self.clock,
             self.activity,
             deadlines=_WIDE,
-            drawn_share=0.3,
+            drawn_share=self.drawn_share,
             likings=likings,
         )
         self.surfaces = Surfaces(deps, self._live, threads=4)
@@ -140,12 +143,21 @@ class OwnersStack:
         admitted = admit(records, self.clock.now_ms(), AdmissionLimits())
         if admitted.refused:
             raise ValueError(f"admission refuses {admitted.refused[0]}")
-        delivery = Delivery(EVENTS_BY_USER, Stamp("t", 0, self._sent), admitted.table)
+        table = self.marked(admitted.table)
+        delivery = Delivery(EVENTS_BY_USER, Stamp("t", 0, self._sent), table)
         self._log.append(delivery)
         self._feedback.join(delivery)
-        self.activity.fold(admitted.table)
+        self.fold(delivery)
+
+    def marked(self, admitted: pa.Table) -> pa.Table:
+        """The rows with duplicates marked; these worlds send none."""
+        return admitted
+
+    def fold(self, delivery: Delivery) -> None:
+        """Adds a batch to the served state."""
+        self.activity.fold(delivery.table)
         for entity in COUNTED:
-            self.store.fold(entity, admitted.table, delivery.stamp)
+            self.store.fold(entity, delivery.table, delivery.stamp)
 
     def training_log(self) -> TrainingLog:
         """All that has happened up to now."""

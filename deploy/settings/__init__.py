@@ -93,6 +93,10 @@ class AdmissionSettings(Section):
     horizon_ms: Milliseconds = 400 * 86_400_000  # older events become dead letters, cause "ancient"
     future_ms: Milliseconds = 300_000  # events further ahead: cause "future"
     duplicate_horizon_ms: Milliseconds = 86_400_000  # (user_id, event_id) counts once within it
+    # Kinds that a user can state of an item only once within that horizon; further ones are marked
+    # as duplicates. A person's deliberate actions in one minute, beyond which they are, too.
+    idempotent: tuple[Literal["like", "follow", "share"], ...] = ("like", "follow", "share")
+    actions_a_minute: int | None = Field(120, ge=1)
 
 
 class LogSettings(Section):

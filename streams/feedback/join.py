@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.contract.bounds import MAX_EVENT_TIME_MS
+from streams.contract.clock import DAY_MS
 from streams.contract.declaration import contract
 from streams.contract.impression import BadToken, Impression, is_digest, verify
 from streams.contract.signals import Signals
@@ -42,6 +43,7 @@ class TokenRejection(StrEnum):
     FORGED = "forged"  # malformed, or signed with another key
     OTHER_USER = "other_user"  # the token was issued to another user
     OTHER_ITEM = "other_item"  # the token is for another item or query
+    EXPIRED = "expired"  # the event says that it happened too long after the impression
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class TokenClaims(NamedTuple):
     impression: Impression | None = None
 
 
+TOKEN_LIFE_MS = 30 * DAY_MS
+"""An event later than this after its impression is no reaction to it."""
 _MAX_SLOT = 2**31 - 1
 _FORGED = TokenClaims("", "", "", None, 0)
 _COLUMNS = [
@@ -130,7 +134,7 @@ class FeedbackJoin:
         claims = _with_texts(claims, claim_of, picked)
         times = _action_times(picked, claims, claim_of)
         led = self._led_there(picked, claims, claim_of, times)
-        action, rejected = _match_claims(picked, claims, claim_of, led)
+        action, rejected = _match_claims(picked, claims, claim_of, led, times)
         at = np.flatnonzero(action >= 0)
         impressions, impression_of = _claimed_impressions(claims, claim_of[at])
         orders = action == ACTION_CODE["order"]
@@ -173,7 +177,11 @@ def _with_texts(
 
 
 def _match_claims(
-    events: pa.Table, claims: Sequence[TokenClaims], claim_of: Ints, led_there: Mask
+    events: pa.Table,
+    claims: Sequence[TokenClaims],
+    claim_of: Ints,
+    led_there: Mask,
+    times: Ints,
 ) -> tuple[Ints, Counter[TokenRejection]]:
     """The action of each event on the impression of its claims, -1 for none."""
     users, items, queries = (
@@ -188,14 +196,18 @@ def _match_claims(
     # Only an event that states the query can restore one that the token has as a digest.
     same_item, same_query = same_item | led_there, same_query | led_there
     same_query = same_query & ~np.array([is_digest(claim.query) for claim in claims])[claim_of]
+    served = np.array([claim.served_at_ms for claim in claims], np.int64)[claim_of]
+    expired = times - served > TOKEN_LIFE_MS
+    own = ~forged & same_user & same_item & same_query
     wrong = {
         TokenRejection.FORGED: forged,
         TokenRejection.OTHER_USER: ~forged & ~same_user,
         TokenRejection.OTHER_ITEM: ~forged & same_user & ~(same_item & same_query),
+        TokenRejection.EXPIRED: own & expired,
     }
     of_query = pc.is_valid(queries).to_numpy(zero_copy_only=False).astype(np.int64)
     action = _actions_of(contract().signals)[of_query, events["kind"].to_numpy()]
-    action[forged | ~same_user | ~same_item | ~same_query] = -1
+    action[~own | expired] = -1
     return action, Counter({cause: n for cause, at in wrong.items() if (n := int(at.sum()))})
 
 

@@ -34,6 +34,9 @@ class AdmissionLimits:
     future_ms: int = 5 * MINUTE_MS  # further ahead: dead letter "future"
     duplicate_horizon_ms: int = DAY_MS  # the same (user_id, event_id) within it counts once
     max_event_bytes: int = MAX_EVENT_BYTES
+    # Caps of one user (`streams.ingest.caps`). Off here, since tests count every event.
+    idempotent: tuple[str, ...] = ()  # of an item, these count once within the duplicate horizon
+    actions_a_minute: int | None = None  # deliberate actions of one user; None: no limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Deduplication: which events of the users' partitions were seen within the horizon.
 
-Knows (user, event id) pairs, their horizon and `events.by_user`. Does not know who writes to it:
+Knows (user, event id) pairs, their horizon, signals that a user states of an item only once
+within it (`streams.ingest.caps`) and `events.by_user`. Does not know who writes to it:
 a sole batcher (`streams.ingest.service`) or the sequencer (`streams.ingest.sequencer`).
 
 The memory is a cache of `events.by_user`: after an assignment, a partition's horizon is read
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,8 +27,11 @@ from streams.codec.batches import read_batch
 from streams.contract.schema import BatchReader, event_columns
 from streams.contract.topics import EVENTS_BY_USER
 from streams.event_log import EventLog
+from streams.ingest.admission import AdmissionLimits
+from streams.ingest.caps import ActionRate, item_keys, rows_of_kinds
 from streams.ingest.partitioning import Ints, PartitionedRows
 from streams.kernels.recent_keys import RecentKeys
+from streams.metrics import EVENTS_CAPPED
 
 SEQUENCED_HEADER = "tidemill-sequenced-at-ms"
 _SEED = secrets.randbits(63)  # so that no event can be made to collide with another
@@ -37,9 +42,12 @@ _LOG = logging.getLogger(__name__)
 class SeenEvents:
     """What was sequenced within the horizon, by partition of `events.by_user`."""
 
-    def __init__(self, bus: Bus, horizon_ms: int, log: EventLog | None = None) -> None:
+    def __init__(self, bus: Bus, limits: AdmissionLimits, log: EventLog | None = None) -> None:
         """`log`: used to detect duplicates of events published before the topic was recreated."""
-        self._bus, self._horizon_ms, self._log = bus, horizon_ms, log
+        self._bus, self._horizon_ms, self._log = bus, limits.duplicate_horizon_ms, log
+        self._idempotent = limits.idempotent
+        most = limits.actions_a_minute
+        self._rate = None if most is None else ActionRate(most)
         self._memory: dict[int, RecentKeys] = {}
         self._earlier: RecentKeys | None = None  # of all partitions, from before a recreation
         self._earlier_until_ms = 0  # then all of them are past the horizon
@@ -57,11 +65,29 @@ class SeenEvents:
         `partitioned`: rows of EVENT_SCHEMA for that topic. They are remembered.
         """
         table = partitioned.rows.table
-        duplicate = pa.array(self._see(pair_keys(table), partitioned.target, now_ms))
+        seen = self._see(pair_keys(table), partitioned.target, now_ms)
+        duplicate = pa.array(self.cap(table, seen, partitioned.target, now_ms))
         at = table.schema.get_field_index("duplicate")
         table = table.set_column(at, table.schema.field(at), duplicate)
         marked = replace(partitioned, rows=replace(partitioned.rows, table=table))
         return list(marked.messages({SEQUENCED_HEADER: str(now_ms).encode()}))
+
+    def cap(
+        self, table: pa.Table, seen: npt.NDArray[np.bool_], partitions: Ints, now_ms: int
+    ) -> npt.NDArray[np.bool_]:
+        """bool [N]: `seen`, and what exceeds a user's caps, which is counted by cause."""
+        capped = seen.copy()
+        if self._idempotent:
+            rows = rows_of_kinds(table, self._idempotent)
+            rows = rows[~seen[rows]]
+            repeated = self._see(item_keys(table, rows, _SEED), partitions[rows], now_ms)
+            capped[rows[repeated]] = True
+            EVENTS_CAPPED.labels("repeated").inc(int(repeated.sum()))
+        if self._rate is not None:
+            beyond = self._rate.excess(table, ~capped)
+            capped[beyond] = True
+            EVENTS_CAPPED.labels("inhuman_rate").inc(len(beyond))
+        return capped
 
     def _see(
         self, keys: npt.NDArray[np.uint64], partitions: Ints, now_ms: int
@@ -104,14 +130,22 @@ class SeenEvents:
         if new := [p for p in partitions if p not in self._memory]:
             ends = self._bus.ends(EVENTS_BY_USER)
             for partition in new:
-                keys = read_keys(self._bus, partition, ends[partition], self._horizon_ms)
-                self._memory[partition] = keys
+                self._memory[partition] = read_keys(
+                    self._bus, partition, ends[partition], self._horizon_ms, self._idempotent
+                )
 
 
-def read_keys(bus: Bus, partition: int, ends: tuple[int, int], horizon_ms: int) -> RecentKeys:
+def read_keys(
+    bus: Bus,
+    partition: int,
+    ends: tuple[int, int],
+    horizon_ms: int,
+    idempotent: Sequence[str] = (),
+) -> RecentKeys:
     """The keys within the horizon, read from a partition of `events.by_user` up to its end."""
     memory = RecentKeys(horizon_ms)
-    read = BatchReader(event_columns("user_id", "event_id", "duplicate"))
+    named = ("kind", "video_id") if idempotent else ()
+    read = BatchReader(event_columns("user_id", "event_id", "duplicate", *named))
     first, end = ends
     if first == end:
         return memory
@@ -123,6 +157,9 @@ def read_keys(bus: Bus, partition: int, ends: tuple[int, int], horizon_ms: int) 
         if (table := read_batch(record, read)) is not None:
             unique = table.filter(pc.invert(table["duplicate"]))
             memory.see(pair_keys(unique), _sequenced_at(record))
+            if idempotent:
+                rows = rows_of_kinds(unique, idempotent)
+                memory.see(item_keys(unique, rows, _SEED), _sequenced_at(record))
     _LOG.info("partition %d: remembered %d events", partition, len(memory))
     return memory
 

@@ -43,7 +43,7 @@ class Sequencer(IngestLoop):
         )
         super().__init__(bus, config, "sequencer", open_input, [EVENTS_BY_USER], ROW_BITS)
         self._partitions = bus.partitions(EVENTS_BY_USER)
-        self._seen = SeenEvents(bus, config.limits.duplicate_horizon_ms, log)
+        self._seen = SeenEvents(bus, config.limits, log)
 
     def is_past(self, offsets: Mapping[int, int]) -> bool:
         """Whether this loop owns all these partitions, and their commits are past `offsets`."""

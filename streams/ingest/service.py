@@ -94,8 +94,7 @@ class Batcher(IngestLoop):
         self._topic = EVENTS_BY_USER if config.sole_consumer else ADMITTED
         open_input = partial(Input, bus, BEHAVIOUR, min_poll_interval_s=_MIN_POLL_INTERVAL_S)
         super().__init__(bus, config, "batcher", open_input, [self._topic, BEHAVIOUR_DEAD])
-        horizon_ms = config.limits.duplicate_horizon_ms
-        self._seen = SeenEvents(bus, horizon_ms, log) if config.sole_consumer else None
+        self._seen = SeenEvents(bus, config.limits, log) if config.sole_consumer else None
         self._partitions = bus.partitions(self._topic)
         self._input_partitions = bus.partitions(BEHAVIOUR)
         self._erasures = Erasures(bus, partial(future_limit_ms, clock, config.limits.future_ms))

@@ -19,7 +19,7 @@ from streams.bus.contract import Outgoing, Stamp
 from streams.bus.delivery import Delivery, combine
 from streams.contract.impression import Impression, sign
 from streams.contract.topics import EVENTS_BY_USER, FEEDBACK
-from streams.feedback.join import FeedbackJoin, TokenRejection
+from streams.feedback.join import TOKEN_LIFE_MS, FeedbackJoin, TokenRejection
 from streams.feedback.outcomes import FEEDBACK_SCHEMA, FEEDBACK_TASKS, AttributionWindows
 from streams.feedback.store import (
     IDLE_S,
@@ -163,6 +163,7 @@ def test_files_from_before_weights_and_arms_existed_are_read_and_joined(
         ({"impression": "äöü"}, TokenRejection.FORGED),
         ({"user_id": "other"}, TokenRejection.OTHER_USER),
         ({"video_id": "v7"}, TokenRejection.OTHER_ITEM),
+        ({"event_time_ms": T0 + TOKEN_LIFE_MS + 1_000}, TokenRejection.EXPIRED),
         ({"impression": None}, None),
         ({"duplicate": True}, None),
     ],
