@@ -30,7 +30,7 @@ from deploy.supervisor import Report, ServiceStatus, Supervised, Supervisor
 from models.client import ModelUnavailable
 
 RECORD_S = 0.5
-OWN_CHECK_S = 3.0  # of the stack's own processes, each of which spends about a millisecond on it
+OWN_CHECK_S = 5.0  # of the stack's own processes, each of which spends about a millisecond on it
 AUTO_FETCH_S = 120.0  # how long the download may take before the embedded broker starts
 
 
@@ -232,8 +232,8 @@ class Stack:
             return
         model = found.parts[-3]
         try:
-            reloaded = wiring.reload_model(self.settings, model)
-        except ModelUnavailable as error:
+            reloaded = wiring.reload_model(self.settings, model, found)
+        except (ModelUnavailable, OSError) as error:
             self._report(Report("triton", f"{model}: a process was killed; {error}"))
             return
         if reloaded:

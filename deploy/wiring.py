@@ -338,8 +338,11 @@ def model_client(settings: Settings) -> ModelClient:
     return TritonClient(settings.triton.grpc_address)
 
 
-def reload_model(settings: Settings, model: str) -> bool:
+def reload_model(settings: Settings, model: str, changed: Path) -> bool:
     """Loads a model again whose process was killed; False where another process does so.
+
+    `changed`: its version's model.py. A newer one makes the server start new processes beside the
+    dead one; to unload it first would wait for every call to it, which fails after a second each.
 
     Raises:
         ModelUnavailable: it does not load.
@@ -348,7 +351,8 @@ def reload_model(settings: Settings, model: str) -> bool:
 
     with ReleaseStore(settings.releases_dir).repair_lock(model, time.time()) as mine:
         if mine:
-            model_client(settings).reload(model)
+            os.utime(changed)
+            model_client(settings).load(model)
         return mine
 
 

@@ -114,7 +114,7 @@ def test_a_killed_process_of_a_model_is_told_by_its_command_and_the_model_loaded
 
     def reload(command: Sequence[str]) -> None:
         told.append(next(Path(word) for word in command if word.endswith("/model.py")))
-        assert wiring.reload_model(settings, "doubling")
+        assert wiring.reload_model(settings, "doubling", told[-1])
 
     def stubs() -> list[int]:
         return list(children_of(supervisor.status()[0].pid or 0))
