@@ -108,8 +108,9 @@ def beam_search_parts(
         past = _select_beams(written, rows[chosen])
         step += 1
         finished.sort(key=lambda pair: (-pair[1], pair[0]))
-        best_open = scores[0] if len(scores) else -np.inf
-        decided = sum(score > best_open for _, score in finished[:k])
+        del finished[k:]
+        best_open = float(scores[0]) if len(scores) else -np.inf
+        decided = sum(score > best_open for _, score in finished)
         if decided > given:
             yield finished[given:decided]
             given = decided
