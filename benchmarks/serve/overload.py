@@ -14,15 +14,7 @@ from serving.http.capacity import DEADLINE_S
 
 BAR = 1.5  # p99 of accepted requests at twice the full rate, over that at the full rate
 _PATH = "/v1/feed"
-_STEPS = (
-    0.7,
-    0.8,
-    0.85,
-    0.9,
-    0.95,
-    1.0,
-    1.05,
-)  # of what callers that wait were answered in a second
+_FIRST, _GROWTH, _STEPS = 0.7, 1.07, 20  # of what callers that wait got; then ever more
 
 
 def overload(
@@ -30,14 +22,14 @@ def overload(
 ) -> None:
     """Finds the highest rate that is answered within the deadline, and sends twice as many."""
     full: OpenLoad | None = None
-    for share in _STEPS:
-        found = measure_open(port, _PATH, body, closed_per_s * share, seconds)
+    for step in range(_STEPS):
+        found = measure_open(port, _PATH, body, closed_per_s * _FIRST * _GROWTH**step, seconds)
         _row(report, found)
         if not _in_time(found):
             break
         full = found
     if full is None:
-        report.notes.append(f"open loop: {closed_per_s * _STEPS[0]:.0f}/s are not answered in time")
+        report.notes.append(f"open loop: {closed_per_s * _FIRST:.0f}/s are not answered in time")
         return
     twice = measure_open(port, _PATH, body, 2 * full.per_s, seconds)
     _row(report, twice)
