@@ -146,7 +146,8 @@ def test_ctrl_c_leaves_no_process_and_no_port(up: Callable[..., Running]) -> Non
 def test_a_killed_process_is_restarted_and_a_killed_stack_leaves_nothing(
     up: Callable[..., Running],
 ) -> None:
-    running = up(TIDEMILL_SUPERVISION__STOPPED_S="0")  # the doctor is to see it stopped
+    # The doctor is to see a process stopped, and to be given the time.
+    running = up(TIDEMILL_SUPERVISION__STOPPED_S="0", TIDEMILL_SUPERVISION__UNANSWERED_S="0")
     killed = running.record("features")
     assert killed is not None
     assert killed.pid is not None
