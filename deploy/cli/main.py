@@ -27,6 +27,7 @@ GROUPS = {
     "deploy.cli.log": "log",
     "deploy.cli.features": "features",
     "deploy.cli.models": "models",
+    "deploy.cli.experiments": "experiments",
 }
 PIPED_HELP_WIDTH = 120  # in a pipe: wide enough for every option's name
 HELP = {"-h", "--help"}

@@ -11,10 +11,10 @@ from functools import partial
 from deploy import wiring
 from deploy.processes.lifecycle import Process
 from deploy.state import EXPERIMENT_FILE
+from models.experiments.definition import popularity_experiment
 from models.release.store import ReleaseStore
 from models.training.update_report import update_reports
 from serving.gateway import GatewayConfig, GatewayDependencies
-from serving.pipeline.arms import Experiment
 from serving.stages.caps import caps_of
 from streams.catalogue import CatalogueLog
 
@@ -37,7 +37,11 @@ def serving_dependencies(
         drawn_share=settings.explore.weights_share,
         fresh_share=settings.explore.slots_share,
         temperature=settings.explore.temperature,
-        experiment=Experiment(settings.experiment.popularity_share, settings.experiment.name),
+        experiment=popularity_experiment(
+            settings.experiment.popularity_share, settings.experiment.name
+        ),
+        holdout_share=settings.experiment.holdout_share,
+        experiments=settings.experiments_path,
         experiment_file=settings.home / EXPERIMENT_FILE,
         serving_models=settings.models.serve,
         monitor_every_s=monitor_every_s,

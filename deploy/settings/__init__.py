@@ -313,6 +313,11 @@ class Settings(BaseSettings):
         return self.home / "blocked-queries.json"
 
     @property
+    def experiments_path(self) -> Path:
+        """The experiments; their last evaluation lies beside it."""
+        return self.home / "experiments.json"
+
+    @property
     def feedback_dir(self) -> Path:
         return self.home / "feedback"
 

@@ -134,11 +134,12 @@ class GuardedStore:
 
 
 class GuardedModels:
-    """A model client with one breaker per model."""
+    """A model client with one breaker per version of a model: a challenger that fails beside the
+    live version takes nothing from it."""
 
     def __init__(self, models: ModelClient, observe: Observe = _unobserved) -> None:
         self._models, self._observe = models, observe
-        self._breakers: dict[str, Breaker] = {}
+        self._breakers: dict[tuple[str, int | None], Breaker] = {}
         self._lock = threading.Lock()
 
     @property
@@ -157,6 +158,7 @@ class GuardedModels:
     ) -> dict[str, np.ndarray]:
         return self._guarded(
             model,
+            version,
             lambda: self._models.infer(
                 model, inputs, version=version, timeout_s=timeout_s, headers=_with_trace(headers)
             ),
@@ -173,13 +175,14 @@ class GuardedModels:
     ) -> list[Answer]:
         return self._guarded(
             model,
+            version,
             lambda: self._models.infer_many(
                 model, requests, version=version, timeout_s=timeout_s, headers=_with_trace(headers)
             ),
         )
 
-    def _guarded(self, model: str, call: Callable[[], T]) -> T:
-        breaker = self._breaker(model)
+    def _guarded(self, model: str, version: int | None, call: Callable[[], T]) -> T:
+        breaker = self._breaker(model, version)
         if not breaker.allows():
             raise ModelUnavailable(f"{model} failed recently; it is tried again within 1 s")
         try:
@@ -196,11 +199,11 @@ class GuardedModels:
 
     def load(self, model: str) -> None:
         self._models.load(model)
-        self._breaker(model).succeeded()
+        self._close(model)
 
     def reload(self, model: str) -> None:
         self._models.reload(model)
-        self._breaker(model).succeeded()
+        self._close(model)
 
     def healthy(self) -> bool:
         return self._models.healthy()
@@ -210,6 +213,12 @@ class GuardedModels:
         with self._lock:
             self._breakers.clear()
 
-    def _breaker(self, model: str) -> Breaker:
+    def _breaker(self, model: str, version: int | None) -> Breaker:
         with self._lock:
-            return self._breakers.setdefault(model, Breaker())
+            return self._breakers.setdefault((model, version), Breaker())
+
+    def _close(self, model: str) -> None:
+        with self._lock:
+            closed = [breaker for key, breaker in self._breakers.items() if key[0] == model]
+        for breaker in closed:
+            breaker.succeeded()

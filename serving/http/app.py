@@ -19,7 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
 from serving.gateway import Gateway, GatewayDependencies
-from serving.http import blocked_queries
+from serving.http import blocked_queries, experiments
 from serving.http.api import catalogue, events, operations, recommend, stream, users
 from serving.http.api.json import json_reply, problem_entry
 from serving.http.auth import Keys
@@ -63,7 +63,16 @@ def create_app(deps: GatewayDependencies) -> FastAPI:
     )
     app.state.capacity = Capacity(longest_s=sum(astuple(deps.config.deadlines)) / 1e3)
     app.state.keys = Keys(deps.config.api_keys, deps.config.host)
-    for routes in (recommend, blocked_queries, events, catalogue, users, operations, stream):
+    for routes in (
+        recommend,
+        blocked_queries,
+        experiments,
+        events,
+        catalogue,
+        users,
+        operations,
+        stream,
+    ):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _validation_reply)
     app.add_middleware(RequestBody, max_bytes=MAX_BODY_BYTES)

@@ -49,6 +49,7 @@ class Item(BaseModel):
     explored: bool
     source: str
     impression: str
+    team: str | None = None
 
 
 class Removed(BaseModel):
@@ -77,7 +78,8 @@ class Reply(BaseModel):
 
     weights: task -> the user's fusion weight; rates: task -> population rate, which divides
     P(action) in the score. candidates: how many the sources returned. stage_ms: milliseconds by
-    stage. arm: of the experiment that the user is in. reason: why there are no items. item_id:
+    stage. arm: of the `experiment` that the user is in; an interleaved
+    slate's items have a `team`. reason: why there are no items. item_id:
     the item that the request was about; video_id: the same, as version 1 named it.
     """
 
@@ -94,6 +96,7 @@ class Reply(BaseModel):
     cold_start: bool
     stale: bool
     arm: str | None = None
+    experiment: str | None = None
     weights: dict[str, float | None]
     weights_drawn: bool
     rates: dict[str, float | None]
@@ -133,6 +136,7 @@ def to_reply(slate: Slate, key: bytes, own_fields: Sequence[str] = ()) -> dict[s
         "cold_start": query.cold_start,
         "stale": query.stale,
         "arm": query.arm,
+        "experiment": query.experiment,
         "weights": _finite(slate.weights),
         "weights_drawn": slate.log_density is not None,
         "rates": _finite(slate.rates),
@@ -188,6 +192,8 @@ def _item(
         "source": candidate.source,
         "impression": sign(_impression(slate, slot, candidate), key),
     }
+    if candidate.team is not None:
+        item["team"] = candidate.team
     own = {"query": candidate.query, **candidate.notes}
     return item | {name: own[name] for name in own_fields if own.get(name) is not None}
 
@@ -203,9 +209,11 @@ def _impression(slate: Slate, slot: int, candidate: Candidate) -> Impression:
         slot=slot,
         propensity=candidate.propensity,
         explored=candidate.explored,
-        release=query.release.release_id,
+        release=candidate.release or query.release.release_id,
         served_at_ms=query.now_ms,
         arm=query.arm,
+        experiment=query.experiment,
+        team=candidate.team,
         **_drawn_weights(slate),
     )
 

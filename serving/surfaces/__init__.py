@@ -8,10 +8,14 @@ a module with a `SURFACE` here and its name to the registry.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+from models.experiments.definition import INTERLEAVE, LIVE, POPULARITY, RELEASE
+from serving.pipeline.arms import arm_queries, interleaved
 from serving.pipeline.query import Query, Release, Slate
 from serving.pipeline.requests import Request, RequestContext
 from serving.pipeline.runner import Runner
@@ -48,8 +52,13 @@ class Surfaces:
         current_release: Callable[[], Release] = Release,
         *,
         threads: int = 32,
+        named_release: Callable[[str], Release | None] = lambda _: None,
     ) -> None:
+        """named_release: the release of an experiment's arm; None where it is unknown."""
         self.deps = deps
+        self._named_release = named_release
+        # The second policy of an interleaved slate, so that both take the time of one.
+        self._second = ThreadPoolExecutor(4, thread_name_prefix="interleave")
         self._current_release = current_release
         self._runner = Runner(threads)
         self.specs = load_surfaces()
@@ -68,8 +77,22 @@ class Surfaces:
         query = replace(self.query(request), explore=explore)
         record_context(query.context)
         spec = self.specs[query.surface]
-        if spec.in_experiment and explore and query.candidates is None:
-            query = replace(query, arm=self.deps.experiment.arm_of(query.user_id))
+        if not explore or query.candidates is not None:
+            return self._run(spec, query)
+        assigned = self.deps.experiments.assign(query.surface, query.user_id)
+        arm = arm_queries(query, assigned, self._named_release, self.policies(spec))
+        if arm.second is None:
+            return self._run(spec, arm.first)
+        second = self._second.submit(copy_context().run, self._run, spec, arm.second)
+        return interleaved(arm.query, self._run(spec, arm.first), second.result())
+
+    @staticmethod
+    def policies(spec: SurfaceSpec) -> frozenset[str]:
+        """The kinds of arms that the surface can serve."""
+        own = {POPULARITY} if POPULARITY in spec.variants else set()
+        return frozenset({LIVE, RELEASE, *own, *({INTERLEAVE} if spec.interleaves else ())})
+
+    def _run(self, spec: SurfaceSpec, query: Query) -> Slate:
         return self._runner.run(self._pipelines[query.surface, spec.choose(query)], query)
 
     def read_request(self, body: Any) -> Request:
@@ -111,4 +134,5 @@ class Surfaces:
         )
 
     def close(self) -> None:
+        self._second.shutdown(wait=False, cancel_futures=True)
         self._runner.close()

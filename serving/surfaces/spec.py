@@ -13,7 +13,7 @@ from typing import Any
 
 from features.store import FeatureStore
 from models.client import ModelClient
-from serving.pipeline.arms import Experiment
+from models.experiments.store import ExperimentStore
 from serving.pipeline.query import Query, Slate
 from serving.pipeline.reply import ItemLookup, Reply, own_item_fields, to_reply
 from serving.pipeline.requests import Request
@@ -48,7 +48,7 @@ class StageDependencies:
     drawn_share: float = 0.0  # share of feed replies ranked by drawn fusion weights
     fresh_share: float = 0.03  # share of the feed's slots that explore fresh items
     temperature: float = 0.05  # of the feed's draw by score
-    experiment: Experiment = field(default_factory=Experiment)
+    experiments: ExperimentStore = field(default_factory=ExperimentStore)
     likings: Likings = field(default_factory=Likings)
     serving_models: Mapping[str, str] = field(default_factory=dict)  # kind -> model, where chosen
 
@@ -100,8 +100,8 @@ class SurfaceSpec:
     reply: the fields of its reply. What its items have beside `Item`'s comes from candidates'
         notes; `own_fields` makes those that the reply itself has beside `Reply`'s.
     variants, choose: other pipelines by name, and which of them answers a query; "" is `pipeline`.
-    in_experiment: its users are split into the experiment's arms, unless nothing learns from the
-        reply or the caller states the candidates; `choose` reads the query's `arm`.
+        A variant `popularity` makes the holdout and arms of popularity possible: `choose` reads the
+        query's `arm`. interleaves: two policies may share a slate.
     panel: the title of the panel that the page draws for it; None where the page has its own
         place for it, or none.
     """
@@ -113,7 +113,7 @@ class SurfaceSpec:
     own_fields: Callable[[Slate, ItemLookup], dict[str, Any]] = _no_fields
     variants: Mapping[str, BuildPipeline] = field(default_factory=dict)
     choose: Callable[[Query], str] = _one_pipeline
-    in_experiment: bool = False
+    interleaves: bool = False
     panel: str | None = None
 
     @property

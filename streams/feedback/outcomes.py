@@ -69,6 +69,8 @@ FEEDBACK_SCHEMA = pa.schema(
         pa.field("log_density", pa.float64()),
         # also from the token; null outside an experiment
         pa.field("arm", pa.string()),
+        pa.field("experiment", pa.string()),
+        pa.field("team", pa.string()),
     ]
 )
 

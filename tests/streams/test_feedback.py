@@ -139,12 +139,13 @@ def test_files_from_before_weights_and_arms_existed_are_read_and_joined(
     """An older version wrote no columns for weights and arms."""
     joined = FeedbackJoin(KEY).join_batch(event_table([_event(1, "shown", 5)]))
     table = joined.to_columns().feedback_rows(AttributionWindows(WINDOWS))
-    old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-3]), times=("served_at_ms",))
-    assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == {"weights", "log_density", "arm"}
+    old = Segments(tmp_path, pa.schema(list(FEEDBACK_SCHEMA)[:-5]), times=("served_at_ms",))
+    added = ["weights", "log_density", "arm", "experiment", "team"]
+    assert set(FEEDBACK_SCHEMA.names) - set(old.schema.names) == set(added)
     old.append(Stamp("e", 0, 0), table.select(old.schema.names))
     if sealed:
         old.flush()
-    assert read_feedback(tmp_path).select("weights", "log_density", "arm").row(0) == (None,) * 3
+    assert read_feedback(tmp_path).select(added).row(0) == (None,) * 5
     like = event_table([_event(1, "like", 9)])
     _store(tmp_path).join(Delivery(EVENTS_BY_USER, Stamp("e", 0, 1), like))
     (row,) = read_feedback(tmp_path).iter_rows(named=True)
