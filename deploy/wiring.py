@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from features.feast.registry import RegisteredFeatureStore
     from features.online.connection import StoreLogin
     from models.client import ModelClient
+    from models.experiments.store import ExperimentStore
     from models.recipe import TrainingLog
     from models.release.promotion import Promoter
     from models.release.store import Manifest
@@ -262,7 +263,8 @@ def promoter(settings: Settings, *, running: bool | None = None) -> Iterator[Pro
 
     repository = ModelRepository(settings.repository_dir)
     try:
-        yield Promoter(ReleaseStore(settings.releases_dir), repository, client, announce)
+        store, beside = ReleaseStore(settings.releases_dir), experiments(settings).releases
+        yield Promoter(store, repository, client, announce, beside)
     finally:
         if producer is not None:
             producer.close()
@@ -273,6 +275,16 @@ def blocked_queries(settings: Settings) -> tuple[str, ...]:
     from serving.state.blocked_queries import BlockedQueries
 
     return BlockedQueries(settings.blocked_queries_path).texts()
+
+
+def experiments(settings: Settings) -> ExperimentStore:
+    """The experiments of the stack, with the settings' own and the holdout."""
+    from models.experiments.definition import popularity_experiment
+    from models.experiments.store import ExperimentStore
+
+    stated = settings.experiment
+    configured = popularity_experiment(stated.popularity_share, stated.name)
+    return ExperimentStore(settings.experiments_path, configured, stated.holdout_share)
 
 
 def impression_key(settings: Settings) -> bytes:
@@ -296,7 +308,8 @@ def fill_repository(settings: Settings) -> None:
     repository = ModelRepository(settings.repository_dir)
     repository.add_echo()
     store = ReleaseStore(settings.releases_dir)
-    Promoter(store, repository, model_client(settings), _no_announcement).restore()
+    client, beside = model_client(settings), experiments(settings).releases
+    Promoter(store, repository, client, _no_announcement, beside).restore()
 
 
 def echo_answers(grpc_address: str) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 
 from features.store import FeatureStore
 from models.client import ModelClient
+from models.experiments.definition import Experiment
+from models.experiments.store import ExperimentStore
 from models.monitoring.served_log import ServedLog
 from serving.clients.breaker import GuardedModels, GuardedStore
 from serving.clients.oidc import OidcConfig
@@ -32,7 +34,6 @@ from serving.monitoring.model_monitor import ModelMonitor
 from serving.monitoring.served_features import ServedFeatures
 from serving.monitoring.surface_monitor import SurfaceMonitor
 from serving.monitoring.workers import Workers
-from serving.pipeline.arms import Experiment
 from serving.pipeline.query import Release
 from serving.pipeline.runner import Deadlines
 from serving.registry import SURFACES
@@ -68,7 +69,10 @@ class GatewayConfig:
     admission: the limits of the ingest service, so that HTTP gives the same verdicts.
     drawn_share: share of feed replies ranked by drawn fusion weights.
     fresh_share, temperature: of the feed's selector (`serving.stages.selectors.PlackettLuce`).
-    experiment: users hashed into arms of the feed; none by default.
+    experiment: of the settings, while no other runs on its surface; none by default.
+    holdout_share: of the feed's users, whom no model ranks whatever experiment runs.
+    experiments: file of the experiments, shared by the processes of a stack; None keeps them in
+        memory.
     experiment_file: JSON with the arms' figures, written by the evaluation of the experiment and
         shown by the page; None where nothing evaluates it.
     serving_models: kind -> the model of it that serves, where it is not the one of the kind's name.
@@ -95,12 +99,17 @@ class GatewayConfig:
     drawn_share: float = 0.0
     fresh_share: float = 0.03
     temperature: float = 0.05
-    experiment: Experiment = field(default_factory=Experiment)
+    experiment: Experiment | None = None
+    holdout_share: float = 0.0
+    experiments: Path | None = None
     experiment_file: Path | None = None
     serving_models: Mapping[str, str] = field(default_factory=dict)
     popularity_every_s: float = 3.0
     monitor_every_s: float = 0.8
     surfaces_every_s: float = 10.0
+
+    def experiment_store(self) -> ExperimentStore:
+        return ExperimentStore(self.experiments, self.experiment, self.holdout_share)
 
 
 @dataclass(frozen=True)
@@ -153,7 +162,8 @@ class Gateway:
         self.blocked, self.rules = BlockedQueries(config.blocked_queries), RuleBook(config.rules)
         self.likings = Likings(deps.releases.bundle_folder if deps.releases else None)
         self.releases = ReleaseSwitch(deps.releases, self._release_changed)
-        self.surfaces = Surfaces(self._stage_dependencies(), lambda: self.releases.current)
+        self.experiments = config.experiment_store()
+        self.surfaces = self._build_surfaces()
         self.outbox = Outbox(deps.bus)
         self.served = ServedFeatures(ServedLog(state_dir / SERVED) if state_dir else None)
         self.skew_file = state_dir / SKEW if state_dir else None
@@ -248,6 +258,12 @@ class Gateway:
             "experiment": read_figures(self._deps.config.experiment_file),
         }
 
+    def _build_surfaces(self) -> Surfaces:
+        named = self.releases.named
+        return Surfaces(
+            self._stage_dependencies(), lambda: self.releases.current, named_release=named
+        )
+
     def _stage_dependencies(self) -> StageDependencies:
         config = self._deps.config
         return StageDependencies(
@@ -264,7 +280,7 @@ class Gateway:
             drawn_share=config.drawn_share,
             fresh_share=config.fresh_share,
             temperature=config.temperature,
-            experiment=config.experiment,
+            experiments=self.experiments,
             likings=self.likings,
             serving_models=config.serving_models,
         )

@@ -27,7 +27,7 @@ ROOMS = {
     "features": "store declarations own_features definitions stored_declaration kernels rows"
     " memory_store online offline feast live",
     "models": "ids signature batch recipe layers client echo registry release training retrieval"
-    " ranking generation reasoning monitoring alignment",
+    " ranking generation reasoning monitoring alignment experiments",
     "serving": "registry clients pipeline rules state stages monitoring surfaces fakes console gateway http"
     " kafka_requests",
     "deploy": "install renamed settings state services wiring logins processes doctor simulation supervisor stack"

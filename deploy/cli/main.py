@@ -30,6 +30,7 @@ GROUPS = {
     "deploy.cli.features": "features",
     "deploy.cli.models": "models",
     "deploy.cli.rules": "rules",
+    "deploy.cli.experiments": "experiments",
 }
 PIPED_HELP_WIDTH = 120  # in a pipe: wide enough for every option's name
 HELP = {"-h", "--help"}

@@ -13,10 +13,24 @@ from typing import Any
 
 import orjson
 
+from deploy.settings import Settings
 from deploy.simulation.tally import Comparison, Rate, Tally
+from models.experiments.definition import POPULARITY, Arm, Experiment
+from models.experiments.store import ExperimentStore
 from streams.contract.impression import POPULARITY_ARM, RANKER_ARM
 
 _EVERY_S = 2.0
+NAME = "popularity"  # of the experiment
+
+
+def start(store: ExperimentStore, settings: Settings, share: float) -> None:
+    """Starts the demo's experiment, as `tidemill experiments start` would; none for a share of 0.
+
+    The live ranker is the control, and the page shows both arms' feedback beside the ceiling.
+    """
+    if share > 0.0:
+        both = Arm(RANKER_ARM, 1.0 - share), Arm(POPULARITY_ARM, share, POPULARITY)
+        store.start(Experiment(NAME, both, started_ms=settings.clock.origin_ms))
 
 
 def compare(tally: Tally) -> Comparison:

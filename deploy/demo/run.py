@@ -24,7 +24,6 @@ from deploy.demo.flow import await_page, event_flow, events_handled
 from deploy.demo.learning import ALIGNED, LearningStatus, run_learning
 from deploy.demo.starter import STARTERS, StarterFailed, train_once
 from deploy.settings import ClockSettings, FeedbackSettings, Settings
-from deploy.settings.feed import ExperimentSettings
 from deploy.simulation.config import WorldConfig
 from deploy.simulation.crowd import Crowd, run_until
 from deploy.simulation.history import History, history
@@ -69,9 +68,8 @@ class Demo:
         starters = self._starters(history(self.seed, world=self.world, data=data))
         # The clock begins here: the last replayed rating is a fixed time before it.
         settings = demo_settings(self.settings, self.world, time.time_ns() // 1_000_000)
-        share = ExperimentSettings(popularity_share=self.world.demo.popularity_share)
-        settings = settings.model_copy(update={"experiment": share})
         shutil.rmtree(settings.home, ignore_errors=True)
+        arms.start(wiring.experiments(settings), settings, self.world.demo.popularity_share)
         stack = Stack(settings, report=_print_report, step=_print_step)
         threads: list[threading.Thread] = []
         try:

@@ -1,4 +1,5 @@
-"""The process `log-writer`: writes the event log, feedback and the catalogue's log to disk.
+"""The process `log-writer`: writes the event log, feedback and the catalogue's log to disk, and
+evaluates experiments on that feedback.
 
 Knows the stores and the threads that keep them compact and erased. Does not know file
 formats (`streams.storage`).
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from deploy import wiring
 from deploy.processes.lifecycle import Process
 from deploy.processes.tuning import BEHIND_S, COMBINED_BYTES
+from models.experiments.evaluation import Evaluator
 from streams import erasure
 from streams.bus.contract import Bus
 from streams.bus.delivery import in_order
@@ -58,6 +60,10 @@ def run(process: Process) -> int:
             retention_days=settings.log.retention_days,
         ),
     )
+    evaluator = Evaluator(
+        wiring.experiments(settings), settings.feedback_dir, wiring.clock(settings.clock)
+    )
+    process.run_in_thread("experiments", lambda: evaluator.run(process.stop))
     return run_worker(
         process.storage_name,
         {EVENTS_BY_USER: in_order(log.append, feedback.join)},

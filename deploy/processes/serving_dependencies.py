@@ -12,11 +12,11 @@ from deploy import wiring
 from deploy.processes.lifecycle import Process
 from deploy.settings import Settings
 from deploy.state import EXPERIMENT_FILE
+from models.experiments.definition import popularity_experiment
 from models.release.store import ReleaseStore
 from models.training.update_report import update_reports
 from serving.clients.oidc import OidcConfig
 from serving.gateway import GatewayConfig, GatewayDependencies
-from serving.pipeline.arms import Experiment
 from serving.stages.caps import caps_of
 from serving.state.reached import Reached
 from streams.catalogue import Catalogue, CatalogueLog
@@ -49,7 +49,11 @@ def serving_dependencies(
         drawn_share=settings.explore.weights_share,
         fresh_share=settings.explore.slots_share,
         temperature=settings.explore.temperature,
-        experiment=Experiment(settings.experiment.popularity_share, settings.experiment.name),
+        experiment=popularity_experiment(
+            settings.experiment.popularity_share, settings.experiment.name
+        ),
+        holdout_share=settings.experiment.holdout_share,
+        experiments=settings.experiments_path,
         experiment_file=settings.home / EXPERIMENT_FILE,
         serving_models=settings.models.serve,
         monitor_every_s=monitor_every_s,

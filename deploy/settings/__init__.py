@@ -286,6 +286,11 @@ class Settings(BaseSettings):
         return self.home / "rules.json"
 
     @property
+    def experiments_path(self) -> Path:
+        """The experiments; their last evaluation lies beside it."""
+        return self.home / "experiments.json"
+
+    @property
     def feedback_dir(self) -> Path:
         return self.home / "feedback"
 

@@ -40,5 +40,8 @@ class ExperimentSettings(Section):
 
     # Share of users whose feed is ranked by popularity instead of by the live ranker; 0: none.
     popularity_share: float = Field(0.0, ge=0, le=1)
-    # Keys the hash: another name draws the arms anew.
-    name: str = Field("popularity", pattern="^[!-~]{1,64}$")
+    # Salts the hash and marks the feedback: another name draws the arms anew.
+    name: str = Field("popularity", pattern="^[A-Za-z0-9._-]{1,32}$")
+    # Share of users whose feed no model ranks, whatever experiment runs: what all models together
+    # are worth. A larger share keeps those that are held out; 0: none.
+    holdout_share: float = Field(0.0, ge=0, le=1)

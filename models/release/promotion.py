@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 
 from models.client import ModelClient, ModelUnavailable
@@ -42,11 +42,14 @@ class Promoter:
         repository: ModelRepository,
         client: ModelClient,
         announce: Announce,
+        beside: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """beside: releases that experiments serve beside the live one; they stay loaded."""
         self._store = store
         self._repository = repository
         self._client = client
         self._announce = announce
+        self._beside = beside
 
     def promote(
         self, manifest: Manifest, *, now_ms: int, progress: ProgressCallback = no_progress
@@ -60,12 +63,27 @@ class Promoter:
         try:
             self._bring_up(manifest, progress)
         except Exception as error:
-            self._prune()
+            self.prune()
             raise ReleaseError(f"{manifest.release_id} stays down: {error}") from error
         self._store.set_current(manifest.release_id, at_ms=now_ms)
         self._announce(manifest)
-        self._prune()
+        self.prune()
         progress(1.0, f"{manifest.release_id} is live")
+
+    def stand_by(self, manifest: Manifest, *, progress: ProgressCallback = no_progress) -> None:
+        """Loads and tests a release beside the live one, for an experiment that will serve it.
+
+        Call under `ReleaseStore.making_release`, and start the experiment before that ends: what
+        no experiment serves is unloaded with the next promotion.
+
+        Raises:
+            ReleaseError: it does not load, or answers differently than in process.
+        """
+        try:
+            self._bring_up(manifest, progress)
+        except Exception as error:
+            self.prune()
+            raise ReleaseError(f"{manifest.release_id} stays down: {error}") from error
 
     def rollback(self, *, now_ms: int, reason: str) -> Manifest:
         """Makes the parent release live again and quarantines what the bad one served.
@@ -156,8 +174,8 @@ class Promoter:
         why = wrong_answer(bundle.model, canary, joined(parts))
         return why and f"streams: {why}"
 
-    def _prune(self) -> None:
-        """Unloads what neither the live release nor the previous one needs."""
+    def prune(self) -> None:
+        """Unloads what no experiment, the live release nor the previous one needs."""
         needed: dict[str, set[int]] = {}
         for manifest in self._kept():
             for model, version in manifest.models.items():
@@ -167,7 +185,9 @@ class Promoter:
                 self._client.load(model)
 
     def _kept(self) -> list[Manifest]:
-        return [m for m in (self._store.previous(), self._store.current()) if m is not None]
+        beside = [self._store.manifest(name) for name in sorted(self._beside())]
+        live = (self._store.previous(), self._store.current())
+        return [*beside, *(m for m in live if m is not None)]
 
     def _bundles(self, manifest: Manifest) -> list[Bundle]:
         return [self._store.bundle(model, v) for model, v in sorted(manifest.models.items())]

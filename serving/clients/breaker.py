@@ -138,11 +138,12 @@ class GuardedStore:
 
 
 class GuardedModels:
-    """A model client with one breaker per model, and one per streaming form."""
+    """A model client with one breaker per version of a model, and one per version of its streaming
+    form: a challenger that fails beside the live version takes nothing from it."""
 
     def __init__(self, models: ModelClient, observe: Observe = _unobserved) -> None:
         self._models, self._observe = models, observe
-        self._breakers: dict[str, Breaker] = {}
+        self._breakers: dict[tuple[str, int | None], Breaker] = {}
         self._lock = threading.Lock()
 
     @property
@@ -161,6 +162,7 @@ class GuardedModels:
     ) -> dict[str, np.ndarray]:
         return self._guarded(
             model,
+            version,
             lambda: self._models.infer(
                 model, inputs, version=version, timeout_s=timeout_s, headers=_with_trace(headers)
             ),
@@ -177,6 +179,7 @@ class GuardedModels:
     ) -> list[Answer]:
         return self._guarded(
             model,
+            version,
             lambda: self._models.infer_many(
                 model, requests, version=version, timeout_s=timeout_s, headers=_with_trace(headers)
             ),
@@ -192,7 +195,7 @@ class GuardedModels:
         headers: Mapping[str, str] | None = None,
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """A stream that fails does not close the way to whole answers, nor they to it."""
-        breaker = self._admitting(stream_form(model))
+        breaker = self._admitting(stream_form(model), version)
         try:
             with (
                 _call("infer", model, self._observe),
@@ -212,8 +215,8 @@ class GuardedModels:
             raise
         breaker.succeeded()
 
-    def _guarded(self, model: str, call: Callable[[], T]) -> T:
-        breaker = self._admitting(model)
+    def _guarded(self, model: str, version: int | None, call: Callable[[], T]) -> T:
+        breaker = self._admitting(model, version)
         try:
             with _call("infer", model, self._observe):
                 out = call()
@@ -228,11 +231,11 @@ class GuardedModels:
 
     def load(self, model: str) -> None:
         self._models.load(model)
-        self._succeeded(model)
+        self._close(model)
 
     def reload(self, model: str) -> None:
         self._models.reload(model)
-        self._succeeded(model)
+        self._close(model)
 
     def healthy(self) -> bool:
         return self._models.healthy()
@@ -242,17 +245,20 @@ class GuardedModels:
         with self._lock:
             self._breakers.clear()
 
-    def _succeeded(self, model: str) -> None:
-        for name in (model, stream_form(model)):
-            self._breaker(name).succeeded()
-
-    def _admitting(self, name: str) -> Breaker:
+    def _admitting(self, name: str, version: int | None) -> Breaker:
         """The breaker of a model or a streaming form. Raises `ModelUnavailable` while it is open."""
-        breaker = self._breaker(name)
+        breaker = self._breaker(name, version)
         if not breaker.allows():
             raise ModelUnavailable(f"{name} failed recently; it is tried again within 1 s")
         return breaker
 
-    def _breaker(self, model: str) -> Breaker:
+    def _breaker(self, model: str, version: int | None) -> Breaker:
         with self._lock:
-            return self._breakers.setdefault(model, Breaker())
+            return self._breakers.setdefault((model, version), Breaker())
+
+    def _close(self, model: str) -> None:
+        with self._lock:
+            names = (model, stream_form(model))
+            closed = [breaker for key, breaker in self._breakers.items() if key[0] in names]
+        for breaker in closed:
+            breaker.succeeded()

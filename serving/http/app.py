@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from serving.clients.oidc import Oidc
 from serving.gateway import Gateway, GatewayDependencies
-from serving.http import blocked_queries, rules
+from serving.http import blocked_queries, experiments, rules
 from serving.http.api import catalogue, events, operations, recommend, stream, users
 from serving.http.api.json import json_reply, problem_entry
 from serving.http.auth import Keys
@@ -73,7 +73,8 @@ def create_app(deps: GatewayDependencies) -> FastAPI:
     app.state.capacity = Capacity(longest_s=deadline_s * WAIT_SHARE)
     oidc = Oidc(config.oidc) if config.oidc else None
     app.state.keys = Keys(config.api_keys, config.host, oidc, Rates(config.rate_limits))
-    for routes in (recommend, blocked_queries, rules, events, catalogue, users, operations, stream):
+    stated = (blocked_queries, rules, experiments)
+    for routes in (recommend, *stated, events, catalogue, users, operations, stream):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _validation_reply)
     app.add_middleware(RequestBody, max_bytes=MAX_BODY_BYTES)

@@ -77,6 +77,14 @@ class Metrics:
         self.degraded = self._counter(
             "tidemill_degraded_replies", "Replies with a fallback.", "surface"
         )
+        self.exposures = self._counter(
+            "tidemill_experiment_slates", "Slates by arm.", "surface", "experiment", "arm"
+        )
+        self.degraded_exposures = self._counter(
+            "tidemill_experiment_degraded_slates",
+            "Slates with a fallback by arm.",
+            *("surface", "experiment", "arm"),
+        )
         for surface in surfaces:
             for each in (self.requests, self.request_seconds, self.degraded):
                 each.labels(surface)
@@ -184,6 +192,10 @@ class Metrics:
             self.fallbacks.labels(surface, fallback.stage).inc()
         if slate.fallbacks:
             self.degraded.labels(surface).inc()
+        if slate.query.arm is not None:
+            arm = surface, slate.query.experiment or "", slate.query.arm
+            self.exposures.labels(*arm).inc()
+            self.degraded_exposures.labels(*arm).inc(bool(slate.fallbacks))
 
     def observe_http(self, method: str, route: str, status: int, seconds: float) -> None:
         """`route`: the path's template, never a path that names an item or a user."""

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -63,6 +63,7 @@ class Query:
     stale: bool = False  # some features are last good values, not read for this request
     explore: bool = True  # fusion weights may be drawn; False: the policy's mean
     arm: str | None = None  # of the experiment (`serving.pipeline.arms`)
+    experiment: str | None = None
     context: RequestContext = field(default_factory=RequestContext)  # where it will be shown
     request: Request | None = None  # for stages that read fields of their own surface
     slate_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -127,6 +128,8 @@ class Candidate:
     explored: bool = False
     item: CatalogueItem | None = None
     placed: str | None = None
+    team: Literal["a", "b"] | None = None  # that picked it for an interleaved slate, and
+    release: str | None = None  # that team's; None: the query's
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Item(BaseModel):
     source: str
     impression: str
     placed: str | None = None
+    team: str | None = None
 
 
 class Removed(BaseModel):
@@ -98,9 +99,10 @@ class Reply(BaseModel):
 
     weights: task -> the user's fusion weight; rates: task -> population rate, which divides
     P(action) in the score. candidates: how many the sources returned. stage_ms: milliseconds by
-    stage. arm: of the experiment that the user is in. reason: why there are no items. item_id:
-    the item that the request was about; video_id: the same, as version 1 named it. boosted, unmet:
-    what rules did to the items; absent where they did nothing.
+    stage. arm: of the `experiment` that the user is in; an interleaved slate's items have a `team`.
+    reason: why there are no items. item_id: the item that the request was about; video_id: the
+    same, as version 1 named it. boosted, unmet: what rules did to the items; absent where they
+    did nothing.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -116,6 +118,7 @@ class Reply(BaseModel):
     cold_start: bool
     stale: bool
     arm: str | None = None
+    experiment: str | None = None
     weights: dict[str, float | None]
     weights_drawn: bool
     rates: dict[str, float | None]
@@ -157,6 +160,7 @@ def to_reply(slate: Slate, key: bytes, own_fields: Sequence[str] = ()) -> dict[s
         "cold_start": query.cold_start,
         "stale": query.stale,
         "arm": query.arm,
+        "experiment": query.experiment,
         "weights": _finite(slate.weights),
         "weights_drawn": slate.log_density is not None,
         "rates": _finite(slate.rates),
@@ -228,6 +232,8 @@ def _item(
     }
     if candidate.placed is not None:
         item["placed"] = candidate.placed
+    if candidate.team is not None:
+        item["team"] = candidate.team
     own = {"query": candidate.query, **candidate.notes}
     return item | {name: own[name] for name in own_fields if own.get(name) is not None}
 
@@ -243,10 +249,12 @@ def _impression(slate: Slate, slot: int, candidate: Candidate) -> Impression:
         slot=slot,
         propensity=candidate.propensity,
         explored=candidate.explored,
-        release=query.release.release_id,
+        release=candidate.release or query.release.release_id,
         served_at_ms=query.now_ms,
         arm=query.arm,
         placed=candidate.placed is not None,
+        experiment=query.experiment,
+        team=candidate.team,
         **_drawn_weights(slate),
     )
 

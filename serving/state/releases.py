@@ -47,6 +47,7 @@ class ReleaseSwitch:
     ) -> None:
         self._reader, self._on_change, self._every_s = reader, on_change, every_s
         self._current = Release()
+        self._named: dict[str, Release] = {}  # manifests do not change
         self._refresh_soon = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -55,6 +56,13 @@ class ReleaseSwitch:
     @property
     def current(self) -> Release:
         return self._current
+
+    def named(self, release_id: str) -> Release | None:
+        """A release that need not be live, as an experiment's arm names it; None if unknown."""
+        if release_id not in self._named:
+            for each in self.history():
+                self._named[each.release_id] = Release(each.release_id, dict(each.models))
+        return self._named.get(release_id)
 
     def history(self) -> list[Manifest]:
         """Every release ever proposed, oldest first, with its gate."""

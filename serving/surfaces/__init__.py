@@ -8,10 +8,14 @@ a module with a `SURFACE` here and its name to the registry.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+from models.experiments.definition import INTERLEAVE, LIVE, POPULARITY, RELEASE
+from serving.pipeline.arms import ArmQueries, arm_queries, interleaved
 from serving.pipeline.query import Query, Release, Slate
 from serving.pipeline.requests import Request, RequestContext
 from serving.pipeline.runner import Pipeline
@@ -41,6 +45,11 @@ def load_surfaces(names: Sequence[str] = SURFACES) -> dict[str, SurfaceSpec]:
     return found
 
 
+def _in_experiments(query: Query) -> bool:
+    """Not where nothing learns from the reply, or the caller states the candidates."""
+    return query.explore and query.candidates is None
+
+
 def rule_kinds(specs: Mapping[str, SurfaceSpec]) -> dict[str, Sequence[str]]:
     """Surface -> the kinds of rules that act on it."""
     return {name: spec.rule_kinds for name, spec in specs.items()}
@@ -55,8 +64,13 @@ class Surfaces:
         current_release: Callable[[], Release] = Release,
         *,
         threads: int = 32,
+        named_release: Callable[[str], Release | None] = lambda _: None,
     ) -> None:
+        """named_release: the release of an experiment's arm; None where it is unknown."""
         self.deps = deps
+        self._named_release = named_release
+        # The second policy of an interleaved slate, so that both take the time of one.
+        self._second = ThreadPoolExecutor(4, thread_name_prefix="interleave")
         self._current_release = current_release
         self._runner = StreamingRunner(threads)
         self.specs = load_surfaces()
@@ -77,21 +91,47 @@ class Surfaces:
         explore: False ranks by the mean of the user's weights, for replies that nothing
             learns from; these belong to no arm.
         """
-        return self._runner.run(*self._chosen(request, explore))
+        spec, query = self._asked(request, explore)
+        if not _in_experiments(query):
+            return self._run(spec, query)
+        arm = self._arm(spec, query)
+        if arm.second is None:
+            return self._run(spec, arm.first)
+        second = self._second.submit(copy_context().run, self._run, spec, arm.second)
+        return interleaved(arm.query, self._run(spec, arm.first), second.result())
 
     def stream(self, request: Request) -> Generator[Slate, None, None]:
-        """The slate of `answer` while it is made: each has further items, the last is whole."""
-        return self._runner.stream(*self._chosen(request, explore=True))
+        """The slate of `answer` while it is made: each has further items, the last is whole.
 
-    def _chosen(self, request: Request, explore: bool) -> tuple[Pipeline, Query]:
+        Of an interleaved slate, which no surface that streams has, only the first policy's.
+        """
+        spec, query = self._asked(request, explore=True)
+        if _in_experiments(query):
+            query = self._arm(spec, query).first
+        return self._runner.stream(self._pipeline(spec, query), query)
+
+    @staticmethod
+    def policies(spec: SurfaceSpec) -> frozenset[str]:
+        """The kinds of arms that the surface can serve."""
+        own = {POPULARITY} if POPULARITY in spec.variants else set()
+        return frozenset({LIVE, RELEASE, *own, *({INTERLEAVE} if spec.interleaves else ())})
+
+    def _asked(self, request: Request, explore: bool) -> tuple[SurfaceSpec, Query]:
         query = replace(self.query(request), explore=explore)
         record_context(query.context)
-        spec = self.specs[query.surface]
-        if spec.in_experiment and explore and query.candidates is None:
-            query = replace(query, arm=self.deps.experiment.arm_of(query.user_id))
+        return self.specs[query.surface], query
+
+    def _arm(self, spec: SurfaceSpec, query: Query) -> ArmQueries:
+        assigned = self.deps.experiments.assign(query.surface, query.user_id)
+        return arm_queries(query, assigned, self._named_release, self.policies(spec))
+
+    def _run(self, spec: SurfaceSpec, query: Query) -> Slate:
+        return self._runner.run(self._pipeline(spec, query), query)
+
+    def _pipeline(self, spec: SurfaceSpec, query: Query) -> Pipeline:
         under_rules = self.deps.rule_reader.act_on(query)
         pipelines = self._under_rules if under_rules else self._pipelines
-        return pipelines[query.surface, spec.choose(query)], query
+        return pipelines[query.surface, spec.choose(query)]
 
     def read_request(self, body: Any) -> Request:
         """A request as JSON, checked by its surface's model.
@@ -132,4 +172,5 @@ class Surfaces:
         )
 
     def close(self) -> None:
+        self._second.shutdown(wait=False, cancel_futures=True)
         self._runner.close()

@@ -31,7 +31,7 @@ from serving.stages.sources import (
 )
 from serving.surfaces.spec import StageDependencies, SurfaceSpec, ranker_hydrators
 from streams.contract.bounds import Id
-from streams.contract.impression import POPULARITY_ARM
+from streams.contract.impression import POPULARITY_ARM, UNRANKED_ARMS
 
 _RERANK = "rerank"
 
@@ -47,6 +47,7 @@ _EXAMPLE: dict[str, Any] = {
     "cold_start": False,
     "stale": False,
     "arm": None,
+    "experiment": None,
     "weights": {"play": 0.31, "long_view": 0.27, "like": 0.22, "follow": 0.06, "order": 0.14},
     "weights_drawn": False,
     "rates": {"play": 0.31, "long_view": 0.21, "like": 0.12, "follow": 0.01, "order": 0.01},
@@ -144,7 +145,7 @@ def feed(deps: StageDependencies) -> Pipeline:
 
 
 def popular_feed(deps: StageDependencies) -> Pipeline:
-    """The feed of the popularity arm: the most popular items that the user has not engaged with.
+    """The feed of popularity and of the holdout: the most popular items that the user has not engaged with.
 
     A plain baseline: no model, no taste, no exploration. `Popular` goes deeper than in the feed,
     because a user may have engaged with all of the most popular items.
@@ -185,7 +186,7 @@ def _canary(_item_id: str) -> Request:
 def _choose(query: Query) -> str:
     if query.candidates is not None:
         return _RERANK
-    return POPULARITY_ARM if query.arm == POPULARITY_ARM else ""
+    return POPULARITY_ARM if query.arm in UNRANKED_ARMS else ""
 
 
 SURFACE = SurfaceSpec(
@@ -195,6 +196,6 @@ SURFACE = SurfaceSpec(
     reply=FeedReply,
     variants={_RERANK: rerank, POPULARITY_ARM: popular_feed},
     choose=_choose,
-    in_experiment=True,
+    interleaves=True,
     rule_kinds=KINDS,
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from features.store import FeatureStore
 from models.client import ModelClient
-from serving.pipeline.arms import Experiment
+from models.experiments.store import ExperimentStore
 from serving.pipeline.query import Query, Slate
 from serving.pipeline.reply import ItemLookup, Reply, items_of, own_item_fields, to_reply
 from serving.pipeline.requests import Request
@@ -53,7 +53,7 @@ class StageDependencies:
     drawn_share: float = 0.0  # share of feed replies ranked by drawn fusion weights
     fresh_share: float = 0.03  # share of the feed's slots that explore fresh items
     temperature: float = 0.05  # of the feed's draw by score
-    experiment: Experiment = field(default_factory=Experiment)
+    experiments: ExperimentStore = field(default_factory=ExperimentStore)
     likings: Likings = field(default_factory=Likings)
     serving_models: Mapping[str, str] = field(default_factory=dict)  # kind -> model, where chosen
 
@@ -110,8 +110,8 @@ class SurfaceSpec:
     reply: the fields of its reply. What its items have beside `Item`'s comes from candidates'
         notes; `own_fields` makes those that the reply itself has beside `Reply`'s.
     variants, choose: other pipelines by name, and which of them answers a query; "" is `pipeline`.
-    in_experiment: its users are split into the experiment's arms, unless nothing learns from the
-        reply or the caller states the candidates; `choose` reads the query's `arm`.
+        A variant `popularity` makes the holdout and arms of popularity possible: `choose` reads the
+        query's `arm`. interleaves: two policies may share a slate.
     streams: its reply is also given as server-sent events, each item as soon as it is decided
         (`serving.pipeline.streamed`).
     rule_kinds: the kinds of rules that act on it (`serving.rules.definitions.KINDS`); a boost acts
@@ -127,7 +127,7 @@ class SurfaceSpec:
     own_fields: Callable[[Slate, ItemLookup], dict[str, Any]] = _no_fields
     variants: Mapping[str, BuildPipeline] = field(default_factory=dict)
     choose: Callable[[Query], str] = _one_pipeline
-    in_experiment: bool = False
+    interleaves: bool = False
     streams: bool = False
     rule_kinds: Sequence[Kind] = tuple(kind for kind in KINDS if kind != "boost")
     panel: str | None = None

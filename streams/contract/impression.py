@@ -19,7 +19,7 @@ import binascii
 import hashlib
 import hmac
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,7 +27,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from streams.contract.bounds import MAX_IMPRESSION
 
 MAX_SURFACE = MAX_ARM = 32  # printable ASCII characters
-POPULARITY_ARM, RANKER_ARM = "popularity", "ranker"  # of the feed's experiment
+POPULARITY_ARM, RANKER_ARM = "popularity", "ranker"  # of the feed's shipped experiment
+HOLDOUT_ARM = "holdout"  # users whom no model ranks, in no experiment
+UNRANKED_ARMS = POPULARITY_ARM, HOLDOUT_ARM
 MAX_WEIGHTS = 32
 _PREFIX = "2."
 _MAC_BYTES = 16
@@ -48,8 +50,10 @@ class Impression(BaseModel):
     weights: the fusion weights that were drawn to explore, in the order of the ranker's tasks;
     log_density: that of the draw. Both are None if the policy's mean or no ranker ranked the
     slate, and the same in every slot.
-    arm: of the experiment that the slate belongs to. origin_item_id: the item that the slate was
-    requested from, such as the one that was playing.
+    arm: of the `experiment` that the slate belongs to; the holdout is an arm without one.
+    team: of an interleaved slate, the policy that picked this item, a or b; its propensity is then
+    given both policies' rankings. origin_item_id: the item that the slate was requested from, such
+    as the one that was playing.
     placed: a rule put the item into its slot or restricted the choice to some candidates, so what
     was done with it says nothing about another policy.
     A long user_id, video_id, query or origin_item_id may be a digest (`is_digest`).
@@ -72,6 +76,8 @@ class Impression(BaseModel):
     arm: _Name | None = None
     origin_item_id: str | None = None
     placed: bool = False
+    experiment: _Name | None = None
+    team: Literal["a", "b"] | None = None
 
     @property
     def impression_id(self) -> str:
@@ -112,6 +118,8 @@ _KEYS = {
     "arm": "a",
     "origin_item_id": "o",
     "placed": "b",
+    "experiment": "e",
+    "team": "m",
 }
 _FIELDS = {key: name for name, key in _KEYS.items()}
 _SHORTENED = ("user_id", "video_id", "query", "origin_item_id")

@@ -71,6 +71,8 @@ FEEDBACK_SCHEMA = pa.schema(
         pa.field("arm", pa.string()),
         # also from the token; null in rows that were written before there were rules
         pa.field("placed", pa.bool_()),
+        pa.field("experiment", pa.string()),
+        pa.field("team", pa.string()),
     ]
 )
 

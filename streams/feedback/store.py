@@ -238,6 +238,20 @@ def read_feedback(directory: Path) -> pl.DataFrame:
     return rows.select(tasks.schema.names).sort("served_at_ms", "impression_id")
 
 
+def read_served(directory: Path, wanted: pl.Expr, since_ms: int) -> pl.DataFrame:
+    """The last revision of the impressions served since `since_ms` that fit `wanted`.
+
+    `wanted` may use what the token states only, which is the same in every revision.
+    """
+    wanted &= pl.col("served_at_ms") >= since_ms
+    rows = segments_of(directory).read_consistently(
+        lambda scan: _latest(scan.filter(wanted)).collect(), since_ms
+    )
+    tasks = task_columns()
+    rows = rows.with_columns(pl.col(task).fill_null(False) for task in tasks.declared)
+    return rows.select(tasks.schema.names)
+
+
 def read_matured(directory: Path, since_ms: int, until_ms: int) -> pl.DataFrame:
     """Impressions whose longest window closed in `(since_ms, until_ms]`, last revision each.
 

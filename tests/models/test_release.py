@@ -23,6 +23,8 @@ import torch
 
 from models.client import ModelClient, ModelUnavailable
 from models.echo import echo_matches, probe_tensors
+from models.experiments.definition import Arm, Experiment
+from models.experiments.store import ExperimentStore
 from models.ranking.ple.export import WEIGHTS_FILE, read_network
 from models.ranking.ple.inputs import SIGNATURE
 from models.ranking.ple.network import Ranker
@@ -107,6 +109,29 @@ def test_a_bad_request_does_not_fail_others(stack: Stack) -> None:
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["answered"] * 10 + ["named"] * 10
+
+
+def test_a_release_that_an_experiment_serves_stays_loaded_until_the_experiment_stops(
+    stack: Stack, trained: Path, reseal: Reseal
+) -> None:
+    for _ in range(4):
+        reseal(stack.store, trained)
+    stack.go_live(1)
+    challenger = stack.store.propose({"ranker": 2}, created_ms=2)
+    experiments = ExperimentStore()
+    promoter = Promoter(
+        stack.store, stack.repository, stack.client, lambda _: None, experiments.releases
+    )
+    promoter.stand_by(challenger)
+    arms = (Arm("ranker", 0.9), Arm("challenger", 0.1, f"release:{challenger.release_id}"))
+    experiments.start(Experiment("canary", arms))
+    for version in (3, 4):  # the live release moves on twice, past the one kept for rollbacks
+        promoter.promote(stack.store.propose({"ranker": version}, created_ms=3), now_ms=3)
+    assert set(stack.client.versions("ranker")) == {2, 3, 4}
+    assert stack.client.infer("ranker", canary_request(3), version=2, timeout_s=10)
+    experiments.stop("canary", at_ms=4)
+    promoter.prune()
+    assert set(stack.client.versions("ranker")) == {3, 4}
 
 
 def test_a_switch_of_releases_fails_no_request(stack: Stack, trained: Path, reseal: Reseal) -> None:

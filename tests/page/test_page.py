@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import polars as pl
 import pytest
 from playwright.sync_api import Page, Response, TimeoutError, expect
 
-from serving.pipeline.arms import Experiment
+from models.experiments.definition import Arm, Experiment, Guard, popularity_experiment
+from models.experiments.results import results
+from models.experiments.store import RESULTS, ExperimentStore
+from models.release.json_files import write_json
 from serving.surfaces.queries import QueriesRequest
 from streams.contract.impression import POPULARITY_ARM, verify
 
@@ -125,12 +129,36 @@ def test_the_arms_are_shown_with_intervals_below_the_ceiling(
     assert left == sorted(left)
 
 
+def test_experiments_are_shown_with_their_results(page: Page, serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "experiments.json"
+    arms = (Arm("ranker", 0.5), Arm("popularity", 0.5, "popularity"))
+    store = ExperimentStore(file)
+    store.start(Experiment("taste", arms, guard=Guard()))
+    slates = pl.DataFrame(
+        {
+            "arm": ["ranker", "popularity"] * 200,
+            "user_id": [f"u{n}" for n in range(400)],
+            "reward": [int(n % 2 == 0 or n % 8 == 1) for n in range(400)],
+        }
+    ).with_columns(guarded="reward", won=0)
+    found = results(store.running()[0], slates)
+    write_json(tmp_path / RESULTS, {"taste": found.to_json()})
+    _open(page, serve(experiments=file))
+    block = page.locator("#experiments [data-experiment=taste]")
+    expect(block.locator("li[data-arm=popularity]")).to_contain_text("worse · 200 users")
+    expect(block.locator("li[data-arm=ranker] b")).to_have_text("1.000")
+    store.stop("taste", at_ms=1, reason="guard: play fell")
+    expect(block.locator(".badge")).to_have_text("stopped")
+    expect(block).to_contain_text("guard: play fell")
+
+
 def test_the_page_opens_on_a_ranked_user_and_names_the_arm_of_another(
     page: Page, serve: Serve
 ) -> None:
-    experiment = Experiment(0.5)
+    experiment = popularity_experiment(0.5)
+    assert experiment is not None
     users = [f"user-{number}" for number in range(6)]
-    popular = next(user for user in users if experiment.arm_of(user) == POPULARITY_ARM)
+    popular = next(user for user in users if experiment.arm_of(user).name == POPULARITY_ARM)
     page.goto(serve(experiment=experiment))
     page.wait_for_selector("#slate[data-state=ready] .card")
     expect(page.locator("#feed-about")).to_contain_text("arm ranker")

@@ -10,17 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.pipeline.arms import Experiment
+from models.experiments.definition import popularity_experiment
 from serving.surfaces.feed import FeedRequest
 from streams.contract.impression import POPULARITY_ARM, RANKER_ARM, verify
 
 KEY = bytes(range(32))
-HALF = Experiment(0.5)
+HALF = popularity_experiment(0.5)
 USERS = [f"user-{number}" for number in range(4_000)]
 
 
 def _user_of(arm: str) -> str:
-    return next(user for user in USERS if HALF.arm_of(user) == arm)
+    return next(user for user in USERS if _arm(0.5, user) == arm)
+
+
+def _arm(share: float, user: str, name: str = "popularity") -> str:
+    experiment = popularity_experiment(share, name)
+    assert experiment is not None
+    arm = experiment.arm_of(user)
+    assert arm is not None
+    return arm.name
 
 
 @pytest.fixture
@@ -36,28 +44,29 @@ def _feed(harness: Any, user_id: str, **more: Any) -> dict[str, Any]:
 
 
 def test_no_experiment_is_no_arm() -> None:
-    assert Experiment().arm_of("u1") is None
+    assert popularity_experiment(0.0) is None
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_the_stated_share_of_users_sees_popularity(share: float) -> None:
-    arms = [Experiment(share).arm_of(user) for user in USERS]
+    arms = [_arm(share, user) for user in USERS]
     assert arms.count(POPULARITY_ARM) / len(USERS) == pytest.approx(share, abs=0.03)
 
 
 def test_another_name_draws_the_arms_independently() -> None:
-    first, second = ([Experiment(0.5, name).arm_of(user) for user in USERS] for name in "ab")
+    first, second = ([_arm(0.5, user, name) for user in USERS] for name in "ab")
     same = sum(one == other for one, other in zip(first, second, strict=True))
     assert same / len(USERS) == pytest.approx(0.5, abs=0.04)
 
 
 def test_another_process_gives_the_same_arms() -> None:
     code = (
-        "from serving.pipeline.arms import Experiment\n"
-        "print(*[Experiment(0.5).arm_of(f'user-{n}') for n in range(50)])"
+        "from models.experiments.definition import popularity_experiment\n"
+        "half = popularity_experiment(0.5)\n"
+        "print(*[half.arm_of(f'user-{n}').name for n in range(50)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [HALF.arm_of(user) for user in USERS[:50]]
+    assert done.stdout.split() == [_arm(0.5, user) for user in USERS[:50]]
 
 
 @pytest.mark.parametrize("arm", [POPULARITY_ARM, RANKER_ARM])

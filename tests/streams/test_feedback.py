@@ -137,7 +137,7 @@ def test_files_from_before_weights_and_arms_existed_are_read_and_joined(
     tmp_path: Path, event_table: Build, sealed: bool
 ) -> None:
     """An older version wrote no columns for weights, arms and placed items."""
-    added = ["weights", "log_density", "arm", "placed"]
+    added = ["weights", "log_density", "arm", "placed", "experiment", "team"]
     joined = FeedbackJoin(KEY).join_batch(event_table([_event(1, "shown", 5)]))
     table = joined.to_columns().feedback_rows(AttributionWindows(WINDOWS))
     old = Segments(

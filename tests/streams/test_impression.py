@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +30,8 @@ NAMES = st.text(
     st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=MAX_SURFACE
 )
 WEIGHTS = st.lists(st.floats(0, 1), min_size=1, max_size=MAX_WEIGHTS).map(tuple)
-UNCHANGED = ("request_id", "surface", "slot", "propensity", "release", "served_at_ms", "arm")
+NAMED = ("arm", "experiment", "team")
+UNCHANGED = ("request_id", "surface", "slot", "propensity", "release", "served_at_ms", *NAMED)
 
 # Signed by version 1 (with `KEY`). Never regenerate them.
 VERSION_1 = {
@@ -93,6 +97,8 @@ def impressions(draw: st.DrawFn) -> Impression:
         log_density=draw(st.none() | st.floats(-1e6, 1e6)),
         arm=draw(st.none() | NAMES),
         origin_item_id=draw(st.none() | IDS),
+        experiment=draw(st.none() | NAMES),
+        team=draw(st.sampled_from((None, "a", "b"))),
     )
 
 
@@ -155,6 +161,14 @@ def test_the_wire_format_of_version_2_does_not_change() -> None:
     assert verify(VERSION_2, KEY) == served
 
 
+def test_the_keys_of_experiments_keep_their_bytes_and_an_older_reader_skips_them() -> None:
+    served = verify(VERSION_2, KEY).model_copy(update={"experiment": "x1", "team": "b"})
+    assert sign(served, KEY) == VERSION_2_EXPERIMENT
+    assert verify(VERSION_2_EXPERIMENT, KEY) == served
+    keys = orjson.loads(base64.urlsafe_b64decode(VERSION_2_EXPERIMENT.split(".")[1] + "=="))
+    assert {key: keys[key] for key in "em"} == {"e": "x1", "m": "b"}
+
+
 def test_the_versions_cannot_be_exchanged() -> None:
     """A body that was signed for one version is no token of the other."""
     token = next(iter(VERSION_1))
@@ -167,4 +181,9 @@ def test_the_versions_cannot_be_exchanged() -> None:
 VERSION_2 = (
     "2.eyJpIjoiMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAiLCJmIjoiZmVlZCIsInUiOiJ1MSIsInYiOiJ2MiIsInMiOj"
     "MsInAiOjAuMjUsInIiOiJyMDAwMiIsInQiOjE3OTAwMDAwMDAwMDAsImEiOiJiIiwibyI6InY3In0.UageDgVu_EMCtGKyPbYWMw"
+)
+# The same with an experiment's keys. Never regenerate it.
+VERSION_2_EXPERIMENT = (
+    "2.eyJpIjoiMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAiLCJmIjoiZmVlZCIsInUiOiJ1MSIsInYiOiJ2MiIsInMiOj"
+    "MsInAiOjAuMjUsInIiOiJyMDAwMiIsInQiOjE3OTAwMDAwMDAwMDAsImEiOiJiIiwibyI6InY3IiwiZSI6IngxIiwibSI6ImIifQ.1Y3PAGBjj4-fosHp9iwgTQ"
 )

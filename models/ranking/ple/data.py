@@ -19,11 +19,13 @@ from models.ranking.tasks import SHIPPED_TASKS, RankerTasks, known_names
 from models.recipe import NotEnoughData, TrainingLog
 from models.training.actions import USUAL, done, last_values, with_value_liking
 from streams.contract.clock import DAY_MS
-from streams.contract.impression import POPULARITY_ARM
+from streams.contract.impression import UNRANKED_ARMS
 
 PRIOR_IMPRESSIONS = 50.0  # strength of the prior in `slot_examination`, per slot
 MIN_ACTIONS, MIN_USERS, MIN_ITEMS = 200, 10, 20
 _FEED = "feed"
+
+_RANKED = pl.col("team").is_null() & ~pl.col("arm").is_in(UNRANKED_ARMS).fill_null(False)
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class RankerExamples:
     log_density: float32 [G] of the draw; NaN where the policy's mean ranked.
 
     slot: int64 [G, C]; propensity: float32 [G, C]; release: str [G]. Unlogged interactions have
-    slot 0, propensity 1, release "", and NaN weights. ranked: bool [G], False for slates of the
-    popularity arm, whose order no ranker chose. tasks: of the labels' last axis.
+    slot 0, propensity 1, release "", and NaN weights. ranked: bool [G], False for slates of
+    popularity and of two teams, whose order not one ranker chose. tasks: of the labels' last axis.
     """
 
     users: np.ndarray
@@ -221,7 +223,9 @@ def impression_examples(
     """
     seen = _seen_feedback(log, tasks)
     requests = seen.group_by("request_id", maintain_order=True).agg(
-        pl.col("user_id", "served_at_ms", "release", "weights", "log_density", "arm").first(),
+        pl.col(
+            "user_id", "served_at_ms", "release", "weights", "log_density", "arm", "team"
+        ).first(),
         pl.len().alias("n"),
     )
     requests = requests.sort("served_at_ms", "request_id").tail(count).with_row_index("group")
@@ -246,7 +250,7 @@ def impression_examples(
         release=requests["release"].to_numpy(),
         weights=weights,
         log_density=log_density,
-        ranked=requests["arm"].ne_missing(POPULARITY_ARM).to_numpy(),
+        ranked=requests.select(_RANKED).to_series().to_numpy(),
         tasks=tasks,
     )
 

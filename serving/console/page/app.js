@@ -1,7 +1,7 @@
 // The console: one user's feed and the events that change it. Plain modules, no build step.
 
 import { call, key, listen, setKey } from "/page/api.js";
-import { armLine, armsText, card, eventLine, make, releaseLine, short, surfacePanel, trajectoryStep } from "/page/elements.js";
+import { armLine, armsText, card, eventLine, experimentBlock, make, releaseLine, short, surfacePanel, trajectoryStep } from "/page/elements.js";
 
 const element = (id) => document.getElementById(id);
 const state = {
@@ -65,7 +65,7 @@ function draw(reply, oldSlots) {
   element("weights").textContent = weights.length ? `— ${ranker}${weights.join(", ")}${reply.weights_drawn ? " (drawn to explore)" : ""}` : `— ${UNRANKED[reply.arm] || "no ranker is live: ranked by popularity and genres"}`;
 }
 
-const UNRANKED = { popularity: "this user’s arm shows what is most popular, without a ranker" };
+const UNRANKED = { holdout: "this user is held out: no model ranks for them", popularity: "this user’s arm shows what is most popular, without a ranker" };
 
 async function showQueries(item, turn) {
   const body = { user_id: state.user, item_id: item.item_id, k: 3, seed: Number(element("seed").value) || 0 };
@@ -184,6 +184,14 @@ function drawArms(figures) {
   const top = 1.1 * Math.max(figures.ceiling ?? 0, ...figures.arms.map((each) => each.high ?? 0));
   element("arms").replaceChildren(...figures.arms.map((each) => armLine(each, figures.ceiling, top)));
   element("arms-about").textContent = armsText(figures);
+}
+
+// Intervals hold at every look (`models/experiments`), so they are shown as they come.
+async function loadExperiments() {
+  const found = await call("GET", "/v1/experiments").catch(() => ({ experiments: [] }));
+  element("experiments-panel").hidden = !found.experiments.length;
+  element("experiments-holdout").textContent = found.holdout_share ? `${(100 * found.holdout_share).toFixed(1)} % held out` : "";
+  element("experiments").replaceChildren(...found.experiments.slice(0, 4).map(experimentBlock));
 }
 
 const ON_MESSAGE = {
@@ -346,6 +354,8 @@ async function start() {
   await selectUser(named || ranked?.user_id || "newcomer");
   loadModels();
   loadPanels();
+  loadExperiments();
+  setInterval(loadExperiments, 5_000);
   setInterval(loadUsers, 15_000);
 }
 

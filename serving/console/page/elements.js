@@ -97,6 +97,47 @@ export function armsText({ arms, difference, ceiling }) {
   return `${gap}Simulated clicks per item shown, 95 % intervals over users: ${shown.join(", ")}. Line: the oracle’s ceiling on the same visits, ${percent(ceiling)}.`;
 }
 
+const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+
+// One experiment: each arm's reward per slate in its interval, and what the difference shows.
+export function experimentBlock({ name, surface, reward, running, reason, guard, results }) {
+  const block = make("div");
+  block.dataset.experiment = name;
+  const title = make("p");
+  title.append(badge(running ? "runs" : "stopped", running ? "live" : ""), ` ${name} `, make("span", { class: "quiet", text: `${surface}, ${reward} per slate${guard ? `, guarded by ${guard.metric}` : ""}` }));
+  block.append(title);
+  if (reason) block.append(make("p", { class: "quiet", text: reason }));
+  if (!results) return block;
+  const top = 1.1 * Math.max(1e-9, ...results.arms.map(({ rate }) => rate.high ?? rate.value ?? 0));
+  const list = make("ul", { class: "arms" });
+  list.append(...results.arms.map((arm) => experimentArm(arm, top)));
+  block.append(list);
+  if (results.mismatch) block.append(make("p", { text: "The arms do not have the users of their shares: do not trust the comparison." }));
+  return block;
+}
+
+function experimentArm({ name, users, slates, rate, lift, preference, verdict }, top) {
+  const line = make("li"), track = make("span", { class: "track" }), judged = preference || lift;
+  line.dataset.arm = name;
+  const at = (value) => `${Math.max(0, Math.min(100, (100 * value) / top))}%`;
+  if (rate.value !== null) {
+    const dot = make("i", { class: "dot" });
+    dot.style.left = at(rate.value);
+    if (rate.low !== null) {
+      const band = make("i", { class: "band" });
+      band.style.left = at(rate.low);
+      band.style.width = at(rate.high - Math.max(0, rate.low));
+      track.append(band);
+    }
+    track.append(dot);
+  }
+  const ends = judged && judged.low !== null ? ` [${signed(judged.low)}, ${signed(judged.high)}]` : "";
+  const what = judged && judged.value !== null ? `${preference ? "team b − team a" : "minus the control"}: ${signed(judged.value)}${ends}, ${verdict} · ` : "";
+  line.append(make("span", { text: name }), track, make("b", { text: rate.value === null ? "—" : short(rate.value) }));
+  line.append(make("span", { class: "quiet about", text: `${what}${users.toLocaleString("en")} users, ${slates.toLocaleString("en")} slates` }));
+  return line;
+}
+
 export function eventLine(row) {
   const line = make("li");
   line.append(badge(row.origin, row.origin));

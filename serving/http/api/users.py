@@ -92,8 +92,8 @@ def users(
     """Users seen on the bus: the most recently active, or the longest dormant; with their arm."""
     activity = gateway.activity
     found = activity.latest(limit) if order == "latest" else activity.dormant(limit)
-    arm_of = gateway.surfaces.deps.experiment.arm_of
-    listed = [asdict(user) | {"arm": arm_of(user.user_id)} for user in found]
+    assigned = ((user, gateway.experiments.assign("feed", user.user_id)) for user in found)
+    listed = [asdict(user) | {"arm": each.arm.name if each else None} for user, each in assigned]
     return json_reply({"users": listed, "known": len(activity)})
 
 

@@ -1,0 +1,1 @@
+"""Experiments on live traffic: arms, assignment, statistics that may be read at any time."""
