@@ -142,7 +142,8 @@ def export(
 @app.command(epilog="Examples: tidemill models promote    tidemill models promote ranker=3")
 def promote(
     pinned: Annotated[
-        list[str] | None, typer.Argument(help="MODEL=VERSION; default: the newest of each.")
+        list[str] | None,
+        typer.Argument(help="MODEL=VERSION; default: the newest of each that no gate refused."),
     ] = None,
 ) -> None:
     """Makes a release of bundles, loads it beside the live one, tests it and switches to it."""
