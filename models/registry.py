@@ -107,6 +107,7 @@ QUERIES = ModelSpec(
     assemble="models.generation.inputs:assemble_request",
     canary="models.generation.inputs:example_request",
     fake="models.generation.fake:fake_queries",
+    update="models.alignment.surfaces.queries:queries_update",
 )
 REACTIVATION = ModelSpec(
     name="reactivation",
@@ -117,6 +118,7 @@ REACTIVATION = ModelSpec(
     assemble="models.reasoning.inputs:assemble_request",
     canary="models.reasoning.inputs:example_request",
     fake="models.reasoning.fake:fake_reactivation",
+    update="models.alignment.surfaces.reactivation:reactivation_update",
 )
 
 REGISTRY: dict[str, ModelSpec] = {
