@@ -109,6 +109,7 @@ QUERIES = ModelSpec(
     canary="models.generation.inputs:example_request",
     fake="models.generation.fake:fake_queries",
     streams=True,
+    update="models.alignment.surfaces.queries:queries_update",
 )
 REACTIVATION = ModelSpec(
     name="reactivation",
@@ -119,6 +120,7 @@ REACTIVATION = ModelSpec(
     assemble="models.reasoning.inputs:assemble_request",
     canary="models.reasoning.inputs:example_request",
     fake="models.reasoning.fake:fake_reactivation",
+    update="models.alignment.surfaces.reactivation:reactivation_update",
 )
 
 REGISTRY: dict[str, ModelSpec] = {

@@ -26,7 +26,7 @@ ROOMS = {
     " catalogue feedback ingest imports workers",
     "features": "store declarations own_features definitions stored_declaration kernels rows"
     " memory_store online offline feast live",
-    "models": "ids signature batch recipe layers client echo registry release training retrieval"
+    "models": "ids signature batch recipe layers updates client echo registry release training retrieval"
     " ranking generation reasoning monitoring alignment experiments",
     "serving": "registry clients pipeline rules state stages monitoring surfaces fakes console gateway http"
     " kafka_requests",

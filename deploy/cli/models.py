@@ -25,6 +25,7 @@ from models.registry import REGISTRY
 from models.release.bundle import ReleaseError
 from models.release.store import Manifest, ReleaseStore
 from models.release.triton_repository import ModelRepository
+from models.updates.report import reports_of
 
 if TYPE_CHECKING:
     from models.release.promotion import Promoter
@@ -142,7 +143,8 @@ def export(
 @app.command(epilog="Examples: tidemill models promote    tidemill models promote ranker=3")
 def promote(
     pinned: Annotated[
-        list[str] | None, typer.Argument(help="MODEL=VERSION; default: the newest of each.")
+        list[str] | None,
+        typer.Argument(help="MODEL=VERSION; default: the newest of each that no gate refused."),
     ] = None,
 ) -> None:
     """Makes a release of bundles, loads it beside the live one, tests it and switches to it."""
@@ -179,6 +181,7 @@ def update(
     An update that was killed after its verdict is finished first. A refused challenger's feedback
     is kept for the next one. The setting updates.MODEL.every runs updates by themselves.
     """
+    from models.alignment.guards import drift_in_words
     from models.training.update import update_model
 
     settings = state.settings_in_use()
@@ -199,6 +202,9 @@ def update(
     out.print(f"{name} {outcome.incumbent} -> {outcome.challenger}: {decision}{resumed}")
     for reason in outcome.reasons:
         out.print(f"  {reason}")
+    reports = [each.in_words() for each in reports_of(outcome.release.gate)]
+    for line in (*reports, *drift_in_words(outcome.release.gate)):
+        out.print(f"  {line}")
 
 
 @app.command(epilog='Example: tidemill models rollback --reason "orders fell"')

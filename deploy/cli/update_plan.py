@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deploy.settings import Settings
 from models.recipe import NotEnoughData, TrainingLog
 from models.release.store import ReleaseStore
+from models.updates.report import UpdateReport, reports_of
 
 if TYPE_CHECKING:
     from models.training.update import UpdatePlan
@@ -42,6 +43,8 @@ def dry_run_lines(
         f"{_time(plan.until_ms)}: {plan.impressions} impressions"
     )
     yield f"last attempt: {_last(state)}"
+    for report in _last_reports(state, store):
+        yield f"last attempt: {report.in_words()}"
     live = store.current()
     name = live.release_id if live is not None else "none"
     yield f"incumbent: {model} version {plan.incumbent.version} of release {name}"
@@ -97,6 +100,12 @@ def _last(state: UpdateState) -> str:
     kept = "; its feedback is kept" if last.ending in ("refused", "failed", "superseded") else ""
     reasons = "; ".join(last.reasons) or "no verdict yet"
     return f"{last.ending or last.phase} at {_time(last.started_ms)}: {reasons}{kept}"
+
+
+def _last_reports(state: UpdateState, store: ReleaseStore) -> list[UpdateReport]:
+    """KL and reward of the last attempt's training, from its release's record."""
+    last = state.last.release if state.last is not None else ""
+    return [r for m in store.manifests() if m.release_id == last for r in reports_of(m.gate)]
 
 
 def _gate(challenge: Any, log: TrainingLog) -> str:

@@ -1,9 +1,9 @@
-"""Preference pairs within a slate: candidates with an action against those passed over.
+"""Preference lists within a slate: better outcomes against worse ones that were looked at.
 
-Knows slots, labels and examination. Does not know scores. A candidate counts as passed over
-only if it was surely looked at: shown above the chosen one, or directly below it, without any
-action. A choice from a slot that few users look at is stronger evidence, so it weighs
-1 / examination, clipped.
+Knows slots, grades of outcome and examination. Does not know scores. A candidate counts as
+passed over only if it was surely looked at: shown above the chosen one, or directly below it,
+with a lower grade. A choice from a slot that few users look at is stronger evidence, so it
+weighs 1 / examination, clipped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.ranking.ple.data import RankerExamples, slot_examination
+from models.ranking.ple.data import RankerExamples, relative_examination
 
 MAX_WEIGHT = 4.0
 
@@ -35,13 +35,22 @@ class PreferencePairs:
 
 
 def preference_pairs(examples: RankerExamples) -> PreferencePairs:
-    """Every candidate with an action that was shown below or directly above a passed-over one."""
-    group, chosen = np.nonzero(examples.acted & examples.real)
-    passed_over = (examples.real & ~examples.acted)[group]
-    looked_at = examples.slot[group] <= examples.slot[group, chosen][:, None] + 1
-    rejected = passed_over & looked_at
+    """The lists of the feed's slates: any action against none."""
+    return listwise_pairs(examples.acted.astype(np.int64), examples.real, examples.slot)
+
+
+def listwise_pairs(grade: np.ndarray, real: np.ndarray, slot: np.ndarray) -> PreferencePairs:
+    """Every candidate with an outcome, against those of a lower grade that were looked at.
+
+    grade: int [G, C], 0: passed over, and the higher the better (1: clicked, 2: ordered);
+    real: bool [G, C], not padding; slot: int [G, C].
+    """
+    group, chosen = np.nonzero((grade > 0) & real)
+    lower = real[group] & (grade[group] < grade[group, chosen][:, None])
+    looked_at = slot[group] <= slot[group, chosen][:, None] + 1
+    rejected = lower & looked_at
     some = rejected.any(1)
     group, chosen, rejected = group[some], chosen[some], rejected[some]
-    looked = slot_examination(examples)[examples.slot[group, chosen]]
+    looked = relative_examination(grade > 0, real, slot)[slot[group, chosen]]
     weight = np.minimum(1 / looked, MAX_WEIGHT).astype(np.float32)
     return PreferencePairs(group, chosen, rejected, weight / max(float(weight.mean()), 1e-6))

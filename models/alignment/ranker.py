@@ -1,7 +1,7 @@
 """The ranker's challenger: trained on earlier slates, gated on later ones.
 
 Both halves continue from the incumbent. P(action) learns from what was acted on, which an
-incumbent of replayed histories has never seen, then from preferences (`preference`), with the
+incumbent of replayed histories has never seen, then from preferences (`ranker_policy`), with the
 weights held. Then the fusion policy learns (`models.ranking.grade.served_fusion`), with P(action)
 held and near the served policy. One gate decides on both.
 
@@ -12,14 +12,15 @@ Knows how a ranker's bundle becomes another. Does not know releases or servers
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from models.alignment.gate import GateResult, GateThresholds, evaluate_challenger
 from models.alignment.pairs import preference_pairs
-from models.alignment.preference import AlignmentConfig, align_ranker
+from models.alignment.ranker_policy import AlignmentConfig, align_ranker
+from models.alignment.slices import feed_guards
 from models.ranking.grade.config import FusionTraining
 from models.ranking.grade.served_fusion import learn_fusion
 from models.ranking.ple.config import RankerTraining
@@ -78,7 +79,7 @@ class RankerUpdate:
         progress(0.35, "what was played of these slates")
         with seeded_torch(seed, self.training.threads) as generator:
             train_ranker(policy, [batch], self.training, generator, no_progress)
-        aligned = align_ranker(
+        aligned, preference = align_ranker(
             policy,
             batch,
             wanted,
@@ -87,7 +88,7 @@ class RankerUpdate:
             progress=lambda share, what: progress(0.4 + 0.4 * share, what),
         )
         progress(0.82, "training the fusion policy")
-        learn_fusion(aligned, batch, earlier, self.fusion, seed=seed)
+        fusion = learn_fusion(aligned, batch, earlier, self.fusion, seed=seed)
         progress(0.85, "evaluating on later slates and off-policy")
         verdict = evaluate_challenger(
             later,
@@ -96,11 +97,12 @@ class RankerUpdate:
             self.rules,
             seed=seed,
             logged=served_scores(network, later_batch, drawn=later.weights),
+            guards=feed_guards(log, later),
         )
         write_bundle(aligned, vocabulary, bundle)
         write_canary(bundle, canary_request(), RankerRuntime)
         progress(1.0, "gated")
-        return verdict
+        return replace(verdict, updates=tuple(each for each in (preference, fusion) if each))
 
     def preview(self, log: TrainingLog) -> str:
         """What `challenge` would train on and compare; nothing is trained.

@@ -156,7 +156,7 @@ def query_clicks(log: TrainingLog, items: Mapping[str, ItemText]) -> list[QueryC
     columns = ("user_id", "kind", "video_id", "query", "event_time_ms")
     for user, kind, item_id, query, time_ms in events.select(columns).iter_rows():
         if kind == "query_click":
-            context = _context(item_id, items, engaged[user], asked[user], clicked[item_id])
+            context = context_of(item_id, items, engaged[user], asked[user], clicked[item_id])
             earlier = _Prefix(clicked[item_id], len(clicked[item_id]))
             found.append(QueryClick(user, time_ms, query, context, earlier))
             clicked[item_id].append(query)
@@ -269,13 +269,14 @@ def _deep_features(
     return log_shares(mass[owner, :, child], mass[owner, :, parent], share)
 
 
-def _context(
+def context_of(
     item_id: str,
     items: Mapping[str, ItemText],
     engaged: list[str],
     asked: list[str],
     clicked: list[str],
 ) -> QueryContext:
+    """A request's context; the three lists are whole histories, oldest first."""
     item = items.get(item_id, ItemText("", ()))
     return QueryContext(
         item_id=item_id,

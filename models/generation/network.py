@@ -7,6 +7,8 @@ Knows tensors. Does not know texts, tries or training. Shape suffixes as in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ from models.generation.words import MAX_WORDS, PAD
 from models.layers.decode import DecoderState
 from models.layers.pointers import POINTERS
 from models.layers.transformer import DecoderLayer, EncoderLayer, causal_bias
+from models.release.bundle import ReleaseError
+
+WEIGHTS_FILE = "weights.pt"  # tensors only, read with `weights_only=True`; serving reads the graphs
 
 
 class OneBarNetwork(nn.Module):
@@ -95,6 +100,28 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
     embedding = nn.Embedding(rows, width)
     nn.init.normal_(embedding.weight, std=0.05)
     return embedding
+
+
+def write_weights(network: OneBarNetwork, folder: Path) -> None:
+    """Writes the network's size and state."""
+    torch.save({"size": asdict(network.size), "state": network.state_dict()}, folder / WEIGHTS_FILE)
+
+
+def read_network(folder: Path) -> OneBarNetwork:
+    """The network of a bundle.
+
+    Raises `ReleaseError`: the bundle is older than this file, or of another architecture.
+    """
+    retrain = "`tidemill models train queries` makes one that can be updated"
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ReleaseError(f"the queries in {folder} have no weights: {retrain}")
+    stored = torch.load(folder / WEIGHTS_FILE, weights_only=True)
+    try:
+        network = OneBarNetwork(GeneratorSize(**stored["size"]))
+        network.load_state_dict(stored["state"])
+    except (RuntimeError, TypeError) as error:
+        raise ReleaseError(f"the queries in {folder} differ in architecture: {retrain}") from error
+    return network.eval()
 
 
 class TorchNetwork:

@@ -13,7 +13,7 @@ from models.generation import bundle as files
 from models.generation.config import QueriesConfig
 from models.generation.data import QueryClick, items_of, query_clicks
 from models.generation.inputs import canary_request
-from models.generation.network import TorchNetwork, export_onnx
+from models.generation.network import TorchNetwork, export_onnx, write_weights
 from models.generation.prompt import most_frequent
 from models.generation.recommend import recommend_queries
 from models.generation.runtime import QueriesRuntime
@@ -70,8 +70,9 @@ def recipe() -> QueriesRecipe:
 
 
 def write_bundle(trained: TrainedQueries, folder: Path) -> None:
-    """Writes tables, texts and both ONNX graphs into `folder`."""
+    """Writes tables, texts, weights and both ONNX graphs into `folder`."""
     files.write_query_bundle(folder, trained.lexicon, trained.tables)
+    write_weights(trained.network, folder)
     export_onnx(trained.network, str(folder / files.READER), str(folder / files.WRITER))
 
 

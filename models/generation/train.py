@@ -70,6 +70,20 @@ def train_queries(
 
 def query_loss(network: OneBarNetwork, batch: QueryBatch) -> Tensor:
     """Mean -log P(query) over the legal queries, in nats: the sum of the words' losses."""
+    first, later = _word_log_probabilities(network, batch)
+    log_probability: Tensor = first.sum() + later.sum()
+    return -log_probability / len(batch.written)
+
+
+def query_log_probability(network: OneBarNetwork, batch: QueryBatch) -> Tensor:
+    """log P(query) of each of the batch's queries among the legal ones; float32 [B]."""
+    first, later = _word_log_probabilities(network, batch)
+    owner = batch.deep_row[batch.deep_taken] // batch.written.shape[1]
+    return first[:, 0].index_add(0, owner, later)
+
+
+def _word_log_probabilities(network: OneBarNetwork, batch: QueryBatch) -> tuple[Tensor, Tensor]:
+    """log P(word) of the first words [B, 1] and of all later ones, in the edges' order."""
     hidden, gates = network.teacher_forced(batch.prompt, batch.written)
     at_root = hidden[:, 0] @ network.word(batch.root_word).T
     at_root = at_root + (batch.root_feature @ gates[:, 0].unsqueeze(-1)).squeeze(-1)
@@ -81,9 +95,7 @@ def query_loss(network: OneBarNetwork, batch: QueryBatch) -> Tensor:
     top = torch.full((len(hidden),), -1e9).scatter_reduce(0, row, below.detach(), "amax")
     total = torch.zeros(len(hidden)).index_add(0, row, (below - top[row]).exp())
     rows = row[batch.deep_taken]
-    later = below[batch.deep_taken] - top[rows] - total[rows].log()
-    log_probability: Tensor = first.sum() + later.sum()
-    return -log_probability / len(batch.written)
+    return first, below[batch.deep_taken] - top[rows] - total[rows].log()
 
 
 def _train_network(

@@ -36,6 +36,11 @@ class Bundle:
     sha256: str
     path: Path
 
+    @property
+    def refused(self) -> bool:
+        """Whether this is a challenger that the gate of its update refused."""
+        return self.metrics.get("promoted") is False
+
 
 class ReleaseError(RuntimeError):
     """A bundle or release is missing, damaged or cannot go live; the message names the fix."""

@@ -53,11 +53,16 @@ def evaluate_model(
 
 
 def newest_versions(store: ReleaseStore, names: Iterable[str]) -> dict[str, int]:
-    """The newest sealed version of each model that has one.
+    """The newest sealed version of each model that has one, without challengers that a gate refused.
 
     Raises `ReleaseError` when none has.
     """
-    found = {name: versions[-1] for name in names if (versions := store.versions(name))}
+    found = {}
+    for name in names:
+        newest_first = reversed(store.versions(name))
+        fit = next((v for v in newest_first if not store.bundle(name, v).refused), None)
+        if fit is not None:
+            found[name] = fit
     if not found:
         raise ReleaseError("no model is trained yet: `tidemill models train`")
     return found

@@ -323,7 +323,7 @@ def test_a_schedule_is_checked_and_starts_the_process(tmp_path: Path) -> None:
     assert scheduled.updates["ranker"].schedule() == Schedule(5_400_000, 10)
     assert scheduled.updates["ranker"].in_words() == "every 1.5h or after 10 matured impressions"
     for wrong, says in (
-        ({"queries": {"every": "1h"}}, "these have: ranker"),
+        ({"oracle": {"every": "1h"}}, "these have: queries, ranker, reactivation"),
         ({"ranker": {}}, "says not when"),
         ({"ranker": {"every": "0s"}}, "a number above 0 with a unit"),
         ({"ranker": {"every": "6"}}, "a number above 0 with a unit"),

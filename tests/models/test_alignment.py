@@ -21,11 +21,11 @@ from models.alignment.off_policy import (
     slate_decisions,
     snips,
 )
-from models.alignment.pairs import preference_pairs, slot_examination
-from models.alignment.preference import listwise_dpo
+from models.alignment.pairs import preference_pairs
 from models.alignment.ranker import RankerUpdate
-from models.ranking.ple.data import impression_examples
+from models.ranking.ple.data import impression_examples, slot_examination
 from models.recipe import NotEnoughData, TrainingLog
+from models.updates.losses import listwise_dpo
 from streams.progress import no_progress
 
 

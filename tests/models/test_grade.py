@@ -12,7 +12,7 @@ from benchmarks.worlds.ranking.config import RankingWorld
 from benchmarks.worlds.ranking.gate import DrawnWorld, draw, gate
 from models.ranking.grade.config import GroupTraining
 from models.ranking.grade.logs import Observables
-from models.ranking.grade.policy import FusionPolicy, group_advantage
+from models.ranking.grade.policy import FusionPolicy
 from models.ranking.grade.rewards import fit_satisfaction, format_reward
 from models.ranking.grade.train import (
     feedback_reward,
@@ -20,6 +20,7 @@ from models.ranking.grade.train import (
     train_group_relative,
     update_policy,
 )
+from models.updates.losses import group_advantage
 
 START = torch.tensor([0.3, 0.25, 0.2, 0.1, 0.15])
 

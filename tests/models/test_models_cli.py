@@ -14,6 +14,7 @@ from deploy.cli.models import app
 from models.ranking.ple.inputs import SIGNATURE
 from models.release.bundle import Bundle
 from models.release.store import ReleaseStore
+from models.training.build import newest_versions
 
 Run = Callable[..., tuple[int, str]]
 
@@ -75,6 +76,21 @@ def test_promote_status_rollback_and_export(
     assert run("export", "ranker", "--to", "out")[0] == 0
     assert Path("out/ranker/2/bundle/ranker.onnx").is_file()
     assert "max_batch_size: 0" in Path("out/ranker/config.pbtxt").read_text()
+
+
+def test_promote_without_arguments_leaves_out_a_refused_challenger(home: Path) -> None:
+    store = ReleaseStore(home / "releases")
+    for metrics in ({}, {"promoted": True}, {"promoted": False}):
+        staging = store.staging("ranker")
+        store.seal(
+            "ranker",
+            staging,
+            runtime="models.echo:EchoRuntime",
+            signature=SIGNATURE,
+            created_ms=1,
+            metrics=metrics,
+        )
+    assert newest_versions(store, ["ranker", "queries"]) == {"ranker": 2}
 
 
 def test_off_policy_says_what_it_needs(run: Run) -> None:

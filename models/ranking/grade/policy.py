@@ -99,14 +99,3 @@ def log_density(alpha: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """log Dirichlet(weights | alpha): [.., T], [.., T] -> [..]."""
     density = Dirichlet(alpha, validate_args=False).log_prob(weights)  # type: ignore[no-untyped-call]
     return torch.as_tensor(density)
-
-
-def group_advantage(rewards: torch.Tensor) -> torch.Tensor:
-    """Rewards [..., G] relative to their own group: mean 0, unit deviation; no critic.
-
-    The group-relative advantage of GRPO (arXiv 2402.03300). A group of equal rewards, or of a
-    single member, gets zeros.
-    """
-    centred = rewards - rewards.mean(-1, keepdim=True)
-    scale = centred.square().mean(-1, keepdim=True).sqrt()
-    return torch.where(scale > 1e-6, centred / scale.clamp_min(1e-6), torch.zeros_like(centred))

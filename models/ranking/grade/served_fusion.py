@@ -9,7 +9,7 @@ flatters P(action), of all tasks alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +18,18 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.ranking.grade.config import FusionTraining, GroupTraining
-from models.ranking.grade.policy import FusionPolicy, group_advantage
+from models.ranking.grade.fusion_update import FusionUpdate, WeightGroup, group_relative
+from models.ranking.grade.policy import FusionPolicy
 from models.ranking.grade.rewards import Satisfaction, format_reward
-from models.ranking.grade.train import clipped_objective, lambda_loss
+from models.ranking.grade.train import lambda_loss
 from models.ranking.grade.worth import FreeWorth
 from models.ranking.ple.data import RankerExamples, slot_examination
 from models.ranking.ple.network import KNOWN_COLUMN, Ranker
 from models.ranking.ple.tensors import RankerBatch
 from models.ranking.ple.train import seeded_torch, split_rows
+from models.updates.contract import StepSettings, update_policy
+from models.updates.losses import group_advantage
+from models.updates.report import UpdateReport
 
 MIN_SLATES = 100  # with an action; fewer leave the policy as it is
 MIN_RATE = 0.02  # of an action in slates: one rare order must not decide a policy
@@ -84,24 +88,24 @@ def learn_fusion(
     settings: FusionTraining,
     *,
     seed: int,
-) -> bool:
-    """Trains the network's policy in place; False, and no change, on too few slates.
+) -> UpdateReport | None:
+    """Trains the network's policy in place; None, and no change, on too few slates.
 
     Stage one runs only on a policy that was never trained; an update continues from the served
     policy. Both stages are held near their start by a KL term.
     """
     slates = fusion_slates(network, batch, examples)
     if len(slates) < MIN_SLATES:
-        return False
+        return None
     with seeded_torch(seed, settings.threads) as generator:
         policy = network.fusion
         if not network.personal:
             _listwise(policy, slates, settings, generator)
         prior = _fit_prior(network, slates, settings, generator)
-        _group_relative(policy, prior, slates, settings.group, generator)
+        report = _group_relative(policy, prior, slates, settings.group, generator)
     policy.zero_grad(set_to_none=True)
     network.personal.fill_(1.0)
-    return True
+    return report
 
 
 def order_value(scores: Tensor, worth: Tensor) -> Tensor:
@@ -176,25 +180,34 @@ def _group_relative(
     slates: FusionSlates,
     rules: GroupTraining,
     generator: torch.Generator,
-) -> None:
+) -> UpdateReport:
     """Stage two, in place: each vector relative to its own group, near stage one; no critic."""
-    reference = policy.frozen()
-    optimiser = torch.optim.AdamW(policy.parameters(), rules.rate, weight_decay=1e-2)
+    return update_policy(
+        FusionUpdate(policy),
+        _weight_groups(policy, prior, slates, rules, generator),
+        policy.frozen(),
+        group_relative(rules),
+        StepSettings(rate=rules.rate, decay=1e-2),
+    )
+
+
+def _weight_groups(
+    policy: FusionPolicy,
+    prior: Satisfaction,
+    slates: FusionSlates,
+    rules: GroupTraining,
+    generator: torch.Generator,
+) -> Iterator[WeightGroup]:
+    """Groups drawn from the policy as it is when each is asked for."""
     for _ in range(rules.steps):
         part = _sample(slates, rules.batch, generator)
         with torch.no_grad():
             alpha = policy(part.observed)
             drawn = policy.draw(alpha, rules.group, generator)
-            drawn, old_density = with_served(part, drawn, policy.density(alpha, drawn))
-            advantage = group_advantage(_reward(prior, part, drawn, rules))
-        for _ in range(2):
-            loss = clipped_objective(
-                policy, reference, part.observed, drawn, old_density, advantage, rules
-            )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            optimiser.step()
+            drawn, before = with_served(part, drawn, policy.density(alpha, drawn))
+            reward = _reward(prior, part, drawn, rules)
+            advantage = group_advantage(reward)
+        yield WeightGroup(part.observed, drawn, before[..., None], reward, advantage[..., None])
 
 
 def with_served(part: FusionSlates, drawn: Tensor, old_density: Tensor) -> tuple[Tensor, Tensor]:

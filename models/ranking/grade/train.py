@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 
 from models.ranking.grade.config import GroupTraining
+from models.ranking.grade.fusion_update import FusionUpdate, WeightGroup, group_relative
 from models.ranking.grade.logs import FusionLog, Observables
-from models.ranking.grade.policy import FusionPolicy, group_advantage
+from models.ranking.grade.policy import FusionPolicy
 from models.ranking.grade.rewards import (
     Satisfaction,
     engagement,
@@ -20,8 +21,8 @@ from models.ranking.grade.rewards import (
     slate_means,
     training_rows,
 )
+from models.updates.losses import group_advantage
 
-MAX_LOG_RATIO = 1.5  # a vector that an old policy served must not outweigh its group
 StepCallback = Callable[[int, FusionPolicy], None]
 """Called after each step with its number and the policy."""
 
@@ -125,12 +126,12 @@ def clipped_objective(
     advantage: torch.Tensor,
     rules: GroupTraining,
 ) -> torch.Tensor:
-    """The clipped objective of GRPO (arXiv 2402.03300), negated, plus KL to the reference."""
-    alpha = policy(seen)
-    ratio = (policy.density(alpha, drawn) - before).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    kept = torch.minimum(ratio * advantage, ratio.clamp(1 - rules.clip, 1 + rules.clip) * advantage)
-    away = policy.divergence(alpha, reference(seen))
-    return rules.kl * away.mean() - kept.mean()
+    """The clipped objective of GRPO (arXiv 2402.03300), negated, plus KL to the reference.
+
+    before, advantage: [N, G].
+    """
+    group = WeightGroup(seen, drawn, before[..., None], advantage, advantage[..., None])
+    return group_relative(rules).loss(FusionUpdate(policy).terms(group, reference), group)
 
 
 def feedback_reward(

@@ -310,19 +310,23 @@ def _spread(
 
 
 def slot_examination(examples: RankerExamples) -> np.ndarray:
+    """P(a slot is looked at) of the feed's slates (`relative_examination`)."""
+    return relative_examination(examples.acted, examples.real, examples.slot)
+
+
+def relative_examination(acted: np.ndarray, real: np.ndarray, slot: np.ndarray) -> np.ndarray:
     """P(a slot is looked at), relative to the first slot; float64 [slots], in (0, 1].
 
-    The rate of action by slot, shrunk to the prior 1 / log2(slot + 2). Better items stand
-    higher, so the raw rate overstates the decay; the shrinkage and the callers' clips bound
-    that error.
+    acted, real: bool [G, C]; slot: int [G, C]. The rate of action by slot, shrunk to the prior
+    1 / log2(slot + 2). Better items stand higher, so the raw rate overstates the decay; the
+    shrinkage and the callers' clips bound that error.
     """
-    real = examples.real
-    slot = examples.slot[real]
-    prior = 1 / np.log2(np.arange(int(slot.max(initial=0)) + 1) + 2)
-    shown = np.bincount(slot, minlength=len(prior))
-    acted = np.bincount(slot, weights=examples.acted[real], minlength=len(prior))
-    first = max(acted[0] / max(shown[0], 1), 1e-3)
-    relative = (acted / first + PRIOR_IMPRESSIONS * prior) / (shown + PRIOR_IMPRESSIONS)
+    slots = slot[real]
+    prior = 1 / np.log2(np.arange(int(slots.max(initial=0)) + 1) + 2)
+    shown = np.bincount(slots, minlength=len(prior))
+    done = np.bincount(slots, weights=acted[real], minlength=len(prior))
+    first = max(done[0] / max(shown[0], 1), 1e-3)
+    relative = (done / first + PRIOR_IMPRESSIONS * prior) / (shown + PRIOR_IMPRESSIONS)
     return np.asarray(np.clip(relative, 0.05, 1.0))
 
 

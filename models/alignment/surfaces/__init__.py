@@ -1,0 +1,1 @@
+"""Updates of the surfaces whose models score whole answers: queries and reactivation."""

@@ -1,0 +1,1 @@
+"""One contract for policy updates: (policy, group, reward, reference) -> policy and KL."""
