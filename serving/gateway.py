@@ -191,7 +191,11 @@ class Gateway:
             lambda: self.catalogue.index().ids,
             every_s=config.surfaces_every_s,
         )
-        self.health = Health(
+        self.health = self._build_health(deps.workers)
+        self.stopping = threading.Event()
+
+    def _build_health(self, workers: Workers | None) -> Health:
+        return Health(
             {
                 "broker": self._check_broker,
                 "store": self._check_store,
@@ -199,9 +203,8 @@ class Gateway:
                 "surfaces": lambda: _listed(self.surface_monitor.problems),
                 "updates": self._check_updates,
             }
-            | ({"workers": deps.workers.problem} if deps.workers else {})
+            | ({"workers": workers.problem} if workers else {})
         )
-        self.stopping = threading.Event()
 
     def start(self) -> None:
         self.popularity.refresh()

@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from models.generation.data import ENGAGED_KINDS, USER_QUERY_KINDS, ItemText, context_of
+from models.generation.data import USER_QUERY_KINDS, ItemText, context_of
 from models.generation.prompt import QueryContext
 from models.recipe import TrainingLog
+from streams.contract.declaration import contract
 
 
 def contexts_at(
     log: TrainingLog, items: Mapping[str, ItemText], asked: Sequence[tuple[str, str, int]]
 ) -> list[QueryContext]:
     """A context for each (user_id, item_id, time_ms), in the order given."""
-    kinds = (*ENGAGED_KINDS, *USER_QUERY_KINDS)
+    kinds = (*contract().signals.engaged, *USER_QUERY_KINDS)
     columns = ("user_id", "kind", "video_id", "query", "event_time_ms")
     events = log.events.filter(pl.col("kind").is_in(kinds)).select(columns).sort("event_time_ms")
     rows = events.rows()
@@ -49,5 +50,5 @@ def _fold(
         queries[user].append(query)
         if kind == "query_click" and item_id is not None:
             clicked[item_id].append(query)
-    elif kind in ENGAGED_KINDS and item_id is not None:
+    elif item_id is not None and kind in contract().signals.engaged:
         engaged[user].append(item_id)
