@@ -24,6 +24,7 @@ from deploy.services.kafka import Kafka
 from deploy.services.process import Child, Command, free_port
 from deploy.services.valkey import Valkey
 from deploy.settings import (
+    AdmissionSettings,
     BrokerSettings,
     SecuritySettings,
     Settings,
@@ -154,10 +155,13 @@ def _by_thread(process: str, pid: int) -> Cpu:
 
 
 @contextmanager
-def running_cluster(folder: Path, partitions: int, *, declared: bool = False) -> Iterator[Cluster]:
+def running_cluster(
+    folder: Path, partitions: int, *, declared: bool = False, caps: bool = True
+) -> Iterator[Cluster]:
     """Kafka and Valkey with an empty home; processes are started by name.
 
     declared: with the signals and attributes of `benchmarks.events.declared`, here too.
+    caps: on what one user may contribute; without them every event counts.
     """
     kafka = Kafka(folder / "logs", folder / "kafka")
     valkey = Valkey(folder / "logs")
@@ -168,6 +172,9 @@ def running_cluster(folder: Path, partitions: int, *, declared: bool = False) ->
         ),
         store=StoreSettings(address=valkey.address),
         security=SecuritySettings(impression_key=KEY.hex()),
+        admission=AdmissionSettings()
+        if caps
+        else AdmissionSettings(idempotent=(), actions_a_minute=None),
         items={"attributes": ATTRIBUTES if declared else {}},  # type: ignore[arg-type]
         signals=SIGNALS if declared else {},  # type: ignore[arg-type]
         telemetry=TelemetrySettings(

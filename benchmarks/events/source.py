@@ -152,7 +152,7 @@ def _tokens(stream: Stream, key: bytes) -> pl.DataFrame:
         user, item = f"user {rng.integers(stream.users)}", int(rng.integers(stream.items))
         impression = Impression(
             request_id=f"request {i}", surface="feed", user_id=user, video_id=f"video {item}",
-            slot=0, propensity=0.5, release="r1", served_at_ms=stream.end_ms,
+            slot=0, propensity=0.5, release="r1", served_at_ms=int(time.time() * 1000) - stream.span_ms,
         )  # fmt: skip
         author = f"author {item % stream.authors}"
         rows.append((user, f"video {item}", author, sign(impression, key)))

@@ -80,7 +80,9 @@ def run(options: Options) -> Report:
     sent = stream(size.events, size.seed, declared=options.declared)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        running_cluster(Path(folder), size.partitions, declared=options.declared) as stack,
+        running_cluster(
+            Path(folder), size.partitions, declared=options.declared, caps=False
+        ) as stack,
     ):
         _measure(report, size, stack, sent, random.Random(drawn))
     return report

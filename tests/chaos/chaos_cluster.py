@@ -28,7 +28,7 @@ from confluent_kafka import KafkaException
 from deploy import state
 from deploy.processes import kind_and_instance
 from deploy.services.process import Child, Command
-from deploy.settings import Settings
+from deploy.settings import AdmissionSettings, Settings
 from features.online.redis_store import FeastFeatureStore
 from features.store import StoreDown
 from streams.bus.contract import BusError, Outgoing
@@ -87,8 +87,10 @@ class Cluster(Progress):
         ingest = {"replicas": self.replicas}
         store = {"kind": "external", "address": self.servers.valkey.address}
         key = {"impression_key": bytes(range(32)).hex()}
+        # Every event counts: what a user may contribute is capped elsewhere (`test_user_caps`).
+        admission = AdmissionSettings(idempotent=(), actions_a_minute=None)
         return Settings(home=self.home, broker=broker, ingest=ingest, store=store,
-                        security=key)  # fmt: skip
+                        security=key, admission=admission)  # fmt: skip
 
     def open_topics(self, partitions: int) -> None:
         self.partitions = partitions
