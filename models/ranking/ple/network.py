@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.layers.experts import build_experts
 from models.ranking.grade.policy import START_CONCENTRATION, FusionPolicy
@@ -179,14 +180,18 @@ class Ranker(nn.Module):
         user_facts: Tensor,
         item_facts: Tensor,
     ) -> Tensor:
-        wide = item.shape[1]
-        taste_BCD = taste.unsqueeze(1).expand(-1, wide, -1)
-        user_BCD = user.unsqueeze(1).expand(-1, wide, -1)
-        products = [item * near, item * taste_BCD, item * user_BCD]
+        products = [item * near, item * taste.unsqueeze(1), item * user.unsqueeze(1)]
         dots = [p.sum(-1, keepdim=True) for p in products]
-        user_BCF = user_facts.unsqueeze(1).expand(-1, wide, -1)
-        parts = [item, near, item * near, item * taste_BCD, user_BCD, user_BCF, item_facts, *dots]
-        return torch.relu(self.stem(torch.cat(parts, -1)))
+        d, facts = self.size.width, self.size.user_x
+        weight = self.stem.weight
+        own, rest = weight[:, : 4 * d], weight[:, 5 * d + facts :]
+        # What is the user's alone is multiplied once, not for each candidate.
+        of_user = functional.linear(
+            torch.cat([user, user_facts], -1), weight[:, 4 * d : 5 * d + facts], self.stem.bias
+        )
+        parts = [item, near, *products[:2], item_facts, *dots]
+        of_item = functional.linear(torch.cat(parts, -1), torch.cat([own, rest], -1))
+        return torch.relu(of_item + of_user.unsqueeze(1))
 
 
 class SlotBias(nn.Module):
