@@ -31,6 +31,7 @@ from streams.codec.inputs import (
     no_limit,
     reject_future,
     validate_message,
+    validate_record,
 )
 from streams.contract.attributes import AttributeDeclaration, AttributeDeclarations
 from streams.contract.declaration import contract
@@ -332,7 +333,7 @@ def parse_catalogue_event(record: Record, latest_ms: int) -> CatalogueEvent | Re
     There is no limit in the past: the topic is kept forever and read from its start.
     Attributes are checked by the declarations in force (`streams.contract.declaration`).
     """
-    event = validate_message(CATALOGUE_EVENT, record.value, _ENVELOPE, contract().items)
+    event = validate_record(CATALOGUE_EVENT, record, _ENVELOPE, contract().items)
     if isinstance(event, Rejection):
         return event
     times = {"event_time_ms": event.event_time_ms}

@@ -27,6 +27,7 @@ from streams.codec.inputs import (
     no_limit,
     reject_future,
     validate_message,
+    validate_record,
 )
 from streams.contract.bounds import Id, TimeMs
 from streams.contract.topics import ERASURES
@@ -59,7 +60,7 @@ def parse_erasure(record: Record, latest_ms: int) -> Erasure | Rejection:
 
     `latest_ms`: the largest time that it may state (`streams.contract.bounds.future_limit_ms`).
     """
-    erasure = validate_message(_ERASURE, record.value)
+    erasure = validate_record(_ERASURE, record)
     if isinstance(erasure, Rejection):
         return erasure
     return reject_future({"at_ms": erasure.at_ms}, latest_ms) or erasure

@@ -1,5 +1,8 @@
 """Choose a decoder by the header `content-type`; a message without one is JSON.
 
+Serializers of a schema registry write no such header. Without one, a framed message
+(`streams.codec.framing`) is Protobuf where no JSON text can begin as it does.
+
 Knows content types and the decoder of each. Does not know the formats themselves
 (`streams.codec.decode`, `streams.codec.protobuf`).
 """
@@ -18,16 +21,21 @@ from streams.codec.decode import (
     MAX_EVENT_BYTES,
     Decoded,
     RejectedMessage,
+    Rejection,
     decode_json,
     merge_decoded,
+    validate_json_message,
 )
-from streams.codec.protobuf import decode_protobuf
+from streams.codec.framing import HEADER_BYTES, is_framed
+from streams.codec.protobuf import decode_protobuf, validate_framed_protobuf
+from streams.contract.events import Event
 from streams.contract.protobuf_schema import VERSION, VERSIONS
 from streams.contract.schema import decoded_schema
 
 CONTENT_TYPE = "content-type"
 JSON, PROTOBUF = b"application/json", f"application/x-protobuf; v={VERSION}".encode()
 _VERSIONS = {str(number): version for number, version in VERSIONS.items()}
+_JSON_BEGINS = b"{[ \t\r\n"
 _PROTOBUF_TYPES = {"application/x-protobuf", "application/protobuf"}
 
 Decoder = Callable[[Sequence[bytes | None], int], Decoded]
@@ -37,7 +45,7 @@ def decode_records(records: Sequence[Record], max_bytes: int = MAX_EVENT_BYTES) 
     """Turns every record into a row of `table` or a `RejectedMessage`. Raises nothing."""
     poll = polled(records)
     if not poll.any_headers:
-        return decode_json(poll.values, max_bytes)
+        return _decode_unstated(poll.values, max_bytes)
     types = [record.header(CONTENT_TYPE) for record in records]
     if len(set(types)) == 1:
         return _decoder_of(types[0])(poll.values, max_bytes)
@@ -53,7 +61,7 @@ def decode_records(records: Sequence[Record], max_bytes: int = MAX_EVENT_BYTES) 
 def _decoder_of(content_type: bytes | None) -> Decoder:
     """The decoder that a header names, or one that rejects all and states the fix."""
     if not content_type:
-        return decode_json
+        return _decode_unstated
     media, *parameters = content_type.decode("latin-1").lower().replace(" ", "").split(";")
     if media.endswith(("/json", "+json")):
         return decode_json
@@ -62,6 +70,19 @@ def _decoder_of(content_type: bytes | None) -> Decoder:
         return partial(decode_protobuf, version=version)
     known = f"send {JSON.decode()!r} (the default without a header) or {PROTOBUF.decode()!r}"
     return _reject_all(f"content-type {media[:100]!r} is not supported: {known}")
+
+
+def _decode_unstated(values: Sequence[bytes | None], max_bytes: int) -> Decoded:
+    return decode_json(values, max_bytes, _validate_unstated)
+
+
+def _validate_unstated(value: bytes | None, max_bytes: int) -> Event | Rejection:
+    """JSON, or framed Protobuf: JSON begins with a brace or a space."""
+    if value and len(value) <= max_bytes and is_framed(value):
+        begins = value[HEADER_BYTES : HEADER_BYTES + 1]
+        if begins and begins not in _JSON_BEGINS:
+            return validate_framed_protobuf(value)
+    return validate_json_message(value, max_bytes)
 
 
 def _reject_all(detail: str) -> Decoder:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
+from streams.codec.framing import TornFrameError, is_framed, read_frame
 from streams.contract.bounds import TIME_FIELDS, time_fix
 from streams.contract.declaration import contract
 from streams.contract.events import Event, event_adapter
@@ -56,11 +56,20 @@ class Decoded:
     rejected: list[RejectedMessage]
 
 
+T = TypeVar("T")
 Validate = Callable[[bytes | None], Event | Rejection]
 
 
-def decode_json(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES) -> Decoded:
-    """Turns every message into a row of `table` or a `RejectedMessage`. Raises nothing."""
+def decode_json(
+    values: Sequence[bytes | None],
+    max_bytes: int = MAX_EVENT_BYTES,
+    validate: Callable[[bytes | None, int], Event | Rejection] | None = None,
+) -> Decoded:
+    """Turns every message into a row of `table` or a `RejectedMessage`. Raises nothing.
+
+    `validate`: reads what the scan left out, given the value and `max_bytes`; else
+    `validate_json_message`.
+    """
     from streams.codec.json import scan_events
 
     readable, sizes = _readable(values, max_bytes)
@@ -72,8 +81,9 @@ def decode_json(values: Sequence[bytes | None], max_bytes: int = MAX_EVENT_BYTES
         doubtful[rows] = False
         typed = [columns[field.name].cast(field.type) for field in schema]
         parts.append(Decoded(rows, pa.Table.from_arrays(typed, schema=schema), []))
-    validate = partial(validate_json_event, max_bytes=max_bytes)
-    parts.append(validate_rows(values, np.flatnonzero(doubtful).tolist(), validate))
+    read = validate or validate_json_message
+    doubted = np.flatnonzero(doubtful).tolist()
+    parts.append(validate_rows(values, doubted, lambda value: read(value, max_bytes)))
     return merge_decoded(parts)
 
 
@@ -148,6 +158,28 @@ def validate_json_event(value: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -
         if rejection.cause == "not_json" and not _is_utf8(value):
             return Rejection("undecodable", "the bytes are not UTF-8")
         return rejection
+
+
+def validate_json_message(
+    value: bytes | None, max_bytes: int = MAX_EVENT_BYTES
+) -> Event | Rejection:
+    """As `validate_json_event`, for a message that may be framed (`streams.codec.framing`)."""
+    if not value or len(value) > max_bytes or not is_framed(value):
+        return validate_json_event(value, max_bytes)
+    return validate_framed(value, lambda payload: validate_json_event(payload, max_bytes))
+
+
+def validate_framed(value: bytes, validate: Callable[[bytes], T | Rejection]) -> T | Rejection:
+    """What `validate` says of the payload of a framed value; a rejection names the frame."""
+    try:
+        schema_id, payload = read_frame(value)
+        verdict = validate(payload)
+    except TornFrameError as error:
+        return Rejection("torn_frame", str(error))
+    if isinstance(verdict, Rejection):
+        frame = f" (behind the Confluent frame of schema {schema_id})"
+        return Rejection(verdict.cause, verdict.detail[: 300 - len(frame)] + frame)
+    return verdict
 
 
 def reject_unreadable(value: bytes | None, max_bytes: int) -> Rejection:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from streams.bus.polled import Record
-from streams.codec.decode import Rejection, reject_invalid
+from streams.codec.decode import Rejection, reject_invalid, validate_framed
+from streams.codec.framing import is_framed
 from streams.contract.bounds import MAX_EVENT_TIME_MS
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,16 @@ def validate_message(
         if error.errors(include_url=False)[0]["type"] == "union_tag_not_found" and envelope:
             return Rejection("missing_field", f"kind: Field required ({envelope})")
         return rejection
+
+
+def validate_record(
+    adapter: TypeAdapter[T], record: Record, envelope: str = "", context: object = None
+) -> T | Rejection:
+    """As `validate_message`, for a record, whose value may be framed (`streams.codec.framing`)."""
+    value = record.value
+    if not value or not is_framed(value):
+        return validate_message(adapter, value, envelope, context)
+    return validate_framed(value, lambda bare: validate_message(adapter, bare, envelope, context))
 
 
 def reject_future(times_ms: dict[str, int], latest_ms: int) -> Rejection | None:

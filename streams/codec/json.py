@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
+from streams.codec.framing import framed_rows, without_frames
 from streams.contract.bounds import NAME_PATTERN
 from streams.contract.declaration import contract
 from streams.contract.events import LITERAL_VALUES, NO_SURFACE, models_of
@@ -134,12 +135,13 @@ def _padded_words(words: Sequence[str]) -> npt.NDArray[np.uint64]:
 def scan_events(values: Sequence[bytes], sizes: Ints) -> tuple[Ints, dict[str, pa.Array]]:
     """The indexes of the accepted values (of `sizes` bytes), ascending, and columns by name.
 
-    Defaults are filled in; a field that a kind does not have is null.
+    Defaults are filled in; a field that a kind does not have is null. Values may be framed
+    (`streams.codec.framing`).
     """
     fields = _contract_of(contract().signals)
-    starts = np.zeros(len(values) + 1, np.int64)
-    np.cumsum(sizes + 1, out=starts[1:])
-    data = np.frombuffer(b"\0".join([*values, PADDING]), np.uint8)
+    data, starts = _joined(values, sizes)
+    if len(framed := framed_rows(data, starts[:-1], sizes)):
+        data, starts = _joined(*without_frames(values, sizes, framed))
     found = scan(data, read_only(starts), fields.tables)
     kind = found.word[0, : len(found.rows)]
     columns = {name: _text_column(found, index) for index, name in enumerate(fields.texts)}
@@ -149,6 +151,13 @@ def scan_events(values: Sequence[bytes], sizes: Ints) -> tuple[Ints, dict[str, p
         columns[name] = _number_column(found, index, stated, decimal)
     columns["kind"] = pa.array(fields.kind_number[kind])
     return _of_known_surfaces(found.rows, _with_every_column(columns, len(found.rows)))
+
+
+def _joined(values: Sequence[bytes], sizes: Ints) -> tuple[Bytes, Ints]:
+    """The values as the scan reads them: with NULs between, and where each begins."""
+    starts = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(sizes + 1, out=starts[1:])
+    return np.frombuffer(b"\0".join([*values, PADDING]), np.uint8), starts
 
 
 def _with_every_column(columns: dict[str, pa.Array], count: int) -> dict[str, pa.Array]:

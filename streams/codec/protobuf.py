@@ -21,10 +21,14 @@ from streams.codec.decode import (
     merge_decoded,
     reject_invalid,
     reject_unreadable,
+    validate_framed,
     validate_rows,
 )
+from streams.codec.framing import TornFrameError, is_framed, without_indexes
 from streams.contract.events import Event, event_adapter
-from streams.contract.protobuf_schema import ENUMS, V1, Version
+from streams.contract.protobuf_schema import ENUMS, V1, V2, Version
+
+_NO_JSON = "what follows the frame is no JSON, so it is read as Protobuf; Avro is not read"
 
 
 def decode_protobuf(
@@ -38,9 +42,34 @@ def decode_protobuf(
 def validate_protobuf_event(
     value: bytes | None, max_bytes: int = MAX_EVENT_BYTES, version: Version = V1
 ) -> Event | Rejection:
-    """Parses and validates one Protobuf message."""
+    """Parses and validates one Protobuf message, which may be framed (`streams.codec.framing`)."""
     if value is None or len(value) > max_bytes:
         return reject_unreadable(value, max_bytes)
+    if is_framed(value):
+        return validate_framed(value, lambda payload: _validate(without_indexes(payload), version))
+    return _validate(value, version)
+
+
+def validate_framed_protobuf(value: bytes) -> Event | Rejection:
+    """As `validate_protobuf_event`, for a framed message of a version that no header states.
+
+    Version 1 states the kind as a number and version 2 as a text, with different tags.
+    """
+
+    def validate(payload: bytes) -> Event | Rejection:
+        try:
+            message = without_indexes(payload)
+            version = V1 if V1.message.FromString(message).kind else V2
+        except TornFrameError as error:
+            raise TornFrameError(f"{error} ({_NO_JSON})") from error
+        except DecodeError as error:
+            return Rejection("not_protobuf", f"{error} ({_NO_JSON})"[:300])
+        return _validate(message, version)
+
+    return validate_framed(value, validate)
+
+
+def _validate(value: bytes, version: Version) -> Event | Rejection:
     try:
         stated = _stated_fields(value, version)
         if isinstance(number := stated.get("surface"), int):

@@ -119,7 +119,8 @@ def _invalid(**fields: Any) -> Callable[[int], bytes]:
 
 
 BAD: dict[str, tuple[Callable[[int], bytes | None], str]] = {
-    "bytes": (lambda i: b"\x00\xffgarbage%d" % i, "undecodable"),
+    "bytes": (lambda i: b"\xff\x00garbage%d" % i, "undecodable"),
+    "a torn frame": (lambda i: b"\x00\xffgarbage%d" % i, "torn_frame"),
     "null value": (lambda _: None, "null_value"),
     "truncated": (lambda i: event(f"bad{i}")[:-9], "not_json"),
     "truncated string": (lambda i: event(f"bad{i}").replace(b'"v1"', b'"v1'), "not_json"),
@@ -136,10 +137,11 @@ BAD: dict[str, tuple[Callable[[int], bytes | None], str]] = {
 
 def test_all_kinds_of_invalid_messages_lose_no_message(harness: BatcherHarness) -> None:
     bad, causes = [make for make, _ in BAD.values()], [cause for _, cause in BAD.values()]
-    values = [bad[i // 3 % len(bad)](i) if i % 3 == 0 else event(f"e{i}") for i in range(3_600)]
+    count = 300 * len(bad)
+    values = [bad[i // 3 % len(bad)](i) if i % 3 == 0 else event(f"e{i}") for i in range(count)]
     harness.send(*values, partition=0)
     harness.work_off(len(values))
-    assert harness.admitted() == [f"e{i}" for i in range(3_600) if i % 3]
+    assert harness.admitted() == [f"e{i}" for i in range(count) if i % 3]
     assert harness.causes() == Counter(causes * 100)
 
 
