@@ -130,7 +130,8 @@ def raw_requests(
     odd_path = st.sampled_from(
         ["/v1/users/%00", "/v1/users/%FF", "/v1/catalogue/..%2f..", "/v1/catalogue/%ED%A0%80",
          "//", "/page/../../etc/passwd", "/v1/events?admit=%00", "/v1/users?limit=1e999",
-         "/v1/events?admit=async", "/v1/events?all_or_nothing=true"]
+         "/v1/events?admit=async", "/v1/events?all_or_nothing=true", "/v1/events?mapping=segment",
+         "/v1/events?mapping=snowplow", "/v1/events?mapping=%00"]
     ) | st.text(max_size=40).map(lambda text: f"/v1/{text}")  # fmt: skip
     routed = st.tuples(route, odd_path | st.none()).map(
         lambda drawn: (drawn[0][0], drawn[1] or drawn[0][1])

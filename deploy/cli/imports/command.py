@@ -1,6 +1,7 @@
-"""`tidemill import`: files and tables of other systems as events, items and users.
+"""`tidemill import`: files and tables of other systems as events, items and users; `tidemill export`.
 
-Knows the command line and tables. The work is `streams.imports`'.
+Knows the command line and tables. The work is that of `streams.imports` and
+`features.offline.export`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import typer
 from rich.table import Table
 
 from deploy import state, wiring
-from deploy.console import ProgressDisplay, errors, out, styled
+from deploy.console import ProgressDisplay, errors, out, share_progress, styled
 from deploy.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,6 +70,53 @@ def import_(
     except (BadMapping, UnreadableFile) as error:
         errors.print(styled((type(error).__name__, "red"), ": ", str(error)))
         raise typer.Exit(2) from None
+
+
+@app.command(epilog="Example: tidemill export ./backup --what log,feedback")
+def export(
+    folder: Annotated[Path, typer.Argument(help="Where the files are written.")],
+    what: Annotated[str, typer.Option(help="Of log, features and feedback.")] = (
+        "log,features,feedback"
+    ),
+) -> None:
+    """Write the event log, every entity's features and feedback as Parquet."""
+    from features.offline.export import export_feedback, export_log
+
+    chosen = set(what.split(","))
+    if unknown := chosen - {"log", "features", "feedback"}:
+        raise typer.BadParameter(f"{sorted(unknown)[0]!r} is none of log, features, feedback")
+    settings, rows = state.settings_in_use(), dict[str, int]()
+    if "log" in chosen:
+        with share_progress("log"):
+            rows["log"] = export_log(settings.log_dir, folder)
+    if "feedback" in chosen:
+        rows["feedback"] = export_feedback(settings.feedback_dir, folder)
+    if "features" in chosen:
+        rows |= _export_features(settings, folder)
+    for name, count in rows.items():
+        out.print(f"{folder / name}.parquet: {count:,} rows")
+
+
+def _export_features(settings: Settings, folder: Path) -> dict[str, int]:
+    """The rows of each file."""
+    from features.definitions import DEFINITIONS
+    from features.offline.export import export_features
+    from features.store import StoreDown
+
+    if not settings.store.address:
+        raise state.NotRunning("features are read from the online store: run `tidemill up` first")
+    store, now_ms = wiring.feature_store(settings), wiring.clock(settings.clock).now_ms()
+    rows = dict[str, int]()
+    try:
+        for entity in DEFINITIONS:
+            name = f"features_{entity}"
+            with share_progress(name) as progress:
+                ids = sorted(set(store.ids(entity)))
+                rows[name] = export_features(store, entity, ids, now_ms, folder, progress)
+    except StoreDown as error:
+        errors.print(f"the features need the online store: {error}")
+        raise typer.Exit(1) from None
+    return rows
 
 
 def _shipped_table() -> Table:
