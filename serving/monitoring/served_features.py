@@ -40,6 +40,8 @@ class PoolLogging:
 
         Not where rules or caps limited the draw: its chances are not those of the pool alone.
         """
+        if not self.share:
+            return False
         pool, query = slate.pool, slate.query
         drawn = pool is not None and pool.scored is not None and slate.ranker_inputs is not None
         if not drawn or query.surface != "feed" or not _explored(query) or self.draw.caps:
