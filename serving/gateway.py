@@ -31,13 +31,14 @@ from serving.monitoring.experiment import read_figures
 from serving.monitoring.health import Health
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.model_monitor import ModelMonitor
-from serving.monitoring.served_features import ServedFeatures
+from serving.monitoring.served_features import PoolLogging, ServedFeatures
 from serving.monitoring.surface_monitor import SurfaceMonitor
 from serving.monitoring.workers import Workers
 from serving.pipeline.query import Release
 from serving.pipeline.runner import Deadlines
 from serving.registry import SURFACES
 from serving.stages.caps import Cap
+from serving.stages.selectors import PlackettLuce
 from serving.state.blocked_queries import BlockedQueries
 from serving.state.catalogue import CatalogueFold, LiveCatalogue
 from serving.state.likings import Likings
@@ -69,6 +70,7 @@ class GatewayConfig:
     admission: the limits of the ingest service, so that HTTP gives the same verdicts.
     drawn_share: share of feed replies ranked by drawn fusion weights.
     fresh_share, temperature: of the feed's selector (`serving.stages.selectors.PlackettLuce`).
+    pools_share: of the feed requests whose whole scored pool is logged; none by default.
     experiment: of the settings, while no other runs on its surface; none by default.
     holdout_share: of the feed's users, whom no model ranks whatever experiment runs.
     experiments: file of the experiments, shared by the processes of a stack; None keeps them in
@@ -99,6 +101,7 @@ class GatewayConfig:
     drawn_share: float = 0.0
     fresh_share: float = 0.03
     temperature: float = 0.05
+    pools_share: float = 0.0
     experiment: Experiment | None = None
     holdout_share: float = 0.0
     experiments: Path | None = None
@@ -165,7 +168,9 @@ class Gateway:
         self.experiments = config.experiment_store()
         self.surfaces = self._build_surfaces()
         self.outbox = Outbox(deps.bus)
-        self.served = ServedFeatures(ServedLog(state_dir / SERVED) if state_dir else None)
+        served_log = ServedLog(state_dir / SERVED) if state_dir else None
+        draw = PlackettLuce(config.temperature, explore=config.fresh_share, caps=config.caps)
+        self.served = ServedFeatures(served_log, pools=PoolLogging(config.pools_share, draw))
         self.skew_file = state_dir / SKEW if state_dir else None
         self.watch = FeatureWatch(self.store, deps.clock, self.hub)
         self.live = LiveReader(

@@ -30,6 +30,7 @@ app = typer.Typer(
 @app.command(epilog="Example: tidemill log show")
 def show() -> None:
     """Rows, hours, files, size and times of the event log and of feedback."""
+    from models.monitoring.served_log import ServedLog, pool_cost
     from streams.storage.compaction import log_stats
 
     settings = state.settings_in_use()
@@ -50,6 +51,13 @@ def show() -> None:
     table.add_row("dropped before", *(_moment(each.begins_at_ms) for each in found))
     out.print(table)
     out.print(f"Parquet by hour: {settings.log_dir / 'parquet'}")
+    for folder in sorted(settings.home.glob("gateway*/served")):
+        rows = ServedLog(folder).read()
+        pools, size = pool_cost(rows)
+        out.print(
+            f"{folder.parent.name}: {rows.height:,} served slates, {pools:,} with their pool, "
+            f"{size:,.0f} bytes a pool"
+        )
 
 
 @app.command(epilog="Example: tidemill log compact")

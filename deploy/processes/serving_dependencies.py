@@ -49,6 +49,7 @@ def serving_dependencies(
         drawn_share=settings.explore.weights_share,
         fresh_share=settings.explore.slots_share,
         temperature=settings.explore.temperature,
+        pools_share=settings.log.pools_share,
         experiment=popularity_experiment(
             settings.experiment.popularity_share, settings.experiment.name
         ),

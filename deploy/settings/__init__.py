@@ -100,9 +100,11 @@ class AdmissionSettings(Section):
 
 
 class LogSettings(Section):
-    """Retention of the event log and feedback, in whole hours of arrival (UTC)."""
+    """Retention of the event log and feedback, in whole hours of arrival (UTC), and logged pools."""
 
     retention_days: int | None = Field(None, ge=1)  # stack clock; None: no limit
+    # Share of feed requests whose whole scored pool is logged beside the served features; 0: none.
+    pools_share: float = Field(0.1, ge=0, le=1)
 
 
 class SupervisionSettings(Section):

@@ -8,6 +8,7 @@ know requests (`serving.monitoring.served_features` passes slates in) or how ske
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import uuid
 from collections.abc import Sequence
@@ -36,8 +37,13 @@ _COLUMNS: dict[str, pl.DataType] = {
     "video_x": _FLOATS,
     "weights": _FLOATS,
     "log_density": pl.Float64(),
+    "pool_id": pl.List(pl.String),
+    "pool_score": _FLOATS,
+    "pool_fresh": pl.List(pl.Boolean),
+    "pool_draw": pl.List(pl.Float64),
 }
 SCHEMA = pl.Schema(_COLUMNS)
+POOL = tuple(name for name in SCHEMA if name.startswith("pool_"))
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,10 @@ class ServedSlate:
     user_x: float32 [Fu]; history: int64 [H], hashes; video_id: the K items by slot; video_x:
     float32 [K * Fi], row by row. stale: some features were last good values. weights: float32
     [T] that ranked the slate; log_density: None unless they were drawn.
+
+    Where the whole pool was logged, of its C candidates: pool_id; pool_score: float32 [C];
+    pool_fresh: bool [C], among which exploration drew; and pool_draw, float64 [4]: temperature,
+    diversity, share of exploration and its temperature. None elsewhere, null in files of before.
     """
 
     request_id: str
@@ -60,6 +70,10 @@ class ServedSlate:
     video_x: np.ndarray
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     log_density: float | None = None
+    pool_id: tuple[str, ...] | None = None
+    pool_score: np.ndarray | None = None
+    pool_fresh: np.ndarray | None = None
+    pool_draw: np.ndarray | None = None
 
 
 class ServedLog:
@@ -72,7 +86,10 @@ class ServedLog:
     def append(self, slates: Sequence[ServedSlate]) -> None:
         """Writes these slates as one file and removes the oldest files beyond the limit."""
         rows = [{**asdict(slate), "layout": LAYOUT} for slate in slates]
-        columns = {name: [row[name] for row in rows] for name in SCHEMA}
+        columns = {
+            name: [_cell(row[name]) if name in POOL else row[name] for row in rows]
+            for name in SCHEMA
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{slates[0].served_at_ms:015d}-{uuid.uuid4().hex[:8]}.parquet"
         self._write(pl.DataFrame(columns, schema=SCHEMA), name)
@@ -109,3 +126,27 @@ class ServedLog:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
+
+
+def pool_cost(rows: pl.DataFrame) -> tuple[int, float]:
+    """How many of these slates have a pool, and what a pool adds to their file, in bytes each."""
+    whole = rows.filter(pl.col("pool_id").is_not_null())
+    if whole.is_empty():
+        return 0, 0.0
+    sizes = [
+        _size(each) for each in (whole, whole.with_columns(pl.lit(None).alias(n) for n in POOL))
+    ]
+    return whole.height, (sizes[0] - sizes[1]) / whole.height
+
+
+def _size(rows: pl.DataFrame) -> int:
+    file = io.BytesIO()
+    rows.cast({n: kind for n, kind in SCHEMA.items() if n in POOL}).write_parquet(
+        file, compression="zstd"
+    )
+    return file.tell()
+
+
+def _cell(value: np.ndarray | tuple[str, ...] | None) -> list[object] | None:
+    """A list, since polars takes no column of arrays and nulls."""
+    return None if value is None else np.asarray(value).tolist()

@@ -1,7 +1,7 @@
-"""Logs the features that the ranker scored for each slate, without delaying replies.
+"""Logs the features that the ranker scored for each slate, and of a share the whole pool.
 
 Knows slates and a bounded queue. Does not know files (`models.monitoring.served_log`).
-While the queue is full, slates are dropped and counted.
+While the queue is full, slates are dropped and counted. Pools become columns on the writing thread.
 """
 
 from __future__ import annotations
@@ -10,23 +10,74 @@ import logging
 import queue
 import threading
 import time
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from models.monitoring.served_log import ServedLog, ServedSlate
-from serving.pipeline.query import Slate
+from serving.pipeline.query import Query, Slate
+from serving.stages.rule_selector import RULES_KEPT
+from serving.stages.selectors import PlackettLuce
+from streams.contract.impression import UNRANKED_ARMS
+from streams.contract.topics import entity_hash
 
 _LOG = logging.getLogger(__name__)
 _SLATES_PER_FILE = 1_000
 
 
+@dataclass(frozen=True)
+class PoolLogging:
+    """Of which feed requests the pool is logged, and how their slates are drawn from it.
+
+    share: of requests, decided by a hash of the request's id, so that it is repeatable.
+    """
+
+    share: float = 0.0
+    draw: PlackettLuce = field(default_factory=PlackettLuce)
+
+    def wants(self, slate: Slate) -> bool:
+        """Whether the slate was drawn by the live draw from a scored pool, and is in the share.
+
+        Not where rules or caps limited the draw: its chances are not those of the pool alone.
+        """
+        if not self.share:
+            return False
+        pool, query = slate.pool, slate.query
+        drawn = pool is not None and pool.scored is not None and slate.ranker_inputs is not None
+        if not drawn or query.surface != "feed" or not _explored(query) or self.draw.caps:
+            return False
+        limited = RULES_KEPT in query.memo
+        return not limited and entity_hash(f"pool {query.request_id}") < self.share * 2**64
+
+    def columns(self, served: ServedSlate, slate: Slate) -> ServedSlate:
+        """The slate with its pool."""
+        pool, draw = slate.pool, self.draw
+        assert pool is not None
+        assert pool.scored is not None
+        how = [draw.temperature, draw.diversity, draw.explore, draw.explore_temperature]
+        return replace(
+            served,
+            pool_id=tuple(pool.item_ids),
+            pool_score=pool.scored.score,
+            pool_fresh=pool.from_source(draw.explore_source),
+            pool_draw=np.array(how),
+        )
+
+
 class ServedFeatures:
     """Writes queued slates on its own thread. `log` None: records nothing. Thread safe."""
 
-    def __init__(self, log: ServedLog | None, *, every_s: float = 5.0, depth: int = 2_000) -> None:
-        self.log, self._every_s = log, every_s
+    def __init__(
+        self,
+        log: ServedLog | None,
+        *,
+        every_s: float = 5.0,
+        depth: int = 2_000,
+        pools: PoolLogging | None = None,
+    ) -> None:
+        self.log, self._every_s, self._pools = log, every_s, pools or PoolLogging()
         self.kept = self.dropped = 0
-        self._waiting: queue.Queue[ServedSlate] = queue.Queue(depth)
+        self._waiting: queue.Queue[tuple[ServedSlate, Slate | None]] = queue.Queue(depth)
         self._stop = threading.Event()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -37,7 +88,7 @@ class ServedFeatures:
         if served is None:
             return
         try:
-            self._waiting.put_nowait(served)
+            self._waiting.put_nowait((served, slate if self._pools.wants(slate) else None))
         except queue.Full:
             self.dropped += 1
 
@@ -58,7 +109,8 @@ class ServedFeatures:
     def _write_file(self) -> None:
         slates: list[ServedSlate] = []
         while len(slates) < _SLATES_PER_FILE and not self._waiting.empty():
-            slates.append(self._waiting.get_nowait())
+            served, whole = self._waiting.get_nowait()
+            slates.append(served if whole is None else self._pools.columns(served, whole))
         if slates and self.log is not None:
             self.log.append(slates)
             self.kept += len(slates)
@@ -87,6 +139,11 @@ class ServedFeatures:
             self.flush()
         except OSError as error:
             _LOG.warning("writing served features failed: %s", error)
+
+
+def _explored(query: Query) -> bool:
+    """Whether the feed's own draw answers the query."""
+    return query.explore and query.candidates is None and query.arm not in UNRANKED_ARMS
 
 
 def served_slate(slate: Slate) -> ServedSlate | None:

@@ -82,6 +82,7 @@ def interleaved(query: Query, a: Slate, b: Slate) -> Slate:
         candidate_count=max(a.candidate_count, b.candidate_count),
         ranker_inputs=None,
         log_density=None,
+        pool=None,
     )
 
 

@@ -25,6 +25,7 @@ T = TypeVar("T")
 RULES = "rules"  # the source and the filter by which rules act
 
 if TYPE_CHECKING:
+    from serving.pipeline.pool import Pool
     from serving.pipeline.removals import Removals
 
 
@@ -188,3 +189,4 @@ class Slate:
         None  # why a stream of candidates ended early (`serving.pipeline.streamed`)
     )
     log_density: float | None = None  # of drawn weights; None: the weights are the mean
+    pool: Pool | None = None  # that one selector chose from, with its scores

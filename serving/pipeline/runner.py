@@ -314,6 +314,7 @@ def slate_of(
         candidate_count=found,
         ranker_inputs=pool.ranker_inputs(items),
         log_density=None if pool.scored is None else pool.scored.log_density,
+        pool=pool,
     )
 
 

@@ -20,7 +20,7 @@ from serving.stages.acting_rules import ActingRules, RuleReader, boosted
 from serving.stages.placement import Group, Limits, Pin, Share, SlateLimits
 from serving.stages.selectors import InOrder
 
-_KEPT = "rule_selection"
+RULES_KEPT = "rule_selection"  # in the memo of a query on whose slate rules acted
 
 
 class LimitedSelector(Selector, Protocol):
@@ -59,7 +59,7 @@ class RuleSelector:
         )
         state = SlateLimits(limits, slots)
         items = self.inner.select_within(query, pool, state)
-        query.memo[_KEPT] = query.user, (pool, state)
+        query.memo[RULES_KEPT] = query.user, (pool, state)
         query.rule_notes.unmet |= state.unmet()
         if not in_order:
             self._note_boosts(query, acting, pool, items)
@@ -69,7 +69,7 @@ class RuleSelector:
         """What only a cap, a group or a maximum kept out: it outscores an item, or the slate is
         short."""
         state: SlateLimits
-        pool, state = query.memo[_KEPT][1]
+        pool, state = query.memo[RULES_KEPT][1]
         explain = getattr(self.inner, "held_back", None)
         found = list(explain(query, pool, items)) if explain is not None else []
         closed = np.broadcast_to(state.closed, (len(pool),))
