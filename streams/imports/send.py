@@ -36,8 +36,7 @@ class Progress:
     @classmethod
     def load(cls, folder: Path, place: Place, mapping: Mapping, topic_id: str) -> Progress:
         """Of this place, mapping and topic; a recreated topic begins anew."""
-        size = "" if place.is_database else str(Path(place.path).stat().st_size)
-        text = json.dumps([place.key, size, mapping.model_dump_json(), topic_id])
+        text = json.dumps([place.key, _version(place), mapping.model_dump_json(), topic_id])
         path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         try:
             stored: dict[str, Any] = json.loads(path.read_text())
@@ -50,6 +49,16 @@ class Progress:
         partial = self.path.with_suffix(".part")
         partial.write_text(json.dumps({"sent": self.sent, "shift_ms": self.shift_ms}))
         partial.replace(self.path)
+
+
+def _version(place: Place) -> list[str]:
+    """Differs between files of one name, and once a file is written to: that begins anew, and the
+    rows which it still has keep their ids."""
+    if place.is_database:
+        return []
+    path = Path(place.path).resolve()
+    stat = path.stat()
+    return [str(path), str(stat.st_size), str(stat.st_mtime_ns)]
 
 
 def topic_of(mapping: Mapping) -> str:

@@ -18,8 +18,8 @@ import orjson
 from streams.contract.declaration import contract
 from streams.imports.mapping import TIMES, BadMapping, Mapping, Source
 
-JSON_COLUMN = "#json"  # of a table whose rows are JSON documents
-EACH_COLUMN = "#each"
+JSON_COLUMN = "#tidemill.json"  # of a table whose rows are JSON documents
+EACH_COLUMN = "#tidemill.each"
 Type = Literal["text", "integer", "number", "time", "list", "flag", "numbers"]
 _INTEGERS = frozenset({"dwell_ms", "amount_cents", "price_cents", "duration_ms"})
 _NUMBERS = frozenset({"value"})
@@ -73,11 +73,11 @@ class RowSql:
         """
         target = self._mapping.target
         key = "item_id" if target == "items" else "user_id"
-        ids = f"'i' || substr(md5({literal(file_key)} || ':' || \"#place\"), 1, 24)"
+        ids = f"'i' || substr(md5({literal(file_key)} || ':' || \"#tidemill.place\"), 1, 24)"
         body = {"events": self._event, "items": self._item, "users": self._user}[target]
         kind = self._kind() if target == "events" else "'-'"
         return (
-            f'SELECT "#row" AS row, {self._text(key)} AS key, {kind} AS kind, '
+            f'SELECT "#tidemill.row" AS row, {self._text(key)} AS key, {kind} AS kind, '
             f"{self._raw_kind()} AS raw_kind, {body(ids, shift_ms, now_ms)} AS body "
             f"FROM ({self._rows(table)})"
         )
@@ -88,9 +88,15 @@ class RowSql:
         return f"SELECT max({time}) FROM ({self._rows(table)})"
 
     def _rows(self, table: str) -> str:
-        numbered = f'SELECT *, row_number() OVER () AS "#row" FROM {table}'
+        # What a row says is part of its id: a file that was replaced by one of the same name has
+        # other events, and a copy of it has the same ones.
+        numbered = (
+            'SELECT *, row_number() OVER () AS "#tidemill.row", '
+            f'md5(CAST("#tidemill" AS VARCHAR)) AS "#tidemill.said" FROM {table} AS "#tidemill"'
+        )
+        place = '"#tidemill.row" || \'.\' || "#tidemill.said"'
         if not self._mapping.each:
-            return f'SELECT *, CAST("#row" AS VARCHAR) AS "#place" FROM ({numbered})'
+            return f'SELECT *, {place} AS "#tidemill.place" FROM ({numbered})'
         path = literal(_path(self._mapping.each))
         elements = literal(_path(self._mapping.each) + "[*]")
         json = identifier(JSON_COLUMN)
@@ -99,8 +105,11 @@ class RowSql:
             f"unnest(CASE WHEN {count} > 0 THEN json_extract({json}, {elements}) ELSE [NULL] END)"
         )
         index = f"unnest(range(CAST(greatest({count}, 1) AS BIGINT)))"  # in step with the elements
-        rows = f'SELECT *, {each} AS "{EACH_COLUMN}", {index} AS "#index" FROM ({numbered})'
-        return f"""SELECT *, "#row" || '.' || "#index" AS "#place" FROM ({rows})"""
+        rows = (
+            f'SELECT *, {each} AS "{EACH_COLUMN}", {index} AS "#tidemill.index" FROM ({numbered})'
+        )
+        index_place = f"""{place} || '.' || "#tidemill.index\""""
+        return f'SELECT *, {index_place} AS "#tidemill.place" FROM ({rows})'
 
     # ---- messages
 
@@ -150,7 +159,7 @@ class RowSql:
         value = ids
         if own:
             # The elements of one document differ by their place in it.
-            index = """ || '.' || "#index\"""" if self._mapping.each else ""
+            index = """ || '.' || "#tidemill.index\"""" if self._mapping.each else ""
             value = f"COALESCE({self._value(own)}{index}, {ids})"
         return f"'\"event_id\":' || CAST(to_json({value}) AS VARCHAR)"
 

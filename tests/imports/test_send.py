@@ -210,3 +210,32 @@ def test_a_query_to_postgres_becomes_events(postgres: str, tmp_path: Path) -> No
         run(bus, wrong, mapping, tmp_path / "home", 100)
     assert "nothing" in str(refused.value)
     assert "hunter2" not in str(refused.value)
+
+
+def test_files_of_one_name_and_a_replaced_file_lose_no_row(
+    mapping: mappings.Mapping, tmp_path: Path
+) -> None:
+    bus = MemoryBus()
+    bus.ensure_topics(topic_specs(2))
+    for folder, user in (("north", "a"), ("south", "b")):  # of one size, too
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "orders.csv"
+        path.write_text(f"user,item,at,#row\n{user},i1,1700000000000,none\n")
+        assert run(bus, Place(str(path)), mapping, tmp_path / "p", 10) == 1
+        assert run(bus, Place(str(path)), mapping, tmp_path / "p", 10) == 0
+    path.write_text("user,item,at,#row\nc,i1,1700000000000,none\n")
+    os.utime(path, ns=(1, 1))  # another time than before, however coarse the clock of files is
+    assert run(bus, Place(str(path)), mapping, tmp_path / "p", 10) == 1
+    assert len({event["event_id"] for event in sent(bus)}) == 3
+
+
+def test_a_file_that_grew_keeps_the_ids_of_its_old_rows(
+    mapping: mappings.Mapping, tmp_path: Path
+) -> None:
+    bus = MemoryBus()
+    bus.ensure_topics(topic_specs(2))
+    for count in (3, 5):
+        run(bus, rows_file(tmp_path / "a.csv", count), mapping, tmp_path / "p", 10)
+    events = sent(bus)
+    assert len(events) == 8
+    assert len({event["event_id"] for event in events}) == 5  # admission drops those sent again
