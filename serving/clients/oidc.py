@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import jwt
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 3.0
 _AGAIN_S = 30.0
+_DOWN_S = 5.0  # how long a failed fetch is not repeated
 _LEEWAY_S = 30.0
 ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384", "PS256", "EdDSA")
 OWN_PREFIX = "tidemill:"
@@ -54,6 +55,7 @@ class Oidc:
         self._config = config
         self._keys: dict[str, Any] = {}
         self._fetched = float("-inf")
+        self._down_until, self._why_down = float("-inf"), ""
         self._lock = threading.Lock()
 
     def scopes(self, token: str) -> tuple[str, frozenset[str]]:
@@ -79,19 +81,40 @@ class Oidc:
         return f"sub:{claims['sub']}", self._own_scopes(claims.get(self._config.scopes_claim))
 
     def _own_scopes(self, stated: Any) -> frozenset[str]:
-        names = stated.split() if isinstance(stated, str) else stated
-        names = [name for name in names or () if isinstance(name, str)]
+        listed = stated if isinstance(stated, list) else []
+        names = stated.split() if isinstance(stated, str) else listed
+        names = [name for name in names if isinstance(name, str)]
         mapped = [self._config.scopes[name] for name in names if name in self._config.scopes]
         own = [name.removeprefix(OWN_PREFIX) for name in names if name.startswith(OWN_PREFIX)]
         return frozenset([*mapped, *own])
 
     def _key(self, kid: str) -> Any:
-        with self._lock:
-            if kid not in self._keys and time.monotonic() - self._fetched > _AGAIN_S:
-                self._keys, self._fetched = self._fetch(), time.monotonic()
-            if kid in self._keys:
-                return self._keys[kid]
+        if (known := self._keys.get(kid)) is not None:
+            return known  # without the lock: another caller may be fetching
+        if not self._lock.acquire(timeout=_TIMEOUT_S):
+            raise ProviderDown(f"no keys from {self._config.issuer} yet")
+        try:
+            self._refresh(kid)
+        finally:
+            self._lock.release()
+        if (known := self._keys.get(kid)) is not None:
+            return known
         raise BadToken("the token is not accepted: its key is none of the provider's")
+
+    def _refresh(self, kid: str) -> None:
+        """Fetches the keys if `kid` is unknown and they are not fresh. A failure is remembered, so
+        that callers do not wait for a provider that hangs one after the other."""
+        now = time.monotonic()
+        if kid in self._keys or now - self._fetched <= _AGAIN_S:
+            return
+        if now < self._down_until:
+            raise ProviderDown(self._why_down)
+        try:
+            self._keys = self._fetch()
+        except ProviderDown as down:
+            self._down_until, self._why_down = time.monotonic() + _DOWN_S, str(down)
+            raise
+        self._fetched = time.monotonic()
 
     def _fetch(self) -> dict[str, Any]:
         url = self._config.jwks_url

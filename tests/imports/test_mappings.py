@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.imports.check import Verdict, checker
@@ -76,6 +76,7 @@ def test_rows_become_events_with_ids_that_stay_the_same(mapping: str, tmp_path: 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), min_size=1, max_size=30)
 
 
+@settings(max_examples=25, deadline=None)
 @given(user=TEXT, item=TEXT)
 def test_any_text_arrives_as_it_is(user: str, item: str, tmp_path_factory: Any) -> None:
     folder = tmp_path_factory.mktemp("any")
@@ -238,6 +239,23 @@ def test_a_missing_column_file_or_mapping_names_the_nearest(mapping: str, tmp_pa
         find(["nowhere.csv"])
     with pytest.raises(UnreadableFile, match="--query"):
         find(["postgresql://ann:secret@host/db"])
+
+
+def test_a_short_row_is_refused_by_its_field_and_the_others_arrive(
+    mapping: str, tmp_path: Path
+) -> None:
+    rows = "".join(f"u{n},i{n},{1_700_000_000_000 + n}\n" for n in range(3))
+    file = written(tmp_path / "a.csv", f"user,item,at\nann\n{rows}")
+    verdict = verdict_of(file, mapping)
+    assert (verdict.rows, verdict.accepted) == (4, 3)
+    assert "event_time_ms" in " ".join(verdict.refused) or "item_id" in " ".join(verdict.refused)
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_the_delimiter_is_read_off_the_first_line(sign: str, mapping: str, tmp_path: Path) -> None:
+    text = "user,item,at\nann,i1,1700000000000\n".replace(",", sign)
+    (message,) = messages(written(tmp_path / "a.csv", text), mapping)
+    assert (message["user_id"], message["item_id"]) == ("ann", "i1")
 
 
 def test_a_torn_file_is_named(mapping: str, tmp_path: Path) -> None:

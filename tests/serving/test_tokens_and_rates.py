@@ -141,6 +141,27 @@ def test_a_provider_that_is_down_is_named_and_keys_still_work(
     assert feed(client, "secret-key").status_code == 200
 
 
+def test_a_provider_that_hangs_holds_callers_up_once(make_harness: Any) -> None:
+    """A socket that takes connections and never answers."""
+    import socket
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    client = make_harness(api_keys=KEYS, oidc=OidcConfig(issuer, "tidemill")).client
+    token = jwt.encode({"sub": "a"}, new_key(), "RS256", headers={"kid": "k"})
+    assert feed(client, token).status_code == 503
+    began = time.monotonic()
+    assert [feed(client, token).status_code for _ in range(5)] == [503] * 5
+    assert time.monotonic() - began < 2.5  # less than one more time limit
+    listener.close()
+
+
+def test_scopes_of_a_wrong_type_are_none(client: Any, provider: Provider) -> None:
+    for stated in (5, {"a": 1}, [1, None], None, True):
+        assert feed(client, provider.token(scope=stated)).status_code == 403, stated
+    assert feed(client, provider.token(scope=["shop.read"])).status_code == 200
+
+
 def test_each_caller_has_a_rate_of_its_own(make_harness: Any) -> None:
     keys = {"one": ["recommend", "events"], "two": ["recommend"]}
     client = make_harness(api_keys=keys, rate_limits={"recommend": "3/hour"}).client
