@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -138,19 +139,17 @@ def test_public_files_arrive_whole(file: str, name: str, tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A Postgres on a loopback port, with a table `orders` of three rows."""
     folders = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin")]
     binaries = next((f for f in folders if (f / "initdb").exists()), None)
     pytest.importorskip("adbc_driver_postgresql", reason="the extra `postgres` is not installed")
     if binaries is None:
         pytest.skip("Postgres is not installed (apt-get install postgresql)")
-    folder = tmp_path_factory.mktemp("postgres")
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's folders are closed to others
     user: dict[str, Any] = {}
     if os.getuid() == 0:  # Postgres refuses to run as root
         shutil.chown(folder, "postgres")
-        for parent in list(folder.parents)[:2]:
-            parent.chmod(0o755)
         user = {"user": "postgres", "extra_groups": []}
     from deploy.services.process import free_port
 
@@ -167,6 +166,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fill(address: str) -> None:
