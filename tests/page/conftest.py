@@ -15,6 +15,9 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect
 
 from features.memory_store import MemoryFeatureStore
+from models.alignment.gate import GateResult
+from models.alignment.off_policy import Estimate
+from models.recipe import Evaluation
 from models.release.store import Manifest
 from serving.fakes import FakeModelClient
 from serving.gateway import GatewayConfig, GatewayDependencies
@@ -24,6 +27,33 @@ from streams.contract.clock import WallClock
 from streams.contract.topics import topic_specs
 
 expect.set_options(timeout=30_000)  # as `wait_for_selector`: a busy machine is slow
+
+
+# What `models.training.update_report.update_reports` tells of two models.
+UPDATES: dict[str, dict[str, Any]] = {
+    "ranker": {
+        "phase": "waiting",
+        "why": "no feedback has matured since the last attempt",
+        "next_due_ms": 1_790_000_000_000,
+        "last": {"number": 3, "since_ms": 1, "until_ms": 2, "impressions": 4_321, "incumbent": 1}
+        | {"started_ms": 2, "ending": "promoted", "version": 1, "release": "r0002", "reasons": []},
+    },
+    "queries": {
+        "phase": "not scheduled",
+        "why": "",
+        "next_due_ms": None,
+        "last": {"number": 1, "since_ms": 1, "until_ms": 2, "impressions": 9, "incumbent": 1}
+        | {"started_ms": 1, "ending": "waiting", "version": 0, "release": ""}
+        | {"reasons": ["9 clicks on queries, 50 needed"]},
+    },
+}
+
+
+def passed_gate() -> GateResult:
+    gauc = Evaluation("GAUC of feedback", 0.62, "incumbent", 0.61, (0.012, 0.004, 0.02), 40)
+    estimate = Estimate("SNIPS", 0.31, 0.3, (0.01, -0.02, 0.04), 180.0)
+    reason = "GAUC 0.6200 against 0.6100 (difference +0.0120 [+0.0040, +0.0200]) on 90 later slates"
+    return GateResult(True, (reason,), gauc, estimate, estimate, 90)
 
 
 def _serving_conftest() -> Any:
@@ -66,7 +96,7 @@ def serve(free_port: int) -> Iterator[Callable[..., str]]:
         bus, store = MemoryBus(), MemoryFeatureStore()
         bus.ensure_topics(topic_specs(2))
         versions = dict.fromkeys(("ranker", "queries", "reactivation"), 1)
-        gate = {"passed": True, "metric": "gauc", "difference": 0.012}
+        gate = {"model": "ranker", "since_ms": 1, "until_ms": 2, **passed_gate().as_dict()}
         releases = memory.MemoryReleases(
             [Manifest("r0001", versions, 1), Manifest("r0002", versions, 2, "r0001", gate)]
         )
@@ -78,6 +108,7 @@ def serve(free_port: int) -> Iterator[Callable[..., str]]:
             clock=WallClock(),
             config=GatewayConfig(impression_key=memory.KEY, popularity_every_s=60.0, **settings),
             releases=releases,
+            updates=lambda: UPDATES,
         )
         threads.extend(memory.start_streams(bus, store, stop, fold=fold))
         if history:

@@ -2,6 +2,7 @@
 
 import { call, key, listen, setKey } from "/page/api.js";
 import { armLine, armsText, card, eventLine, experimentBlock, make, releaseLine, short, surfacePanel, trajectoryStep } from "/page/elements.js";
+import { ruleLine, updateEntry, updateSentences, updatesOf } from "/page/loop.js";
 
 const element = (id) => document.getElementById(id);
 const state = {
@@ -237,6 +238,17 @@ async function loadModels() {
   const live = Object.entries(found.models).map(([name, version]) => `${name} v${version} (loaded ${(found.loaded[name] || []).join(", ") || "none"})`);
   element("versions").textContent = live.join(" · ") || "No model is live: replies use popularity and genres.";
   element("updates").replaceChildren(...found.releases.slice().reverse().slice(0, 6).map((each) => releaseLine(each, found.release)));
+  const history = updatesOf(found);
+  element("update-now").replaceChildren(...updateSentences(found, history));
+  element("timeline").replaceChildren(...(history.length ? history.slice(0, 8).map((each) => updateEntry(each, found.release)) : [make("li", { class: "quiet", text: "No update has run yet: `tidemill models update ranker` runs one." })]));
+}
+
+// Without the scope of an operator the panel stays hidden.
+async function loadRules() {
+  const found = await call("GET", "/v1/rules").catch(() => null);
+  element("rules-panel").hidden = !found;
+  const rules = found?.rules || [];
+  element("rules").replaceChildren(...(rules.length ? rules.map((rule) => ruleLine(rule, now())) : [make("li", { class: "quiet", text: "none" })]));
 }
 
 async function loadUsers() {
@@ -355,7 +367,9 @@ async function start() {
   loadModels();
   loadPanels();
   loadExperiments();
+  loadRules();
   setInterval(loadExperiments, 5_000);
+  setInterval(() => { loadModels(); loadRules(); }, 10_000);
   setInterval(loadUsers, 15_000);
 }
 

@@ -157,7 +157,7 @@ export function trajectoryStep(item, act) {
   return step;
 }
 
-const COMMON = ["surface", "user_id", "k", "seed", "request_id", "context"]; // fields of every request
+const COMMON = ["surface", "user_id", "k", "seed", "request_id", "context", "explore"]; // fields of every request
 
 // A surface's panel: an input for each field of its own, a button, and the items of its reply.
 export function surfacePanel({ surface, panel, about, request }, ask) {
