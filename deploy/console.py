@@ -69,7 +69,10 @@ errors = _console(stderr=True)
 
 @dataclass
 class ProgressTask:
-    """One task of a `ProgressDisplay`. It counts up to `total`, or reports shares of 1."""
+    """One task of a `ProgressDisplay`. It counts up to `total`, or reports shares of 1.
+
+    A `total` of 0 is one that is not known yet.
+    """
 
     display: ProgressDisplay
     name: str
@@ -94,7 +97,9 @@ class ProgressTask:
         if self.shares:
             return ", ".join(part for part in (f"{self.name}: {share:.0%}", self.text) if part)
         rate = self.completed / max(time.monotonic() - self.started_s, 1e-3)
-        text = f"{self.name}: {self.completed:,.0f} of {self.total:,.0f} ({share:.0%})"
+        text = f"{self.name}: {self.completed:,.0f}"
+        if self.total:  # 0: how many there will be is not known
+            text += f" of {self.total:,.0f} ({share:.0%})"
         return ", ".join(part for part in (text, f"{rate:,.0f}/s", self.text) if part)
 
 
@@ -147,7 +152,7 @@ class ProgressDisplay:
     def show(self, task: ProgressTask) -> None:
         if self._bars is not None and task.bar is not None:
             self._bars.update(task.bar, completed=task.completed, total=task.total, step=task.text)
-        elif task.completed >= task.total or self._is_due(task):
+        elif 0 < task.total <= task.completed or self._is_due(task):
             self._print(task)
 
     def _is_due(self, task: ProgressTask) -> bool:

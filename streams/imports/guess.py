@@ -63,7 +63,17 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "dwell_ms": ("dwellms", "dwell", "durationms", "watchms"),
     "title": ("title", "name", "productname", "itemname", "movietitle", "label"),
     "text": ("text", "description", "desc", "body", "summary"),
-    "categories": ("categories", "category", "genres", "genre", "tags", "categorycode", "class"),
+    "categories": (
+        "categories",
+        "category",
+        "categorypath",
+        "categoryname",
+        "genres",
+        "genre",
+        "tags",
+        "categorycode",
+        "class",
+    ),
     "brand": ("brand", "manufacturer", "vendor", "label"),
     "price_cents": ("price", "listprice", "amount"),
     "locale": ("locale", "language", "lang"),
@@ -89,12 +99,15 @@ _ITEM_FIELDS = (
     "locale",
     "currency",
 )
+_DAYS = (  # a slash with the month first, unless a value says otherwise
+    (r"\d\d?\.\d\d?\.\d{4}", "%d.%m.%Y"),
+    (r"(0?\d|1[0-2])/\d\d?/\d{4}", "%m/%d/%Y"),
+    (r"\d\d?/(0?\d|1[0-2])/\d{4}", "%d/%m/%Y"),
+)
+_CLOCKS = ((r" \d\d?:\d\d:\d\d", " %H:%M:%S"), (r" \d\d?:\d\d", " %H:%M"), ("", ""))
 _FORMS = (
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "%Y-%m-%d %H:%M:%S UTC"),
-    (r"\d\d?\.\d\d?\.\d{4} \d\d:\d\d", "%d.%m.%Y %H:%M"),
-    (r"\d\d?\.\d\d?\.\d{4}", "%d.%m.%Y"),
-    (r"\d\d?/\d\d?/\d{4} \d\d:\d\d", "%m/%d/%Y %H:%M"),
-    (r"\d\d?/\d\d?/\d{4}", "%m/%d/%Y"),
+    *((day + clock, form + hours) for day, form in _DAYS for clock, hours in _CLOCKS),
 )
 _MAX_LABELS_SHARE = 0.5  # of different values, up to which a text is a label
 
@@ -201,7 +214,9 @@ def _unit(values: Sequence[str]) -> str:
     if re.fullmatch(r"-?\d+(\.\d+)?", first):
         digits = len(first.partition(".")[0].lstrip("-"))
         return "s" if digits <= 11 else "ms" if digits <= 14 else "us" if digits <= 17 else "ns"
-    return next((form for pattern, form in _FORMS if re.fullmatch(pattern, first)), "iso")
+    fitting = {form: sum(bool(re.fullmatch(p, v)) for v in values) for p, form in _FORMS}
+    best = max(fitting, key=lambda form: fitting[form])  # the first among equals
+    return best if 2 * fitting[best] > len(values) else "iso"
 
 
 def _separator(values: Sequence[str]) -> str:

@@ -89,6 +89,15 @@ def test_progress_in_a_pipe_is_a_line_with_count_share_and_rate(pipe: Console) -
     assert last.startswith("replaying: 2,000 of 2,000 (100%), ")
 
 
+def test_a_count_without_a_known_total_claims_no_share(pipe: Console) -> None:
+    with ProgressDisplay(pipe, every_s=60.0) as display:
+        task = display.add("checking rows", 0)
+        for rows in (10, 20):
+            task.update(rows)
+    (line,) = _lines(pipe)
+    assert line.startswith("checking rows: 20, ")
+
+
 def test_progress_by_share_names_its_step(pipe: Console) -> None:
     with ProgressDisplay(pipe, every_s=0.0) as display:
         display.add("backfill").update(0.4, "folding users")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from deploy.cli.main import build
 from deploy.settings import load as load_settings
 from streams.imports.check import Verdict, checker
-from streams.imports.guess import guess_events
+from streams.imports.guess import guess_events, guess_items
 from streams.imports.mapping import load
 from streams.imports.source import Place, opened
 from streams.ingest.admission import AdmissionLimits
@@ -68,6 +68,18 @@ def test_a_shop_s_files_become_a_folder_that_works_as_it_is(
     assert '"price_cents":1050' in items.shown[0][0]
 
 
+def test_a_dry_run_says_how_to_state_the_form_of_times(shop: Path) -> None:
+    mapping = shop / "events.toml"
+    mapping.write_text(
+        'target = "events"\n[fields]\nuser_id = "customer_id"\nitem_id = "SKU"\n'
+        'kind = { value = "play" }\nevent_time_ms = { column = "order_date", unit = "%d.%m.%Y" }\n'
+    )
+    arguments = ["import", str(shop / "events.csv"), "--map", str(mapping), "--dry-run"]
+    done = CliRunner().invoke(build(), arguments)
+    assert done.exit_code == 0, done.output
+    assert "times that are not of the unit '%d.%m.%Y': set it in the mapping" in done.output
+
+
 def test_a_folder_without_files_is_sound_too(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert CliRunner().invoke(build(), ["init", str(shop / "mine")]).exit_code == 0
     monkeypatch.chdir(shop / "mine")
@@ -87,12 +99,35 @@ def test_a_folder_without_files_is_sound_too(shop: Path, monkeypatch: pytest.Mon
         ("2024-01-01T00:00:00Z", "iso"),
         ("2019-10-01 00:00:00 UTC", "%Y-%m-%d %H:%M:%S UTC"),
         ("31.12.2024 10:00", "%d.%m.%Y %H:%M"),
+        ("31.12.2024 10:00:30", "%d.%m.%Y %H:%M:%S"),
+        ("31.12.2024", "%d.%m.%Y"),
+        ("12/31/2024 10:00", "%m/%d/%Y %H:%M"),
+        ("31/12/2024 10:00:30", "%d/%m/%Y %H:%M:%S"),
     ],
 )
 def test_the_unit_of_times_is_guessed(value: str, unit: str) -> None:
     toml = guess_events({"user": ["u"], "item": ["i"], "time": [value]}).toml
     assert f'unit = "{unit}"' in toml
     assert "all rows are plays" in toml
+
+
+@pytest.mark.parametrize(
+    ("times", "unit"),
+    [
+        (["yesterday", "31.12.2024 10:00:30", "1.1.2025 9:05:00"], "%d.%m.%Y %H:%M:%S"),
+        (["01/02/2024", "03/02/2024", "31/12/2024"], "%d/%m/%Y"),
+        (["01/02/2024", "03/02/2024"], "%m/%d/%Y"),
+    ],
+)
+def test_the_form_of_times_is_that_of_most_rows(times: list[str], unit: str) -> None:
+    toml = guess_events({"user": ["u"] * 3, "item": ["i"] * 3, "time": times}).toml
+    assert f'unit = "{unit}"' in toml
+
+
+def test_a_category_path_is_split_into_categories() -> None:
+    guess = guess_items({"sku": ["s1"], "name": ["Lamp"], "category path": ["Home > Lamps"]})
+    assert 'categories = { column = "category path", separator = ">" }' in guess.toml
+    assert guess.attributes == {}
 
 
 def test_what_cannot_be_guessed_is_marked() -> None:

@@ -237,6 +237,14 @@ def _print_verdict(verdict: Verdict, mapping: Mapping, shift_ms: int) -> None:
     )
     for cause, count in verdict.refused.most_common(10):
         out.print(f"  refused {count:,}: {cause}")
+    if mapping.target == "events" and any(
+        cause.startswith("wrong_type: event_time_ms") for cause in verdict.refused
+    ):
+        unit = mapping.fields["event_time_ms"].unit
+        out.print(
+            f"  times that are not of the unit {unit!r}: set it in the mapping, for example "
+            'event_time_ms = { column = "time", unit = "%d.%m.%Y %H:%M:%S", zone = "Europe/Berlin" }'
+        )
     _print_skipped(verdict)
     if verdict.oldest_ms is None or verdict.newest_ms is None or mapping.target != "events":
         return
