@@ -123,7 +123,11 @@ def type_of(path: Path) -> Type:
         kind = _usable(contract().users).get(path[2])
         if kind is not None:
             return _ATTRIBUTE_TYPES[kind]
-    raise RuleError(f"there is no {'.'.join(path)}{nearest('.'.join(path), known_names())}")
+    stated = ".".join(path)
+    # An attribute stated as if it were a field of the item or user: it is meant, whatever is near.
+    whole = f"{path[0]}.attributes.{path[-1]}"
+    hint = f": write {whole}" if whole in known_names() else nearest(stated, known_names())
+    raise RuleError(f"there is no {stated}{hint}")
 
 
 def known_names() -> list[str]:

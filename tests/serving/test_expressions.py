@@ -365,3 +365,16 @@ def test_a_request_keeps_the_state_that_it_started_with() -> None:
     table.forget_facts("v0")
     assert predicate.holds(frame).tolist() == [True]
     assert predicate.holds(columns.frame(np.array([0]), None)).tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("stated", "meant"),
+    [
+        ("item.size == 'a'", "item.attributes.size"),
+        ("user.city == 'a'", "user.attributes.city"),
+        ("item.pirce > 1.0", "item.price"),
+    ],
+)
+def test_an_attribute_stated_as_a_field_is_told_its_whole_name(stated: str, meant: str) -> None:
+    with pytest.raises(RuleError, match=meant):
+        compile_predicate(stated)
