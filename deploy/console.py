@@ -25,10 +25,10 @@ LINE_EVERY_S = 5.0
 _T = TypeVar("_T")
 
 
-# Control characters but newline and tab, by their escapes: data must not drive the terminal.
+# Control characters and separators but newline and tab, by their escapes: data must not drive the terminal.
 _VISIBLE = {
     code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
-}
+} | {0x2028: "\\u2028", 0x2029: "\\u2029"}  # separators of lines and paragraphs
 
 
 def printable(text: str) -> str:

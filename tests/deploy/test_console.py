@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
@@ -147,6 +147,7 @@ def _printed(show: Callable[[Console], None]) -> str:
     return console.file.getvalue()
 
 
+@example("0\u20280\u2029")
 @given(st.one_of(st.sampled_from(MARKUP), st.text(CHARACTERS, min_size=1)))
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_printed_as_text(text: str) -> None:
