@@ -17,6 +17,7 @@ from confluent_kafka import Producer
 
 from benchmarks.events.declared import with_declared
 from benchmarks.features.events import Stream, make_events
+from streams.contract.clock import DAY_MS
 from streams.contract.events import KINDS
 from streams.contract.impression import Impression, sign
 from streams.contract.topics import (
@@ -146,13 +147,16 @@ def _sizes(n: int) -> Iterator[int]:
 
 
 def _tokens(stream: Stream, key: bytes) -> pl.DataFrame:
+    """Of impressions served a day before the first event, late ones included: no event is taken to
+    precede what it answers, and none comes after a token's life."""
+    served_at_ms = int(time.time() * 1000) - stream.span_ms - DAY_MS
     rng = np.random.default_rng(1)
     rows = []
     for i in range(TOKENS):
         user, item = f"user {rng.integers(stream.users)}", int(rng.integers(stream.items))
         impression = Impression(
             request_id=f"request {i}", surface="feed", user_id=user, video_id=f"video {item}",
-            slot=0, propensity=0.5, release="r1", served_at_ms=int(time.time() * 1000) - stream.span_ms,
+            slot=0, propensity=0.5, release="r1", served_at_ms=served_at_ms,
         )  # fmt: skip
         author = f"author {item % stream.authors}"
         rows.append((user, f"video {item}", author, sign(impression, key)))

@@ -235,7 +235,6 @@ def _live(store: ReleaseStore, model: str) -> Bundle:
 
 def challenge_of(model: str) -> Challenge:
     """The model's way to train and gate; raises `NotEnoughData` where it has none."""
-    """The model's way to train and gate; raises `NotEnoughData` where it has none."""
     spec = REGISTRY.get(model)
     if spec is None or not spec.update:
         known = ", ".join(sorted(each.name for each in REGISTRY.values() if each.update))

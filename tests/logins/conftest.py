@@ -117,6 +117,25 @@ class SecureBroker:
     logins: Mapping[str, KafkaLogin]
 
 
+def _login_modules() -> dict[str, str]:
+    """JAAS settings of each mechanism, on both listeners that take passwords."""
+    quoted = PASSWORD.replace("\\", "\\\\").replace('"', '\\"')
+    plain = (
+        f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{quoted}";'
+    )
+    scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+    token = (
+        "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required "
+        'unsecuredLoginStringClaim_sub="broker";'
+    )
+    modules = {"plain": plain, "scram-sha-512": scram, "oauthbearer": token}
+    return {
+        f"listener.name.{listener}.{mechanism}.sasl.jaas.config": text.replace("\\", "\\\\")
+        for mechanism, text in modules.items()
+        for listener in ("sasl", "clear")
+    }
+
+
 @pytest.fixture(scope="session")
 def secure_broker(
     certificates: Path, tokens: TokenServer, tmp_path_factory: pytest.TempPathFactory
@@ -128,20 +147,10 @@ def secure_broker(
     protocols = {"SASL": "SASL_SSL", "MUTUAL": "SSL", "CLEAR": "SASL_PLAINTEXT"}
     listeners = ",".join(f"{name}://{LOOPBACK}:{port}" for name, port in ports.items())
     inside = f"PLAINTEXT://{LOOPBACK}:{own}"
-    quoted = PASSWORD.replace("\\", "\\\\").replace('"', '\\"')
-    plain = (
-        f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{quoted}";'
-    )
-    scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-    token = (
-        "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required "
-        'unsecuredLoginStringClaim_sub="broker";'
-    )
     handler = (
         "org.apache.kafka.common.security.oauthbearer.internals.unsecured."
         "OAuthBearerUnsecuredValidatorCallbackHandler"
     )
-    jaas = {"plain": plain, "scram-sha-512": scram, "oauthbearer": token}
     properties = {
         "listeners": f"{inside},{listeners},CONTROLLER://{LOOPBACK}:{controller}",
         "advertised.listeners": f"{inside},{listeners}",
@@ -155,10 +164,7 @@ def secure_broker(
         "listener.name.mutual.ssl.client.auth": "required",
         "listener.name.sasl.oauthbearer.sasl.server.callback.handler.class": handler,
     }
-    for mechanism, text in jaas.items():
-        for listener in ("sasl", "clear"):
-            escaped = text.replace("\\", "\\\\")
-            properties[f"listener.name.{listener}.{mechanism}.sasl.jaas.config"] = escaped
+    properties |= _login_modules()
     broker = Kafka(
         folder,
         folder / "data",
