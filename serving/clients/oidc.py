@@ -1,8 +1,8 @@
 """Bearer tokens of an OpenID Connect provider, beside API keys.
 
 Knows tokens, signatures and which of their scopes give which of ours. Does not know routes. Keys of
-the provider are fetched once and kept; a token that names another key fetches them again, at most
-once in 30 s.
+the provider are kept for ten minutes, so that one that it withdraws ends to count, and longer only
+while it does not answer; a token that names another key fetches them again, at most once in 30 s.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import jwt
 
 _TIMEOUT_S = 3.0
 _AGAIN_S = 30.0
+_KEEP_S = 600.0
 _DOWN_S = 5.0  # how long a failed fetch is not repeated
 _LEEWAY_S = 30.0
 ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384", "PS256", "EdDSA")
@@ -89,7 +90,8 @@ class Oidc:
         return frozenset([*mapped, *own])
 
     def _key(self, kid: str) -> Any:
-        if (known := self._keys.get(kid)) is not None:
+        fresh = time.monotonic() - self._fetched <= _KEEP_S
+        if fresh and (known := self._keys.get(kid)) is not None:
             return known  # without the lock: another caller may be fetching
         if not self._lock.acquire(timeout=_TIMEOUT_S):
             raise ProviderDown(f"no keys from {self._config.issuer} yet")
@@ -102,19 +104,20 @@ class Oidc:
         raise BadToken("the token is not accepted: its key is none of the provider's")
 
     def _refresh(self, kid: str) -> None:
-        """Fetches the keys if `kid` is unknown and they are not fresh. A failure is remembered, so
-        that callers do not wait for a provider that hangs one after the other."""
-        now = time.monotonic()
-        if kid in self._keys or now - self._fetched <= _AGAIN_S:
+        """Fetches the keys if they are older than a known or an unknown `kid` allows. A failure is
+        remembered, so that callers do not wait for a provider that hangs one after the other; a
+        known key counts on meanwhile."""
+        now, known = time.monotonic(), kid in self._keys
+        if now - self._fetched <= (_KEEP_S if known else _AGAIN_S):
             return
-        if now < self._down_until:
+        if now >= self._down_until:
+            try:
+                self._keys, self._fetched = self._fetch(), time.monotonic()
+                return
+            except ProviderDown as down:
+                self._down_until, self._why_down = time.monotonic() + _DOWN_S, str(down)
+        if not known:
             raise ProviderDown(self._why_down)
-        try:
-            self._keys = self._fetch()
-        except ProviderDown as down:
-            self._down_until, self._why_down = time.monotonic() + _DOWN_S, str(down)
-            raise
-        self._fetched = time.monotonic()
 
     def _fetch(self) -> dict[str, Any]:
         url = self._config.jwks_url

@@ -129,6 +129,17 @@ def test_a_key_that_the_provider_adds_is_fetched(client: Any, provider: Provider
     assert feed(client, provider.token()).status_code == 200
 
 
+def test_a_key_that_the_provider_withdraws_ends_to_count(client: Any, provider: Provider) -> None:
+    token, oidc = provider.token(), client.app.state.keys._oidc
+    assert feed(client, token).status_code == 200
+    provider.down = True
+    oidc._fetched -= 3_600
+    assert feed(client, token).status_code == 200  # while the provider does not answer
+    provider.down, oidc._down_until = False, float("-inf")
+    provider.key, provider.kid = new_key(), "k2"
+    assert feed(client, token).status_code == 401
+
+
 def test_a_provider_that_is_down_is_named_and_keys_still_work(
     provider: Provider, make_harness: Any
 ) -> None:
